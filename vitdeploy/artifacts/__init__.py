@@ -1,0 +1,66 @@
+"""Artifacts: verified files with a manifest. ``open_artifact`` tells the kind from the content, never from the name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, safetensors_metadata, write_checkpoint
+from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
+from vitdeploy.artifacts.files import atomic_path, read_bytes, sha256_of_file, write_atomically
+from vitdeploy.artifacts.golden import Golden
+from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
+from vitdeploy.errors import ArtifactError
+
+__all__ = [
+    "IR_VERSION",
+    "Artifact",
+    "Checkpoint",
+    "Engine",
+    "Golden",
+    "OnnxModel",
+    "atomic_path",
+    "load_ir",
+    "open_artifact",
+    "read_bytes",
+    "read_checkpoint",
+    "read_engine",
+    "read_onnx",
+    "safetensors_metadata",
+    "sha256_of_file",
+    "sidecar_of",
+    "write_atomically",
+    "write_checkpoint",
+    "write_engine",
+    "write_onnx",
+]
+
+
+def open_artifact(path: Path | str) -> Artifact:
+    """Open and verify a checkpoint, an ONNX model or an engine, whichever the file holds.
+
+    Raises:
+        ArtifactError: There is no such file, it is none of these, or it is damaged.
+    """
+    path = Path(path)
+    head = read_head(path)
+    if len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
+        return read_checkpoint(path)
+    if sidecar_of(path).is_file():
+        return read_engine(path)
+    if path.suffix in {".engine", ".plan"}:
+        return read_engine(path)
+    if not head:
+        raise ArtifactError(f"{str(path)!r} is empty, expected a checkpoint, an ONNX model or an engine")
+    return read_onnx(path)
+
+
+def read_head(path: Path, size: int = 16) -> bytes:
+    """Return the first bytes of a file, from which its kind can be told."""
+    from vitdeploy.artifacts.files import missing
+
+    try:
+        with path.open("rb") as stream:
+            return stream.read(size)
+    except OSError as error:
+        raise missing(path, error) from error

@@ -1,0 +1,92 @@
+"""Checkpoint: weights as ``.safetensors``, the manifest in the header's metadata."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.digest import tensors_digest
+from vitdeploy.artifacts.files import atomic_path, missing
+from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Manifest
+
+METADATA_KEY = "vitdeploy"
+
+
+class Checkpoint(Artifact):
+    """Weights in the project's own layout; ``manifest.model`` says which module takes them."""
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return name → array, as stored."""
+        return _read_tensors(self.path)
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> Checkpoint:
+    """Write weights and manifest atomically and return the artifact."""
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    sealed = manifest.sealed(tensors_digest(contiguous))
+    with atomic_path(Path(path)) as temporary:
+        save_file(contiguous, temporary, metadata={METADATA_KEY: manifest_text(sealed)})
+    return Checkpoint(Path(path), sealed)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint that vitdeploy wrote, and verify it.
+
+    Raises:
+        ArtifactError: It is missing, truncated, changed, or written by something else (the line names ``--weights``).
+    """
+    path = Path(path)
+    metadata = safetensors_metadata(path)
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(
+            f"{str(path)!r} has no vitdeploy manifest: name its model, as in "
+            f"'vitdeploy export NAME --weights {path} -o model.onnx'"
+        )
+    manifest = parse_manifest(metadata[METADATA_KEY], path)
+    check_payload(manifest, tensors_digest(_read_tensors(path)), path, "train or convert it again")
+    return Checkpoint(path, manifest)
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the ``__metadata__`` of a safetensors file without reading its tensors.
+
+    Raises:
+        ArtifactError: It is missing, or its header is not one of a whole safetensors file.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100 << 20:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(stream.read(length))
+        metadata = header.get("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("metadata is not a table")
+        return metadata
+    except OSError as error:
+        raise missing(path, error) from error
+    except (struct.error, ValueError, AttributeError, MemoryError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a safetensors file, or is damaged") from error
+
+
+def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise missing(path, error) from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a whole safetensors file: {error}") from error

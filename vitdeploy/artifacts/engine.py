@@ -1,0 +1,51 @@
+"""Engine: a plain TensorRT plan, and its manifest beside it as ``<name>.engine.json``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.files import read_bytes, write_atomically
+from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Manifest
+
+
+class Engine(Artifact):
+    """A verified plan; what can run it stands in ``manifest.build``."""
+
+    def plan(self) -> bytes:
+        """Return the serialized engine."""
+        return read_bytes(self.path)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return where the manifest of an engine lies."""
+    return Path(path).with_name(Path(path).name + ".json")
+
+
+def write_engine(path: Path, plan: bytes, manifest: Manifest) -> Engine:
+    """Write the plan, then its sidecar; a plan without a matching sidecar is refused when read."""
+    sealed = manifest.sealed(hashlib.sha256(plan).hexdigest())
+    write_atomically(Path(path), plan)
+    write_atomically(sidecar_of(path), manifest_text(sealed))
+    return Engine(Path(path), sealed)
+
+
+def read_engine(path: Path) -> Engine:
+    """Open an engine and verify it against its sidecar.
+
+    Raises:
+        ArtifactError: Plan or sidecar is missing, or the plan was changed.
+    """
+    path = Path(path)
+    plan = read_bytes(path)
+    sidecar = sidecar_of(path)
+    if not sidecar.is_file():
+        raise ArtifactError(
+            f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: build it again with 'vitdeploy build MODEL.onnx'"
+        )
+    manifest = parse_manifest(read_bytes(sidecar), path)
+    check_payload(manifest, hashlib.sha256(plan).hexdigest(), path, "build it again with 'vitdeploy build MODEL.onnx'")
+    return Engine(path, manifest)

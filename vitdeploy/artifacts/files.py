@@ -1,0 +1,101 @@
+"""Files that are either the old one or the whole new one, never half of it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitdeploy.errors import ArtifactError
+
+TEMPORARY_PREFIX = ".vitdeploy-"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, else removed.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or the disk is full; ``path`` is as it was before.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8) to ``path``, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the file's bytes.
+
+    Raises:
+        ArtifactError: There is no such file, it is a folder, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise missing(path, error) from error
+
+
+def missing(path: Path, error: OSError) -> ArtifactError:
+    """Return the one-line error for a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return ArtifactError(f"there is no file {str(path)!r}")
+    if isinstance(error, IsADirectoryError):
+        return ArtifactError(f"{str(path)!r} is a folder, expected a file")
+    return ArtifactError(f"cannot read {str(path)!r}: {error.strerror}")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of the file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise missing(path, error) from error
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_error(path: Path, error: OSError) -> ArtifactError:
+    if error.errno == errno.ENOSPC:
+        return ArtifactError(f"the disk is full: {str(path)!r} was not written, what was there before is untouched")
+    return ArtifactError(f"cannot write {str(path)!r}: {error.strerror or error}")

@@ -1,0 +1,194 @@
+"""OnnxModel: an ``.onnx`` file with the manifest and golden samples in ``metadata_props``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.digest import onnx_digest
+from vitdeploy.artifacts.files import atomic_path, missing
+from vitdeploy.artifacts.golden import Golden
+from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Manifest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+METADATA_KEY = "vitdeploy"
+GOLDEN_KEY = "vitdeploy.golden"
+EXTERNAL_DATA_LIMIT = 1_500_000_000
+EXTERNAL_TENSOR_MINIMUM = 1024
+EXTERNAL_ALIGNMENT = 4096
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class OnnxModel(Artifact):
+    """A verified ONNX file.
+
+    ``golden`` are inputs and outputs that travel with the graph; a build is checked against them.
+    """
+
+    golden: Golden | None = None
+
+    def load(self) -> ir.Model:
+        """Return a fresh IR of the graph that the caller may change; verified again against the digest."""
+        model = load_ir(self.path)
+        check_payload(self.manifest, onnx_digest(model), self.path, _readopt(self.path))
+        return model
+
+    def external_data(self) -> tuple[Path, ...]:
+        """Return the files beside the ``.onnx`` that hold its weights, if it is larger than protobuf allows."""
+        import onnx_ir as ir
+
+        names = {
+            value.const_value.path
+            for value in load_ir(self.path).graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        return tuple(sorted(Path(name) for name in names))
+
+
+def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden | None = None) -> OnnxModel:
+    """Write graph, manifest and golden samples atomically and return the artifact.
+
+    Weights above 1.5 GB go into ``<stem>.<digest>.data`` beside it: written and synced first, the ``.onnx`` renamed
+    last, data that the replaced file pointed to removed after.
+    """
+    import onnx_ir as ir
+
+    path = Path(path)
+    golden_text = golden.to_text() if golden is not None else None
+    golden_sha = hashlib.sha256(golden_text.encode()).hexdigest() if golden_text is not None else None
+    digest = onnx_digest(model)
+    sealed = manifest.model_copy(update={"golden_sha256": golden_sha}).sealed(digest)
+    model.metadata_props[METADATA_KEY] = manifest_text(sealed)
+    model.metadata_props.pop(GOLDEN_KEY, None)
+    if golden_text is not None:
+        model.metadata_props[GOLDEN_KEY] = golden_text
+    replaced = _external_files(path)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= EXTERNAL_DATA_LIMIT:
+        with atomic_path(path) as temporary:
+            ir.save(model, temporary)
+        keep: set[Path] = set()
+    else:
+        data = path.with_name(f"{path.stem}.{digest[:12]}.data")
+        _write_external(model, path, data)
+        keep = {data}
+    for old in replaced - keep:
+        old.unlink(missing_ok=True)
+    return OnnxModel(path, sealed, golden)
+
+
+def _write_external(model: ir.Model, path: Path, data: Path) -> None:
+    """Write large initializers to ``data``, then the graph that points into it; ``model`` ends up pointing there too."""
+    import onnx_ir as ir
+
+    places: dict[str, tuple[int, int]] = {}
+    with atomic_path(data) as temporary, temporary.open("wb") as stream:
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < EXTERNAL_TENSOR_MINIMUM:
+                continue
+            stream.seek(-stream.tell() % EXTERNAL_ALIGNMENT, 1)
+            places[name] = (stream.tell(), tensor.nbytes)
+            stream.write(tensor.tobytes())
+    for name, (offset, length) in places.items():
+        value = model.graph.initializers[name]
+        old = value.const_value
+        assert old is not None
+        value.const_value = ir.ExternalTensor(
+            data.name,
+            offset,
+            length,
+            old.dtype,
+            shape=ir.Shape(old.shape.numpy()),
+            name=name,
+            base_dir=str(path.parent),
+        )
+    with atomic_path(path) as temporary:
+        ir.save(model, temporary)
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Open an ONNX file and verify manifest, graph and golden samples.
+
+    Raises:
+        ArtifactError: It is missing, is no ONNX file, has no manifest (the line says how to adopt it), or was changed.
+    """
+    path = Path(path)
+    model = load_ir(path)
+    if METADATA_KEY not in model.metadata_props:
+        raise ArtifactError(
+            f"{str(path)!r} has no vitdeploy manifest, so its preprocessing is unknown: adopt it with "
+            f"'vitdeploy export {path} --preprocess timm:NAME|hf:DIR|FILE.json -o adopted.onnx'"
+        )
+    manifest = parse_manifest(model.metadata_props[METADATA_KEY], path)
+    check_payload(manifest, onnx_digest(model), path, _readopt(path))
+    golden = None
+    if manifest.golden_sha256 is not None:
+        text = model.metadata_props.get(GOLDEN_KEY, "")
+        if hashlib.sha256(text.encode()).hexdigest() != manifest.golden_sha256:
+            raise ArtifactError(f"the golden samples in {str(path)!r} do not match their digest: the file is damaged")
+        golden = Golden.from_text(text)
+    return OnnxModel(path, manifest, golden)
+
+
+def load_ir(path: Path) -> ir.Model:
+    """Parse any ONNX file, foreign ones too.
+
+    Raises:
+        ArtifactError: It is missing, is no ONNX file, is truncated, or its external data is absent.
+    """
+    import onnx
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    try:
+        proto = onnx.load_model(path, load_external_data=False)
+        if not proto.graph.node or not proto.graph.output:
+            raise ArtifactError(f"{str(path)!r} is not an ONNX model: it has no nodes or no outputs")
+        model = ir.serde.deserialize_model(proto)
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                _resolve_external(value.const_value, path)
+        return model
+    except OSError as error:
+        raise missing(path, error) from error
+    except ArtifactError:
+        raise
+    except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
+
+
+def _resolve_external(tensor: Any, path: Path) -> None:
+    tensor.base_dir = str(path.parent)
+    data = Path(tensor.path)
+    if not data.is_file():
+        raise ArtifactError(f"{str(path)!r} needs its weights in {str(data)!r}, and there is no such file")
+    end = (tensor.offset or 0) + (tensor.length or 0)
+    if data.stat().st_size < end:
+        raise ArtifactError(f"{str(data)!r} is truncated: {data.stat().st_size} bytes, expected at least {end}")
+
+
+def _external_files(path: Path) -> set[Path]:
+    import onnx_ir as ir
+
+    if not path.exists():
+        return set()
+    try:
+        model = load_ir(path)
+    except ArtifactError:
+        return set()
+    tensors: list[Any] = [value.const_value for value in model.graph.initializers.values()]
+    return {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def _readopt(path: Path) -> str:
+    return f"if the edit is yours, adopt it again with 'vitdeploy export {path} --preprocess … -o adopted.onnx'"

@@ -1,0 +1,71 @@
+"""Every error that a user can meet, as one tree.
+
+    VitdeployError                   exit code 1
+    ├── UsageError                   options that contradict each other or do not exist (exit code 2)
+    ├── GateError                    a limit such as --max-drop was passed (exit code 3)
+    ├── ArtifactError                a file is missing, of another kind, truncated, changed, or without a manifest
+    ├── DataError                    a dataset, an image, or labels that do not fit the model
+    ├── CheckpointError              weights of an unknown dialect, of another variant, with gaps or leftovers
+    ├── ModelError                   a model name, argument or input size that the family cannot take
+    ├── GraphError                   an ONNX graph that a pass cannot treat
+    ├── CalibrationError             no calibration data, a NaN range, a table made for another graph
+    ├── BackendError                 a runtime that is absent or that refuses the artifact
+    │   └── BuildError               an engine could not be built; names node and operator
+    └── RecipeError                  a recipe that does not validate
+
+A message is one line: what happened, the offending value with ``!r``, what was expected, and the command that fixes it.
+"""
+
+
+class VitdeployError(Exception):
+    """Root of the tree; ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(VitdeployError):
+    """Options contradict each other, or a name is not one of those known."""
+
+    exit_code = 2
+
+
+class GateError(VitdeployError):
+    """A measured value passed a limit that the user set."""
+
+    exit_code = 3
+
+
+class ArtifactError(VitdeployError):
+    """A file is missing, is of another kind, is damaged, or carries no manifest."""
+
+
+class DataError(VitdeployError):
+    """A dataset cannot be read, is too small, or its labels do not fit the model."""
+
+
+class CheckpointError(VitdeployError):
+    """Weights cannot be matched, tensor by tensor, to the model that was asked for."""
+
+
+class ModelError(VitdeployError):
+    """A model name is unknown, or an argument or input size is one that the family cannot take."""
+
+
+class GraphError(VitdeployError):
+    """An ONNX graph lacks what a pass needs."""
+
+
+class CalibrationError(VitdeployError):
+    """Calibration data is absent, gives no usable range, or belongs to another graph or preprocessing."""
+
+
+class BackendError(VitdeployError):
+    """A runtime is not installed, or refuses the artifact."""
+
+
+class BuildError(BackendError):
+    """A backend could not build an engine; the message names the node and the operator where known."""
+
+
+class RecipeError(VitdeployError):
+    """A recipe is not valid YAML, or has a key or value that is not allowed."""

@@ -1,0 +1,77 @@
+"""Which module builds which family, and ``create_model``.
+
+A family is one file with one ``nn.Module`` class whose constructor takes JSON values (``num_classes``, ``image_size``,
+``channels``, … as keyword arguments) and whose ``forward`` maps [B, C, H, W] to logits [B, num_classes]. For fine-tuning
+it has timm's two conventions: ``no_weight_decay()`` returns the names of parameters without decay and
+``group_matcher(coarse)`` the regular expressions that order parameters into layers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from torch import nn
+
+from vitdeploy.errors import ModelError
+from vitdeploy.records import ModelSpec
+
+FAMILIES: dict[str, str] = {
+    "vit": "vitdeploy.models.vit:VisionTransformer",
+    "vit_pytorch": "vitdeploy.models.vit_pytorch:PixelNormViT",
+    "hybrid": "vitdeploy.models.hybrid:HybridViT",
+    "deit": "vitdeploy.models.deit:DistilledViT",
+    "t2t": "vitdeploy.models.t2t:T2TViT",
+    "tnt": "vitdeploy.models.tnt:TNT",
+    "pvt": "vitdeploy.models.pvt:PVT",
+    "pvt_v2": "vitdeploy.models.pvt_v2:PVTv2",
+    "swin": "vitdeploy.models.swin:SwinTransformer",
+    "swin_v2": "vitdeploy.models.swin_v2:SwinTransformerV2",
+    "patchconvnet": "vitdeploy.models.patchconvnet:PatchConvNet",
+}
+
+
+def family_class(family: str) -> type[nn.Module]:
+    """Return the module class of a family.
+
+    Raises:
+        ModelError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"there is no family {family!r}, expected one of {', '.join(FAMILIES)}")
+    module, name = FAMILIES[family].split(":")
+    cls: type[nn.Module] = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a catalogue variant, or a family at any size: ``create_model("vit", width=64, depth=3, …)``.
+
+    Arguments given here replace those of the variant. The weights are freshly initialised.
+
+    Raises:
+        ModelError: Name or argument is unknown, or the values do not fit each other.
+    """
+    from vitdeploy.catalog import variant
+
+    if name in FAMILIES:
+        return model_from_spec(ModelSpec(family=name, name=name, arguments=arguments))
+    entry = variant(name)
+    return model_from_spec(ModelSpec(family=entry.family, name=name, arguments={**entry.arguments, **arguments}))
+
+
+def model_from_spec(spec: ModelSpec) -> nn.Module:
+    """Build the module that ``spec`` describes, in training mode, with fresh weights.
+
+    Raises:
+        ModelError: The family does not know an argument, or the values do not fit each other.
+    """
+    cls = family_class(spec.family)
+    known = set(inspect.signature(cls).parameters)
+    unknown = sorted(set(spec.arguments) - known)
+    if unknown:
+        raise ModelError(
+            f"family {spec.family!r} has no argument {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
+        )
+    return cls(**spec.arguments)

@@ -1,0 +1,48 @@
+"""Records: what is stored in artifacts and reports, as immutable validated values. They know no framework."""
+
+from vitdeploy.records.base import Record, canonical_json, sha256_of
+from vitdeploy.records.manifest import (
+    BuildInfo,
+    Check,
+    Environment,
+    Kind,
+    Manifest,
+    stage_key,
+)
+from vitdeploy.records.model import Interpolation, ModelSpec, Preprocess
+from vitdeploy.records.precision import (
+    CalibrationInfo,
+    NodePrecision,
+    PlanEntry,
+    Precision,
+    PrecisionPlan,
+    Target,
+)
+from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
+
+__all__ = [
+    "Baseline",
+    "BuildInfo",
+    "CalibrationInfo",
+    "Check",
+    "Conditions",
+    "Environment",
+    "Interpolation",
+    "Interval",
+    "Kind",
+    "Manifest",
+    "ModelSpec",
+    "NodePrecision",
+    "PlanEntry",
+    "Precision",
+    "PrecisionPlan",
+    "Preprocess",
+    "Record",
+    "Report",
+    "Row",
+    "Target",
+    "Timing",
+    "canonical_json",
+    "sha256_of",
+    "stage_key",
+]

@@ -1,0 +1,104 @@
+"""The manifest: what an artifact is, what it was made from, and how that was checked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from vitdeploy.records.base import Record, sha256_of
+from vitdeploy.records.model import ModelSpec, Preprocess
+from vitdeploy.records.precision import CalibrationInfo, Precision, PrecisionPlan, Target
+
+Kind = Literal["checkpoint", "onnx", "calibration-table", "engine"]
+SCHEMA_VERSION = 1
+
+
+class Environment(Record):
+    """The machine that a number was measured on, or that an artifact was made on; unknown is None."""
+
+    os: str
+    python: str
+    cpu: str
+    cores: int
+    memory_bytes: int | None = None
+    gpu: str | None = None
+    compute_capability: str | None = None
+    gpu_memory_bytes: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    tensorrt: str | None = None
+    jetpack: str | None = None
+    power_mode: str | None = None
+
+
+class Check(Record):
+    """One comparison that a stage made of its own output; ``unchecked`` says in ``detail`` why it could not."""
+
+    name: str
+    status: Literal["passed", "failed", "unchecked"]
+    value: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    detail: str = ""
+
+
+class BuildInfo(Record):
+    """How an engine was built: enough to know, before deserialising it, whether it can run here.
+
+    ``batch`` is (min, opt, max) of the profile; ``precision_by_layer`` counts layers per precision as the engine's
+    inspector reports them, None where no device could open it, with the reason in ``reason``.
+    """
+
+    backend: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    batch: tuple[int, int, int]
+    compute_capabilities: tuple[str, ...] = ()
+    gpu: str | None = None
+    inspected: bool = False
+    precision_by_layer: dict[str, int] | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Manifest(Record):
+    """Travels with every artifact; see docs/architecture.md, "Artifacts".
+
+    ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
+    key is unchanged need not run again. ``payload_sha256`` is over the artifact's content, ``manifest_sha256`` over this
+    record without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
+    There is no clock time, so the same inputs give the same manifest.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    key: str = ""
+    model: ModelSpec
+    preprocess: Preprocess | None = None
+    precision: Precision = "fp32"
+    target: Target | None = None
+    plan: PrecisionPlan | None = None
+    calibration: CalibrationInfo | None = None
+    build: BuildInfo | None = None
+    checks: tuple[Check, ...] = ()
+    metrics: dict[str, float] = {}
+    parents: dict[str, str] = {}
+    options: dict[str, Any] = {}
+    producer: str = ""
+    versions: dict[str, str] = {}
+    environment: Environment | None = None
+    golden_sha256: str | None = None
+    payload_sha256: str = ""
+    manifest_sha256: str = ""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical manifest without ``manifest_sha256``."""
+        return sha256_of(self.model_dump(mode="json", exclude={"manifest_sha256"}))
+
+    def sealed(self, payload_sha256: str) -> Manifest:
+        """Return a copy with both digests filled in."""
+        copy = self.model_copy(update={"payload_sha256": payload_sha256, "manifest_sha256": ""})
+        return copy.model_copy(update={"manifest_sha256": copy.digest()})
+
+
+def stage_key(stage: str, options: dict[str, Any], parents: dict[str, str]) -> str:
+    """Return the freshness key of a stage: equal exactly when stage, options and parents' payloads are equal."""
+    return sha256_of({"stage": stage, "options": options, "parents": parents})

@@ -1,0 +1,41 @@
+"""Which part of a graph runs in which precision, and why: policy as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vitdeploy.records.base import Record
+
+Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
+NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
+Target = Literal["tensorrt", "onnxruntime", "openvino"]
+
+
+class PlanEntry(Record):
+    """One group of nodes that changes precision together, and the reason for its precision.
+
+    ``group`` is a readable path (``blocks.3.attn.qkv``); ``nodes`` are the ONNX node names it stands for.
+    """
+
+    group: str
+    nodes: tuple[str, ...]
+    precision: NodePrecision
+    reason: str = ""
+
+
+class PrecisionPlan(Record):
+    """The precision of every quantizable group; ``remainder`` is what all other nodes run in."""
+
+    profile: str
+    remainder: Literal["fp32", "fp16"]
+    entries: tuple[PlanEntry, ...] = ()
+
+
+class CalibrationInfo(Record):
+    """Where activation ranges come from: the set, how many samples, how ranges were chosen, what was kept out."""
+
+    data: str
+    set_sha256: str
+    samples: int
+    method: str
+    held_out: int = 0

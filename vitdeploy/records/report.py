@@ -1,0 +1,101 @@
+"""The report (``report.json``, schema 1): rows of measurements under one set of conditions, and a verdict in words.
+
+Accuracies are fractions in 0…1, differences are percentage points (``_pp``), times milliseconds (``_ms``). What was not
+measured is None, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from vitdeploy.records.base import Record
+from vitdeploy.records.manifest import Environment
+from vitdeploy.records.precision import Precision, Target
+
+Interval = tuple[float, float]
+
+
+class Timing(Record):
+    """Latency of one candidate at one batch size; ``scope`` says whether copies to and from the device count."""
+
+    batch: int
+    streams: int = 1
+    scope: Literal["device", "end_to_end"]
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    images_per_s: float
+    speedup: float | None = None
+    speedup_ci95: Interval | None = None
+
+
+class Row(Record):
+    """One candidate. ``built`` means that the artifact exists and no device here can run it; ``reason`` says why."""
+
+    name: str
+    backend: str
+    provider: str | None = None
+    target: Target | None = None
+    precision: Precision
+    status: Literal["ok", "built", "skipped", "failed"]
+    reason: str = ""
+    top1: float | None = None
+    top1_ci95: Interval | None = None
+    delta_top1_pp: float | None = None
+    delta_ci95_pp: Interval | None = None
+    agreement: float | None = None
+    logits_sqnr_db: float | None = None
+    timings: tuple[Timing, ...] = ()
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    energy_mj_per_image: float | None = None
+    inspected: bool | None = None
+    precision_by_layer: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Conditions(Record):
+    """How the rows were measured."""
+
+    data: str
+    data_sha256: str
+    n_samples: int
+    batches: tuple[int, ...]
+    threads: int
+    warmup: int
+    rounds: int
+    iterations: int
+    tf32: bool = False
+    seed: int = 0
+
+
+class Baseline(Record):
+    """What every difference and speed-up is against."""
+
+    row: str | None
+    accuracy_against: str
+    latency_against: str | None
+    payload_sha256: str | None = None
+
+
+class Report(Record):
+    """``report.json``; ``created`` is UTC in ISO 8601, the only clock time in any record."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+
+    schema_version: int = Field(default=1, alias="schema")
+    created: str
+    producer: str
+    key: str = ""
+    model: str
+    environment: Environment
+    versions: dict[str, str] = {}
+    baseline: Baseline
+    conditions: Conditions
+    rows: tuple[Row, ...]
+    verdict: tuple[str, ...]

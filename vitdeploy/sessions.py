@@ -1,0 +1,102 @@
+"""The protocols between algorithms and runtimes: a ``Session`` runs a graph, a ``Backend`` builds and opens.
+
+Calibration, sensitivity and measuring are handed an ``Opener`` or open sessions; they never import a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vitdeploy.artifacts import Artifact, Engine, OnnxModel
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype and shape of an input or output; a dynamic dimension is None."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Session(Protocol):
+    """An opened graph, a context manager.
+
+    ``run`` returns arrays that the caller owns. ``time`` returns milliseconds per call, synchronised with the device,
+    after ``warmup`` calls that are not counted; ``scope='device'`` leaves copies to and from the device out (the same as
+    end to end on a CPU).
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]: ...
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]: ...
+    def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Session: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+Scope = Literal["device", "end_to_end"]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs: CPU threads (0: all cores), device, execution provider, TF32, CUDA graph."""
+
+    threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    provider: str | None = None
+    tf32: bool = False
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True)
+class BuildTarget:
+    """What an engine is built for.
+
+    ``batch`` is (min, opt, max); equal numbers make a static profile. ``compute_capabilities`` such as ``("8.9",)``
+    name GPUs that are not here (TensorRT-RTX only); empty means the GPU of this machine, or with TensorRT-RTX and no GPU
+    the backend's default list.
+    """
+
+    batch: tuple[int, int, int] = (1, 1, 1)
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    tf32: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One runtime. ``unavailable`` is None where it can be used, else why not and the command that fixes it."""
+
+    name: str
+
+    def unavailable(self) -> str | None: ...
+    def can_run(self) -> str | None:
+        """Return None where artifacts can be executed on this machine, else the reason in words (no GPU …)."""
+        ...
+
+    def version(self) -> str: ...
+    def build(self, model: OnnxModel, path: Any, target: BuildTarget, progress: Progress = SILENT) -> Engine: ...
+    def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> Session: ...
+
+
+Opener = Callable[["ir.Model"], Session]
+"""Opens an in-memory graph (calibration graphs with extra outputs, candidates of a search)."""
