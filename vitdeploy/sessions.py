@@ -36,8 +36,8 @@ class Session(Protocol):
     """An opened graph, a context manager.
 
     ``run`` returns arrays that the caller owns. ``time`` returns milliseconds per call, synchronised with the device,
-    after ``warmup`` calls that are not counted; ``scope='device'`` leaves copies to and from the device out (the same as
-    end to end on a CPU).
+    after ``warmup`` calls that are not counted; ``scope='device'`` leaves copies to and from the device out (on a CPU
+    there are none).
     """
 
     @property
@@ -72,8 +72,8 @@ class BuildTarget:
     """What an engine is built for.
 
     ``batch`` is (min, opt, max); equal numbers make a static profile. ``compute_capabilities`` such as ``("8.9",)``
-    name GPUs that are not here (TensorRT-RTX only); empty means the GPU of this machine, or with TensorRT-RTX and no GPU
-    the backend's default list.
+    name GPUs that are not here (TensorRT-RTX only); empty means the GPU of this machine, or, with TensorRT-RTX
+    and no GPU, the backend's default list.
     """
 
     batch: tuple[int, int, int] = (1, 1, 1)

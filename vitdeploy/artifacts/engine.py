@@ -44,7 +44,7 @@ def read_engine(path: Path) -> Engine:
     sidecar = sidecar_of(path)
     if not sidecar.is_file():
         raise ArtifactError(
-            f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: build it again with 'vitdeploy build MODEL.onnx'"
+            f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with 'vitdeploy build MODEL.onnx'"
         )
     manifest = parse_manifest(read_bytes(sidecar), path)
     check_payload(manifest, hashlib.sha256(plan).hexdigest(), path, "build it again with 'vitdeploy build MODEL.onnx'")

@@ -38,7 +38,7 @@ class OnnxModel(Artifact):
     def load(self) -> ir.Model:
         """Return a fresh IR of the graph that the caller may change; verified again against the digest."""
         model = load_ir(self.path)
-        check_payload(self.manifest, onnx_digest(model), self.path, _readopt(self.path))
+        check_payload(self.manifest, _digest(model, self.path), self.path, _readopt(self.path))
         return model
 
     def external_data(self) -> tuple[Path, ...]:
@@ -86,7 +86,7 @@ def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden |
 
 
 def _write_external(model: ir.Model, path: Path, data: Path) -> None:
-    """Write large initializers to ``data``, then the graph that points into it; ``model`` ends up pointing there too."""
+    """Write large initializers to ``data``, then the graph that points there, as ``model`` itself then does."""
     import onnx_ir as ir
 
     places: dict[str, tuple[int, int]] = {}
@@ -129,7 +129,7 @@ def read_onnx(path: Path) -> OnnxModel:
             f"'vitdeploy export {path} --preprocess timm:NAME|hf:DIR|FILE.json -o adopted.onnx'"
         )
     manifest = parse_manifest(model.metadata_props[METADATA_KEY], path)
-    check_payload(manifest, onnx_digest(model), path, _readopt(path))
+    check_payload(manifest, _digest(model, path), path, _readopt(path))
     golden = None
     if manifest.golden_sha256 is not None:
         text = model.metadata_props.get(GOLDEN_KEY, "")
@@ -155,6 +155,8 @@ def load_ir(path: Path) -> ir.Model:
         if not proto.graph.node or not proto.graph.output:
             raise ArtifactError(f"{str(path)!r} is not an ONNX model: it has no nodes or no outputs")
         model = ir.serde.deserialize_model(proto)
+        if not all(isinstance(text, str) for text in (*model.metadata_props, *model.metadata_props.values())):
+            raise ValueError("a string is not UTF-8")
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 _resolve_external(value.const_value, path)
@@ -165,6 +167,13 @@ def load_ir(path: Path) -> ir.Model:
         raise
     except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
+
+
+def _digest(model: ir.Model, path: Path) -> str:
+    try:
+        return onnx_digest(model)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a whole ONNX file: it is damaged") from error
 
 
 def _resolve_external(tensor: Any, path: Path) -> None:

@@ -63,8 +63,8 @@ class Manifest(Record):
     """Travels with every artifact; see docs/architecture.md, "Artifacts".
 
     ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
-    key is unchanged need not run again. ``payload_sha256`` is over the artifact's content, ``manifest_sha256`` over this
-    record without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
+    key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
+    without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
     There is no clock time, so the same inputs give the same manifest.
     """
 

@@ -1,0 +1,264 @@
+"""Files are the old one or the whole new one; every artifact is verified when it is read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from vitdeploy.artifacts import (
+    Golden,
+    OnnxModel,
+    atomic_path,
+    open_artifact,
+    read_onnx,
+    sidecar_of,
+    write_atomically,
+    write_checkpoint,
+    write_engine,
+    write_onnx,
+)
+from vitdeploy.artifacts import onnx_model as onnx_files
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Manifest, ModelSpec
+
+SPEC = ModelSpec(family="vit", name="tiny", arguments={"num_classes": 3}, classes=("a", "b", "c"))
+
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 20]>
+linear (float[batch, 4] input) => (float[batch, 3] logits)
+<float[4, 3] weight = {0,0,0, 0,0,0, 0,0,0, 0,0,0}, float[3] bias = {0,0,0}>
+{
+    product = MatMul(input, weight)
+    logits = Add(product, bias)
+}
+"""
+
+
+def linear_model(seed: int = 0) -> ir.Model:
+    model = ir.from_onnx_text(GRAPH)
+    draw = np.random.default_rng(seed)
+    for name, shape in (("weight", (4, 3)), ("bias", (3,))):
+        array = draw.normal(size=shape).astype(np.float32)
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return model
+
+
+def manifest(kind: str) -> Manifest:
+    return Manifest(kind=kind, model=SPEC)  # type: ignore[arg-type]
+
+
+def golden() -> Golden:
+    pixels = np.arange(2 * 2 * 2 * 1, dtype=np.uint8).reshape(2, 2, 2, 1)
+    logits = np.ones((2, 3), np.float32)
+    return Golden(pixels, logits, logits * 2)
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    write_onnx(path, linear_model(), manifest("onnx"), golden())
+    return path
+
+
+def test_onnx_round_trip_keeps_graph_manifest_and_golden_samples(onnx_file: Path) -> None:
+    artifact = open_artifact(onnx_file)
+    assert isinstance(artifact, OnnxModel)
+    assert artifact.manifest.model == SPEC
+    assert artifact.golden is not None
+    np.testing.assert_array_equal(artifact.golden.outputs, golden().outputs)
+    np.testing.assert_array_equal(
+        artifact.load().graph.initializers["weight"].const_value.numpy(),
+        linear_model().graph.initializers["weight"].const_value.numpy(),
+    )
+    onnx.checker.check_model(onnx.load(onnx_file), full_check=True)
+
+
+def test_payload_digest_ignores_metadata_and_sees_a_changed_weight(tmp_path: Path) -> None:
+    first = write_onnx(tmp_path / "a.onnx", linear_model(), manifest("onnx"))
+    same = linear_model()
+    same.graph.doc_string = "another text"
+    same.producer_name = "another tool"
+    again = write_onnx(tmp_path / "b.onnx", same, manifest("onnx"))
+    other = write_onnx(tmp_path / "c.onnx", linear_model(seed=1), manifest("onnx"))
+    assert first.digest == again.digest
+    assert first.digest != other.digest
+
+
+def test_single_bit_flips_in_an_onnx_file_never_change_what_is_loaded(onnx_file: Path) -> None:
+    original = onnx_file.read_bytes()
+    before = read_onnx(onnx_file)
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(original)
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        onnx_file.write_bytes(bytes(damaged))
+        try:
+            after = read_onnx(onnx_file)
+        except ArtifactError:
+            refused += 1
+            continue
+        assert after.digest == before.digest
+        assert after.manifest == before.manifest
+    assert refused > 300
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 0.5, 0.99])
+def test_truncated_onnx_is_refused_by_name(onnx_file: Path, keep: float) -> None:
+    data = onnx_file.read_bytes()
+    onnx_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        open_artifact(onnx_file)
+
+
+def test_onnx_without_manifest_is_refused_with_the_way_to_adopt_it(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.onnx"
+    ir.save(linear_model(), path)
+    with pytest.raises(ArtifactError, match=r"vitdeploy export .*foreign\.onnx --preprocess"):
+        open_artifact(path)
+
+
+def test_manifest_that_was_edited_is_refused(onnx_file: Path) -> None:
+    proto = onnx.load(onnx_file)
+    for entry in proto.metadata_props:
+        if entry.key == "vitdeploy":
+            entry.value = entry.value.replace('"tiny"', '"huge"')
+    onnx.save(proto, onnx_file)
+    with pytest.raises(ArtifactError, match="does not match its digest"):
+        read_onnx(onnx_file)
+
+
+def test_manifest_of_a_newer_schema_asks_for_an_update(tmp_path: Path) -> None:
+    newer = manifest("engine").model_copy(update={"schema_version": 99})
+    write_engine(tmp_path / "x.engine", b"plan", newer)
+    with pytest.raises(ArtifactError, match="schema 99"):
+        open_artifact(tmp_path / "x.engine")
+
+
+def test_external_data_is_named_by_content_and_the_replaced_file_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_LIMIT", 10)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_TENSOR_MINIMUM", 10)
+    path = tmp_path / "big.onnx"
+    first = write_onnx(path, linear_model(), manifest("onnx"))
+    data = tmp_path / f"big.{first.digest[:12]}.data"
+    assert data.is_file()
+    assert read_onnx(path).digest == first.digest
+    second = write_onnx(path, linear_model(seed=1), manifest("onnx"))
+    assert not data.exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"big.{second.digest[:12]}.data", "big.onnx"]
+    np.testing.assert_array_equal(
+        read_onnx(path).load().graph.initializers["weight"].const_value.numpy(),
+        linear_model(seed=1).graph.initializers["weight"].const_value.numpy(),
+    )
+
+
+def test_missing_truncated_or_changed_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_LIMIT", 10)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_TENSOR_MINIMUM", 10)
+    path = tmp_path / "big.onnx"
+    write_onnx(path, linear_model(), manifest("onnx"))
+    (data,) = tmp_path.glob("*.data")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-4])
+    with pytest.raises(ArtifactError, match="truncated"):
+        read_onnx(path)
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="does not match the digest"):
+        read_onnx(path)
+    data.unlink()
+    with pytest.raises(ArtifactError, match="no such file"):
+        read_onnx(path)
+
+
+def test_checkpoint_round_trip_and_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(1.5).reshape(())}
+    written = write_checkpoint(path, tensors, manifest("checkpoint"))
+    opened = open_artifact(path)
+    assert opened.manifest == written.manifest
+    np.testing.assert_array_equal(opened.tensors()["a"], tensors["a"])  # type: ignore[attr-defined]
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="edited or damaged"):
+        open_artifact(path)
+    path.write_bytes(bytes(data)[:-3])
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        open_artifact(path)
+
+
+def test_engine_needs_its_sidecar_and_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "m.engine"
+    write_engine(path, b"a plan", manifest("engine"))
+    assert open_artifact(path).manifest.kind == "engine"
+    path.write_bytes(b"b plan")
+    with pytest.raises(ArtifactError, match="edited or damaged"):
+        open_artifact(path)
+    sidecar_of(path).unlink()
+    with pytest.raises(ArtifactError, match="vitdeploy build"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no model", b"PK\x03\x04 zip", b"{}"])
+def test_files_of_another_kind_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "thing.bin"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"thing\.bin") as caught:
+        open_artifact(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"there is no file .*nowhere\.onnx"):
+        open_artifact(tmp_path / "nowhere.onnx")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        open_artifact(tmp_path)
+
+
+def test_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="disk is full"):
+        interrupted()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from vitdeploy.artifacts import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], env={**os.environ}, check=False)
+    assert done.returncode < 0
+    assert path.read_text() == "old"
+
+
+def test_new_files_follow_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "x.json", json.dumps({}))
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o640
