@@ -1,8 +1,8 @@
 """Which module builds which family, and ``create_model``.
 
 A family is one file with one ``nn.Module`` class whose constructor takes JSON values (``num_classes``, ``channels``,
-``image_size``, … as keyword arguments) and whose ``forward`` maps [B, C, H, W] to logits [B, num_classes]. For fine-tuning
-it has timm's two conventions: ``no_weight_decay()`` returns the names of parameters without decay and
+``image_size``, … as keyword arguments) and whose ``forward`` maps [B, C, H, W] to logits [B, num_classes]. It has
+timm's two conventions for fine-tuning: ``no_weight_decay()`` returns the names of parameters without decay and
 ``group_matcher(coarse)`` the regular expressions that order parameters into layers.
 """
 

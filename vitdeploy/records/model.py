@@ -29,8 +29,8 @@ class Preprocess(Record):
     """From an image file to a network input: resize, crop, scale to 0…1, subtract ``mean``, divide by ``std``.
 
     ``resize='shortest'`` scales the shorter side to ``resize_size`` and keeps the aspect ratio, ``'squash'`` scales
-    both sides to ``size``, ``'none'`` expects images of exactly ``size``. ``size`` is (height, width) of the network input;
-    ``mean`` and ``std`` have one entry per channel, in units of 0…1. ``source`` says where the values come from.
+    both sides to ``size``, ``'none'`` expects images of exactly ``size``. ``size`` is (height, width) of the
+    input; ``mean`` and ``std`` have one entry per channel, in units of 0…1. ``source`` says where the values come from.
     """
 
     size: tuple[int, int]
