@@ -1,0 +1,90 @@
+"""Checks of constructor arguments that several families share: each refuses with one line that names the values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitdeploy.errors import ModelError
+
+
+def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width).
+
+    Raises:
+        ModelError: It is neither one number nor two.
+    """
+    sizes = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ModelError(f"image_size is {image_size!r}, expected a positive number of pixels or [height, width]")
+    return sizes[0], sizes[1]
+
+
+def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return how many patches there are downwards and across.
+
+    Raises:
+        ModelError: The image does not divide into whole patches.
+    """
+    check_positive(patch=patch)
+    height, width = image_size
+    if height % patch or width % patch:
+        raise ModelError(f"image_size {height}×{width} does not divide by patch {patch}: change one of them")
+    return height // patch, width // patch
+
+
+def check_positive(**values: float) -> None:
+    """Refuse the first of the named arguments that is not above 0.
+
+    Raises:
+        ModelError: The message names the argument.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ModelError(f"{name} is {value!r}, expected a number above 0")
+
+
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a word that is not among those allowed.
+
+    Raises:
+        ModelError: The message lists them.
+    """
+    if value not in allowed:
+        raise ModelError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def check_heads(width: int, heads: int, head_width: int | None) -> None:
+    """Refuse a width that the heads cannot share, unless the head's width is given.
+
+    Raises:
+        ModelError: The message names width and heads.
+    """
+    if head_width is not None:
+        check_positive(head_width=head_width)
+    elif width % heads:
+        raise ModelError(f"width {width} does not divide by {heads} heads: change one of them, or give head_width")
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Refuse a probability outside 0…1 (1 itself would drop everything).
+
+    Raises:
+        ModelError: The message names the argument.
+    """
+    if not 0 <= rate < 1:
+        raise ModelError(f"{name} is {rate!r}, expected at least 0 and below 1")
+
+
+def check_input(x: Tensor, image_size: tuple[int, int]) -> None:
+    """Refuse images of another size than the model was built for; positions are fixed at construction.
+
+    Raises:
+        ModelError: The message names both sizes.
+    """
+    if tuple(x.shape[2:]) != image_size:
+        raise ModelError(
+            f"the model takes images of {image_size[0]}×{image_size[1]}, got {'×'.join(map(str, x.shape[2:]))}: "
+            f"build it with image_size={list(x.shape[2:])}"
+        )
