@@ -1,0 +1,224 @@
+"""ONNX Runtime: the CPU, CUDA, TensorRT and OpenVINO execution providers, chosen by name."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy import environment
+from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records import Precision
+from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+REMEDIES = {
+    "cuda": "pip install onnxruntime-gpu",
+    "tensorrt": "pip install onnxruntime-gpu",
+    "openvino": "pip install onnxruntime-openvino",
+}
+ON_GPU = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+FATAL_ONLY = 4
+IN_MEMORY_LIMIT = 256 << 20
+NUMPY_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntimeBackend:
+    """Runs an ONNX file as it is; ``options.provider`` is a key of ``PROVIDERS`` or a provider's full name."""
+
+    name = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            return f"onnxruntime cannot be imported ({error}): pip install onnxruntime"
+        return None
+
+    def can_run(self) -> str | None:
+        return self.unavailable()
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def build(self, model: OnnxModel, path: Path, target: BuildTarget, progress: Progress = SILENT) -> NoReturn:
+        """Refuse: ONNX Runtime opens the graph itself.
+
+        Raises:
+            BuildError: Always.
+        """
+        raise BuildError(
+            f"onnxruntime builds no engine, it opens {str(model.path)!r} as it is: 'vitdeploy bench' times it"
+        )
+
+    def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> OnnxRuntimeSession:
+        """Open an ONNX model.
+
+        Raises:
+            BackendError: The artifact is no ONNX model, the provider is not there, or ONNX Runtime refuses the graph.
+        """
+        if not isinstance(artifact, OnnxModel):
+            raise BackendError(
+                f"onnxruntime opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
+                f"'vitdeploy export' makes one from a checkpoint"
+            )
+        return OnnxRuntimeSession(str(artifact.path), options, artifact.manifest.precision)
+
+
+def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> OnnxRuntimeSession:
+    """Open a graph that is in memory: calibration graphs with extra outputs, candidates of a search.
+
+    A graph with more than 256 MB of weights goes through a temporary file with external data, which ONNX Runtime maps
+    into memory; so a large model is not held three times.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the graph.
+    """
+    import onnx_ir as ir
+
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    if not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY_LIMIT:
+        return OnnxRuntimeSession(ir.to_proto(model).SerializeToString(), options)
+    with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
+        path = Path(folder) / "graph.onnx"
+        ir.save(model, path, external_data="graph.data")
+        return OnnxRuntimeSession(str(path), options)
+
+
+class OnnxRuntimeSession(CheckedSession):
+    """A session of one provider.
+
+    Worker threads spin while a call runs and stop when it ends (``session.force_spinning_stop``): threads that go on
+    spinning would slow whatever is timed next.
+    """
+
+    def __init__(self, source: str | bytes, options: SessionOptions, precision: Precision = "fp32") -> None:
+        import onnxruntime
+
+        provider = choose_provider(options, onnxruntime.get_available_providers())
+        if provider in ON_GPU and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                source, settings, providers=provider_list(provider, options, precision)
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            where = "the graph" if isinstance(source, bytes) else repr(source)
+            raise BackendError(f"onnxruntime cannot open {where}: {one_line(error)}") from error
+        used = self._session.get_providers()[0]
+        asked = options.provider is not None or options.device == "cuda"
+        if used != provider and asked:
+            raise BackendError(
+                f"onnxruntime could not load {provider!r} and fell back to {used!r}: its CUDA or TensorRT libraries "
+                f"are missing or of another version; 'vitdeploy doctor' lists them, provider 'cpu' works without"
+            )
+        inputs = [_spec(value) for value in self._session.get_inputs()]
+        super().__init__("onnxruntime", used, inputs, [_spec(value) for value in self._session.get_outputs()])
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        try:
+            results = self._session.run(None, arrays)
+        except Exception as error:  # as above
+            raise BackendError(f"onnxruntime failed: {one_line(error)}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def _release(self) -> None:
+        self._session = None
+
+    def _time_on_device(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
+        if self.provider not in ON_GPU:
+            return super()._time_on_device(arrays, warmup, iterations)
+        from onnxruntime import OrtValue
+
+        binding = self._session.io_binding()
+        held = {name: OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, "cuda")
+
+        def call() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return wall_clock_ms(call, warmup, iterations)
+
+
+def choose_provider(options: SessionOptions, available: list[str]) -> str:
+    """Return the full name of the provider that ``options`` ask for; ``auto`` is CUDA where it is there, else the CPU.
+
+    Raises:
+        BackendError: This build of ONNX Runtime has no such provider; the line names the package that has.
+    """
+    if options.provider is not None:
+        provider = PROVIDERS.get(options.provider, options.provider)
+        known = [short for short, full in PROVIDERS.items() if full in available]
+        if provider not in available:
+            remedy = REMEDIES.get(options.provider, f"choose one of {', '.join(known)}")
+            raise BackendError(
+                f"onnxruntime has no provider {options.provider!r} here, expected one of {', '.join(known)}: {remedy}"
+            )
+        return provider
+    if options.device == "cuda" and PROVIDERS["cuda"] not in available:
+        raise BackendError(f"onnxruntime has no provider for device 'cuda' here: {REMEDIES['cuda']}")
+    gpu = options.device == "cuda" or (options.device == "auto" and environment.current().gpu is not None)
+    return PROVIDERS["cuda"] if gpu and PROVIDERS["cuda"] in available else PROVIDERS["cpu"]
+
+
+def provider_list(provider: str, options: SessionOptions, precision: Precision) -> list[Any]:
+    """Return the provider with its options, followed by those that take the nodes it refuses.
+
+    TensorRT before 11 needs leave for the precisions that the graph itself asks for; it is never given more.
+    """
+    cuda = (PROVIDERS["cuda"], {"use_tf32": "1" if options.tf32 else "0"})
+    if provider == PROVIDERS["cpu"]:
+        return [provider]
+    if provider == PROVIDERS["cuda"]:
+        return [cuda, PROVIDERS["cpu"]]
+    if provider == PROVIDERS["tensorrt"]:
+        leave = {
+            "trt_fp16_enable": "0" if precision == "fp32" else "1",
+            "trt_int8_enable": "1" if precision in ("int8", "mixed") else "0",
+        }
+        return [(provider, leave), cuda, PROVIDERS["cpu"]]
+    if provider == PROVIDERS["openvino"]:
+        threads = {"num_of_threads": str(options.threads)} if options.threads else {}
+        return [(provider, {"device_type": "CPU", **threads}), PROVIDERS["cpu"]]
+    return [provider, PROVIDERS["cpu"]]
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    if value.type not in NUMPY_TYPES:
+        raise BackendError(f"tensor {value.name!r} has type {value.type!r}, which NumPy cannot hold")
+    return TensorSpec(value.name, np.dtype(NUMPY_TYPES[value.type]), shape)

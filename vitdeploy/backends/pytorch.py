@@ -1,0 +1,183 @@
+"""PyTorch: a checkpoint or a module, eager or compiled. The baseline of every report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
+from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+
+Mode = Literal["eager", "compile"]
+
+
+class PyTorchBackend:
+    """Runs a checkpoint in FP32; ``options.provider`` is ``eager`` (the default) or ``compile``."""
+
+    name = "pytorch"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def can_run(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return str(torch.__version__)
+
+    def build(self, model: OnnxModel, path: Path, target: BuildTarget, progress: Progress = SILENT) -> NoReturn:
+        """Refuse: PyTorch runs the checkpoint itself.
+
+        Raises:
+            BuildError: Always.
+        """
+        raise BuildError(
+            "pytorch builds no engine: name a checkpoint as the baseline with 'vitdeploy bench --baseline'"
+        )
+
+    def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> PyTorchSession:
+        """Open a checkpoint.
+
+        Raises:
+            BackendError: The artifact is no checkpoint, its weights do not fit its own model, or the device is absent.
+        """
+        if not isinstance(artifact, Checkpoint):
+            raise BackendError(
+                f"pytorch opens checkpoints, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
+                f"onnxruntime opens ONNX models, tensorrt opens engines"
+            )
+        from vitdeploy.models.registry import model_from_spec
+
+        spec, preprocess = artifact.manifest.model, artifact.manifest.preprocess
+        module = model_from_spec(spec)
+        weights = {name: torch.from_numpy(array.copy()) for name, array in artifact.tensors().items()}
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise BackendError(
+                f"{str(artifact.path)!r} does not fit its model {spec.name!r}: {one_line(error)}"
+            ) from error
+        if preprocess is None:
+            shape: tuple[int | None, ...] = (None, None, None, None)
+        else:
+            shape = (None, preprocess.channels, *preprocess.size)
+        return open_module(module, shape, spec.arguments.get("num_classes"), options)
+
+
+def open_module(
+    module: nn.Module,
+    input_shape: tuple[int | None, ...],
+    classes: int | None = None,
+    options: SessionOptions = SessionOptions(),
+) -> PyTorchSession:
+    """Open a module that maps [batch, C, H, W] float32 to logits; it is put into evaluation mode.
+
+    Args:
+        module: Moved to the device that ``options`` name.
+        input_shape: With None for the batch, and for whatever else the module takes at any size.
+        classes: Width of the logits where known.
+        options: ``provider`` is ``eager`` or ``compile``; ``tf32`` and ``threads`` hold only while this session runs.
+    Raises:
+        BackendError: The provider is unknown, or device 'cuda' is asked for where torch sees none.
+    """
+    mode = options.provider or "eager"
+    if mode not in ("eager", "compile"):
+        raise BackendError(f"pytorch has no provider {options.provider!r}, expected 'eager' or 'compile'")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "torch sees no CUDA device: 'vitdeploy doctor' says what is missing, device 'cpu' works without"
+        )
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    outputs = TensorSpec("logits", np.dtype(np.float32), (None, classes))
+    inputs = TensorSpec("input", np.dtype(np.float32), input_shape)
+    return PyTorchSession(module.eval().to(device), device, cast(Mode, mode), options, (inputs, outputs))
+
+
+class PyTorchSession(CheckedSession):
+    """Evaluation mode, ``inference_mode``, FP32 throughout; TF32 only where ``options.tf32`` asks for it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        mode: Mode,
+        options: SessionOptions,
+        specs: tuple[TensorSpec, TensorSpec],
+    ) -> None:
+        super().__init__("pytorch", f"{mode}-{device.type}", [specs[0]], [specs[1]])
+        self._device = device
+        self._options = options
+        # one program per batch size: a shape-generic one would be slower than what a user would deploy
+        self._module: Callable[..., Any] | None = torch.compile(module, dynamic=False) if mode == "compile" else module
+
+    def run(self, feed: Any) -> Arrays:
+        with self._settings():
+            return super().run(feed)
+
+    def time(self, feed: Any, **arguments: Any) -> NDArray[np.float64]:
+        with self._settings():
+            return super().time(feed, **arguments)
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        logits = self._forward(torch.from_numpy(arrays["input"]).to(self._device))
+        array = logits.float().cpu().numpy()
+        return {"logits": array if array.flags.owndata else array.copy()}
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self._module is not None
+        try:
+            with torch.inference_mode():
+                return cast(torch.Tensor, self._module(images))
+        except Exception as error:  # an operator, the compiler, or memory: all end this session's usefulness
+            raise BackendError(f"pytorch failed: {one_line(error)}") from error
+
+    def _time_on_device(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
+        images = torch.from_numpy(arrays["input"]).to(self._device)
+        if self._device.type != "cuda":
+            return wall_clock_ms(lambda: self._forward(images), warmup, iterations)
+        for _ in range(warmup):
+            self._forward(images)
+        events = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(iterations)
+        ]
+        for start, end in events:
+            start.record()
+            self._forward(images)
+            end.record()
+            end.synchronize()
+        return np.array([start.elapsed_time(end) for start, end in events], np.float64)
+
+    def _release(self) -> None:
+        self._module = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """Set torch's process-wide threads and TF32 for one block of calls, and put them back."""
+        threads = torch.get_num_threads()
+        wanted = self._options.threads or threads
+        if self._device.type == "cuda":
+            tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._options.tf32
+        if wanted != threads:
+            torch.set_num_threads(wanted)
+        try:
+            yield
+        finally:
+            if wanted != threads:
+                torch.set_num_threads(threads)
+            if self._device.type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

@@ -1,0 +1,244 @@
+"""What this machine is: processor, GPU, driver, JetPack, and which libraries are installed.
+
+Nothing here imports a framework: versions are read from package metadata, the GPU through the driver's own library
+(``libcuda``, which is there on every machine whose GPU can be used, Jetson and WSL included, and which obeys
+``CUDA_VISIBLE_DEVICES`` as the runtimes do), else through ``nvidia-smi``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitdeploy.records import Environment
+
+# library → the distributions that bring it; the first that is installed gives the version
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "vitdeploy": ("vitdeploy",),
+    "numpy": ("numpy",),
+    "onnx": ("onnx",),
+    "onnx-ir": ("onnx-ir",),
+    "onnxscript": ("onnxscript",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    "pillow": ("pillow",),
+    "safetensors": ("safetensors",),
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "timm": ("timm",),
+    "lightning-fabric": ("lightning-fabric", "lightning"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "openvino": ("openvino",),
+    "cuda-python": ("cuda-bindings", "cuda-python"),
+}
+
+NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+JETPACK_OF_L4T = {"36.3": "6.0", "36.4.0": "6.1", "36.4": "6.2", "38.2": "7.0", "38.4": "7.1", "39.2": "7.2"}
+
+# CUdevice_attribute numbers of cuda.h, fixed since CUDA 2
+COMPUTE_CAPABILITY_MAJOR = 75
+COMPUTE_CAPABILITY_MINOR = 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a runtime would use: the first visible one."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def current() -> Environment:
+    """Return this machine; asked once per process. ``cuda`` is the newest CUDA that the driver serves."""
+    gpu = find_gpu()
+    return Environment(
+        os=platform.platform(),
+        python=platform.python_version(),
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        memory_bytes=memory_bytes(),
+        gpu=gpu.name if gpu else None,
+        compute_capability=gpu.compute_capability if gpu else None,
+        gpu_memory_bytes=gpu.memory_bytes if gpu else None,
+        driver=gpu.driver if gpu else None,
+        cuda=gpu.cuda if gpu else None,
+        tensorrt=_tensorrt_version(),
+        jetpack=find_jetpack(),
+        power_mode=find_power_mode(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return library → version for what is installed, from metadata alone: no library is imported."""
+    return dict(_versions())
+
+
+@functools.lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for library, distributions in DISTRIBUTIONS.items():
+        version = next(filter(None, map(_distribution_version, distributions)), None)
+        if version is not None:
+            found[library] = version
+    return found
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _tensorrt_version() -> str | None:
+    installed = versions()
+    if "tensorrt" in installed:
+        return installed["tensorrt"]
+    return f"RTX {installed['tensorrt-rtx']}" if "tensorrt-rtx" in installed else None
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the operating system gives it; on a Jetson, the module's."""
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.machine()
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    if match:
+        return match.group(1).strip()
+    return _read(DEVICE_TREE_MODEL).strip("\0\n ") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a container can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Return the machine's memory, or the limit of this container where that is less."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def find_gpu() -> Gpu | None:
+    """Return the first visible GPU, None where there is none or its driver does not answer."""
+    return _gpu_from_driver() or _gpu_from_smi()
+
+
+def _gpu_from_driver() -> Gpu | None:
+    """Ask ``libcuda``. ``cuInit`` makes no context, so no GPU memory is taken."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    count, number, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    try:
+        if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+            return None
+        if cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+            return None
+        if cuda.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device):
+            return None
+        if cuda.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device):
+            return None
+        memory = total.value if cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device) == 0 else None
+        served = number.value if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0 else 0
+    except AttributeError:  # a stub library without these symbols
+        return None
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        memory_bytes=memory,
+        driver=_driver_version(),
+        cuda=f"{served // 1000}.{served % 1000 // 10}" if served else None,
+    )
+
+
+def _driver_version() -> str | None:
+    match = re.search(r"Kernel Module[^\n]*?\s(\d+\.\d+(?:\.\d+)*)\s", _read(DRIVER_VERSION))
+    if match:
+        return match.group(1)
+    text = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return text.splitlines()[0].strip() if text else None
+
+
+def _gpu_from_smi() -> Gpu | None:
+    fields = "name,compute_cap,memory.total,driver_version"
+    text = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+    cells = [cell.strip() for cell in text.splitlines()[0].split(",")] if text else []
+    if len(cells) != 4 or not re.fullmatch(r"\d+\.\d+", cells[1]):
+        return None
+    memory = int(cells[2]) << 20 if cells[2].isdigit() else None
+    return Gpu(cells[0], cells[1], memory, cells[3])
+
+
+def find_jetpack() -> str | None:
+    """Return JetPack and Linux-for-Tegra version (``6.2 (L4T 36.4.3)``), None where this is no Jetson."""
+    l4t = parse_l4t(_read(NV_TEGRA_RELEASE)) or _dpkg_version("nvidia-l4t-core")
+    if l4t is None:
+        return None
+    jetpack = _dpkg_version("nvidia-jetpack") or jetpack_of(l4t)
+    return f"{jetpack} (L4T {l4t})" if jetpack else f"L4T {l4t}"
+
+
+def parse_l4t(text: str) -> str | None:
+    """Return ``36.4.3`` from the first line of /etc/nv_tegra_release: ``# R36 (release), REVISION: 4.3, …``."""
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    return f"{match.group(1)}.{match.group(2)}" if match else None
+
+
+def jetpack_of(l4t: str) -> str | None:
+    """Return the JetPack release that brought a Linux-for-Tegra version, None where the table does not say."""
+    return JETPACK_OF_L4T.get(l4t) or JETPACK_OF_L4T.get(".".join(l4t.split(".")[:2]))
+
+
+def _dpkg_version(package: str) -> str | None:
+    text = _output(["dpkg-query", "--show", "--showformat=${Version}", package])
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return match.group() if match else None
+
+
+def find_power_mode() -> str | None:
+    """Return the Jetson's power mode (``MAXN``, ``15W``), which decides its clocks; None elsewhere."""
+    match = re.search(r"Power Mode:\s*(\S+)", _output(["nvpmodel", "-q"]))
+    return match.group(1) if match else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(command: Sequence[str]) -> str:
+    """Return what a command prints, nothing where it is absent, fails or takes longer than ten seconds."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
