@@ -149,9 +149,8 @@ class PyTorchSession(CheckedSession):
             return wall_clock_ms(lambda: self._forward(images), warmup, iterations)
         for _ in range(warmup):
             self._forward(images)
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(iterations)
-        ]
+        new_event: Callable[[], Any] = functools.partial(torch.cuda.Event, enable_timing=True)
+        events = [(new_event(), new_event()) for _ in range(iterations)]
         for start, end in events:
             start.record()
             self._forward(images)
