@@ -51,4 +51,6 @@ class Preprocess(Record):
             raise ValueError(f"std {self.std} must be positive")
         if self.resize == "shortest" and (self.resize_size is None or self.resize_size < max(self.size)):
             raise ValueError(f"resize_size {self.resize_size} must be at least the input size {max(self.size)}")
+        if self.resize == "squash" and self.resize_size is not None and self.resize_size < max(self.size):
+            raise ValueError(f"resize_size {self.resize_size} must be at least the input size {max(self.size)}")
         return self

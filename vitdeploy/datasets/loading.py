@@ -1,0 +1,97 @@
+"""From a dataset to arrays: all pixels at once, or network inputs batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.datasets.base import Dataset
+from vitdeploy.errors import DataError
+from vitdeploy.preprocess import normalize, to_pixels
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records import Preprocess
+
+_MAX_THREADS = 8
+_LISTED = 5
+
+
+def load_pixels(dataset: Dataset, spec: Preprocess, progress: Progress = SILENT) -> NDArray[np.uint8]:
+    """Return every image resized and cropped, [n, H, W, C] in 0…255, owned by the caller.
+
+    Raises:
+        DataError: Images cannot be read; all are tried and the first few are named, so that one run finds them all.
+    """
+    height, width = spec.size
+    pixels = np.empty((len(dataset), height, width, spec.channels), np.uint8)
+    failures: list[DataError] = []
+    with progress.task(f"reading {len(dataset)} images", total=len(dataset)) as task:
+        for index, outcome in enumerate(_outcomes(dataset, spec)):
+            if isinstance(outcome, DataError):
+                failures.append(outcome)
+            else:
+                pixels[index] = outcome
+            task.advance()
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        listed = "; ".join(str(failure) for failure in failures[:_LISTED])
+        more = f"; and {len(failures) - _LISTED} more" if len(failures) > _LISTED else ""
+        raise DataError(f"{len(failures)} of {len(dataset)} images cannot be read: {listed}{more}") from failures[0]
+    return pixels
+
+
+def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[np.float32]]:
+    """Yield network inputs [b, C, H, W] in the dataset's order, b = ``batch`` and fewer in the last.
+
+    Memory does not grow with the dataset.
+
+    Raises:
+        DataError: An image cannot be read, or ``batch`` is less than 1.
+    """
+    if batch < 1:
+        raise DataError(f"a batch of {batch} images was asked for, expected at least 1")
+    held: list[NDArray[np.uint8]] = []
+    for outcome in _outcomes(dataset, spec):
+        if isinstance(outcome, DataError):
+            raise outcome
+        held.append(outcome)
+        if len(held) == batch:
+            yield normalize(np.stack(held), spec)
+            held.clear()
+    if held:
+        yield normalize(np.stack(held), spec)
+
+
+def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] | DataError]:
+    """Yield pixels [H, W, C] or the error, in order; files are decoded in threads (Pillow releases the lock)."""
+
+    def load(index: int) -> NDArray[np.uint8] | DataError:
+        try:
+            image = dataset.image(index)
+        except DataError as error:
+            return error
+        try:
+            return to_pixels(image, spec)
+        except DataError as error:
+            return DataError(f"{dataset.name(index)!r}: {error}")
+
+    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if threads == 1 or not len(dataset) or dataset.file(0) is None:
+        yield from map(load, range(len(dataset)))
+        return
+    pending: deque[Future[NDArray[np.uint8] | DataError]] = deque()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-images")
+    try:
+        for index in range(len(dataset)):
+            pending.append(executor.submit(load, index))
+            if len(pending) >= 4 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -1,0 +1,58 @@
+"""The text that names a dataset: ``WHERE[@PARTITION][:SPLIT]``.
+
+digits                      all 1797 digits
+digits:test                 its test split
+digits@1:test               the test split of another partition, number 1
+photos                      a folder
+photos:train                its folder train/, or where it has none the training part of a seeded partition
+timm:torch/cifar10?root=/data:validation
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitdeploy.datasets.base import SPLITS, Split
+from vitdeploy.errors import DataError
+
+_ALIASES: dict[str, Split] = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
+
+
+@dataclass(frozen=True)
+class DatasetUri:
+    """A dataset's text, taken apart; ``text`` is the canonical whole."""
+
+    where: str
+    partition: int = 0
+    split: Split | None = None
+
+    @property
+    def text(self) -> str:
+        number = f"@{self.partition}" if self.partition else ""
+        return f"{self.where}{number}{':' + self.split if self.split else ''}"
+
+
+def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
+    """Take a dataset's text apart; ``split`` is the one asked for beside it.
+
+    A path that exists as it stands is a path, whatever it ends in.
+
+    Raises:
+        DataError: The text is empty, ``split`` is not a split, or it contradicts the split in the text.
+    """
+    if not uri:
+        raise DataError("the name of the dataset is empty, expected 'digits', a folder, or 'timm:NAME'")
+    if split is not None and split not in SPLITS:
+        raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
+    where, number, named = uri, 0, None
+    if not Path(uri).exists():
+        head, colon, tail = uri.rpartition(":")
+        if colon and head and tail in _ALIASES:
+            where, named = head, _ALIASES[tail]
+        if (match := re.fullmatch(r"(.+)@(\d{1,9})", where)) and not Path(where).exists():
+            where, number = match[1], int(match[2])
+    if split is not None and named is not None and split != named:
+        raise DataError(f"the split {split!r} was asked for, but {uri!r} names another: leave one of the two out")
+    return DatasetUri(where, number, split or named)
