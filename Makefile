@@ -1,0 +1,58 @@
+# make demo: the whole pipeline on handwritten digits        make test: every check and test
+# Both need only Python >= 3.10; they make .venv and install into it when that has not been done.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types imports unit format bench-startup clean distclean
+
+help:
+	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
+	@echo "make test           lint, types, imports and unit; each is a target of its own"
+	@echo "make format         let ruff reformat"
+	@echo "make bench-startup  seconds and modules of 'vitdeploy --help' and of an up-to-date 'vitdeploy run'"
+	@echo "make clean          remove the demo's folder and caches; make distclean also .venv"
+
+# Runs again when pyproject.toml or constraints.txt changed; a killed installation leaves no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) found: install Python >= 3.10, or name it with 'make PYTHON=/path/to/python3'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$$($(PYTHON) --version) is too old: vitdeploy needs Python >= 3.10, name one with 'make PYTHON=/path/to/python3'" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/vitdeploy run
+
+test: lint types imports unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-startup: $(STAMP)
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf vitdeploy-run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

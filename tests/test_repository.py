@@ -1,0 +1,144 @@
+"""Claims about the repository's own files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "vitdeploy").rglob("*.py"))
+HOLE = re.compile(r"(?<!\{)\{[A-Za-z_][^{}]*\}(?!\})")
+
+
+def messages_without_f(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and placeholder of every literal ``{name}`` inside a raise or an assert's message.
+
+    Parts of an f-string count too: in ``f"{a}" "{b}"`` the second lacks its f.
+    """
+    for node in ast.walk(ast.parse(source)):
+        part = node.exc if isinstance(node, ast.Raise) else node.msg if isinstance(node, ast.Assert) else None
+        if part is None:
+            continue
+        for text in ast.walk(part):
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found = HOLE.search(text.value)
+                if found:
+                    yield text.lineno, found.group()
+
+
+def test_the_search_for_a_missing_f_finds_one() -> None:
+    source = 'raise ValueError(f"{a}" "and {type(b)}")\nassert x, "{y!r}"\nraise ValueError("{{a}}")'
+    assert list(messages_without_f(source)) == [(1, "{type(b)}"), (2, "{y!r}")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_error_message_lacks_its_f(path: Path) -> None:
+    assert list(messages_without_f(path.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(names), node.lineno
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("weights_only") == "True", f"line {node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "numpy.load"}:
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_is_a_drawer_for_leftovers(path: Path) -> None:
+    assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout (an unpacked source archive)")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_a_place_on_the_machine_it_was_written_on() -> None:
+    places = [str(ROOT), str(Path.home()) + "/", sys.prefix]
+    places = [place.encode() for place in places if len(place) > len("/root/")]
+    for path in tracked_files():
+        data = path.read_bytes()
+        assert not [place for place in places if place in data], path
+        assert not re.search(rb"(?:extra-)?index-url[ =]+\S*:", data), path
+
+
+def test_no_tracked_file_is_large() -> None:
+    sizes = {path.relative_to(ROOT): path.stat().st_size for path in tracked_files()}
+    assert {path: size for path, size in sizes.items() if size > 1_500_000} == {}
+
+
+def test_every_constraint_is_an_exact_pin() -> None:
+    from packaging.requirements import Requirement
+
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert [spec.operator for spec in requirement.specifier] == ["=="], line
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_constraints_pin_each_package_once_and_all_that_pyproject_names(python: str) -> None:
+    from packaging.requirements import Requirement
+
+    environment = {"python_version": python, "python_full_version": f"{python}.1"}
+    pinned: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            assert requirement.name not in pinned, f"{requirement.name} is pinned twice on Python {python}"
+            pinned[requirement.name] = str(next(iter(requirement.specifier)).version)
+    for text in declared_requirements():
+        requirement = Requirement(text)
+        if requirement.name == "vitdeploy" or requirement.name in {"tensorrt"}:  # tensorrt comes from NVIDIA
+            continue
+        name = requirement.name.lower().replace("_", "-")
+        assert name in pinned, f"{name} is not pinned on Python {python}"
+        if str(requirement.specifier) != "<13,>=12.6":  # the JetPack 6 extra stays apart from the development one
+            assert requirement.specifier.contains(pinned[name]), f"{text} against {pinned[name]}"
+
+
+def declared_requirements() -> list[str]:
+    """Return every requirement string of pyproject.toml; Python 3.10 has no tomllib, so by pattern."""
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    return re.findall(r'"([^"\n]+)"', section)
+
+
+def test_installed_packages_are_the_pinned_ones() -> None:
+    """What the tests ran with is what ``constraints.txt`` promises; else the pins were never tried."""
+    import importlib.metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    installed = {
+        canonicalize_name(entry.metadata["Name"]): entry.version for entry in importlib.metadata.distributions()
+    }
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1].isalnum()]
+    wrong = [
+        f"{pin.name} {installed[pin.name]}, pinned {pin.specifier}"
+        for pin in pins
+        if pin.name in installed
+        and pin.name != "setuptools"  # what made the environment, not what runs in it
+        and (pin.marker is None or pin.marker.evaluate())
+        and not pin.specifier.contains(installed[pin.name])
+    ]
+    assert wrong == []
