@@ -1,0 +1,146 @@
+"""Latency of several candidates in one process: they take turns, block by block, in shuffled rounds.
+
+Whatever drifts (clocks, heat, other users of the machine) then meets every candidate alike. A turn is never a single
+call: worker threads that spin after a call slow whoever comes next, so a turn starts when the process has come to rest
+and its first calls are thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.sessions import Feed, Scope, Session
+
+PILOT_CALLS = 3
+MAX_CALLS_PER_TURN = 2000
+REST_POLL_S = 0.005
+REST_LIMIT_S = 2.0
+REST_CPU_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class TurnOptions:
+    """How turns are taken.
+
+    A turn has at least ``iterations`` counted calls, fewer where those would take more than ``block_s``, more where
+    they would take less than ``fill_s`` (a call of 0.1 ms needs hundreds to be a sample of anything). Before them come
+    ``warmup`` calls, or as many as fill ``fill_s``, that are not counted.
+    """
+
+    rounds: int = 10
+    warmup: int = 5
+    iterations: int = 20
+    block_s: float = 0.5
+    fill_s: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warmup < 1 or self.iterations < 1:
+            raise ValueError(f"{self}: expected at least one round, one warm-up call and one iteration")
+
+    def calls(self, call_ms: float) -> tuple[int, int]:
+        """Return how many calls of about ``call_ms`` a turn throws away, and how many it counts."""
+        fill = math.ceil(self.fill_s * 1000 / call_ms)
+        limit = max(1, math.ceil(self.block_s * 1000 / call_ms))
+        thrown = max(min(self.warmup, limit), fill)
+        counted = max(min(self.iterations, limit), fill)
+        return min(thrown, MAX_CALLS_PER_TURN), min(counted, MAX_CALLS_PER_TURN)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An open session with the input it is timed on."""
+
+    session: Session
+    feed: Feed
+    scope: Scope = "end_to_end"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What was measured: name → one block of milliseconds per round; and who dropped out, with the reason."""
+
+    blocks: dict[str, list[NDArray[np.float64]]]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def time_in_turns(
+    contestants: Mapping[str, Contestant],
+    options: TurnOptions = TurnOptions(),
+    *,
+    progress: Progress = SILENT,
+    rest: Callable[[], object] | None = None,
+) -> Turns:
+    """Time every contestant once per round, in an order drawn anew for each round.
+
+    A contestant that raises, or reports durations that cannot be, is out from then on: its blocks are discarded, the
+    others go on. ``rest`` waits until the process is idle (a test hands in its own).
+    """
+    rest = rest or wait_for_rest
+    random = np.random.default_rng(options.seed)
+    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in contestants}
+    plan: dict[str, tuple[int, int]] = {}
+    failures: dict[str, str] = {}
+
+    def turn(name: str, warmup: int, iterations: int) -> NDArray[np.float64] | None:
+        one = contestants[name]
+        rest()
+        try:
+            calls = one.session.time(one.feed, warmup=warmup, iterations=iterations, scope=one.scope)
+        except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
+            failures[name] = f"{type(error).__name__} while it was timed: {first_line(error)}"
+            return None
+        if calls.size != iterations or not np.isfinite(calls).all() or calls.min() <= 0:
+            failures[name] = f"its session returned {calls.size} durations for {iterations} calls, or impossible ones"
+            return None
+        return calls
+
+    with progress.task("Timing", total=(options.rounds + 1) * len(contestants)) as task:
+        for name in contestants:
+            task.describe(name)
+            pilot = turn(name, options.warmup, PILOT_CALLS)
+            if pilot is not None:
+                plan[name] = options.calls(float(np.median(pilot)))
+            task.advance()
+        for _ in range(options.rounds):
+            for index in random.permutation(len(contestants)):
+                name = list(contestants)[index]
+                task.describe(name)
+                block = turn(name, *plan[name]) if name not in failures else None
+                if block is not None:
+                    blocks[name].append(block)
+                task.advance()
+    return Turns({name: found for name, found in blocks.items() if name not in failures}, failures)
+
+
+def wait_for_rest(
+    wall: Callable[[], float] = time.perf_counter,
+    cpu: Callable[[], float] = time.process_time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Wait until this process uses hardly any CPU time, at most two seconds; return whether it came to rest.
+
+    ONNX Runtime's workers spin for 5 ms to more than a second after a call, depending on the CPU and its settings, and
+    OpenMP's for up to 200 ms, so no fixed pause is right.
+    """
+    start = wall()
+    while wall() - start < REST_LIMIT_S:
+        wall_before, cpu_before = wall(), cpu()
+        sleep(REST_POLL_S)
+        if cpu() - cpu_before < REST_CPU_SHARE * (wall() - wall_before):
+            return True
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's message as one line, shortened to what a table can show."""
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip() if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
