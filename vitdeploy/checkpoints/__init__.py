@@ -1,1 +1,1 @@
-
+"""Checkpoints: foreign weights, one file per dialect: detect, map, check every shape."""

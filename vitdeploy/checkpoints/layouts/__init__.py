@@ -1,0 +1,1 @@
+"""Layouts: how each dialect names its tensors, as rules that turn its keys into ours."""

@@ -1,0 +1,36 @@
+"""TNT: timm's names to those of the original files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.checkpoints.layouts.rename import Rules, renamed
+
+TIMM: Rules = (
+    (r"^pixel_embed\.", "patch_embed."),
+    (r"^patch_pos$", "outer_pos"),
+    (r"^pixel_pos$", "inner_pos"),
+    (r"^norm([12])_proj\.", r"proj_norm\1."),
+    (r"^(blocks\.\d+)\.norm1_proj\.", r"\1.proj_norm1."),
+    (r"^(blocks\.\d+)\.norm2_proj\.", r"\1.proj_norm2."),
+    (r"^(blocks\.\d+)\.norm_in\.", r"\1.inner_norm1."),
+    (r"^(blocks\.\d+)\.attn_in\.", r"\1.inner_attn."),
+    (r"^(blocks\.\d+)\.norm_mlp_in\.", r"\1.inner_norm2."),
+    (r"^(blocks\.\d+)\.mlp_in\.", r"\1.inner_mlp."),
+    (r"^(blocks\.\d+)\.norm_out\.", r"\1.outer_norm1."),
+    (r"^(blocks\.\d+)\.attn_out\.", r"\1.outer_attn."),
+    (r"^(blocks\.\d+)\.norm_mlp\.", r"\1.outer_norm2."),
+    (r"^(blocks\.\d+)\.mlp\.", r"\1.outer_mlp."),
+)
+
+
+def from_timm(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return timm's weights under our names; timm keeps the word positions as a map [1, d, h, w]."""
+    ours = renamed(state, TIMM)
+    pixels = ours["inner_pos"]
+    ours["inner_pos"] = np.ascontiguousarray(pixels.reshape(1, pixels.shape[1], -1).transpose(0, 2, 1))
+    return ours
