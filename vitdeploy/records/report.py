@@ -17,8 +17,15 @@ from vitdeploy.records.precision import Precision, Target
 Interval = tuple[float, float]
 
 
+Device = Literal["cpu", "cuda"]
+
+
 class Timing(Record):
-    """Latency of one candidate at one batch size; ``scope`` says whether copies to and from the device count."""
+    """Latency of one candidate at one batch size; ``scope`` says whether copies to and from the device count.
+
+    ``calls`` is how many calls were counted over all rounds. ``speedup`` is the ratio of medians, baseline to this, on
+    the same device in the same rounds.
+    """
 
     batch: int
     streams: int = 1
@@ -28,16 +35,22 @@ class Timing(Record):
     p99_ms: float
     mean_ms: float
     images_per_s: float
+    calls: int | None = None
     speedup: float | None = None
     speedup_ci95: Interval | None = None
 
 
 class Row(Record):
-    """One candidate. ``built`` means that the artifact exists and no device here can run it; ``reason`` says why."""
+    """One candidate. ``built`` means that the artifact exists and no device here can run it; ``reason`` says why.
+
+    ``logits_sqnr_db`` is None too where the logits are the baseline's bit for bit, as JSON has no infinity; then
+    ``logits_identical`` is true. ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
+    """
 
     name: str
     backend: str
     provider: str | None = None
+    device: Device | None = None
     target: Target | None = None
     precision: Precision
     status: Literal["ok", "built", "skipped", "failed"]
@@ -48,6 +61,7 @@ class Row(Record):
     delta_ci95_pp: Interval | None = None
     agreement: float | None = None
     logits_sqnr_db: float | None = None
+    logits_identical: bool | None = None
     timings: tuple[Timing, ...] = ()
     load_ms: float | None = None
     first_inference_ms: float | None = None
@@ -56,11 +70,16 @@ class Row(Record):
     energy_mj_per_image: float | None = None
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None
+    payload_sha256: str | None = None
     notes: tuple[str, ...] = ()
 
 
 class Conditions(Record):
-    """How the rows were measured."""
+    """How the rows were measured.
+
+    A turn throws ``warmup`` calls away and counts ``iterations`` of them, fewer where they would take more than
+    ``block_s``, more where they would take less than ``fill_s``. ``threads`` 0 is each runtime's own choice.
+    """
 
     data: str
     data_sha256: str
@@ -70,16 +89,24 @@ class Conditions(Record):
     warmup: int
     rounds: int
     iterations: int
+    block_s: float | None = None
+    fill_s: float | None = None
+    accuracy_batch: int | None = None
     tf32: bool = False
     seed: int = 0
 
 
 class Baseline(Record):
-    """What every difference and speed-up is against."""
+    """What every difference and speed-up is against.
+
+    ``row`` names the row that is the baseline, None where it is none of them (stored reference logits).
+    ``latency_rows`` names, for each row that has a speed-up, the row on the same device that it is against.
+    """
 
     row: str | None
     accuracy_against: str
     latency_against: str | None
+    latency_rows: dict[str, str] = {}
     payload_sha256: str | None = None
 
 
