@@ -1,0 +1,156 @@
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vitdeploy.errors import CalibrationError
+from vitdeploy.quantization.affine import (
+    dequantize_affine,
+    quantize_affine,
+    quantize_fp8,
+    scale_of,
+    storable,
+    symmetric_scale,
+)
+
+reals = st.floats(-1e6, 1e6, width=32)
+arrays = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6), elements=reals)
+
+
+def round_half_even(value: Fraction) -> int:
+    """Python's own exact rounding, which knows nothing of NumPy."""
+    return round(value)
+
+
+@given(arrays, st.floats(2.0**-20, 2.0**20, width=32))
+def test_integers_are_those_of_exact_arithmetic_up_to_a_tie(x, scale):
+    got = quantize_affine(x, scale)
+    for value, q in zip(x.ravel().tolist(), got.ravel().tolist(), strict=True):
+        exact = Fraction(value) / Fraction(scale)
+        expected = max(-128, min(127, round_half_even(exact)))
+        distance_to_tie = abs(abs(exact - int(exact)) - Fraction(1, 2))
+        assert q == expected or distance_to_tie <= abs(exact) * Fraction(1, 2**23)
+
+
+@given(arrays)
+def test_error_is_at_most_half_a_step_within_the_range(x):
+    scale = symmetric_scale(x.min(), x.max())
+    back = dequantize_affine(quantize_affine(x, scale), scale).astype(np.float64)
+    assert np.abs(back - x.astype(np.float64)).max() <= float(scale) * 0.5 * (1 + 1e-5)
+
+
+@given(arrays)
+def test_quantizing_twice_changes_nothing(x):
+    scale = symmetric_scale(x.min(), x.max())
+    once = dequantize_affine(quantize_affine(x, scale), scale)
+    assert np.array_equal(quantize_affine(once, scale), quantize_affine(x, scale))
+
+
+@given(arrays)
+def test_negation_commutes_with_narrow_quantization(x):
+    scale = np.float32(0.37)
+    assert np.array_equal(quantize_affine(-x, scale, narrow=True), -quantize_affine(x, scale, narrow=True))
+
+
+@given(hnp.arrays(np.float32, (4, 3), elements=reals))
+def test_per_channel_is_per_tensor_of_each_channel(weight):
+    scale = symmetric_scale(weight.min(0), weight.max(0))
+    together = quantize_affine(weight, scale, axis=1)
+    for channel in range(3):
+        assert np.array_equal(together[:, channel], quantize_affine(weight[:, channel], scale[channel]))
+    assert np.array_equal(dequantize_affine(together, scale, axis=1)[:, 2], dequantize_affine(together[:, 2], scale[2]))
+
+
+@given(arrays)
+def test_largest_magnitude_uses_the_last_integer(x):
+    scale = symmetric_scale(x.min(), x.max())
+    largest = np.abs(quantize_affine(x, scale, narrow=True).astype(int)).max()
+    assert largest == (0 if not x.any() else 127) or np.abs(x).max() < 127 * np.finfo(np.float32).tiny
+
+
+@given(st.floats(2.0**-30, 60000.0 * 127, width=32))
+def test_storable_fp16_scale_is_the_next_half_that_is_not_smaller(amax):
+    scale = float(scale_of(amax, steps=127))
+    stored = float(storable(scale, "float16"))
+    assert stored == float(np.float16(stored)), "FP16 must hold it exactly"
+    assert stored >= min(scale, 65504.0)
+    below = float(np.nextafter(np.float16(stored), np.float16(0)))
+    assert below < scale
+
+
+def test_float32_scale_is_stored_unchanged():
+    assert storable(0.1, "float32") == np.float32(0.1)
+
+
+def test_zero_channel_round_trips_exactly():
+    scale = symmetric_scale([0.0, -2.0], [0.0, 1.0])
+    assert scale[0] == 1.0
+    assert scale[1] == np.float32(2 / 127)
+    assert dequantize_affine(quantize_affine(np.zeros((5, 2), "f4"), scale, axis=1), scale, axis=1).any() == 0
+
+
+def test_zero_point_maps_to_exact_zero():
+    assert quantize_affine(np.zeros(3, "f4"), 0.123).tolist() == [0, 0, 0]
+    assert dequantize_affine(np.zeros(3, "i1"), 0.123).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_ties_go_to_even_as_in_onnx():
+    assert quantize_affine(np.array([0.5, 1.5, 2.5, -0.5, -1.5], "f4"), 1.0).tolist() == [0, 2, 2, 0, -2]
+
+
+def test_values_beyond_the_range_saturate():
+    assert quantize_affine(np.array([1e9, -1e9], "f4"), 1.0).tolist() == [127, -128]
+    assert quantize_affine(np.array([1e9, -1e9], "f4"), 1.0, narrow=True).tolist() == [127, -127]
+
+
+def test_denormal_range_still_gives_a_normal_scale():
+    assert symmetric_scale(0.0, 1e-44) >= np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "text"),
+    [
+        ([0.0, float("nan")], [1.0, 1.0], r"channel 1 is \(nan, 1.0\)"),
+        ([0.0], [float("inf")], r"channel 0 is \(0.0, inf\)"),
+        (2.0, 1.0, r"range is \(2.0, 1.0\)"),
+    ],
+)
+def test_unusable_range_is_refused_by_channel(lo, hi, text):
+    with pytest.raises(CalibrationError, match=text):
+        symmetric_scale(lo, hi)
+
+
+def test_integers_are_those_of_onnxruntime():
+    import onnxruntime as ort
+    from onnx import parser
+
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]> g (float[n] x, float s) => (int8[n] q, float[n] y)
+        <int8 z = {0}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"""
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for scale in (np.float32(0.013), np.float32(1.0), np.float32(77.7)):
+        x = (rng.standard_normal(4096) * 80 * scale).astype(np.float32)
+        q, y = session.run(None, {"x": x, "s": np.asarray(scale)})
+        assert np.array_equal(q, quantize_affine(x, scale))
+        assert np.array_equal(y, dequantize_affine(q, scale))
+
+
+@given(hnp.arrays(np.float32, 16, elements=st.floats(-1000, 1000, width=32)))
+def test_fp8_picks_the_nearest_e4m3_number(x):
+    scale = scale_of(np.abs(x).max(), steps=448.0)
+    grid = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    grid = grid[np.isfinite(grid)]
+    steps = (x / scale).astype(np.float64)
+    got = quantize_fp8(x, scale).astype(np.float64)
+    best = np.abs(steps[:, None] - grid[None]).min(axis=1)
+    assert np.allclose(np.abs(got - steps), best, rtol=1e-6, atol=0)
+
+
+def test_fp8_saturates_instead_of_giving_nan():
+    assert quantize_fp8(np.array([1e9, -1e9], "f4"), 1.0).astype("f4").tolist() == [448.0, -448.0]

@@ -1,0 +1,105 @@
+"""Affine quantization with zero point 0: scales, and the arithmetic of QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitdeploy.errors import CalibrationError
+
+ScaleType = Literal["float32", "float16"]
+FP8_MAX = 448.0
+_SMALLEST_FP16 = 2.0**-24
+
+
+def symmetric_scale(lo: ArrayLike, hi: ArrayLike, *, bits: int = 8) -> NDArray[np.float32]:
+    """Return the step between two integers, one per channel, for zero point 0.
+
+    scale = max(|lo|, |hi|) / (2**(bits - 1) - 1), ONNX convention: real = scale * q.
+    Wu et al. 2020 (arXiv:2004.09602, section 3.1.2) write s for its reciprocal.
+    Zero point is 0 because TensorRT accepts no other.
+
+    Args:
+        lo: Smallest value observed, [C] or scalar, in the tensor's real units.
+        hi: Largest value observed, likewise; lo <= hi.
+        bits: Width of the integers.
+
+    Returns:
+        [C] or scalar, > 0; a constant-zero channel gets 1.0, so it round-trips exactly.
+
+    Raises:
+        CalibrationError: A range is NaN, infinite or upside down; the message names the channel.
+
+    >>> symmetric_scale([-1.27, 0.0], [0.5, 0.0])
+    array([0.01, 1.  ], dtype=float32)
+    """
+    low, high = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
+    bad = ~(np.isfinite(low) & np.isfinite(high)) | (low > high)
+    if bad.any():
+        channel = int(np.flatnonzero(bad.reshape(-1))[0])
+        values = float(low.reshape(-1)[channel]), float(high.reshape(-1)[channel])
+        where = f"the range of channel {channel}" if low.ndim else "the range"
+        raise CalibrationError(f"{where} is {values!r}, expected two finite numbers, the lower one first")
+    return scale_of(np.maximum(np.abs(low), np.abs(high)), steps=2 ** (bits - 1) - 1)
+
+
+def scale_of(amax: ArrayLike, *, steps: float) -> NDArray[np.float32]:
+    """Return ``amax / steps`` as a normal float32 > 0, and 1.0 where ``amax`` is 0."""
+    amax = np.asarray(amax, np.float64)
+    scale = np.maximum(amax / steps, np.finfo(np.float32).tiny)
+    return np.where(amax == 0, 1.0, scale).astype(np.float32)
+
+
+def storable(scale: ArrayLike, dtype: ScaleType) -> NDArray[np.float32]:
+    """Return the smallest number >= ``scale`` that ``dtype`` holds, as float32.
+
+    Rounded up, so that the largest value still fits into the integers; a scale that is stored as it was used loses
+    nothing when the graph around it becomes FP16. Scales beyond FP16's largest number stay there.
+    """
+    exact = np.asarray(scale, np.float32)
+    if dtype == "float32":
+        return exact
+    with np.errstate(over="ignore"):
+        half = exact.astype(np.float16)
+    half = np.where(half.astype(np.float32) < exact, np.nextafter(half, np.float16(np.inf)), half)
+    limit = np.finfo(np.float16).max
+    return np.clip(half.astype(np.float32), np.float32(_SMALLEST_FP16), np.float32(limit))
+
+
+def quantize_affine(
+    x: NDArray[Any], scale: ArrayLike, *, axis: int | None = None, narrow: bool = False
+) -> NDArray[np.int8]:
+    """Return q = saturate(round_half_even(x / scale)), int8, as ONNX QuantizeLinear with zero point 0.
+
+    ``scale`` is a scalar, or with ``axis`` one number per index of that axis of ``x``: for a MatMul weight [K, N] and
+    ``axis=1`` a scale [N]; for a Conv weight [O, I, k, k] and ``axis=0`` a scale [O]. ``narrow`` saturates at −127
+    instead of −128, as weights do, so that q and −q are both there.
+    """
+    steps = np.asarray(x, np.float32) / _along(scale, axis, np.ndim(x))
+    return np.clip(np.rint(steps), -127 if narrow else -128, 127).astype(np.int8)
+
+
+def dequantize_affine(q: NDArray[Any], scale: ArrayLike, *, axis: int | None = None) -> NDArray[np.float32]:
+    """Return scale * q in float32, as ONNX DequantizeLinear with zero point 0; ``axis`` as in ``quantize_affine``."""
+    return np.asarray(q, np.float32) * _along(scale, axis, np.ndim(q))
+
+
+def quantize_fp8(x: NDArray[Any], scale: ArrayLike, *, axis: int | None = None) -> NDArray[Any]:
+    """Return x / scale as E4M3 (Micikevicius et al. 2022, arXiv:2209.05433), saturated at ±448."""
+    import ml_dtypes
+
+    steps = np.asarray(x, np.float32) / _along(scale, axis, np.ndim(x))
+    result: NDArray[Any] = np.clip(steps, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+    return result
+
+
+def _along(scale: ArrayLike, axis: int | None, rank: int) -> NDArray[np.float32]:
+    """Shape ``scale`` so that it broadcasts along ``axis`` of an array of ``rank`` dimensions."""
+    scale = np.asarray(scale, np.float32)
+    if axis is None:
+        return scale
+    shape = [1] * rank
+    shape[axis] = -1
+    return scale.reshape(shape)
