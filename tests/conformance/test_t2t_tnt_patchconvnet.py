@@ -138,7 +138,7 @@ def test_variant_has_the_published_size(variant):
     with torch.device("meta"):
         model = create_model(variant.name)
         assert sum(p.numel() for p in model.parameters()) == variant.parameters
-        assert gmacs(model, 3, variant.preprocess.size) == pytest.approx(variant.gmacs, abs=0.0011)
+        assert gmacs(model, 3, variant.preprocess.size) == pytest.approx(variant.gmacs, abs=0.0006)
 
 
 @pytest.mark.parametrize("name", TINY)

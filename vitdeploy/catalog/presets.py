@@ -25,6 +25,19 @@ def cropped(
     )
 
 
+def resized(size: int, resize_size: int, source: str, *, interpolation: Interpolation = "bicubic") -> Preprocess:
+    """Scale the shorter side to ``resize_size`` and crop the centre; mean and std of ImageNet."""
+    return Preprocess(
+        size=(size, size),
+        resize="shortest",
+        resize_size=resize_size,
+        interpolation=interpolation,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        source=source,
+    )
+
+
 def squashed(size: int, source: str, *, half: bool = False, interpolation: Interpolation = "bicubic") -> Preprocess:
     """Scale both sides to ``size``, whatever the aspect ratio."""
     return Preprocess(

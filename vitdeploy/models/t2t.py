@@ -137,9 +137,9 @@ class TokensToToken(nn.Module):
         self.attention2 = attention(token_width * kernels[1] ** 2, token_width, eps)
         self.project = nn.Linear(token_width * kernels[2] ** 2, width)
         self.kernel, self.stride, self.padding = kernels[2], strides[2], _padding(kernels[2])
-        self.grid1 = self.split0.grid(size)
-        self.grid2 = self.split1.grid(self.grid1)
-        last = SoftSplit(token_width, kernels[2], strides[2]).grid(self.grid2)
+        self.grid1 = window_grid(size, kernels[0], strides[0])
+        self.grid2 = window_grid(self.grid1, kernels[1], strides[1])
+        last = window_grid(self.grid2, kernels[2], strides[2])
         self.tokens = last[0] * last[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,28 +158,19 @@ class SoftSplit(nn.Module):
     TensorRT has no Col2Im or Im2Col, and the exporter's own decomposition is a chain of gathers.
     """
 
+    one_hot: Tensor
+
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.channels, self.kernel, self.stride, self.padding = channels, kernel, stride, _padding(kernel)
+        self.kernel, self.stride, self.padding = kernel, stride, _padding(kernel)
+        size = channels * kernel**2
+        self.register_buffer("one_hot", torch.eye(size).view(size, channels, kernel, kernel), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to windows [B, N, C·k·k], channel-major."""
         if torch.compiler.is_exporting():
-            size = self.channels * self.kernel**2
-            one_hot = torch.eye(size, dtype=x.dtype).view(size, self.channels, self.kernel, self.kernel)
-            return F.conv2d(x, one_hot, None, self.stride, self.padding).flatten(2).transpose(1, 2)
+            return F.conv2d(x, self.one_hot, None, self.stride, self.padding).flatten(2).transpose(1, 2)
         return F.unfold(x, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return how many windows fit along each side.
-
-        Raises:
-            ModelError: None does.
-        """
-        rows, columns = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in size)
-        if rows < 1 or columns < 1:
-            raise ModelError(f"an image or map of {size} is smaller than a window of {self.kernel}")
-        return rows, columns
 
 
 class TokenTransformer(nn.Module):
@@ -262,6 +253,18 @@ def sinusoid_table(positions: int, width: int) -> Tensor:
     angle = position / 10000.0**exponent
     angle[:, 0::2], angle[:, 1::2] = angle[:, 0::2].sin(), angle[:, 1::2].cos()
     return angle[None].float()
+
+
+def window_grid(size: tuple[int, int], kernel: int, stride: int) -> tuple[int, int]:
+    """Return how many windows of a soft split fit along each side.
+
+    Raises:
+        ModelError: None does.
+    """
+    rows, columns = ((side + 2 * _padding(kernel) - kernel) // stride + 1 for side in size)
+    if rows < 1 or columns < 1:
+        raise ModelError(f"an image or map of {size[0]}×{size[1]} is smaller than a window of {kernel}")
+    return rows, columns
 
 
 def _as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:

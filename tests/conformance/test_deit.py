@@ -1,0 +1,75 @@
+"""DeiT's distilled model against timm and Hugging Face."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from torch import nn
+
+from vitdeploy.catalog import find
+from vitdeploy.catalog.deit import VARIANTS
+from vitdeploy.models import create_model
+
+TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
+CLOSE = 1e-5
+
+
+def pair() -> tuple[nn.Module, nn.Module]:
+    """Distilled models with the same redrawn weights; timm's keys are ours."""
+    reference = timm.models.deit.VisionTransformerDistilled(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=7
+    )
+    redraw(reference)
+    ours = create_model("deit", **TINY)
+    ours.load_state_dict(reference.state_dict())
+    return ours, reference
+
+
+def test_distilled_model_equals_timm():
+    ours, reference = pair()
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+
+
+def test_distilled_model_has_the_layer_norm_eps_of_timm():
+    ours, reference = pair()
+    shrink_norm_inputs(ours)
+    shrink_norm_inputs(reference)
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+    for module in ours.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+
+
+def test_training_gives_both_heads_and_inference_their_mean():
+    ours, _ = pair()
+    x = torch.randn(2, 3, 32, 32)
+    ours.train()
+    logits, distilled = ours(x)
+    torch.testing.assert_close((logits + distilled) / 2, logits_of(ours, x))
+
+
+def test_the_comparison_notices_every_parameter():
+    ours, _ = pair()
+    assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
+
+
+def test_graph_is_small_and_right_at_every_batch(tmp_path):
+    ours, _ = pair()
+    assert len(exported(ours, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx")) <= 70
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_variant_has_the_published_size(variant):
+    with torch.device("meta"):
+        model = create_model(variant.name)
+        assert sum(p.numel() for p in model.parameters()) == variant.parameters
+        assert gmacs(model, 3, variant.preprocess.size) == pytest.approx(variant.gmacs, abs=0.0006)
+
+
+def test_catalogue_lists_plain_and_distilled_models():
+    assert {variant.family for variant in find("deit_*")} == {"vit", "deit"}
