@@ -7,15 +7,22 @@ so timm's evaluation transform); ``normalize`` gives the float32 values of ``ToT
 from __future__ import annotations
 
 import io
+import json
+import math
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import ValidationError
 
+from vitdeploy.artifacts import read_bytes
 from vitdeploy.errors import DataError
-from vitdeploy.records import Preprocess
+from vitdeploy.records import Interpolation, Preprocess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -161,3 +168,185 @@ def normalize(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32
         table = (unit - np.float32(spec.mean[channel])) / np.float32(spec.std[channel])
         np.take(table, pixels[..., channel], out=output[:, channel], mode="clip")
     return output
+
+
+_FIELDS = frozenset(Preprocess.model_fields)
+_PIL_INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_HALF = (0.5, 0.5, 0.5)
+# What a processor's class of Hugging Face takes for keys that preprocessor_config.json leaves out.
+_HF_HALF: dict[str, Any] = {"resample": 3, "image_mean": _HALF, "image_std": _HALF}
+_HF_CLIP: dict[str, Any] = {
+    "size": {"shortest_edge": 224},
+    "crop_size": 224,
+    "resample": 3,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+_HF_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {**_HF_HALF, "size": 224, "resample": 2},
+    "DeiT": {**_HF_HALF, "size": 256, "crop_size": 224},
+    "Beit": {**_HF_HALF, "size": 224, "crop_size": 224, "do_center_crop": False},
+    "Pvt": {"size": 224, "resample": 3, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+    "ConvNext": {**_HF_HALF, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
+    "Bit": _HF_CLIP,
+    "CLIP": _HF_CLIP,
+}
+
+
+def preprocess_from(source: str) -> Preprocess:
+    """Return the preprocessing that ``source`` names, to adopt a graph that carries none.
+
+    Args:
+        source: ``digits``; ``timm:NAME`` (timm's configuration of that model); ``hf:DIR`` (a folder with Hugging Face's
+            ``preprocessor_config.json``); or a JSON file, in that form or a ``Preprocess`` record.
+    Raises:
+        DataError: The source says nothing that this package can carry out exactly; the message names the key.
+        ArtifactError: The file cannot be read.
+    """
+    if source == "digits":
+        return DIGITS_PREPROCESS
+    if source.startswith("timm:"):
+        return _preprocess_from_timm(source)
+    path = Path(source.removeprefix("hf:"))
+    if source.startswith("hf:") or path.is_dir():
+        if not path.is_dir():
+            raise DataError(
+                f"there is no folder {str(path)!r} with a preprocessor_config.json: download the model first"
+            )
+        path = path / "preprocessor_config.json"
+    try:
+        raw = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{str(path)!r} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise DataError(
+            f"{str(path)!r} holds no JSON object, expected a Preprocess record or a preprocessor_config.json"
+        )
+    if raw.keys() & {"image_processor_type", "feature_extractor_type", "image_mean", "do_normalize"}:
+        return preprocess_from_hf(raw, source=f"{path.name} of {path.resolve().parent.name!r}")
+    if unknown := sorted(raw.keys() - _FIELDS):
+        raise DataError(f"{str(path)!r} has the unknown key {unknown[0]!r}, expected {', '.join(sorted(_FIELDS))}")
+    return _record({"source": path.name, **raw}, str(path))
+
+
+def preprocess_from_hf(config: Mapping[str, Any], source: str) -> Preprocess:
+    """Return what Hugging Face's image processor does with ``preprocessor_config.json``.
+
+    Bare sizes and keys that are left out mean what the processor's class takes them for; of an unknown class every key
+    must be there. A square ``size`` squashes, ``shortest_edge`` keeps the aspect ratio. ConvNext below 384 pixels
+    scales to size / ``crop_pct`` and crops.
+
+    Raises:
+        DataError: A key is missing, or asks for something a ``Preprocess`` cannot say (padding, another scale).
+    """
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
+    merged = {**_HF_DEFAULTS.get(family, {}), **{key: value for key, value in config.items() if value is not None}}
+    if merged.get("do_pad"):
+        raise DataError(
+            f"{source}: do_pad asks for padding, which a Preprocess cannot say; give a JSON file of your own"
+        )
+    if merged.get("do_rescale", True) is not True or abs(float(merged.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
+        raise DataError(
+            f"{source}: rescale_factor {merged.get('rescale_factor')!r} is not 1/255, which is what is carried out"
+        )
+    normal = merged.get("do_normalize", True)
+    mean = tuple(_needed(merged, "image_mean", source)) if normal else (0.0, 0.0, 0.0)
+    std = tuple(_needed(merged, "image_std", source)) if normal else (1.0, 1.0, 1.0)
+    geometry = _hf_geometry(merged, family, source)
+    values = {"channels": len(mean), "mean": mean, "std": std, "source": source, **geometry}
+    return _record(values, source)
+
+
+def _hf_geometry(config: Mapping[str, Any], family: str, source: str) -> dict[str, Any]:
+    crop = _hf_size(config.get("crop_size"), source) if config.get("do_center_crop", "crop_size" in config) else None
+    if not config.get("do_resize", True):
+        if crop is None:
+            raise DataError(f"{source}: do_resize is false and nothing is cropped, so the input size is not known")
+        return {"size": crop, "resize": "none", "crop": "center"}
+    code = _needed(config, "resample", source)
+    if code not in _PIL_INTERPOLATION:
+        raise DataError(f"{source}: resample {code!r} is none of {_PIL_INTERPOLATION}")
+    common = {"interpolation": _PIL_INTERPOLATION[code]}
+    size = _needed(config, "size", source)
+    if isinstance(size, int) and family in {"ConvNext", "Bit", "CLIP"}:
+        size = {"shortest_edge": size}
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        short = int(size["shortest_edge"])
+        if family == "ConvNext":
+            if short >= 384:
+                return {"size": (short, short), "resize": "squash", "crop": "none", **common}
+            wide = int(short / float(_needed(config, "crop_pct", source)))
+            return {"size": (short, short), "resize": "shortest", "resize_size": wide, "crop": "center", **common}
+        if crop is None:
+            raise DataError(f"{source}: shortest_edge without a crop gives inputs of varying size")
+        return {"size": crop, "resize": "shortest", "resize_size": short, "crop": "center", **common}
+    squashed = _hf_size(size, source)
+    if crop is None or crop == squashed:
+        return {"size": squashed, "resize": "squash", "crop": "none", **common}
+    if squashed[0] != squashed[1]:
+        raise DataError(f"{source}: size {size!r} is not square and is cropped, which a Preprocess cannot say")
+    return {"size": crop, "resize": "squash", "resize_size": squashed[0], "crop": "center", **common}
+
+
+def _hf_size(size: Any, source: str) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
+        return int(size["height"]), int(size["width"])
+    raise DataError(f"{source}: the size {size!r} is not understood, expected a number, or height and width")
+
+
+def _needed(config: Mapping[str, Any], key: str, source: str) -> Any:
+    if key not in config:
+        raise DataError(f"{source} lacks {key!r}, which its processor has no known default for")
+    return config[key]
+
+
+def _preprocess_from_timm(source: str) -> Preprocess:
+    name = source.removeprefix("timm:")
+    try:
+        import timm
+    except ImportError as error:
+        raise DataError(f"timm is not installed, which {source!r} needs: pip install 'vitdeploy[torch]'") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise DataError(f"timm has no model {name.partition('.')[0]!r}: 'timm.list_models()' names them")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise DataError(f"timm knows no configuration {name!r}: {' '.join(str(error).split())}") from error
+    return preprocess_from_timm_config(config.to_dict(), source)
+
+
+def preprocess_from_timm_config(config: Mapping[str, Any], source: str) -> Preprocess:
+    """Return what timm's evaluation transform does for a model's ``pretrained_cfg``.
+
+    Raises:
+        DataError: ``crop_mode`` is ``border``, or a centre crop is not square, which timm scales by another rule.
+    """
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    part, mode = float(config.get("crop_pct") or 0.875), config.get("crop_mode") or "center"
+    values = {
+        "size": (height, width),
+        "channels": channels,
+        "interpolation": config.get("interpolation") or "bicubic",
+        "mean": tuple(config.get("mean") or IMAGENET_MEAN),
+        "std": tuple(config.get("std") or IMAGENET_STD),
+        "source": source,
+    }
+    scaled = math.floor(height / part)
+    if mode == "squash" and part == 1.0:
+        return _record({**values, "resize": "squash", "crop": "none"}, source)
+    if mode not in {"center", "squash"} or height != width:
+        raise DataError(f"{source}: crop mode {mode!r} at {height}×{width} is not one that a Preprocess can say")
+    resize = "shortest" if mode == "center" else "squash"
+    return _record({**values, "resize": resize, "resize_size": scaled, "crop": "center"}, source)
+
+
+def _record(values: Mapping[str, Any], source: str) -> Preprocess:
+    try:
+        return Preprocess.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "values"
+        raise DataError(f"{source} is not a valid Preprocess: {where}: {first['msg']}") from error

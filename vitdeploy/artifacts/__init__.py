@@ -7,7 +7,7 @@ from pathlib import Path
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, safetensors_metadata, write_checkpoint
 from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
-from vitdeploy.artifacts.files import atomic_path, read_bytes, sha256_of_file, write_atomically
+from vitdeploy.artifacts.files import atomic_folder, atomic_path, read_bytes, sha256_of_file, write_atomically
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.errors import ArtifactError
@@ -19,6 +19,7 @@ __all__ = [
     "Engine",
     "Golden",
     "OnnxModel",
+    "atomic_folder",
     "atomic_path",
     "load_ir",
     "open_artifact",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from vitdeploy.datasets.base import Dataset, Split, Subset
+from pathlib import Path
+
+from vitdeploy.datasets.base import SPLITS, Dataset, Split, Subset
+from vitdeploy.datasets.calibration_set import is_calibration_set, open_calibration_set
 from vitdeploy.datasets.digits import Digits
+from vitdeploy.datasets.folder import ImageFolder
 from vitdeploy.datasets.partition import choose
+from vitdeploy.datasets.timm_source import TIMM, open_timm, timm_splits
 from vitdeploy.datasets.uri import DatasetUri, parse_uri
 from vitdeploy.errors import DataError
 
@@ -22,8 +27,7 @@ def open_dataset(uri: str, *, split: Split | None = None, samples: int | None = 
     Raises:
         DataError: There is no such dataset or split, it holds no images, or fewer than ``samples``.
     """
-    parsed = parse_uri(uri, split)
-    dataset = _open(parsed)
+    dataset = _open(parse_uri(uri, split))
     return dataset if samples is None else _take(dataset, samples, seed)
 
 
@@ -33,17 +37,37 @@ def splits_of(uri: str) -> tuple[Split, ...]:
     ``open_dataset`` partitions such a folder when a split is asked for; whoever evaluates a folder that was handed in
     for that purpose alone wants all of it, and can tell the two apart with this.
     """
-    parsed = parse_uri(uri)
-    if parsed.where == "digits":
-        return ("train", "validation", "test")
-    return ()
+    where = parse_uri(uri).where
+    if where == "digits":
+        return SPLITS
+    if where.startswith(TIMM):
+        return timm_splits(where)
+    root = _existing(where)
+    return () if is_calibration_set(root) else ImageFolder(root).splits
 
 
 def _open(parsed: DatasetUri) -> Dataset:
     if parsed.where == "digits":
         digits = Digits(parsed.text, parsed.partition)
         return digits if parsed.split is None else digits.split(parsed.split)
-    raise DataError(f"there is no dataset {parsed.where!r}, expected 'digits', a folder, or 'timm:NAME'")
+    if parsed.where.startswith(TIMM):
+        return open_timm(parsed)
+    root = _existing(parsed.where)
+    if is_calibration_set(root):
+        if parsed.split in {"validation", "test"}:
+            raise DataError(f"{parsed.where!r} is a calibration set, which has no {parsed.split} split")
+        return open_calibration_set(root)
+    return ImageFolder(root).open(parsed.text, parsed.split, parsed.partition)
+
+
+def _existing(where: str) -> Path:
+    """Return the folder called ``where``; a folder that is called ``digits`` is reached as ``./digits``."""
+    root = Path(where)
+    if root.is_dir():
+        return root
+    if root.exists():
+        raise DataError(f"{where!r} is a file, expected a folder of images, 'digits', or 'timm:NAME'")
+    raise DataError(f"there is no dataset {where!r}, expected 'digits', a folder of images, or 'timm:NAME'")
 
 
 def _take(dataset: Dataset, samples: int, seed: int) -> Dataset:

@@ -31,15 +31,15 @@ def partition(
         names: One per sample, unique; they and the seed alone decide who goes where.
         labels: Class per sample, [n]; None treats all as one class.
         seed: Another number gives another partition.
-        sizes: Total number of (validation, test) samples; 15 % and 25 % rounded down where None. Every class with at
-            least three samples gets at least one in each part, which may raise the totals.
+        sizes: Total number of (validation, test) samples; 15 % and 25 % rounded down where None. A part that is
+            not 0 gets at least one sample of every class that has three, which may raise its total.
     """
     groups = _groups(len(names), labels)
     counts = [len(group) for group in groups]
     total = len(names)
     validation, test = sizes if sizes is not None else (int(total * VALIDATION), int(total * TEST))
-    test_counts = _at_least_one(apportion(counts, test), counts)
-    validation_counts = _at_least_one(apportion(counts, validation), counts)
+    test_counts = _at_least_one(apportion(counts, test), counts) if test else [0] * len(counts)
+    validation_counts = _at_least_one(apportion(counts, validation), counts) if validation else [0] * len(counts)
     parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for group, n_test, n_validation in zip(groups, test_counts, validation_counts, strict=True):
         ranked = _ranked(group, names, f"partition/{seed}")

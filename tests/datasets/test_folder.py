@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdeploy.datasets import load_pixels, open_dataset, require_labels, splits_of
+from vitdeploy.errors import DataError
+from vitdeploy.records import Preprocess
+
+SPEC = Preprocess(size=(6, 6), channels=3, resize="squash", crop="none", mean=(0.5,) * 3, std=(0.5,) * 3)
+_shade = itertools.count()
+
+
+def draw(path: Path) -> Path:
+    """Write an image that no other test image equals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = next(_shade)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[0, 0] = number >> 16 & 255, number >> 8 & 255, number & 255
+    Image.fromarray(pixels).save(path, "PNG")
+    return path
+
+
+def classes_of(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            draw(root / name / f"{index}.png")
+    return root
+
+
+def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path):
+    root = classes_of(tmp_path / "photos", {"dog": 2, "cat": 3, "Ant": 1})
+    dataset = open_dataset(str(root))
+    assert dataset.classes == ("Ant", "cat", "dog")
+    assert dataset.labels.tolist() == [0, 1, 1, 1, 2, 2]
+    assert [dataset.name(index) for index in range(6)][:2] == ["Ant/0.png", "cat/0.png"]
+    assert splits_of(str(root)) == ()
+
+
+def test_nested_files_and_upper_case_endings_count_hidden_and_other_files_do_not(tmp_path):
+    root = tmp_path
+    for name in ("cat/a.JPEG", "cat/deep/er/b.Png", "dog/c.jpg", "cat/.hidden.png", ".git/d.png", "__MACOSX/e.png"):
+        draw(root / name)
+    (root / "cat" / "notes.txt").write_text("no image")
+    (root / "LICENSE").write_text("no image")
+    dataset = open_dataset(str(root))
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset.name(index) for index in range(len(dataset))] == ["cat/a.JPEG", "cat/deep/er/b.Png", "dog/c.jpg"]
+
+
+def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
+    store = draw(tmp_path / "store" / "x.png")
+    root = classes_of(tmp_path / "photos", {"cat": 1, "dog": 1})
+    (root / "cat" / "link.png").symlink_to(store)
+    (root / "dog" / "more").symlink_to(store.parent)
+    (root / "dog" / "loop").symlink_to(root / "dog")
+    dataset = open_dataset(str(root))
+    names = [dataset.name(index) for index in range(len(dataset))]
+    assert names == ["cat/0.png", "cat/link.png", "dog/0.png", "dog/more/x.png"]
+    assert dataset.sample_ids[1] == dataset.sample_ids[3]
+
+
+def test_sample_ids_are_the_digests_of_the_files(tmp_path):
+    root = classes_of(tmp_path, {"cat": 1, "dog": 1})
+    expected = tuple(hashlib.sha256((root / name / "0.png").read_bytes()).hexdigest() for name in ("cat", "dog"))
+    assert open_dataset(str(root)).sample_ids == expected
+
+
+def test_the_digest_follows_content_not_place(tmp_path):
+    first = classes_of(tmp_path / "one", {"cat": 2, "dog": 2})
+    (tmp_path / "two").mkdir()
+    for path in sorted(first.rglob("*.png")):
+        copy = tmp_path / "two" / path.relative_to(first)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert open_dataset(str(first)).digest == open_dataset(str(tmp_path / "two")).digest
+    draw(tmp_path / "two" / "cat" / "0.png")
+    assert open_dataset(str(first)).digest != open_dataset(str(tmp_path / "two")).digest
+
+
+@pytest.mark.parametrize("validation", ["val", "validation", "Valid"])
+def test_split_folders_are_the_splits(tmp_path, validation):
+    for folder, count in (("train", 4), (validation, 2), ("test", 3)):
+        classes_of(tmp_path / folder, {"cat": count, "dog": count})
+    assert splits_of(str(tmp_path)) == ("train", "validation", "test")
+    assert len(open_dataset(str(tmp_path), split="train")) == 8
+    assert len(open_dataset(f"{tmp_path}:val")) == 4
+    assert len(open_dataset(f"{tmp_path}:test")) == 6
+    assert len(open_dataset(str(tmp_path))) == 18
+    assert open_dataset(f"{tmp_path}:test").name(0) == "test/cat/0.png"
+
+
+def test_labels_agree_between_splits_when_a_split_lacks_a_class(tmp_path):
+    classes_of(tmp_path / "train", {"ant": 2, "cat": 2, "dog": 2})
+    classes_of(tmp_path / "test", {"dog": 2})
+    test = open_dataset(str(tmp_path), split="test")
+    assert test.classes == ("ant", "cat", "dog")
+    assert test.labels.tolist() == [2, 2]
+
+
+def test_a_folder_called_train_beside_a_car_is_a_class(tmp_path):
+    classes_of(tmp_path, {"train": 2, "car": 2})
+    assert open_dataset(str(tmp_path)).classes == ("car", "train")
+
+
+def test_a_missing_validation_folder_is_carved_out_of_train(tmp_path):
+    classes_of(tmp_path / "train", {"cat": 10, "dog": 10})
+    classes_of(tmp_path / "test", {"cat": 2, "dog": 2})
+    train, validation = (open_dataset(str(tmp_path), split=split) for split in ("train", "validation"))
+    assert (len(train), np.bincount(validation.labels).tolist()) == (16, [2, 2])
+    assert not set(train.sample_ids) & set(validation.sample_ids)
+
+
+def test_a_folder_without_split_folders_is_divided_once_and_for_all(tmp_path):
+    root = classes_of(tmp_path, {"cat": 20, "dog": 20, "owl": 20})
+    parts = {split: open_dataset(str(root), split=split) for split in ("train", "validation", "test")}
+    assert {split: np.bincount(part.labels).tolist() for split, part in parts.items()} == {
+        "train": [12, 12, 12],
+        "validation": [3, 3, 3],
+        "test": [5, 5, 5],
+    }
+    assert len({identity for part in parts.values() for identity in part.sample_ids}) == 60
+    assert open_dataset(str(root), split="test", seed=9).digest == parts["test"].digest
+    assert open_dataset(f"{root}@1", split="test").digest != parts["test"].digest
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path):
+    for index in range(4):
+        draw(tmp_path / f"{index}.png")
+    (tmp_path / "empty").mkdir()
+    dataset = open_dataset(str(tmp_path), samples=3)
+    assert (len(dataset), dataset.labels, dataset.classes) == (3, None, ())
+    with pytest.raises(DataError, match=r"has no labels, expected one folder per class"):
+        require_labels(dataset)
+
+
+def test_a_folder_named_like_a_split_suffix_is_a_folder(tmp_path):
+    root = classes_of(tmp_path / "odd:train", {"cat": 1, "dog": 1})
+    assert len(open_dataset(str(root))) == 2
+    numbered = classes_of(tmp_path / "v@2", {"cat": 1, "dog": 1})
+    assert len(open_dataset(str(numbered))) == 2
+
+
+def test_unreadable_images_are_all_named_in_one_line(tmp_path):
+    root = classes_of(tmp_path, {"cat": 4, "dog": 4})
+    whole = (root / "cat" / "1.png").read_bytes()
+    (root / "cat" / "1.png").write_bytes(whole[:-20])
+    (root / "dog" / "2.png").write_text("this is text")
+    with pytest.raises(DataError) as caught:
+        load_pixels(open_dataset(str(root)), SPEC)
+    message = str(caught.value)
+    assert message.startswith("2 of 8 images cannot be read: ")
+    assert f"{root / 'cat' / '1.png'!s}' is truncated or damaged" in message
+    assert f"{root / 'dog' / '2.png'!s}' is not an image" in message
+    assert "\n" not in message
+
+
+def test_pixels_come_in_the_order_of_the_labels(tmp_path):
+    for label, shade in (("a", 10), ("b", 200)):
+        for index in range(30):
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.new("RGB", (6, 6), (shade + index % 20,) * 3).save(tmp_path / label / f"{index:02d}.png")
+    dataset = open_dataset(str(tmp_path))
+    pixels = load_pixels(dataset, SPEC)
+    expected = [10 + index % 20 for index in range(30)] + [200 + index % 20 for index in range(30)]
+    assert pixels[:, 3, 3, 1].tolist() == expected
+
+
+def one_class(root: Path) -> None:
+    classes_of(root / "only", {"cat": 1})
+
+
+def empty_class(root: Path) -> None:
+    classes_of(root, {"cat": 1})
+    (root / "dog").mkdir()
+
+
+def loose_image(root: Path) -> None:
+    classes_of(root, {"cat": 1, "dog": 1})
+    draw(root / "cover.png")
+
+
+def no_test(root: Path) -> None:
+    classes_of(root / "train", {"cat": 3, "dog": 3})
+    classes_of(root / "val", {"cat": 3, "dog": 3})
+
+
+def two_validations(root: Path) -> None:
+    classes_of(root / "val", {"cat": 3})
+    classes_of(root / "validation", {"cat": 3})
+
+
+def unknown_class(root: Path) -> None:
+    classes_of(root / "train", {"cat": 3, "dog": 3})
+    classes_of(root / "test", {"cow": 3})
+
+
+def flat_test(root: Path) -> None:
+    classes_of(root / "train", {"cat": 3, "dog": 3})
+    draw(root / "test" / "1.png")
+
+
+def tiny_class(root: Path) -> None:
+    classes_of(root, {"cat": 5, "dog": 2})
+
+
+def text_only(root: Path) -> None:
+    (root / "cat").mkdir()
+    (root / "cat" / "readme.txt").write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("make", "suffix", "message"),
+    [
+        (lambda root: None, "", r"holds no images, expected files such as \.jpg or \.png, in one folder per class"),
+        (text_only, "", r"class folder '.*cat' holds no images: add some or remove it"),
+        (empty_class, "", r"class folder '.*dog' holds no images"),
+        (loose_image, "", r"holds the image 'cover\.png' beside class folders"),
+        (no_test, ":test", r"has the folders train, val and none for test: add it, or name another .*:validation'"),
+        (two_validations, "", r"has two validation folders, 'val' and 'validation': keep one"),
+        (unknown_class, ":test", r"has class folders that 'train' lacks: 'cow'"),
+        (flat_test, ":test", r"has class folders in one split and none in another"),
+        (tiny_class, ":train", r"class 'dog' of '.*' has 2 images, but a division into splits needs at least 3"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, make, suffix, message):
+    root = tmp_path / "photos"
+    root.mkdir()
+    make(root)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(f"{root}{suffix}")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_class_is_refused_where_labels_are_needed(tmp_path):
+    one_class(tmp_path)
+    dataset = open_dataset(str(tmp_path))
+    with pytest.raises(DataError, match=r"has one class only, 'only', expected at least two class folders"):
+        require_labels(dataset)
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+    path = draw(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"is a file, expected a folder of images"):
+        open_dataset(str(path))
+    with pytest.raises(DataError, match=r"there is no dataset '.*nowhere', expected 'digits'"):
+        open_dataset(str(tmp_path / "nowhere"))

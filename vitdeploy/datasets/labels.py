@@ -1,0 +1,257 @@
+"""From a dataset's classes to a model's logits.
+
+Folders are matched by name, by name without regard to case, blanks, hyphens and underscores, and by WordNet id or
+ImageNet word. A folder that matches nothing, or two classes, is an error: a guessed label is a wrong accuracy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import read_bytes
+from vitdeploy.datasets.base import Dataset
+from vitdeploy.datasets.imagenet import imagenet_classes
+from vitdeploy.errors import DataError
+
+_LISTED = 5
+_IMAGENET_AGREEMENT = 900  # of 1000 names, at their own position, to take a model's classes for ImageNet's
+
+
+def require_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """Return the dataset's labels.
+
+    Raises:
+        DataError: The images are unlabelled, or there is one class only.
+    """
+    if dataset.labels is None:
+        raise DataError(f"{dataset.uri!r} has no labels, expected one folder per class")
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{dataset.uri!r} has one class only, {dataset.classes[0]!r}, expected at least two class folders "
+            f"(if that folder holds the class folders, name it instead)"
+        )
+    return dataset.labels
+
+
+def match_labels(
+    dataset: Dataset, classes: Sequence[str], *, label_map: Path | None = None, by_order: bool = False
+) -> NDArray[np.int64]:
+    """Return the dataset's labels as indices of the model's classes, [n].
+
+    Args:
+        dataset: Its classes may be fewer than the model's.
+        classes: The model's, in the order of its logits.
+        label_map: JSON ``{"folder": "label"}`` or CSV ``folder,label`` with a row per folder; a label is the name of
+            a class of the model, or its index. Two folders may share a label.
+        by_order: Take the first folder for the first class and so on; only where the counts are equal and no name
+            matches.
+    Raises:
+        DataError: The dataset has no labels or one class, a folder matches no class or several, or ``by_order`` does
+            not apply.
+    """
+    labels = require_labels(dataset)
+    if by_order and label_map is not None:
+        raise DataError("labels by order and a label map were both asked for: leave one of the two out")
+    if label_map is not None:
+        targets = _mapped(dataset, classes, label_map)
+    elif by_order:
+        targets = _ordered(dataset, classes)
+    else:
+        targets = _matched(dataset, classes)
+    return np.array(targets, np.int64)[labels]
+
+
+def _matched(dataset: Dataset, classes: Sequence[str]) -> list[int]:
+    if not classes:
+        raise DataError(
+            "the model does not name its classes: give them at export (--labels FILE), or a label map with an index "
+            "for each folder (--label-map FILE)"
+        )
+    found = _candidates(dataset.classes, classes)
+    unmatched = [name for name, hits in found.items() if not hits]
+    if unmatched:
+        raise DataError(_unmatched_text(dataset, unmatched, classes))
+    for name, hits in found.items():
+        if len(hits) > 1:
+            which = ", ".join(f"{index} ({classes[index]!r})" for index in hits[:_LISTED])
+            raise DataError(
+                f"folder {name!r} fits several classes of the model, {which}: say which in --label-map FILE"
+            )
+    targets = [hits[0] for hits in found.values()]
+    _refuse_shared(dataset.classes, targets, classes)
+    return targets
+
+
+def _unmatched_text(dataset: Dataset, unmatched: Sequence[str], classes: Sequence[str]) -> str:
+    listed = ", ".join(map(repr, unmatched[:_LISTED]))
+    more = f" and {len(unmatched) - _LISTED} more" if len(unmatched) > _LISTED else ""
+    known = ", ".join(map(repr, classes[:_LISTED])) + (", …" if len(classes) > _LISTED else "")
+    none = len(unmatched) == len(dataset.classes)
+    order = " or --labels-by-order" if none and len(dataset.classes) == len(classes) else ""
+    return (
+        f"{len(unmatched)} of the {len(dataset.classes)} classes of {dataset.uri!r} are not classes of the model: "
+        f"{listed}{more}; the model has {len(classes)}: {known}; rename the folders, or pass --label-map FILE{order}"
+    )
+
+
+def _refuse_shared(names: Sequence[str], targets: Sequence[int], classes: Sequence[str]) -> None:
+    seen: dict[int, str] = {}
+    for name, target in zip(names, targets, strict=True):
+        if target in seen:
+            raise DataError(
+                f"folders {seen[target]!r} and {name!r} both fit the class {classes[target]!r}: merge them, "
+                f"or pass --label-map FILE"
+            )
+        seen[target] = name
+
+
+def _ordered(dataset: Dataset, classes: Sequence[str]) -> list[int]:
+    if len(dataset.classes) != len(classes):
+        raise DataError(
+            f"{dataset.uri!r} has {len(dataset.classes)} classes and the model {len(classes)}: labels by order need "
+            f"equal counts; pass --label-map FILE"
+        )
+    matching = [name for name, hits in _candidates(dataset.classes, classes).items() if hits]
+    if matching:
+        raise DataError(
+            f"labels by order were asked for, but {len(matching)} folders match classes by name, such as "
+            f"{matching[0]!r}: leave --labels-by-order out, or pass --label-map FILE"
+        )
+    return list(range(len(classes)))
+
+
+def _mapped(dataset: Dataset, classes: Sequence[str], file: Path) -> list[int]:
+    table = read_label_map(file)
+    missing = [name for name in dataset.classes if name not in table]
+    if missing:
+        listed = ", ".join(map(repr, missing[:_LISTED]))
+        raise DataError(f"the label map {str(file)!r} lacks {len(missing)} folders: {listed}; add a row for each")
+    return [_target(table[name], classes, file) for name in dataset.classes]
+
+
+def _target(label: str | int, classes: Sequence[str], file: Path) -> int:
+    positions = [index for index, name in enumerate(classes) if name == label]
+    if len(positions) == 1:
+        return positions[0]
+    if not positions and str(label).isdecimal() and (not classes or int(label) < len(classes)):
+        return int(label)
+    what = "names no class of the model" if not positions else f"names {len(positions)} classes of the model"
+    raise DataError(f"the label {label!r} in {str(file)!r} {what}, expected a class name or an index")
+
+
+def read_label_map(file: Path) -> dict[str, str | int]:
+    """Read a label map.
+
+    Raises:
+        DataError: The file is neither a JSON object nor CSV with two columns, or names a folder twice.
+        ArtifactError: The file cannot be read.
+    """
+    expected = 'expected JSON {"folder": "label"} or CSV lines folder,label'
+    try:
+        text = read_bytes(file).decode("utf-8-sig")
+        return _json_map(text) if text.lstrip().startswith("{") else _csv_map(text)
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"the label map {str(file)!r} cannot be read: {error}; {expected}") from error
+
+
+def _json_map(text: str) -> dict[str, str | int]:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise ValueError("a folder is named twice")
+        return dict(pairs)
+
+    table = json.loads(text, object_pairs_hook=once)
+    for name, label in table.items():
+        if isinstance(label, bool) or not isinstance(label, (str, int)):
+            raise ValueError(f"the label of {name!r} is {label!r}")
+    return dict(table)
+
+
+def _csv_map(text: str) -> dict[str, str | int]:
+    table: dict[str, str | int] = {}
+    for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or (not table and cells == ["folder", "label"]):
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"line {number} has {len(cells)} columns")
+        if cells[0] in table:
+            raise ValueError(f"line {number} names {cells[0]!r} again")
+        table[cells[0]] = cells[1]
+    if not table:
+        raise ValueError("it is empty")
+    return table
+
+
+def _candidates(names: Sequence[str], classes: Sequence[str]) -> dict[str, list[int]]:
+    """Return, for each folder, the indices of the classes that it may mean, by the most exact rule that gives any."""
+    exact = _index(classes, lambda name: [name])
+    loose = _index(classes, lambda name: [_loosely(name)])
+    synsets: Mapping[str, list[int]] | None = None
+    found: dict[str, list[int]] = {}
+    for name in names:
+        hits = exact.get(name) or loose.get(_loosely(name))
+        if not hits:
+            if synsets is None:
+                synsets = _synsets_of(classes)
+            hits = sorted({index for synset in _meanings(name) for index in synsets.get(synset, ())})
+        found[name] = list(hits)
+    return found
+
+
+def _index(classes: Sequence[str], keys: Callable[[str], Sequence[str]]) -> dict[str, list[int]]:
+    table: dict[str, list[int]] = {}
+    for index, name in enumerate(classes):
+        for key in keys(name):
+            table.setdefault(key, []).append(index)
+    return table
+
+
+def _loosely(name: str) -> str:
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def _synsets_of(classes: Sequence[str]) -> dict[str, list[int]]:
+    """Return which of the model's classes each WordNet id may mean."""
+    table = imagenet_classes()
+    if len(classes) == len(table):
+        agreeing = sum(entry.synset in _meanings(name) for entry, name in zip(table, classes, strict=True))
+        if agreeing >= _IMAGENET_AGREEMENT:
+            return {entry.synset: [entry.index] for entry in table}
+    return _index(classes, lambda name: sorted(_meanings(name)))
+
+
+def _meanings(name: str) -> frozenset[str]:
+    """Return the WordNet ids that a class name may mean: itself, a label, a first word, or words shared by one id."""
+    if re.fullmatch(r"n\d{8}", name):
+        return frozenset({name})
+    first, others = _words()
+    if (hits := first.get(_loosely(name))) is not None:
+        return hits
+    parts = [others.get(_loosely(part), frozenset()) for part in name.split(",")]
+    return frozenset.intersection(*parts)
+
+
+@cache
+def _words() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    first: dict[str, set[str]] = {}
+    every: dict[str, set[str]] = {}
+    for entry in imagenet_classes():
+        for word in (entry.label, entry.lemmas[0]):
+            first.setdefault(_loosely(word), set()).add(entry.synset)
+        for word in (entry.label, *entry.lemmas):
+            every.setdefault(_loosely(word), set()).add(entry.synset)
+    return _frozen(first), _frozen(every)
+
+
+def _frozen(table: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
+    return {word: frozenset(ids) for word, ids in table.items()}
