@@ -1,0 +1,125 @@
+"""Fold constants and remove dead nodes, without losing a constant that matters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
+
+from vitdeploy.graph.fold_transposes import FoldTransposes
+from vitdeploy.graph.remove_no_ops import RemoveNoOps
+
+FOLD_LIMIT = 1 << 24
+"""Elements: above it a folded constant (64 MB in float32) would cost more in the file than in the graph."""
+
+_REWRITES = (
+    # Left out on purpose: the no-op arithmetic rules (see RemoveNoOps), and the removal of biases that happen to be
+    # zero, because then the graph of a fresh model would differ from that of the trained one.
+    rules.dropout_zero_rule,
+    rules.dropout_inference_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.slice_split_rule,
+    rules.flatten_to_reshape_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.fuse_pad_into_conv_rule,
+)
+_NEVER_FOLDED = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+
+
+class Simplify(ir.passes.InPlacePass):
+    """Inline functions, fold constants, apply onnxscript's exact rewrites, drop dead nodes, sort topologically.
+
+    Parameters are not merged even where they are equal (LayerNorm weights of a fresh model), because each must stay
+    addressable by its name.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        before = model.graph.num_nodes()
+        with quiet():
+            common.InlinePass()(model)
+            FoldTransposes()(model)
+            for _ in range(4):
+                folded = fold_constants_ir(
+                    model, onnx_shape_inference=True, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
+                )
+                changed = bool(folded.modified)
+                for step in (
+                    RewritePass(_REWRITES),
+                    RemoveNoOps(),
+                    common.IdentityEliminationPass(),
+                    common.RemoveUnusedNodesPass(),
+                ):
+                    changed = bool(step(model).modified) or changed
+                if not changed:
+                    break
+            for last in (
+                common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+                FoldTransposes(),
+                ShareShapes(),
+                common.CommonSubexpressionEliminationPass(),
+                common.RemoveUnusedNodesPass(),
+                common.RemoveUnusedOpsetsPass(),
+                common.OutputFixPass(),
+                common.TopologicalSortPass(),
+            ):
+                last(model)
+        return ir.passes.PassResult(model, modified=before != model.graph.num_nodes())
+
+
+class ShareShapes(ir.passes.InPlacePass):
+    """Let equal integer constants of a few elements (the shapes of Reshape, axes, indices) be one initializer."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        shared = 0
+        for value in list(model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or not tensor.dtype.is_integer() or tensor.size > 16 or value.is_graph_input():
+                continue
+            key = (str(tensor.dtype), tuple(tensor.shape.numpy()), tensor.tobytes())
+            other = first.setdefault(key, value)
+            if other is not value and not value.is_graph_output():
+                value.replace_all_uses_with(other)
+                del model.graph.initializers[str(value.name)]
+                shared += 1
+        return ir.passes.PassResult(model, modified=bool(shared))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the libraries' log lines: what they skip is no news to a user."""
+    names = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _should_fold(node: ir.Node) -> bool:
+    """Return whether a node whose inputs are all constant becomes one itself."""
+    if node.op_type in _NEVER_FOLDED:
+        return False
+    sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
+    return all(size <= FOLD_LIMIT for size in sizes)
