@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
-from vitdeploy.artifacts.files import read_bytes, write_atomically
+from vitdeploy.artifacts.files import atomic_path, read_bytes
+from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Manifest
@@ -19,6 +21,11 @@ class Engine(Artifact):
         """Return the serialized engine."""
         return read_bytes(self.path)
 
+    @property
+    def golden(self) -> Golden | None:
+        """Inputs and the outputs that the graph gave for them, by which a device can check the engine."""
+        return None if self.manifest.golden is None else Golden.from_text(self.manifest.golden)
+
 
 def sidecar_of(path: Path) -> Path:
     """Return where the manifest of an engine lies."""
@@ -26,10 +33,16 @@ def sidecar_of(path: Path) -> Path:
 
 
 def write_engine(path: Path, plan: bytes, manifest: Manifest) -> Engine:
-    """Write the plan, then its sidecar; a plan without a matching sidecar is refused when read."""
+    """Write the plan and its sidecar; a plan without a matching sidecar is refused when read.
+
+    Both lie on the disk under temporary names before either takes its place, so a full disk leaves the old pair whole.
+    """
     sealed = manifest.sealed(hashlib.sha256(plan).hexdigest())
-    write_atomically(Path(path), plan)
-    write_atomically(sidecar_of(path), manifest_text(sealed))
+    with atomic_path(sidecar_of(path)) as sidecar, atomic_path(Path(path)) as temporary:
+        sidecar.write_text(manifest_text(sealed), encoding="utf-8")
+        with sidecar.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.write_bytes(plan)
     return Engine(Path(path), sealed)
 
 

@@ -75,6 +75,11 @@ class PyTorchBackend:
         return open_module(module, shape, spec.arguments.get("num_classes"), options)
 
 
+def sees_cuda() -> bool:
+    """Return whether torch itself finds a CUDA device."""
+    return torch.cuda.is_available()
+
+
 def open_module(
     module: nn.Module,
     input_shape: tuple[int | None, ...],
@@ -94,11 +99,11 @@ def open_module(
     mode = options.provider or "eager"
     if mode not in ("eager", "compile"):
         raise BackendError(f"pytorch has no provider {options.provider!r}, expected 'eager' or 'compile'")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not sees_cuda():
         raise BackendError(
             "torch sees no CUDA device: 'vitdeploy doctor' says what is missing, device 'cpu' works without"
         )
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    on_gpu = options.device != "cpu" and sees_cuda()
     device = torch.device("cuda" if on_gpu else "cpu")
     outputs = TensorSpec("logits", np.dtype(np.float32), (None, classes))
     inputs = TensorSpec("input", np.dtype(np.float32), input_shape)

@@ -65,7 +65,8 @@ class Manifest(Record):
     ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
     key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
     without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
-    There is no clock time, so the same inputs give the same manifest.
+    There is no clock time, so the same inputs give the same manifest. ``golden`` are an engine's golden samples as text
+    (``artifacts.Golden``); an ONNX model carries them beside its manifest, under ``golden_sha256``.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -86,6 +87,7 @@ class Manifest(Record):
     versions: dict[str, str] = {}
     environment: Environment | None = None
     golden_sha256: str | None = None
+    golden: str | None = None
     payload_sha256: str = ""
     manifest_sha256: str = ""
 

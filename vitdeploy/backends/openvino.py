@@ -1,0 +1,105 @@
+"""OpenVINO on Intel's (and other x86) processors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.session import Arrays, CheckedSession, one_line
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+
+DEVICE = "CPU"
+
+
+class OpenVINOBackend:
+    """Runs an ONNX file as it is; an INT8 graph should have target ``openvino`` (FP32 beside INT8)."""
+
+    name = "openvino"
+
+    def unavailable(self) -> str | None:
+        try:
+            import openvino  # noqa: F401
+        except ImportError as error:
+            return f"openvino cannot be imported ({error}): pip install 'vitdeploy[openvino]'"
+        return None
+
+    def can_run(self) -> str | None:
+        return self.unavailable()
+
+    def version(self) -> str:
+        import openvino
+
+        return str(openvino.__version__).partition("-")[0]  # the build and its commit follow
+
+    def build(self, model: OnnxModel, path: Path, target: BuildTarget, progress: Progress = SILENT) -> NoReturn:
+        """Refuse: OpenVINO opens the graph itself.
+
+        Raises:
+            BuildError: Always.
+        """
+        raise BuildError(
+            f"openvino builds no engine, it opens {str(model.path)!r} as it is: 'vitdeploy bench' times it"
+        )
+
+    def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> OpenVINOSession:
+        """Open an ONNX model.
+
+        Raises:
+            BackendError: It is not installed, the artifact is no ONNX model, or OpenVINO refuses the graph.
+        """
+        missing = self.unavailable()
+        if missing is not None:
+            raise BackendError(missing)
+        if not isinstance(artifact, OnnxModel):
+            raise BackendError(
+                f"openvino opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
+                f"'vitdeploy export' makes one from a checkpoint"
+            )
+        if options.device == "cuda" or options.provider not in (None, "cpu"):
+            asked = options.provider if options.device != "cuda" else "cuda"
+            raise BackendError(f"openvino runs on the CPU here, got {asked!r}, expected 'cpu'")
+        return OpenVINOSession(artifact.path, options)
+
+
+class OpenVINOSession(CheckedSession):
+    """A compiled model with one request, set to answer one call as soon as possible."""
+
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        import openvino
+
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if options.threads:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        try:
+            self._compiled: Any = openvino.Core().compile_model(str(path), DEVICE, config)
+            self._request: Any = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot open {str(path)!r}: {one_line(error)}") from error
+        super().__init__("openvino", DEVICE, _specs(self._compiled.inputs), _specs(self._compiled.outputs))
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        try:
+            results = self._request.infer(arrays, share_inputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"openvino failed: {one_line(error)}") from error
+        return {name: np.array(results[name]) for name in self._outputs}
+
+    def _release(self) -> None:
+        self._request = self._compiled = None
+
+
+def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            port.get_any_name(),
+            np.dtype(port.get_element_type().to_dtype()),
+            tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape()),
+        )
+        for port in ports
+    ]
