@@ -80,6 +80,16 @@ def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches()
     assert sessions["dynamic"].sizes == [16, 16, 5]
 
 
+def test_batches_stay_within_the_profile_of_an_engine():
+    session = BrightnessSession()
+    outputs = collect_logits({"engine": session}, Images(), PREPROCESS, batch=16, limits={"engine": (2, 6)})
+    assert session.sizes == [6, 6, 4, 6, 6, 4, 5]
+    assert outputs.logits["engine"][:, 1].tolist() == (np.arange(N) - N // 2 + 0.5).tolist()
+    padded = BrightnessSession()
+    collect_logits({"engine": padded}, Images(), PREPROCESS, batch=16, limits={"engine": (8, 8)})
+    assert set(padded.sizes) == {8}
+
+
 def test_one_that_fails_is_out_and_the_others_go_on():
     outputs = collect_logits(
         {

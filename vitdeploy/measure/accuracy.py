@@ -21,6 +21,9 @@ from vitdeploy.sessions import Session, TensorSpec
 
 DEFAULT_BATCH = 32
 
+BatchLimits = tuple[int, int]
+"""Smallest and largest batch that a session takes."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -36,13 +39,23 @@ def collect_logits(
     preprocess: Preprocess,
     *,
     batch: int = DEFAULT_BATCH,
+    limits: Mapping[str, BatchLimits | None] | None = None,
     progress: Progress = SILENT,
 ) -> Outputs:
     """Run every session over the whole dataset in one pass.
 
-    A session of a fixed batch gets the images in pieces of its own size, the last one padded. One that raises, or gives
-    logits that are not finite, is out; the others go on. Images and labels that cannot be read are the dataset's error.
+    One that raises, or gives logits that are not finite, is out; the others go on. An image that cannot be read is the
+    dataset's error, which is raised.
+
+    Args:
+        sessions: By name.
+        dataset: Its order is that of the logits.
+        preprocess: What all these sessions take.
+        batch: How many images at a time.
+        limits: Of the sessions that take no batch of any size; a batch that the graph itself fixes need not be named.
+        progress: One bar over the images.
     """
+    limits = limits or {}
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in sessions}
     failures: dict[str, str] = {}
     with progress.task("Accuracy", total=len(dataset)) as task:
@@ -51,7 +64,7 @@ def collect_logits(
                 if name in failures:
                     continue
                 try:
-                    parts[name].append(run_batch(session, images))
+                    parts[name].append(run_batch(session, images, limits.get(name)))
                 except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
                     failures[name] = f"{type(error).__name__} while its accuracy was measured: {first_line(error)}"
             task.advance(len(images))
@@ -63,16 +76,18 @@ def collect_logits(
     return Outputs({name: values for name, values in logits.items() if name not in failures}, failures)
 
 
-def run_batch(session: Session, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the logits [b, classes] of images [b, C, H, W] from a session with one input."""
+def run_batch(session: Session, images: NDArray[np.float32], limits: BatchLimits | None = None) -> NDArray[np.float32]:
+    """Return the logits [b, classes] of images [b, C, H, W] from a session with one input.
+
+    They go in pieces of the largest batch that the session takes; the last one is padded up to the smallest.
+    """
     spec, output = only_input(session), only_output(session)
-    size = spec.shape[0] if spec.shape else None
-    if size is None or size == len(images):
-        return _run(session, spec, output, images)
+    fixed = spec.shape[0] if spec.shape else None
+    least, most = (fixed, fixed) if fixed is not None else limits or (1, len(images))
     parts = []
-    for start in range(0, len(images), size):
-        piece = images[start : start + size]
-        padding = [(0, size - len(piece)), *[(0, 0)] * (images.ndim - 1)]
+    for start in range(0, len(images), most):
+        piece = images[start : start + most]
+        padding = [(0, max(least - len(piece), 0)), *[(0, 0)] * (images.ndim - 1)]
         parts.append(_run(session, spec, output, np.pad(piece, padding))[: len(piece)])
     return np.concatenate(parts)
 

@@ -16,6 +16,26 @@ from vitdeploy.records.precision import Precision, Target
 
 Interval = tuple[float, float]
 
+BACKEND_TITLES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+TARGET_OF_BACKEND: dict[str, Target] = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+}
+TARGET_OF_PROVIDER: dict[str, Target] = {
+    "tensorrt": "tensorrt",
+    "TensorrtExecutionProvider": "tensorrt",
+    "openvino": "openvino",
+    "OpenVINOExecutionProvider": "openvino",
+}
+
 
 Device = Literal["cpu", "cuda"]
 
@@ -38,6 +58,11 @@ class Timing(Record):
     calls: int | None = None
     speedup: float | None = None
     speedup_ci95: Interval | None = None
+
+
+def executing_target(backend: str, provider: str | None) -> Target | None:
+    """Return the target whose graphs a runtime is meant for; None for PyTorch, which runs no graph."""
+    return TARGET_OF_PROVIDER.get(provider or "", TARGET_OF_BACKEND.get(backend))
 
 
 class Row(Record):

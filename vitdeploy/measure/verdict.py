@@ -1,0 +1,244 @@
+"""The verdict: which artifact to ship and why, in words, from the rows of a report alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from vitdeploy.measure.wording import ms_text, percent_text, points_range_text, points_text, ratio_text, size_text
+from vitdeploy.records import Baseline, Conditions, Row, Timing
+from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
+
+MAX_DROP_PP = 1.0
+MIN_AGREEMENT = 0.99
+DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
+
+Kept = Literal["kept", "small loss", "loss", "unknown"]
+
+
+def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> tuple[str, ...]:
+    """Return sentences in the order in which a reader needs them.
+
+    What to ship on each device that was measured; where INT8 does not pay; what lost accuracy; what was built and not
+    run; what failed; what the numbers are against where that is not PyTorch.
+    """
+    measured = [row for row in rows if row.status == "ok"]
+    said: list[str] = []
+    for device in dict.fromkeys(row.device for row in measured if row.device is not None):
+        said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
+    if not measured:
+        said.append("Nothing could be run on this machine, so nothing is recommended from measurements.")
+    said.extend(_where_int8_does_not_pay(measured))
+    said.extend(_what_lost_accuracy(measured, baseline))
+    said.extend(_what_was_only_built(rows))
+    said.extend(_weight_only(rows))
+    said.extend(f"{row.name} failed: {row.reason.rstrip('.')}." for row in rows if row.status == "failed")
+    said.extend(_caveats(measured, baseline))
+    return tuple(said)
+
+
+def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
+    """Return how a row's accuracy stands against the baseline's.
+
+    ``loss``: more than 1 pp of top-1 on these images, whatever the interval; ``small loss``: less, but the interval
+    excludes zero; without labels the same from agreement (0.99, and 0.97 for a small loss).
+    """
+    if row.name == baseline.row:
+        return "kept"
+    if row.delta_top1_pp is not None and row.delta_ci95_pp is not None:
+        if row.delta_top1_pp < -MAX_DROP_PP:
+            return "loss"
+        return "small loss" if row.delta_ci95_pp[1] < 0 else "kept"
+    if row.agreement is None:
+        return "unknown"
+    if row.agreement >= MIN_AGREEMENT:
+        return "kept"
+    return "small loss" if row.agreement >= 3 * MIN_AGREEMENT - 2 else "loss"
+
+
+def is_faster(one: Row, other: Row, batch: int) -> bool | None:
+    """Return whether ``one`` is faster at ``batch``, None where the intervals overlap or a time is missing."""
+    a, b = timing_of(one, batch), timing_of(other, batch)
+    if a is None or b is None:
+        return None
+    low_a, high_a = a.speedup_ci95 or (a.speedup or 1.0,) * 2
+    low_b, high_b = b.speedup_ci95 or (b.speedup or 1.0,) * 2
+    if a.speedup is None and b.speedup is None:  # nothing common to stand on but the medians
+        return None if abs(a.p50_ms - b.p50_ms) < 0.05 * b.p50_ms else a.p50_ms < b.p50_ms
+    if low_a > high_b:
+        return True
+    return False if high_a < low_b else None
+
+
+def timing_of(row: Row, batch: int) -> Timing | None:
+    """Return a row's end-to-end timing at a batch size."""
+    return next((timing for timing in row.timings if timing.batch == batch and timing.scope == "end_to_end"), None)
+
+
+def on_target(row: Row) -> bool:
+    """Return whether a row was run by the runtime that its graph was made for."""
+    return row.target is None or row.target == executing_target(row.backend, row.provider)
+
+
+def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, conditions: Conditions) -> list[str]:
+    where = f"On this {DEVICE_TITLES[device]}"
+    said: list[str] = []
+    previous: Row | None = None
+    for batch in conditions.batches:
+        able = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
+        fit = [row for row in able if accuracy_kept(row, baseline) in ("kept", "small loss")]
+        if not fit:
+            if able:
+                said.append(
+                    f"{where}, no artifact is known to keep the accuracy at batch {batch}: none is recommended."
+                )
+            continue
+        best = _best(fit, batch, baseline)
+        if previous is None or best.name != previous.name:
+            said.append(_recommendation(best, fit, batch, where, baseline))
+            previous = best
+        elif len(conditions.batches) > 1:
+            said.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
+    return said
+
+
+def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
+    """Return the fastest; among those not measurably slower the one that keeps more accuracy, then the smaller."""
+
+    def p50(row: Row) -> float:
+        timing = timing_of(row, batch)
+        assert timing is not None
+        return timing.p50_ms
+
+    fastest = min(rows, key=p50)
+    ties = [row for row in rows if row is fastest or is_faster(fastest, row, batch) is None]
+    order = {"kept": 0, "small loss": 1}
+    return min(ties, key=lambda row: (order[accuracy_kept(row, baseline)], row.size_bytes or float("inf"), p50(row)))
+
+
+def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline) -> str:
+    if best.name == baseline.row:
+        if len(fit) == 1:
+            return f"{where}, only the baseline {best.name} keeps the accuracy: ship it ({_speed(best, batch)})."
+        return (
+            f"{where}, keep the baseline {_title(best)} at batch {batch}: nothing that keeps its accuracy is faster "
+            f"({_speed(best, batch)})."
+        )
+    parts = [f"{where}, ship {_title(best)}: {_speed(best, batch)} at batch {batch}"]
+    if best.top1 is not None and best.delta_top1_pp is not None and best.delta_ci95_pp is not None:
+        change = "the same as the baseline" if best.delta_top1_pp == 0 else f"{points_text(best.delta_top1_pp)} pp"
+        interval = points_range_text(best.delta_ci95_pp)
+        parts.append(f"top-1 {percent_text(best.top1)}, {change} (95 % interval {interval} pp)")
+    elif best.agreement is not None:
+        parts.append(f"it agrees with the baseline on {percent_text(best.agreement, 1)} of the images")
+    other = next((row for row in fit if row.name == baseline.row), None)
+    if best.size_bytes and other is not None and other.size_bytes:
+        parts.append(f"{size_text(best.size_bytes)} instead of {size_text(other.size_bytes)}")
+    if accuracy_kept(best, baseline) == "small loss":
+        parts.append("the loss is small but real")
+    return "; ".join(parts) + "."
+
+
+def _where_int8_does_not_pay(rows: Sequence[Row]) -> list[str]:
+    """Compare INT8 with FP16, else FP32, on the same runtime; on transformers INT8 is often the slower one."""
+    said: list[str] = []
+    for int8 in (row for row in rows if row.precision == "int8" and on_target(row)):
+        beside = [row for row in rows if _runtime(row) == _runtime(int8) and on_target(row)]
+        rival = next((row for high in ("fp16", "fp32") for row in beside if row.precision == high), None)
+        if rival is None:
+            continue
+        batches = [timing.batch for timing in int8.timings if timing.scope == "end_to_end"]
+        batches = [batch for batch in batches if timing_of(rival, batch) is not None]
+        slower = [batch for batch in batches if is_faster(rival, int8, batch)]
+        even = [batch for batch in batches if is_faster(rival, int8, batch) is None]
+        name, high = f"INT8 under {BACKEND_TITLES[int8.backend]}", rival.precision.upper()
+        if slower:
+            times = ", ".join(f"{_ms(int8, batch)} against {_ms(rival, batch)} at batch {batch}" for batch in slower)
+            said.append(
+                f"{name} is slower than {high} ({times}). On transformers it often is: every border between INT8 and "
+                f"{high} costs time, and small matrix products save little. Take {high} unless size matters most."
+            )
+        if even:
+            at = ", ".join(map(str, even))
+            said.append(f"{name} is not measurably faster than {high} at batch {at}: what it saves there is size.")
+    return said
+
+
+def _what_lost_accuracy(rows: Sequence[Row], baseline: Baseline) -> list[str]:
+    said = []
+    for row in rows:
+        if accuracy_kept(row, baseline) != "loss":
+            continue
+        if row.delta_top1_pp is not None and row.delta_ci95_pp is not None:
+            loss = f"{points_text(row.delta_top1_pp)} pp of top-1 ({points_range_text(row.delta_ci95_pp)})"
+            sure = "" if row.delta_ci95_pp[1] < 0 else ", although so few images do not prove it"
+        else:
+            loss, sure = f"it agrees with the baseline on only {percent_text(row.agreement, 1)} of the images", ""
+        said.append(f"{row.name} is not recommended: {loss}{sure}.")
+    return said
+
+
+def _what_was_only_built(rows: Sequence[Row]) -> list[str]:
+    built: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status == "built":
+            built.setdefault(row.reason.rstrip("."), []).append(row.name)
+    said = []
+    for reason, names in built.items():
+        was, it = ("was", "it") if len(names) == 1 else ("were", "them")
+        said.append(
+            f"{_list(names)} {was} built and not run, so neither speed nor accuracy is known: {reason}. "
+            f"Bench {it} on the device."
+        )
+    return said
+
+
+def _weight_only(rows: Sequence[Row]) -> list[str]:
+    int8 = [row.name for row in rows if row.backend == "tensorrt-rtx" and row.precision == "int8"]
+    if not int8:
+        return []
+    fp16 = [row.name for row in rows if row.backend == "tensorrt-rtx" and row.precision == "fp16"]
+    take = f"take {_list(fp16)} (FP16)" if fp16 else "build the FP16 graph"
+    return [
+        f"TensorRT-RTX documents its INT8 as weight-only ({_list(int8)}): smaller weights, not faster arithmetic. For "
+        f"speed {take}, or FP8 on compute capability 8.9 and newer."
+    ]
+
+
+def _caveats(rows: Sequence[Row], baseline: Baseline) -> list[str]:
+    said = []
+    if not baseline.accuracy_against.startswith("PyTorch eager"):
+        said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
+    if rows and all(row.top1 is None for row in rows):
+        said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
+    return said
+
+
+def _runtime(row: Row) -> tuple[str, str | None, Device | None]:
+    return row.backend, row.provider, row.device
+
+
+def _title(row: Row) -> str:
+    return f"{row.name} under {BACKEND_TITLES.get(row.backend, row.backend)}"
+
+
+def _speed(row: Row, batch: int) -> str:
+    timing = timing_of(row, batch)
+    assert timing is not None
+    if timing.speedup is None:
+        return _ms(row, batch)
+    interval = ""
+    if timing.speedup_ci95 is not None:
+        low, high = timing.speedup_ci95
+        interval = f" (95 % interval {low:.2f} to {high:.2f})"
+    return f"{ratio_text(timing.speedup)} as fast as the baseline{interval}, {_ms(row, batch)}"
+
+
+def _ms(row: Row, batch: int) -> str:
+    timing = timing_of(row, batch)
+    assert timing is not None
+    return f"{ms_text(timing.p50_ms)} ms"
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,59 @@
+"""Numbers as people read them; what was not measured is a dash, never 0."""
+
+from __future__ import annotations
+
+from vitdeploy.records import Interval
+
+UNKNOWN = "–"
+MINUS = "\N{MINUS SIGN}"
+
+
+def ms_text(value: float | None) -> str:
+    """Return milliseconds with three significant digits: ``0.312``, ``12.5``, ``1250``."""
+    if value is None:
+        return UNKNOWN
+    digits = 3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}"
+
+
+def size_text(size: float | None) -> str:
+    """Return a size in decimal units: ``1.4 MB``."""
+    if size is None:
+        return UNKNOWN
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= 0.9995 * factor:
+            scaled = size / factor
+            return f"{scaled:.{1 if scaled < 99.95 else 0}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def percent_text(fraction: float | None, digits: int = 2) -> str:
+    """Return a fraction as ``98.67 %``."""
+    return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def points_text(points: float | None) -> str:
+    """Return a difference in percentage points with its sign: ``+0.22``, ``−1.10``, ``0.00``."""
+    if points is None:
+        return UNKNOWN
+    text = f"{abs(points):.2f}"
+    if text == "0.00":
+        return text
+    return f"{'+' if points > 0 else MINUS}{text}"
+
+
+def points_range_text(interval: Interval | None) -> str:
+    """Return an interval of percentage points: ``−0.85 to +0.42``."""
+    return UNKNOWN if interval is None else f"{points_text(interval[0])} to {points_text(interval[1])}"
+
+
+def ratio_text(ratio: float | None) -> str:
+    """Return a speed-up: ``2.31×``."""
+    return UNKNOWN if ratio is None else f"{ratio:.{2 if ratio < 99.95 else 0}f}×"
+
+
+def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
+    """Return a signal-to-noise ratio: ``42.1 dB``, or ``exact`` where nothing differs."""
+    if identical:
+        return "exact"
+    return UNKNOWN if sqnr_db is None else f"{sqnr_db:.1f} dB"

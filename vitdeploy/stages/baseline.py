@@ -1,0 +1,186 @@
+"""What differences and speed-ups are against: PyTorch eager FP32 where it can be had, else the next best, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy import backends
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, open_artifact, read_onnx, safetensors_metadata
+from vitdeploy.artifacts.checkpoint import METADATA_KEY
+from vitdeploy.artifacts.manifests import parse_manifest
+from vitdeploy.datasets import Dataset
+from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.progress import Progress
+from vitdeploy.records.report import BACKEND_TITLES, Device
+from vitdeploy.stages.candidates import (
+    Candidate,
+    devices_of,
+    list_candidates,
+    list_checkpoints,
+    of_loaded,
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The baseline of a bench.
+
+    ``candidates`` are its rows, one per device and empty where there is no row; ``logits`` are stored ones
+    [n, classes] that stand in for PyTorch where torch is not installed. ``accuracy_against`` says it in words.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    logits: NDArray[np.float32] | None = None
+    accuracy_against: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to choose a baseline from."""
+
+    artifacts: Sequence[Artifact]
+    others: Sequence[Candidate]
+    runtimes: Sequence[str]
+    device: Device | None
+    dataset: Dataset
+
+
+def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Reference:
+    """Return the baseline.
+
+    In this order: ``source``; a checkpoint among the artifacts; the checkpoint that they were made from, where it lies
+    beside them and its digest fits; PyTorch's logits as export stored them; the FP32 graph itself.
+
+    Raises:
+        BackendError: ``source`` needs torch, and it is not installed.
+        ArtifactError, CheckpointError: ``source`` cannot be loaded.
+    """
+    if source is not None:
+        return _named(scene, source)
+    absent = backends.get_backend("pytorch").unavailable()
+    if absent is None:
+        checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
+        if checkpoint is not None:
+            rows = list_checkpoints([checkpoint], scene.others, scene.device)
+            return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {checkpoint.path.name}")
+        why = "no checkpoint was given, and the one they were made from is not beside them"
+    else:
+        why = "torch is not installed"
+    stored = _stored(scene)
+    if stored is not None:
+        return Reference(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({why})")
+    graphs = [one for one in scene.others if one.precision == "fp32" and isinstance(one.artifact, OnnxModel)]
+    if graphs:
+        title = BACKEND_TITLES[graphs[0].backend]
+        return Reference(
+            tuple(one for one in graphs if one.digest == graphs[0].digest),
+            accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
+        )
+    return Reference(accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with '--baseline SOURCE'")
+
+
+def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
+    """Return the checkpoint from which these were made, where it lies beside them and its digest fits.
+
+    The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
+    """
+    wanted = {
+        digest
+        for artifact in ancestors(artifacts)
+        for role, digest in artifact.manifest.parents.items()
+        if role == "checkpoint"
+    }
+    for folder in _folders(artifacts):
+        for path in sorted(folder.glob("*.safetensors")):
+            if _stated_digest(path) not in wanted:
+                continue
+            try:
+                found = open_artifact(path)
+            except ArtifactError as error:
+                progress.note(f"not taken as the baseline: {error}")
+                continue
+            if isinstance(found, Checkpoint):
+                return found
+    return None
+
+
+def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Return these artifacts and the ONNX models that they were made from, as far as they are given or lie beside."""
+    known = {artifact.digest: artifact for artifact in artifacts}
+    chain = list(artifacts)
+    looked_beside = False
+    for artifact in chain:
+        for role, digest in artifact.manifest.parents.items():
+            if role != "onnx" or any(one.digest == digest for one in chain):
+                continue
+            if digest not in known and not looked_beside:
+                looked_beside = True
+                known = {graph.digest: graph for graph in _graphs_beside(artifacts)} | known
+            if digest in known:
+                chain.append(known[digest])
+    return chain
+
+
+def _named(scene: Scene, source: str) -> Reference:
+    path = Path(source)
+    artifact = open_artifact(path) if path.is_file() else None
+    if isinstance(artifact, Checkpoint) or artifact is None:
+        absent = backends.get_backend("pytorch").unavailable()
+        if absent is not None:
+            raise BackendError(f"the baseline {source!r} needs PyTorch: {absent}")
+    if artifact is None:
+        from vitdeploy.stages.source import load_source
+
+        loaded = load_source(source)
+        devices = devices_of(scene.others, scene.device)
+        rows = [of_loaded(source, loaded, device) for device in devices]
+        return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {source}")
+    if isinstance(artifact, Checkpoint):
+        rows = list_checkpoints([artifact], scene.others, scene.device)
+        return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {path.name}")
+    rows = list_candidates([artifact], scene.runtimes, scene.device)
+    title = BACKEND_TITLES.get(rows[0].backend, rows[0].backend)
+    return Reference(tuple(rows), accuracy_against=f"{path.name} under {title}, as asked for")
+
+
+def _first_checkpoint(artifacts: Iterable[Artifact]) -> Checkpoint | None:
+    return next((artifact for artifact in artifacts if isinstance(artifact, Checkpoint)), None)
+
+
+def _stored(scene: Scene) -> NDArray[np.float32] | None:
+    """Return PyTorch's logits for the samples of the dataset, as export stored them beside a graph; None without."""
+    from vitdeploy.stages.export import load_reference
+
+    for artifact in ancestors(scene.artifacts):
+        if isinstance(artifact, OnnxModel):
+            logits = load_reference(artifact, scene.dataset.sample_ids)
+            if logits is not None:
+                return logits
+    return None
+
+
+def _folders(artifacts: Sequence[Artifact]) -> list[Path]:
+    return sorted({artifact.path.absolute().parent for artifact in artifacts})
+
+
+def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
+    for folder in _folders(artifacts):
+        for path in sorted(folder.glob("*.onnx")):
+            try:
+                yield read_onnx(path)
+            except ArtifactError:
+                continue  # foreign or damaged: no link of the chain
+
+
+def _stated_digest(path: Path) -> str | None:
+    """Return the payload digest that a checkpoint's header states, without reading its tensors."""
+    try:
+        text = safetensors_metadata(path).get(METADATA_KEY)
+        return None if text is None else parse_manifest(text, path).payload_sha256
+    except ArtifactError:
+        return None

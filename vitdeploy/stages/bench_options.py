@@ -1,0 +1,75 @@
+"""What a bench measures, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.artifacts import sha256_of_file
+from vitdeploy.errors import UsageError
+from vitdeploy.measure.timing import TurnOptions
+from vitdeploy.records.report import Device
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how.
+
+    ``batches`` are the batch sizes that are timed; ``threads`` 0 leaves the number to each runtime. ``device`` None is
+    whatever is there; ``runtimes`` are those that ONNX models are run by (``onnxruntime``, ``openvino``, or one
+    provider as in ``onnxruntime:cuda``). ``rounds`` to ``fill_s`` say how turns are taken, as ``TurnOptions`` has it.
+    ``samples`` takes a seeded part of the data, ``accuracy_batch`` images at a time go through the models.
+    ``processes`` False leaves out load time, first inference and peak memory, which take a process per candidate.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    threads: int = 0
+    device: Device | None = None
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+    rounds: int = 10
+    warmup: int = 5
+    iterations: int = 20
+    block_s: float = 0.5
+    fill_s: float = 0.1
+    samples: int | None = None
+    seed: int = 0
+    accuracy_batch: int = 32
+    tf32: bool = False
+    label_map: Path | None = None
+    labels_by_order: bool = False
+    processes: bool = True
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        counts = {
+            "rounds": self.rounds,
+            "warmup": self.warmup,
+            "iterations": self.iterations,
+            "accuracy_batch": self.accuracy_batch,
+            **{"batch size": batch for batch in self.batches if batch < 1},
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise UsageError(f"{name} is {count!r}, expected at least 1")
+        if not self.batches or len(set(self.batches)) != len(self.batches):
+            raise UsageError(f"the batch sizes are {self.batches!r}, expected at least one, each once")
+        if self.threads < 0 or self.timeout_s <= 0 or self.block_s <= 0 or self.fill_s < 0:
+            raise UsageError(
+                f"threads {self.threads!r}, timeout_s {self.timeout_s!r}, block_s {self.block_s!r}, fill_s "
+                f"{self.fill_s!r}: expected threads and fill_s not negative, timeout_s and block_s positive"
+            )
+        if not self.runtimes:
+            raise UsageError("there is no runtime for ONNX models, expected 'onnxruntime' or 'openvino'")
+
+    @property
+    def turns(self) -> TurnOptions:
+        """How turns are taken."""
+        return TurnOptions(self.rounds, self.warmup, self.iterations, self.block_s, self.fill_s, self.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a number in the report depends on, as JSON; the label map by its content."""
+        fields = asdict(self)
+        del fields["timeout_s"]
+        fields["label_map"] = None if self.label_map is None else sha256_of_file(self.label_map)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -1,0 +1,235 @@
+"""What a bench compares: each artifact on each runtime and device that it is to be measured on."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy import backends, environment
+from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
+from vitdeploy.errors import UsageError
+from vitdeploy.measure.accuracy import BatchLimits, only_input
+from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
+from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
+from vitdeploy.sessions import Feed, Session, SessionOptions
+
+if TYPE_CHECKING:
+    from vitdeploy.stages.source import LoadedModel
+
+GPU_PROVIDERS = ("cuda", "tensorrt")
+GRAPH_RUNTIMES = ("onnxruntime", "openvino")
+RTX_INT8 = (
+    "TensorRT-RTX documents its INT8 as weight-only: the arithmetic stays in the remainder's precision, so expect "
+    "smaller weights, not faster ones"
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the report before it is measured: what is opened, by which runtime, on which device.
+
+    Either ``artifact`` is there, or ``loaded`` from a ``source`` (a baseline). ``provider`` is what the runtime is
+    asked for, None for its own choice on ``device``; ``limits`` are the least and the largest batch of an engine.
+    """
+
+    name: str
+    backend: str
+    device: Device
+    model: ModelSpec
+    preprocess: Preprocess | None
+    digest: str
+    precision: Precision = "fp32"
+    target: Target | None = None
+    provider: str | None = None
+    artifact: Artifact | None = None
+    source: str | None = None
+    loaded: LoadedModel | None = None
+    limits: BatchLimits | None = None
+
+    def open(self, *, threads: int = 0, tf32: bool = False) -> Session:
+        """Open a session.
+
+        Raises:
+            BackendError: The runtime is absent or refuses the artifact.
+        """
+        options = SessionOptions(threads=threads, device=self.device, provider=self.provider, tf32=tf32)
+        if self.artifact is not None:
+            return backends.get_backend(self.backend).open(self.artifact, options)
+        assert self.loaded is not None
+        from vitdeploy.backends.pytorch import open_module
+
+        preprocess = self.loaded.preprocess
+        shape = (None, preprocess.channels, *preprocess.size)
+        return open_module(self.loaded.module, shape, self.loaded.spec.arguments.get("num_classes"), options)
+
+    def cannot_run(self) -> str | None:
+        """Return why this machine cannot run it, in words; None where it can."""
+        backend = backends.get_backend(self.backend)
+        return backend.unavailable() or backend.can_run()
+
+    def size_bytes(self) -> int | None:
+        """Return the size of the file, and of its external data; None where there is no file."""
+        if self.artifact is None:
+            return None
+        files = [self.artifact.path]
+        if isinstance(self.artifact, OnnxModel):
+            files.extend(self.artifact.external_data())
+        return sum(file.stat().st_size for file in files)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a reader of this row's numbers has to know."""
+        found = []
+        if self.target is not None and executing_target(self.backend, self.provider) != self.target:
+            made, run = BACKEND_TITLES[self.target], BACKEND_TITLES[self.backend]
+            found.append(f"made for {made}, run by {run}: its latency is not that of its target")
+        build = self.artifact.manifest.build if self.artifact is not None else None
+        if build is not None:
+            found.extend(build.notes)
+        if self.backend == "tensorrt-rtx" and self.precision == "int8" and not any("weight-only" in n for n in found):
+            found.append(RTX_INT8)
+        return tuple(found)
+
+
+def of_artifact(artifact: Artifact, backend: str, device: Device, provider: str | None = None) -> Candidate:
+    """Return an artifact as a candidate."""
+    manifest: Manifest = artifact.manifest
+    build = manifest.build
+    return Candidate(
+        name=artifact.path.name,
+        backend=backend,
+        device=device,
+        model=manifest.model,
+        preprocess=manifest.preprocess,
+        digest=artifact.digest,
+        precision=manifest.precision,
+        target=manifest.target,
+        provider=provider,
+        artifact=artifact,
+        limits=(build.batch[0], build.batch[2]) if build is not None else None,
+    )
+
+
+def of_loaded(source: str, loaded: LoadedModel, device: Device) -> Candidate:
+    """Return a model that was loaded from a SOURCE as a candidate."""
+    return Candidate(
+        source, "pytorch", device, loaded.spec, loaded.preprocess, loaded.digest, source=source, loaded=loaded
+    )
+
+
+def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], device: Device | None) -> list[Candidate]:
+    """Return the candidates of all artifacts but checkpoints, whose devices depend on these.
+
+    Args:
+        artifacts: Engines go to the backend that built them, ONNX models to every one of ``runtimes``.
+        runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), ``openvino``, or one
+            provider of ONNX Runtime alone, as ``onnxruntime:cuda``.
+        device: None for whatever is there.
+    Raises:
+        UsageError: There is no such runtime, or none for ``device``.
+    """
+    places = [place for runtime in runtimes for place in _places(runtime, device)]
+    if not places and any(isinstance(artifact, OnnxModel) for artifact in artifacts):
+        raise UsageError(f"none of the runtimes {', '.join(runtimes)!r} runs an ONNX model on device {device!r}")
+    found: list[Candidate] = []
+    for artifact in artifacts:
+        if isinstance(artifact, Engine):
+            build = artifact.manifest.build
+            found.append(of_artifact(artifact, build.backend if build is not None else "tensorrt", "cuda"))
+        elif isinstance(artifact, OnnxModel):
+            found.extend(of_artifact(artifact, backend, where, provider) for backend, where, provider in places)
+    return found
+
+
+def list_checkpoints(
+    artifacts: Sequence[Artifact], others: Sequence[Candidate], device: Device | None
+) -> list[Candidate]:
+    """Return each checkpoint on every device on which another candidate runs, so that both have their baseline."""
+    checkpoints = [artifact for artifact in artifacts if isinstance(artifact, Checkpoint)]
+    return [of_artifact(one, "pytorch", where) for where in devices_of(others, device) for one in checkpoints]
+
+
+def devices_of(others: Sequence[Candidate], device: Device | None) -> tuple[Device, ...]:
+    """Return the devices on which these candidates can run; with none of them, ``device`` or the best there is."""
+    used: set[Device] = {one.device for one in others if device in (None, one.device) and one.cannot_run() is None}
+    if not used:
+        used = {device or ("cuda" if environment.current().gpu is not None else "cpu")}
+    return tuple(sorted(used))
+
+
+def with_unique_names(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return them with names that differ: the file's, else its folder's too, else the runtime's too, else a number."""
+    digests: defaultdict[str, set[str]] = defaultdict(set)
+    for one in candidates:
+        digests[one.name].add(one.digest)
+    named = [
+        replace(one, name=f"{one.artifact.path.absolute().parent.name}/{one.name}")
+        if one.artifact is not None and len(digests[one.name]) > 1
+        else one
+        for one in candidates
+    ]
+    counts = Counter(one.name for one in named)
+    named = [replace(one, name=f"{one.name} ({_place(one)})") if counts[one.name] > 1 else one for one in named]
+    seen: Counter[str] = Counter()
+    for index, one in enumerate(named):
+        seen[one.name] += 1
+        if seen[one.name] > 1:
+            named[index] = replace(one, name=f"{one.name} #{seen[one.name]}")
+    return named
+
+
+def make_feed(session: Session, preprocess: Preprocess, batch: int, seed: int = 0) -> Feed:
+    """Return one seeded input [batch, C, H, W] of a session, as normalised images are distributed."""
+    spec = only_input(session)
+    images = np.random.default_rng(seed).standard_normal((batch, preprocess.channels, *preprocess.size))
+    return {spec.name: images.astype(spec.dtype)}
+
+
+def batch_fits(candidate: Candidate, session: Session, batch: int) -> str | None:
+    """Return why a candidate cannot take a batch of this size, None where it can."""
+    size = only_input(session).shape[0]
+    low, high = candidate.limits or (1, batch)
+    if size is not None:
+        low = high = size
+    if low <= batch <= high:
+        return None
+    takes = f"{low}" if low == high else f"{low} to {high}"
+    return f"it takes a batch of {takes}, so batch {batch} was not timed: build it with '--batch'"
+
+
+def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str | None]]:
+    """Return (backend, device, provider) of a runtime's text."""
+    name, _, provider = runtime.partition(":")
+    if name not in GRAPH_RUNTIMES or (name != "onnxruntime" and provider):
+        raise UsageError(
+            f"there is no runtime {runtime!r} for ONNX models, expected 'onnxruntime', 'openvino', or a provider of "
+            f"ONNX Runtime such as 'onnxruntime:cuda'"
+        )
+    if name == "openvino":
+        return [("openvino", "cpu", None)] if device != "cuda" else []
+    if provider:
+        where: Device = "cuda" if provider in GPU_PROVIDERS else "cpu"
+        return [("onnxruntime", where, provider)] if device in (None, where) else []
+    places: list[tuple[str, Device, str | None]] = []
+    if device != "cuda":
+        places.append(("onnxruntime", "cpu", "cpu"))
+    if device == "cuda" or (device is None and _cuda_provider()):
+        places.append(("onnxruntime", "cuda", "cuda"))
+    return places
+
+
+def _place(candidate: Candidate) -> str:
+    where = (candidate.provider or candidate.device).replace("cpu", "CPU").replace("cuda", "CUDA")
+    return f"{BACKEND_TITLES.get(candidate.backend, candidate.backend)}, {where}"
+
+
+def _cuda_provider() -> bool:
+    """Return whether there is a GPU, and an ONNX Runtime that was built for it."""
+    if environment.current().gpu is None or backends.get_backend("onnxruntime").unavailable() is not None:
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

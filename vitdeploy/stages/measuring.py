@@ -1,0 +1,263 @@
+"""The measuring of a bench, entry by entry; a failure of one is kept as its reason, the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import Engine
+from vitdeploy.backends.tensorrt_inspector import precision_by_layer
+from vitdeploy.datasets import Dataset, match_labels
+from vitdeploy.errors import VitdeployError
+from vitdeploy.measure import statistics
+from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
+from vitdeploy.measure.process import ProcessCost, measure_in_child
+from vitdeploy.measure.timing import Contestant, Turns, first_line, time_in_turns
+from vitdeploy.progress import Progress
+from vitdeploy.records import BuildInfo, Row, Timing
+from vitdeploy.sessions import Scope, Session
+from vitdeploy.stages import probe
+from vitdeploy.stages.baseline import Reference
+from vitdeploy.stages.bench_options import BenchOptions
+from vitdeploy.stages.candidates import Candidate, batch_fits, make_feed
+
+
+@dataclass
+class Entry:
+    """A candidate while it is measured."""
+
+    candidate: Candidate
+    is_baseline: bool
+    why_not: str | None = None
+    session: Session | None = None
+    provider: str | None = None
+    failure: str | None = None
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    logits: NDArray[np.float32] | None = None
+    blocks: dict[tuple[int, Scope], list[NDArray[np.float64]]] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+    against: str | None = None
+    cost: ProcessCost = field(default_factory=ProcessCost)
+    precision_by_layer: dict[str, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def build(self) -> BuildInfo | None:
+        """How the engine was built; None for what is no engine."""
+        return self.candidate.artifact.manifest.build if self.candidate.artifact is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was opened and has not failed since."""
+        return self.session is not None and self.failure is None
+
+    def open(self, stack: ExitStack, options: BenchOptions) -> None:
+        """Open the session, which the stack closes; a failure is kept as this row's."""
+        if self.why_not is not None:
+            return
+        if self.candidate.preprocess is None:
+            self.failure = "its manifest has no preprocessing: adopt it with 'vitdeploy export FILE --preprocess …'"
+            return
+        try:
+            self.session = stack.enter_context(self.candidate.open(threads=options.threads, tf32=options.tf32))
+            self.provider = getattr(self.session, "provider", None)
+            self.inspect()
+        except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
+            self.failure = _told(error, "opening it failed")
+
+    def inspect(self) -> None:
+        """Ask an engine that was built elsewhere for the precision of its layers, now that a device has opened it."""
+        tell = getattr(self.session, "inspector_json", None)
+        build = self.build
+        if build is None or build.inspected or tell is None:
+            return
+        try:
+            self.precision_by_layer = precision_by_layer(tell())
+        except Exception as error:  # the inspector is TensorRT's; what it cannot tell stays unknown
+            self.notes.append(f"its layers could not be inspected: {first_line(error)}")
+
+    def row(self) -> Row:
+        """Return what is known about it."""
+        candidate, artifact, build = self.candidate, self.candidate.artifact, self.build
+        layers = self.precision_by_layer or (build.precision_by_layer if build is not None else None)
+        if self.failure is not None:
+            status, reason = "failed", self.failure
+        elif self.why_not is not None:
+            status, reason = "built" if isinstance(artifact, Engine) else "skipped", self.why_not
+        else:
+            status, reason = "ok", ""
+        return Row.model_validate(
+            {
+                "name": candidate.name,
+                "backend": candidate.backend,
+                "provider": self.provider or candidate.provider,
+                "device": candidate.device,
+                "target": candidate.target,
+                "precision": candidate.precision,
+                "status": status,
+                "reason": reason,
+                **asdict(self.accuracy),
+                "timings": tuple(self.timings),
+                "load_ms": self.cost.load_ms,
+                "first_inference_ms": self.cost.first_inference_ms,
+                "size_bytes": candidate.size_bytes(),
+                "peak_memory_bytes": self.cost.peak_memory_bytes,
+                "inspected": None if build is None else build.inspected or self.precision_by_layer is not None,
+                "precision_by_layer": layers,
+                "payload_sha256": candidate.digest,
+                "notes": (*candidate.notes(), *self.notes),
+            }
+        )
+
+
+def measure_accuracy(
+    entries: Sequence[Entry], reference: Reference, dataset: Dataset, options: BenchOptions, progress: Progress
+) -> None:
+    """Run all entries over the data, and judge their logits by the labels and by the baseline's logits."""
+    labels = _match(entries, dataset, options)
+    for preprocess in dict.fromkeys(entry.candidate.preprocess for entry in entries if entry.alive):
+        assert preprocess is not None
+        group = {e.candidate.name: e for e in entries if e.alive and e.candidate.preprocess == preprocess}
+        outputs = collect_logits(
+            {name: entry.session for name, entry in group.items() if entry.session is not None},
+            dataset,
+            preprocess,
+            batch=options.accuracy_batch,
+            limits={name: entry.candidate.limits for name, entry in group.items()},
+            progress=progress,
+        )
+        for name, entry in group.items():
+            entry.logits = outputs.logits.get(name)
+            entry.failure = outputs.failures.get(name, entry.failure)
+    for entry in entries:
+        if entry.logits is not None:
+            against = _reference_logits(entry, entries, reference)
+            if against is not None and against.shape != entry.logits.shape:
+                entry.notes.append(
+                    f"it has {entry.logits.shape[1]} classes and the baseline {against.shape[1]}: not compared"
+                )
+                against = None
+            entry.accuracy = judge(entry.logits, labels.get(entry.candidate.model.classes), against)
+
+
+def _match(
+    entries: Sequence[Entry], dataset: Dataset, options: BenchOptions
+) -> dict[tuple[str, ...], NDArray[np.int64]]:
+    """Return the dataset's labels as indices of each model's classes; empty for a dataset without labels."""
+    if dataset.labels is None:
+        return {}
+    return {
+        classes: match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
+        for classes in dict.fromkeys(entry.candidate.model.classes for entry in entries)
+    }
+
+
+def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: Reference) -> NDArray[np.float32] | None:
+    """Return the logits that an entry is compared with: stored ones, else the baseline's, on its device if possible."""
+    if reference.logits is not None:
+        return reference.logits
+    measured = [one for one in entries if one.is_baseline and one.logits is not None]
+    if entry.is_baseline or not measured:
+        return None
+    beside = [one for one in measured if one.candidate.device == entry.candidate.device]
+    return (beside or measured)[0].logits
+
+
+def measure_latency(entries: Sequence[Entry], batch: int, options: BenchOptions, progress: Progress) -> None:
+    """Time all entries that take this batch in turns; entries on a GPU also without the copies to and from it."""
+    contestants: dict[str, Contestant] = {}
+    owners: dict[str, tuple[Entry, Scope]] = {}
+    for entry in entries:
+        session, preprocess = entry.session, entry.candidate.preprocess
+        if session is None or preprocess is None or entry.failure is not None:
+            continue
+        why = batch_fits(entry.candidate, session, batch)
+        if why is not None:
+            entry.notes.append(why)
+            continue
+        scopes: tuple[Scope, ...] = ("end_to_end",) if entry.candidate.device == "cpu" else ("end_to_end", "device")
+        for scope in scopes:
+            title = f"{entry.candidate.name} batch {batch} {scope.replace('_', ' ')}"
+            contestants[title] = Contestant(session, make_feed(session, preprocess, batch, options.seed), scope)
+            owners[title] = entry, scope
+    turns = time_in_turns(contestants, options.turns, progress=progress)
+    _record_turns(owners, turns, batch)
+    for entry in entries:
+        if entry.alive:
+            _record_timings(entry, entries, batch, options.seed)
+
+
+def _record_turns(owners: dict[str, tuple[Entry, Scope]], turns: Turns, batch: int) -> None:
+    for title, (entry, scope) in owners.items():
+        if title in turns.failures:
+            entry.failure = turns.failures[title]
+        else:
+            entry.blocks[batch, scope] = turns.blocks[title]
+
+
+def _record_timings(entry: Entry, entries: Sequence[Entry], batch: int, seed: int) -> None:
+    for (measured_at, scope), blocks in entry.blocks.items():
+        if measured_at != batch:
+            continue
+        latency = statistics.latency(blocks)
+        other = _latency_baseline(entry, entries, batch, scope)
+        ratio, interval = None, None
+        if other is not None and other is not entry:
+            ratio, interval = statistics.speedup(blocks, other.blocks[batch, scope], seed=seed)
+            entry.against = other.candidate.name
+        entry.timings.append(
+            Timing(
+                batch=batch,
+                scope=scope,
+                **asdict(latency),
+                images_per_s=1000 * batch / latency.mean_ms,
+                speedup=ratio,
+                speedup_ci95=interval,
+            )
+        )
+
+
+def _latency_baseline(entry: Entry, entries: Sequence[Entry], batch: int, scope: Scope) -> Entry | None:
+    """Return whose time this one's is compared with.
+
+    The baseline on the same device; without one, the FP32 graph on the same runtime. Never across devices.
+    """
+    timed = [
+        one
+        for one in entries
+        if one.alive and (batch, scope) in one.blocks and one.candidate.device == entry.candidate.device
+    ]
+    baselines = [one for one in timed if one.is_baseline]
+    same_runtime = [
+        one
+        for one in timed
+        if one.candidate.precision == "fp32"
+        and (one.candidate.backend, one.candidate.provider) == (entry.candidate.backend, entry.candidate.provider)
+    ]
+    return next(iter(baselines or same_runtime), None)
+
+
+def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress: Progress) -> None:
+    """Take load time, first inference and peak memory of each entry in a process of its own."""
+    alive = [entry for entry in entries if entry.alive]
+    with progress.task("Load time and memory", total=len(alive)) as task:
+        for entry in alive:
+            task.describe(entry.candidate.name)
+            batch = next((batch for batch, _ in entry.blocks), (entry.candidate.limits or (1, 1))[0])
+            request = probe.request_of(entry.candidate, batch=batch, threads=options.threads, tf32=options.tf32)
+            entry.cost = measure_in_child(probe.MODULE, request, timeout_s=options.timeout_s)
+            if entry.cost.reason:
+                entry.notes.append(f"load time and memory are unknown: {entry.cost.reason}")
+            task.advance()
+
+
+def _told(error: Exception, what: str) -> str:
+    return (
+        first_line(error)
+        if isinstance(error, VitdeployError)
+        else f"{what}: {type(error).__name__}: {first_line(error)}"
+    )

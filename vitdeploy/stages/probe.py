@@ -1,0 +1,81 @@
+"""The child process of a bench: ``python -m vitdeploy.stages.probe`` opens one candidate and says what that costs.
+
+It reads a request (``request_of``) as JSON on stdin. The parent has verified the artifact, so the manifest comes with
+the request: verifying again would read the file, and count as the candidate's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from vitdeploy import backends
+from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
+from vitdeploy.errors import VitdeployError
+from vitdeploy.measure.process import ProcessCost, answer, observe
+from vitdeploy.measure.timing import first_line
+from vitdeploy.records import Manifest
+from vitdeploy.stages.candidates import Candidate, make_feed, of_artifact, of_loaded
+
+MODULE = "vitdeploy.stages.probe"
+KINDS = {"checkpoint": Checkpoint, "onnx": OnnxModel, "engine": Engine}
+
+
+def request_of(candidate: Candidate, *, batch: int, threads: int, tf32: bool) -> dict[str, Any]:
+    """Return what the child is asked."""
+    artifact = candidate.artifact
+    return {
+        "path": str(artifact.path.absolute()) if artifact is not None else None,
+        "manifest": artifact.manifest.model_dump(mode="json") if artifact is not None else None,
+        "source": candidate.source,
+        "backend": candidate.backend,
+        "device": candidate.device,
+        "provider": candidate.provider,
+        "batch": batch,
+        "threads": threads,
+        "tf32": tf32,
+    }
+
+
+def probe(request: dict[str, Any]) -> ProcessCost:
+    """Open the candidate and run it once on a random batch."""
+    candidate = _candidate(request)
+    backends.get_backend(
+        candidate.backend
+    ).unavailable()  # imports the runtime: its library is not the model's load time
+    preprocess = candidate.preprocess
+    if preprocess is None:
+        return ProcessCost(reason="its manifest has no preprocessing")
+    return observe(
+        lambda: candidate.open(threads=request["threads"], tf32=request["tf32"]),
+        lambda session: make_feed(session, preprocess, request["batch"]),
+    )
+
+
+def _candidate(request: dict[str, Any]) -> Candidate:
+    device, provider = request["device"], request["provider"]
+    if request["manifest"] is None:
+        from vitdeploy.stages.source import load_source
+
+        return of_loaded(request["source"], load_source(request["source"]), device)
+    manifest = Manifest.model_validate(request["manifest"])
+    return of_artifact(KINDS[manifest.kind](Path(request["path"]), manifest), request["backend"], device, provider)
+
+
+def main() -> int:
+    """Answer on the real stdout; whatever a runtime prints goes to stderr."""
+    with os.fdopen(os.dup(1), "w") as stream:
+        os.dup2(2, 1)
+        try:
+            cost = probe(json.load(sys.stdin))
+        except VitdeployError as error:
+            cost = ProcessCost(reason=f"its process said: {first_line(error)}")
+        answer(cost, stream)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
