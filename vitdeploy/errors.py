@@ -7,6 +7,7 @@
     ├── DataError                    a dataset, an image, or labels that do not fit the model
     ├── CheckpointError              weights of an unknown dialect, of another variant, with gaps or leftovers
     ├── ModelError                   a model name, argument or input size that the family cannot take
+    ├── TrainingError                a loss that is not a number, a state that does not fit the training
     ├── GraphError                   an ONNX graph that a pass cannot treat
     ├── CalibrationError             no calibration data, a NaN range, a table made for another graph
     ├── BackendError                 a runtime that is absent or that refuses the artifact
@@ -49,6 +50,10 @@ class CheckpointError(VitdeployError):
 
 class ModelError(VitdeployError):
     """A model name is unknown, or an argument or input size is one that the family cannot take."""
+
+
+class TrainingError(VitdeployError):
+    """A training diverged, or the state of an unfinished one is damaged or belongs to another."""
 
 
 class GraphError(VitdeployError):

@@ -1,1 +1,1 @@
-
+"""Training: the loop on Lightning Fabric. ``options`` needs no torch; everything else does."""

@@ -1,0 +1,249 @@
+"""What a training is told: plain values, so that a recipe can be read and a freshness key computed without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+from vitdeploy.errors import UsageError
+
+AugmentationKind = Literal["auto", "none", "affine", "timm"]
+DistillationKind = Literal["hard", "soft"]
+TrainPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+
+MEMORY_PIXELS = 64 * 64
+MEMORY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    ``affine`` turns, shifts and scales whole batches of tensors; it suits tiny images and needs no worker processes.
+    ``timm`` is the usual chain for photographs: random resized crop, flip, colour jitter or RandAugment, random
+    erasing. ``auto`` is ``affine`` up to 64×64 pixels and ``timm`` above. Mixup and cutmix go with either.
+
+    Args:
+        rotate_degrees: Largest turn, either way (affine).
+        translate: Largest shift as a fraction of the side (affine).
+        scale: Largest change of size as a fraction (affine).
+        crop_area: Smallest and largest share of the image that is cropped (timm).
+        flip: Probability of a mirror image (timm).
+        colour_jitter: Strength; without effect where ``policy`` is given, as in timm (timm).
+        policy: RandAugment or AutoAugment in timm's spelling, such as ``rand-m9-mstd0.5-inc1`` (timm).
+        erase: Probability of random erasing (timm).
+        mixup, cutmix: Alpha of the Beta distribution; 0 is off, and where both are on each batch takes one of them.
+        mix_probability: Share of the batches that are mixed.
+    """
+
+    kind: AugmentationKind = "auto"
+    rotate_degrees: float = 10.0
+    translate: float = 0.08
+    scale: float = 0.1
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    colour_jitter: float = 0.4
+    policy: str | None = "rand-m9-mstd0.5-inc1"
+    erase: float = 0.25
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Learning from a teacher (Touvron et al. 2021, arXiv:2012.12877, section 3).
+
+    loss = (1 − weight) · loss(labels) + weight · loss(teacher). ``hard`` takes the teacher's answer as a label,
+    ``soft`` its distribution at ``temperature``. A model with a distillation head learns from the teacher with that.
+
+    Args:
+        teacher: A checkpoint, or any other SOURCE that ``export`` takes.
+    """
+
+    teacher: str
+    kind: DistillationKind = "hard"
+    weight: float = 0.5
+    temperature: float = 3.0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a training runs; handed to Lightning Fabric as it is. Only ``precision`` is meant to change the result.
+
+    Args:
+        workers: Processes that load images of real size; without effect on small images, which are held in memory.
+        threads: Of the processor, for the model; chosen by its size where None.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: TrainPrecision = "32-true"
+    workers: int = 4
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of a training; the defaults are those for small images.
+
+    Args:
+        batch: Images per update of the weights, over all devices and accumulation steps together.
+        accumulate: Passes that one update is divided into, to save memory.
+        learning_rate: After warm-up; from there it falls as a cosine to ``final_learning_rate``.
+        warmup_epochs: 5 % of all epochs where None.
+        layer_decay: Factor on the learning rate per layer away from the head; None for none.
+        freeze: Shell patterns of parameter names that are not trained.
+        clip_norm: Largest norm of the gradient; None for none.
+        drop_path: Replaces that of the model where given.
+        ema_decay: Also keep an average of the weights, and evaluate and write that; None for none.
+        patience: Stop after so many epochs without a better validation; None for never.
+        keep_last: Write the last weights too, beside the best, as NAME.last.safetensors.
+        tensorboard: Write metrics for TensorBoard too, into the folder NAME.tensorboard.
+        save_every_s: How often, at the least, the state is saved from which a killed training goes on.
+    """
+
+    epochs: int = 200
+    batch: int = 64
+    accumulate: int = 1
+    seed: int = 0
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 0.0
+    warmup_epochs: float | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float | None = None
+    freeze: tuple[str, ...] = ()
+    clip_norm: float | None = 1.0
+    label_smoothing: float = 0.1
+    drop_path: float | None = None
+    ema_decay: float | None = None
+    patience: int | None = None
+    augmentation: Augmentation = Augmentation()
+    distillation: Distillation | None = None
+    hardware: Hardware = Hardware()
+    keep_last: bool = False
+    tensorboard: bool = False
+    save_every_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UsageError: One line that names the option, its value and what was expected.
+        """
+        _check_options(self)
+        _check_augmentation(self.augmentation)
+        if self.distillation is not None:
+            _between("distillation.weight", self.distillation.weight, 0, 1)
+            _above("distillation.temperature", self.distillation.temperature, 0)
+            _one_of("distillation.kind", self.distillation.kind, ("hard", "soft"))
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return 0.05 * self.epochs if self.warmup_epochs is None else self.warmup_epochs
+
+    def key(self) -> dict[str, Any]:
+        """Return, as JSON values, everything that decides the result: not where it runs, nor what it writes beside it.
+
+        The teacher is left out too; whoever makes the key adds its digest.
+        """
+        values = _json(self)
+        for name in ("hardware", "keep_last", "tensorboard", "save_every_s"):
+            del values[name]
+        if values["distillation"] is not None:
+            del values["distillation"]["teacher"]
+        values["precision"] = self.hardware.precision
+        return values
+
+
+def augmentation_kind(augmentation: Augmentation, size: tuple[int, int]) -> AugmentationKind:
+    """Return what ``auto`` stands for at an input of ``size``."""
+    if augmentation.kind != "auto":
+        return augmentation.kind
+    return "affine" if size[0] * size[1] <= MEMORY_PIXELS else "timm"
+
+
+def _check_options(options: TrainOptions) -> None:
+    for name in ("epochs", "batch", "accumulate"):
+        _at_least_one(name, getattr(options, name))
+    if options.patience is not None:
+        _at_least_one("patience", options.patience)
+    _above("learning_rate", options.learning_rate, 0)
+    _between("final_learning_rate", options.final_learning_rate, 0, options.learning_rate)
+    _between("weight_decay", options.weight_decay, 0, float("inf"))
+    _between("label_smoothing", options.label_smoothing, 0, 0.999)
+    for value in options.betas:
+        _between("betas", value, 0, 0.99999)
+    if options.layer_decay is not None:
+        _between("layer_decay", options.layer_decay, 0.001, 1)
+    if options.clip_norm is not None:
+        _above("clip_norm", options.clip_norm, 0)
+    if options.drop_path is not None:
+        _between("drop_path", options.drop_path, 0, 0.99)
+    if options.ema_decay is not None:
+        _between("ema_decay", options.ema_decay, 0, 0.999999)
+    if options.warmup_epochs is not None and not 0 <= options.warmup_epochs < options.epochs:
+        raise UsageError(
+            f"warmup_epochs is {options.warmup_epochs!r}, expected at least 0 and less than the {options.epochs} epochs"
+        )
+    if options.batch % options.accumulate:
+        raise UsageError(
+            f"batch {options.batch} does not divide by accumulate {options.accumulate}: change one of them"
+        )
+    if options.hardware.threads is not None:
+        _at_least_one("threads", options.hardware.threads)
+    if options.hardware.workers < 0:
+        raise UsageError(f"workers is {options.hardware.workers!r}, expected 0 or more")
+
+
+def _check_augmentation(augmentation: Augmentation) -> None:
+    _one_of("augmentation.kind", augmentation.kind, ("auto", "none", "affine", "timm"))
+    for name in ("flip", "erase", "mix_probability"):
+        _between(f"augmentation.{name}", getattr(augmentation, name), 0, 1)
+    for name in ("rotate_degrees", "colour_jitter", "mixup", "cutmix"):
+        _between(f"augmentation.{name}", getattr(augmentation, name), 0, float("inf"))
+    _between("augmentation.translate", augmentation.translate, 0, 1)
+    _between("augmentation.scale", augmentation.scale, 0, 0.9)
+    low, high = augmentation.crop_area
+    if not 0 < low <= high <= 1:
+        raise UsageError(f"augmentation.crop_area is {augmentation.crop_area!r}, expected 0 < smallest ≤ largest ≤ 1")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}, expected a whole number of at least 1")
+
+
+def _above(name: str, value: float, low: float) -> None:
+    if not value > low:
+        raise UsageError(f"{name} is {value!r}, expected more than {low}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        wanted = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+        raise UsageError(f"{name} is {value!r}, expected {wanted}")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def _json(options: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON values, tuples as lists."""
+    values: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            value = _json(value)
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+DEFAULTS = TrainOptions()

@@ -1,0 +1,247 @@
+"""Training images, update by update.
+
+What an update sees is a function of seed and update number alone: the order of an epoch, and the variation of each
+image. A resumed training therefore sees what the uninterrupted one would have, and several processes together see what
+one would.
+
+n samples, b the images of one pass of one process, C channels, H and W size.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vitdeploy.datasets import Dataset, load_pixels
+from vitdeploy.errors import UsageError
+from vitdeploy.preprocess import normalize, to_pixels
+from vitdeploy.progress import Progress
+from vitdeploy.records import Preprocess
+from vitdeploy.training.augment import RandomAffine, numpy_seed, photograph_transform
+from vitdeploy.training.options import MEMORY_BYTES, TrainOptions, augmentation_kind
+from vitdeploy.training.schedule import seed_of
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who sees which sample when.
+
+    ``batch`` images make one update; they are cut into ``accumulate`` passes, and each pass into ``world`` equal shares
+    of which this process takes number ``rank``. An epoch is a fresh permutation without its incomplete last batch.
+    """
+
+    count: int
+    batch: int
+    accumulate: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse batches that cannot be shared equally.
+
+        Raises:
+            UsageError: The message names batch, passes and processes.
+        """
+        if self.batch % (self.accumulate * self.world):
+            raise UsageError(
+                f"batch {self.batch} does not divide by {self.accumulate} accumulation steps × {self.world} processes: "
+                f"choose a multiple of {self.accumulate * self.world}"
+            )
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return self.count // self.batch
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the permutation of all samples for an epoch, [n]."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+        return torch.randperm(self.count, generator=generator).numpy()
+
+    def indices(self, order: NDArray[np.int64], update: int) -> NDArray[np.int64]:
+        """Return the samples of an update, [batch]; ``order`` is that of its epoch."""
+        start = update % self.updates_per_epoch * self.batch
+        return order[start : start + self.batch]
+
+    def share(self, part: int) -> slice:
+        """Return which of an update's samples this process takes in pass ``part``."""
+        size = self.batch // (self.accumulate * self.world)
+        start = (part * self.world + self.rank) * size
+        return slice(start, start + size)
+
+    def updates(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield number and samples of the updates from ``first`` to before ``last``."""
+        epoch, order = -1, np.empty(0, np.int64)
+        for update in range(first, last):
+            if update // self.updates_per_epoch != epoch:
+                epoch = update // self.updates_per_epoch
+                order = self.order(epoch)
+            yield update, self.indices(order, update)
+
+
+class MemorySamples:
+    """Small images, all held on the device, normalised; variation happens there, on whole batches."""
+
+    def __init__(self, images: Tensor, labels: Tensor, plan: Plan, affine: RandomAffine | None) -> None:
+        self.images = images
+        self.labels = labels
+        self.plan = plan
+        self.affine = affine
+
+    def updates(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield, for each update, this process's passes: images [b, C, H, W] and labels [b]."""
+        for update, indices in self.plan.updates(first, last):
+            matrices = _matrices(self.affine, self.plan, update)
+            passes = []
+            for part in range(self.plan.accumulate):
+                share = self.plan.share(part)
+                chosen = torch.from_numpy(indices[share]).to(self.images.device)
+                images = self.images[chosen]
+                if self.affine is not None and matrices is not None:
+                    images = self.affine.apply(images, matrices[share])
+                passes.append((images, self.labels[chosen]))
+            yield passes
+
+
+class StreamedSamples:
+    """Images that are read, varied and normalised by worker processes while the model trains."""
+
+    def __init__(
+        self, images: _TrainingImages, plan: Plan, affine: RandomAffine | None, *, workers: int, device: torch.device
+    ) -> None:
+        self.images = images
+        self.plan = plan
+        self.affine = affine
+        self.workers = workers
+        self.device = device
+
+    def updates(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield, for each update, this process's passes: images [b, C, H, W] and labels [b]."""
+        loader: DataLoader[Batch] = DataLoader(
+            self.images,  # type: ignore[arg-type]  # maps keys, without a length
+            batch_sampler=_Passes(self.plan, first, last),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
+            prefetch_factor=2 * self.plan.accumulate if self.workers else None,
+        )
+        batches = iter(loader)
+        for update in range(first, last):
+            matrices = _matrices(self.affine, self.plan, update)
+            passes = []
+            for part in range(self.plan.accumulate):
+                images, labels = (value.to(self.device, non_blocking=True) for value in next(batches))
+                if self.affine is not None and matrices is not None:
+                    images = self.affine.apply(images, matrices[self.plan.share(part)])
+                passes.append((images, labels))
+            yield passes
+
+
+Samples = MemorySamples | StreamedSamples
+
+
+def open_samples(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    options: TrainOptions,
+    plan: Plan,
+    device: torch.device,
+    progress: Progress,
+) -> Samples:
+    """Hold a dataset of small images in memory, or stream a larger one."""
+    kind = augmentation_kind(options.augmentation, preprocess.size)
+    affine = RandomAffine(options.augmentation, preprocess) if kind == "affine" else None
+    if kind != "timm" and fits_memory(dataset, preprocess):
+        images, labels = in_memory(dataset, preprocess, device, progress)
+        return MemorySamples(images, labels, plan, affine)
+    transform = photograph_transform(options.augmentation, preprocess) if kind == "timm" else None
+    images_of = _TrainingImages(dataset, preprocess, transform, options.seed)
+    return StreamedSamples(images_of, plan, affine, workers=options.hardware.workers, device=device)
+
+
+def fits_memory(dataset: Dataset, preprocess: Preprocess) -> bool:
+    """Whether all images as float32 take at most ``MEMORY_BYTES``."""
+    height, width = preprocess.size
+    return len(dataset) * height * width * preprocess.channels * 4 <= MEMORY_BYTES
+
+
+def in_memory(
+    dataset: Dataset, preprocess: Preprocess, device: torch.device, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Return all images, normalised [n, C, H, W], and labels [n], on ``device``."""
+    images = torch.from_numpy(normalize(load_pixels(dataset, preprocess, progress), preprocess))
+    assert dataset.labels is not None
+    return images.to(device), torch.from_numpy(dataset.labels).to(device)
+
+
+class _TrainingImages:
+    """Maps (epoch, sample) to a normalised tensor [C, H, W] and its label; one pair always gives the same tensor."""
+
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, transform: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        assert self.dataset.labels is not None
+        label = int(self.dataset.labels[index])
+        image = self.dataset.image(index)
+        if self.transform is None:
+            pixels = to_pixels(image, self.preprocess)
+            return torch.from_numpy(normalize(pixels[None], self.preprocess)[0]), label
+        with _all_seeds(seed_of(self.seed, "image", epoch, index)):
+            tensor: Tensor = self.transform(image.convert("RGB"))
+        return (tensor if self.preprocess.channels == 3 else tensor.mean(dim=0, keepdim=True)), label
+
+
+class _Passes:
+    """The keys of each pass of this process, in order, for a data loader."""
+
+    def __init__(self, plan: Plan, first: int, last: int) -> None:
+        self.plan, self.first, self.last = plan, first, last
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.plan.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for update, indices in self.plan.updates(self.first, self.last):
+            epoch = update // self.plan.updates_per_epoch
+            for part in range(self.plan.accumulate):
+                yield [(epoch, int(index)) for index in indices[self.plan.share(part)]]
+
+
+def _matrices(affine: RandomAffine | None, plan: Plan, update: int) -> Tensor | None:
+    return None if affine is None else affine.draw(plan.batch, seed_of(plan.seed, "affine", update))
+
+
+@contextmanager
+def _all_seeds(seed: int) -> Iterator[None]:
+    """Seed the generators that transforms draw from (Python's, NumPy's, torch's) for the block."""
+    python = random.getstate()
+    random.seed(seed)
+    try:
+        with numpy_seed(seed), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let Ctrl-C, which reaches every process of the terminal, be handled by the training process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,84 @@
+"""The state of an unfinished training, in one file beside its output."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitdeploy.artifacts import atomic_path
+from vitdeploy.errors import TrainingError
+from vitdeploy.training.journal import Row
+
+VERSION = 1
+
+
+@dataclass
+class Best:
+    """The best evaluation so far and its weights, on the CPU."""
+
+    epoch: int
+    top1: float
+    loss: float
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class State:
+    """How far a training is: ``update`` updates are done, ``loss_sum`` adds up the losses since the last whole epoch.
+
+    Order and variation of the images are functions of seed and update, so no generator's state is kept.
+    """
+
+    update: int = 0
+    loss_sum: float = 0.0
+    best: Best | None = None
+    history: list[Row] = field(default_factory=list)
+
+
+def write_state(path: Path, key: str, state: State, parts: dict[str, Any]) -> None:
+    """Write the state atomically; ``parts`` are state dicts of model, optimizer, scaler and average.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written; the state before is untouched.
+    """
+    content = {"version": VERSION, "key": key, **vars(state), "parts": parts}
+    content["best"] = None if state.best is None else vars(state.best)
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
+    """Return the state and its parts, on the CPU; nothing in the file is executed.
+
+    Raises:
+        TrainingError: The file is damaged, or belongs to a training with other data or options.
+    """
+    again = "train again without --resume"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version, its_key, parts = content.pop("version"), content.pop("key"), content.pop("parts")
+        best = content.pop("best")
+        state = State(**content, best=None if best is None else Best(**best))
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise TrainingError(f"the state of the unfinished training, {str(path)!r}, is damaged: {again}") from error
+    except OSError as error:
+        raise TrainingError(f"there is no state to go on from, {str(path)!r} cannot be read: {again}") from error
+    if version != VERSION:
+        raise TrainingError(f"{str(path)!r} is a state of version {version}, this vitdeploy reads {VERSION}: {again}")
+    if its_key != key:
+        raise TrainingError(f"{str(path)!r} belongs to a training with other data, model or options: {again}")
+    return state, parts

@@ -1,0 +1,141 @@
+"""What is trained: from a name, arguments and a dataset to a model's specification and its preprocessing; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitdeploy.catalog import variant, variants
+from vitdeploy.datasets import Dataset
+from vitdeploy.errors import DataError, UsageError
+from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vitdeploy.records import ModelSpec, Preprocess
+
+SMALL_SIDE = 64
+DEFAULT_SIDE = 32
+
+# Small members of a family for small images, taken where a family is named and no width or depth is given. At this
+# width the usual initial std of 0.02 underfits, so linears start as Xavier's and positions ten times wider.
+SMALL: dict[str, dict[str, Any]] = {
+    "vit": {"width": 64, "depth": 3, "heads": 4, "init": "xavier", "position_std": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be trained; ``note`` says what was chosen for the user, and is empty where nothing was."""
+
+    spec: ModelSpec
+    preprocess: Preprocess
+    note: str = ""
+
+
+def choose_subject(
+    model: str, arguments: Mapping[str, Any], train: Dataset, preprocess: Preprocess | None = None
+) -> Subject:
+    """Complete a model's arguments from the dataset: classes, channels and image size.
+
+    Args:
+        model: A catalogue name, or a family, of which a small member is taken for small images.
+        arguments: Replace those of the variant or of the small member.
+        train: The training split.
+        preprocess: Taken as it is; by default that of the variant, else what the dataset suggests.
+
+    Raises:
+        DataError: The dataset has no labels or fewer than two classes.
+        ModelError: There is no such model.
+        UsageError: An argument contradicts the dataset or the preprocessing.
+    """
+    if train.labels is None or len(train.classes) < 2:
+        what = "no labels" if train.labels is None else f"{len(train.classes)} class"
+        raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
+    known = variants()
+    note = ""
+    if model in known:
+        family, given = known[model].family, {**known[model].arguments, **arguments}
+        preprocess = _fitted(preprocess or known[model].preprocess, given, resizable=True)
+    else:
+        family = _family(model)
+        preprocess = preprocess or train.preprocess or _square(_side(arguments), int(arguments.get("channels", 3)))
+        preprocess = _fitted(preprocess, arguments, resizable=False)
+        given = dict(arguments)
+        if family in SMALL and not {"width", "depth"} & set(arguments) and max(preprocess.size) <= SMALL_SIDE:
+            given = {**SMALL[family], "patch": _patch(preprocess.size), **arguments}
+            listed = ", ".join(f"{name}={value}" for name, value in given.items())
+            note = f"{family} of small size: {listed}"
+    return Subject(_spec(model, family, given, preprocess, train), preprocess, note)
+
+
+def _family(name: str) -> str:
+    """Return ``name`` if it is a family; the registry, which needs torch, is asked only for families without variants.
+
+    Raises:
+        ModelError: It is neither a family nor a catalogue name.
+    """
+    if name in SMALL or name in {entry.family for entry in variants().values()}:
+        return name
+    from vitdeploy.models import FAMILIES
+
+    return name if name in FAMILIES else variant(name).family
+
+
+def _spec(model: str, family: str, arguments: dict[str, Any], preprocess: Preprocess, train: Dataset) -> ModelSpec:
+    """Return the specification with everything that the data decides.
+
+    Raises:
+        UsageError: ``num_classes`` or ``channels`` was given and is another number.
+    """
+    decided = {
+        "image_size": list(preprocess.size),
+        "channels": preprocess.channels,
+        "num_classes": len(train.classes),
+    }
+    for name, reason in (("num_classes", f"{train.uri!r} has"), ("channels", "the preprocessing gives")):
+        if name in arguments and arguments[name] != decided[name]:
+            raise UsageError(f"{name} is {arguments[name]!r}, and {reason} {decided[name]}: leave the argument out")
+    return ModelSpec(family=family, name=model, arguments={**arguments, **decided}, classes=train.classes)
+
+
+def _fitted(preprocess: Preprocess, arguments: Mapping[str, Any], *, resizable: bool) -> Preprocess:
+    """Return the preprocessing at the ``image_size`` that was asked for.
+
+    Raises:
+        UsageError: The images come at one size and may not be resized.
+    """
+    if "image_size" not in arguments:
+        return preprocess
+    value = arguments["image_size"]
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if size == preprocess.size:
+        return preprocess
+    if not resizable and preprocess.resize == "none":
+        raise UsageError(
+            f"image_size is {value!r}, and the images are of {preprocess.size[0]}×{preprocess.size[1]}: leave it out"
+        )
+    resized = preprocess.resize_size
+    if resized is not None:
+        resized = round(resized * max(size) / max(preprocess.size))
+    return preprocess.model_copy(update={"size": size, "resize_size": resized})
+
+
+def _side(arguments: Mapping[str, Any]) -> int:
+    value = arguments.get("image_size", DEFAULT_SIDE)
+    return value if isinstance(value, int) else max(value)
+
+
+def _square(side: int, channels: int) -> Preprocess:
+    """Return the preprocessing of images that say nothing themselves: shorter side to ``side``, centre crop."""
+    if channels not in (1, 3):
+        raise UsageError(f"channels is {channels!r}, expected 1 or 3")
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    return Preprocess(
+        size=(side, side), channels=channels, resize_size=side, mean=mean, std=std, source="vitdeploy train"
+    )
+
+
+def _patch(size: tuple[int, int]) -> int:
+    """Return the patch that gives about 8 patches a side, and 4 on the smallest images."""
+    wanted = 4 if min(size) <= 8 else 8
+    divisors = [patch for patch in range(1, min(size) + 1) if not size[0] % patch and not size[1] % patch]
+    return min(divisors, key=lambda patch: abs(min(size) / patch - wanted))
