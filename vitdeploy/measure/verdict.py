@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,7 @@ from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
 
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
+MEDIAN_MARGIN = 0.05
 DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
 
 Kept = Literal["kept", "small loss", "loss", "unknown"]
@@ -28,7 +30,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
         said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
     if not measured:
         said.append("Nothing could be run on this machine, so nothing is recommended from measurements.")
-    said.extend(_where_int8_does_not_pay(measured))
+    said.extend(_where_int8_does_not_pay(measured, baseline))
     said.extend(_what_lost_accuracy(measured, baseline))
     said.extend(_what_was_only_built(rows))
     said.extend(_weight_only(rows))
@@ -56,18 +58,26 @@ def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
     return "small loss" if row.agreement >= 3 * MIN_AGREEMENT - 2 else "loss"
 
 
-def is_faster(one: Row, other: Row, batch: int) -> bool | None:
-    """Return whether ``one`` is faster at ``batch``, None where the intervals overlap or a time is missing."""
+def is_faster(one: Row, other: Row, batch: int, baseline: Baseline) -> bool | None:
+    """Return whether ``one`` is faster than ``other`` at ``batch``; None where that cannot be told.
+
+    Told by the intervals of their speed-ups where both are against the same row, else by medians that differ by more
+    than 5 %.
+    """
     a, b = timing_of(one, batch), timing_of(other, batch)
     if a is None or b is None:
         return None
-    low_a, high_a = a.speedup_ci95 or (a.speedup or 1.0,) * 2
-    low_b, high_b = b.speedup_ci95 or (b.speedup or 1.0,) * 2
-    if a.speedup is None and b.speedup is None:  # nothing common to stand on but the medians
-        return None if abs(a.p50_ms - b.p50_ms) < 0.05 * b.p50_ms else a.p50_ms < b.p50_ms
-    if low_a > high_b:
+    against = baseline.latency_rows
+    if against.get(one.name, one.name) == against.get(other.name, other.name):
+        low_a, high_a = a.speedup_ci95 or (a.speedup or 1.0,) * 2
+        low_b, high_b = b.speedup_ci95 or (b.speedup or 1.0,) * 2
+        if low_a > high_b:
+            return True
+        return False if high_a < low_b else None
+    ratio = b.p50_ms / a.p50_ms
+    if ratio > 1 + MEDIAN_MARGIN:
         return True
-    return False if high_a < low_b else None
+    return False if ratio < 1 - MEDIAN_MARGIN else None
 
 
 def timing_of(row: Row, batch: int) -> Timing | None:
@@ -103,17 +113,22 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
 
 
 def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
-    """Return the fastest; among those not measurably slower the one that keeps more accuracy, then the smaller."""
+    """Return the fastest, or of those that may be as fast the one that keeps most.
+
+    That is: no loss of accuracy before a small one, floating point before integers, then the smaller file.
+    """
 
     def p50(row: Row) -> float:
         timing = timing_of(row, batch)
         assert timing is not None
         return timing.p50_ms
 
+    def worth(row: Row) -> tuple[bool, bool, float, float]:
+        lossless = accuracy_kept(row, baseline) == "kept"
+        return not lossless, row.precision not in ("fp32", "fp16"), row.size_bytes or math.inf, p50(row)
+
     fastest = min(rows, key=p50)
-    ties = [row for row in rows if row is fastest or is_faster(fastest, row, batch) is None]
-    order = {"kept": 0, "small loss": 1}
-    return min(ties, key=lambda row: (order[accuracy_kept(row, baseline)], row.size_bytes or float("inf"), p50(row)))
+    return min((row for row in rows if row is fastest or not is_faster(fastest, row, batch, baseline)), key=worth)
 
 
 def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline) -> str:
@@ -139,7 +154,7 @@ def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, basel
     return "; ".join(parts) + "."
 
 
-def _where_int8_does_not_pay(rows: Sequence[Row]) -> list[str]:
+def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[str]:
     """Compare INT8 with FP16, else FP32, on the same runtime; on transformers INT8 is often the slower one."""
     said: list[str] = []
     for int8 in (row for row in rows if row.precision == "int8" and on_target(row)):
@@ -149,8 +164,8 @@ def _where_int8_does_not_pay(rows: Sequence[Row]) -> list[str]:
             continue
         batches = [timing.batch for timing in int8.timings if timing.scope == "end_to_end"]
         batches = [batch for batch in batches if timing_of(rival, batch) is not None]
-        slower = [batch for batch in batches if is_faster(rival, int8, batch)]
-        even = [batch for batch in batches if is_faster(rival, int8, batch) is None]
+        slower = [batch for batch in batches if is_faster(rival, int8, batch, baseline)]
+        even = [batch for batch in batches if is_faster(rival, int8, batch, baseline) is None]
         name, high = f"INT8 under {BACKEND_TITLES[int8.backend]}", rival.precision.upper()
         if slower:
             times = ", ".join(f"{_ms(int8, batch)} against {_ms(rival, batch)} at batch {batch}" for batch in slower)

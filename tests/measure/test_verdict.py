@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import pytest
+
+from vitdeploy.measure.verdict import accuracy_kept, give_verdict, is_faster
+from vitdeploy.records import Baseline, Conditions, Row, Timing
+
+CONDITIONS = Conditions(
+    data="digits:test",
+    data_sha256="0" * 64,
+    n_samples=450,
+    batches=(1,),
+    threads=0,
+    warmup=5,
+    rounds=10,
+    iterations=20,
+)
+
+
+def _timing(p50_ms, speedup=None, ci=None, batch=1, scope="end_to_end"):
+    return Timing(
+        batch=batch,
+        scope=scope,
+        p50_ms=p50_ms,
+        p90_ms=p50_ms * 1.1,
+        p99_ms=p50_ms * 1.2,
+        mean_ms=p50_ms,
+        images_per_s=1000 / p50_ms,
+        speedup=speedup,
+        speedup_ci95=ci,
+    )
+
+
+def _row(name, precision="fp32", backend="onnxruntime", device="cpu", **fields):
+    defaults = {"status": "ok", "top1": 0.98, "delta_top1_pp": 0.0, "delta_ci95_pp": (-0.8, 0.8), "size_bytes": 1000}
+    return Row(**{"name": name, "precision": precision, "backend": backend, "device": device, **defaults, **fields})
+
+
+TORCH = _row(
+    "vit.safetensors",
+    backend="pytorch",
+    delta_top1_pp=None,
+    delta_ci95_pp=None,
+    size_bytes=4000,
+    timings=(_timing(10.0),),
+)
+
+
+def _verdict(*rows, batches=(1,), row="vit.safetensors", against="PyTorch eager FP32 of vit.safetensors"):
+    baseline = Baseline(
+        row=row,
+        accuracy_against=against,
+        latency_against="the baseline on the same device",
+        latency_rows={one.name: row for one in rows if row is not None and one.name != row},
+    )
+    return give_verdict(rows, baseline, CONDITIONS.model_copy(update={"batches": batches}))
+
+
+def test_the_fastest_that_keeps_its_accuracy_is_shipped_and_the_reason_has_both_intervals():
+    said = _verdict(
+        TORCH,
+        _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
+        _row("vit.int8.onnx", "int8", timings=(_timing(2.5, 4.0, (3.8, 4.2)),), size_bytes=1_100_000),
+    )
+    assert said == (
+        "On this CPU, ship vit.int8.onnx under ONNX Runtime: 4.00× as fast as the baseline (95 % interval 3.80 to "
+        "4.20), 2.50 ms at batch 1; top-1 98.00 %, the same as the baseline (95 % interval −0.80 to +0.80 pp); "
+        "1.1 MB instead of 4.0 kB.",
+    )
+
+
+def test_int8_that_loses_accuracy_is_not_shipped_however_fast():
+    said = _verdict(
+        TORCH,
+        _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
+        _row(
+            "vit.int8.onnx",
+            "int8",
+            delta_top1_pp=-3.2,
+            delta_ci95_pp=(-5.1, -1.4),
+            timings=(_timing(2.5, 4.0, (3.8, 4.2)),),
+        ),
+    )
+    assert said[0].startswith("On this CPU, ship vit.onnx ")
+    assert "vit.int8.onnx is not recommended: −3.20 pp of top-1 (−5.10 to −1.40)." in said
+
+
+def test_a_large_loss_on_few_images_is_not_shipped_and_not_called_proven():
+    few = _row(
+        "vit.int8.onnx", "int8", delta_top1_pp=-3.0, delta_ci95_pp=(-9.0, 3.0), timings=(_timing(2.0, 5, (4, 6)),)
+    )
+    said = _verdict(TORCH, few)
+    assert said[0].startswith("On this CPU, only the baseline vit.safetensors keeps the accuracy")
+    assert any("although so few images do not prove it" in text for text in said)
+
+
+def test_a_small_but_real_loss_is_shipped_and_said():
+    said = _verdict(
+        TORCH,
+        _row(
+            "q.onnx", "int8", delta_top1_pp=-0.7, delta_ci95_pp=(-1.2, -0.2), timings=(_timing(2.5, 4.0, (3.8, 4.2)),)
+        ),
+    )
+    assert said[0].startswith("On this CPU, ship q.onnx")
+    assert said[0].endswith("the loss is small but real.")
+
+
+def test_int8_slower_than_fp16_is_said_and_fp16_is_shipped():
+    said = _verdict(
+        _row("vit.pt", backend="pytorch", device="cuda", timings=(_timing(8.0),)),
+        _row(
+            "vit.fp16.engine", "fp16", "tensorrt", "cuda", timings=(_timing(1.0, 8.0, (7.8, 8.2)),), target="tensorrt"
+        ),
+        _row(
+            "vit.int8.engine", "int8", "tensorrt", "cuda", timings=(_timing(1.3, 6.2, (6.0, 6.4)),), target="tensorrt"
+        ),
+        row="vit.pt",
+    )
+    assert said[0].startswith("On this GPU, ship vit.fp16.engine under TensorRT: 8.00×")
+    assert said[1] == (
+        "INT8 under TensorRT is slower than FP16 (1.30 ms against 1.00 ms at batch 1). On transformers it often is: "
+        "every border between INT8 and FP16 costs time, and small matrix products save little. Take FP16 unless size "
+        "matters most."
+    )
+
+
+def test_int8_that_is_only_as_fast_is_not_preferred():
+    said = _verdict(
+        TORCH,
+        _row("vit.onnx", timings=(_timing(2.55, 3.9, (3.7, 4.1)),)),
+        _row("vit.int8.onnx", "int8", timings=(_timing(2.5, 4.0, (3.8, 4.2)),), size_bytes=300),
+    )
+    assert said[0].startswith("On this CPU, ship vit.onnx")
+    assert (
+        said[1] == "INT8 under ONNX Runtime is not measurably faster than FP32 at batch 1: what it saves there is size."
+    )
+
+
+def test_of_two_that_are_as_fast_in_floating_point_the_smaller_is_shipped():
+    said = _verdict(
+        TORCH,
+        _row("big.onnx", timings=(_timing(2.5, 4.0, (3.8, 4.2)),), size_bytes=900),
+        _row("small.onnx", "fp16", timings=(_timing(2.55, 3.9, (3.7, 4.1)),), size_bytes=450),
+    )
+    assert said[0].startswith("On this CPU, ship small.onnx")
+
+
+def test_when_nothing_is_faster_the_baseline_is_kept():
+    said = _verdict(TORCH, _row("vit.onnx", timings=(_timing(12.0, 0.83, (0.8, 0.86)),)))
+    assert said[0] == (
+        "On this CPU, keep the baseline vit.safetensors under PyTorch at batch 1: nothing that keeps its accuracy is "
+        "faster (10.0 ms)."
+    )
+
+
+def test_each_device_gets_its_own_recommendation():
+    said = _verdict(
+        TORCH,
+        _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
+        _row("vit.engine", "fp16", "tensorrt", "cuda", timings=(_timing(0.5),), target="tensorrt"),
+    )
+    assert said[0].startswith("On this CPU, ship vit.onnx")
+    assert said[1].startswith("On this GPU, ship vit.engine")
+
+
+def test_another_winner_at_another_batch_is_said():
+    small_first = _row("a.onnx", timings=(_timing(2.0, 5.0, (4.9, 5.1)), _timing(30.0, 2.0, (1.9, 2.1), batch=8)))
+    large_first = _row("b.onnx", timings=(_timing(4.0, 2.5, (2.4, 2.6)), _timing(15.0, 4.0, (3.9, 4.1), batch=8)))
+    torch = TORCH.model_copy(update={"timings": (_timing(10.0), _timing(60.0, batch=8))})
+    said = _verdict(torch, small_first, large_first, batches=(1, 8))
+    assert said[0].startswith("On this CPU, ship a.onnx")
+    assert said[1].startswith("On this CPU, ship b.onnx")
+    assert "at batch 8" in said[1]
+    same = _verdict(torch, small_first, batches=(1, 8))
+    assert (
+        same[1]
+        == "At batch 8 it is a.onnx as well (2.00× as fast as the baseline (95 % interval 1.90 to 2.10), 30.0 ms)."
+    )
+
+
+def test_a_graph_of_another_target_is_not_shipped():
+    said = _verdict(
+        TORCH,
+        _row("trt.onnx", "int8", target="tensorrt", timings=(_timing(1.0, 10.0, (9.0, 11.0)),)),
+        _row("ort.onnx", "int8", target="onnxruntime", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
+    )
+    assert said[0].startswith("On this CPU, ship ort.onnx")
+    assert not any("trt.onnx" in text for text in said)
+
+
+def test_engines_that_were_only_built_are_named_with_the_reason_and_rtx_int8_points_to_fp16():
+    engine = {"status": "built", "reason": "there is no NVIDIA GPU here", "top1": None, "delta_top1_pp": None}
+    said = _verdict(
+        TORCH,
+        _row("vit.fp16.engine", "fp16", "tensorrt-rtx", "cuda", **engine),
+        _row("vit.int8.engine", "int8", "tensorrt-rtx", "cuda", **engine),
+    )
+    assert said[1] == (
+        "vit.fp16.engine and vit.int8.engine were built and not run, so neither speed nor accuracy is known: there is "
+        "no NVIDIA GPU here. Bench them on the device."
+    )
+    assert said[2] == (
+        "TensorRT-RTX documents its INT8 as weight-only (vit.int8.engine): smaller weights, not faster arithmetic. For "
+        "speed take vit.fp16.engine (FP16), or FP8 on compute capability 8.9 and newer."
+    )
+
+
+def test_when_nothing_ran_nothing_is_recommended():
+    said = _verdict(_row("e.engine", "fp16", "tensorrt-rtx", "cuda", status="built", reason="no GPU"), row=None)
+    assert said[0] == "Nothing could be run on this machine, so nothing is recommended from measurements."
+
+
+def test_failures_are_named():
+    said = _verdict(TORCH, _row("bad.onnx", status="failed", reason="it has no kernel for Foo."))
+    assert "bad.onnx failed: it has no kernel for Foo." in said
+
+
+def test_without_labels_agreement_decides_and_the_caveat_is_said():
+    blind = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
+    torch = TORCH.model_copy(update=blind)
+    fast = _row("q.onnx", "int8", agreement=0.93, timings=(_timing(1.0, 10.0, (9.0, 11.0)),), **blind)
+    good = _row("g.onnx", agreement=0.998, timings=(_timing(5.0, 2.0, (1.9, 2.1)),), **blind)
+    said = _verdict(torch, fast, good)
+    assert said[0].startswith("On this CPU, ship g.onnx")
+    assert "it agrees with the baseline on 99.8 % of the images" in said[0]
+    assert "q.onnx is not recommended: it agrees with the baseline on only 93.0 % of the images." in said
+    assert said[-1] == "The data has no labels: fidelity to the baseline is known, accuracy is not."
+
+
+def test_a_baseline_that_is_not_pytorch_is_said():
+    said = _verdict(_row("vit.onnx", timings=(_timing(5.0),)), row="vit.onnx", against="the FP32 graph, not PyTorch")
+    assert "Differences in accuracy are against the FP32 graph, not PyTorch." in said
+
+
+@pytest.mark.parametrize(
+    ("delta", "ci", "kept"),
+    [
+        (0.4, (0.1, 0.8), "kept"),
+        (-0.4, (-0.9, 0.1), "kept"),
+        (-0.9, (-1.4, -0.4), "small loss"),
+        (-1.1, (-1.4, -0.8), "loss"),
+        (-1.1, (-9.0, 7.0), "loss"),
+    ],
+)
+def test_what_counts_as_kept(delta, ci, kept):
+    baseline = Baseline(row="b", accuracy_against="", latency_against=None)
+    assert accuracy_kept(_row("a", delta_top1_pp=delta, delta_ci95_pp=ci), baseline) == kept
+
+
+def test_speedups_against_different_rows_are_not_compared():
+    a = _row("a", timings=(_timing(1.0, 1.1, (1.0, 1.2)),))
+    b = _row("b", timings=(_timing(5.0, 9.0, (8.0, 10.0)),))
+    apart = Baseline(row=None, accuracy_against="", latency_against=None, latency_rows={"a": "x", "b": "y"})
+    together = Baseline(row=None, accuracy_against="", latency_against=None, latency_rows={"a": "x", "b": "x"})
+    assert is_faster(a, b, 1, apart) is True  # 1 ms against 5 ms, whatever each gained over its own
+    assert is_faster(a, b, 1, together) is False
+    near = _row("a", timings=(_timing(4.9),))
+    assert is_faster(near, b, 1, apart) is None
+    assert is_faster(a, b, 8, apart) is None
