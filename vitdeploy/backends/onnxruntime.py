@@ -130,7 +130,10 @@ class OnnxRuntimeSession(CheckedSession):
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                source, settings, providers=provider_list(provider, options, precision)
+                source,
+                settings,
+                providers=provider_list(provider, options, precision),
+                enable_fallback=0,  # else a run that fails on the GPU is repeated on the CPU, with a line on stdout
             )
         except Exception as error:  # onnxruntime's exceptions have no common public base
             where = "the graph" if isinstance(source, bytes) else repr(source)

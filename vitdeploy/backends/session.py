@@ -64,9 +64,8 @@ class CheckedSession(ABC):
         if warmup < 0 or iterations < 1:
             raise UsageError(f"warmup={warmup!r} and iterations={iterations!r}: expected at least 0 and at least 1")
         arrays = self._checked(feed)
-        if scope == "device":
-            return self._time_on_device(arrays, warmup, iterations)
-        return wall_clock_ms(lambda: self._run(arrays), warmup, iterations)
+        measure = self._time_on_device if scope == "device" else self._time_end_to_end
+        return measure(arrays, warmup, iterations)
 
     def close(self) -> None:
         """Release what the runtime holds; a second call does nothing."""
@@ -88,9 +87,12 @@ class CheckedSession(ABC):
     @abstractmethod
     def _release(self) -> None: ...
 
+    def _time_end_to_end(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
+        return wall_clock_ms(lambda: self._run(arrays), warmup, iterations)
+
     def _time_on_device(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
         """Time without copies to and from the device: on a CPU there are none."""
-        return wall_clock_ms(lambda: self._run(arrays), warmup, iterations)
+        return self._time_end_to_end(arrays, warmup, iterations)
 
     def _checked(self, feed: Feed) -> Arrays:
         if self._closed:

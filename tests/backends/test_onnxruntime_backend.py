@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conformance import SessionConformance
+from small_vit import golden_of, images, small_vit, write_small_vit
+
+from vitdeploy.artifacts import Checkpoint
+from vitdeploy.backends import get_backend
+from vitdeploy.backends import onnxruntime as backend_module
+from vitdeploy.backends.onnxruntime import PROVIDERS, choose_provider, open_graph, provider_list
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.sessions import BuildTarget, SessionOptions
+
+BACKEND = get_backend("onnxruntime")
+
+
+class TestOnnxRuntimeSession(SessionConformance):
+    @pytest.fixture
+    def session(self, model):
+        with BACKEND.open(model, SessionOptions(threads=1)) as session:
+            yield session
+
+
+class TestGraphInMemory(SessionConformance):
+    @pytest.fixture
+    def session(self):
+        with open_graph(ir.serde.deserialize_model(small_vit())) as session:
+            yield session
+
+
+class TestLargeGraphThroughAFile(SessionConformance):
+    @pytest.fixture
+    def session(self, monkeypatch):
+        monkeypatch.setattr(backend_module, "IN_MEMORY_LIMIT", 1)
+        with open_graph(ir.serde.deserialize_model(small_vit())) as session:
+            yield session
+
+
+def test_graph_with_external_data_opens_from_memory(tmp_path):
+    model = ir.serde.deserialize_model(small_vit())
+    ir.save(model, tmp_path / "vit.onnx", external_data="vit.data")
+    loaded = ir.load(tmp_path / "vit.onnx")
+    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in loaded.graph.initializers.values())
+    with open_graph(loaded) as session, open_graph(model) as reference:
+        feed = {"input": images(2)}
+        np.testing.assert_array_equal(session.run(feed)["logits"], reference.run(feed)["logits"])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_low_precision_graphs_run(tmp_path, precision):
+    golden = golden_of(small_vit(precision))
+    with BACKEND.open(write_small_vit(tmp_path / "vit.onnx", precision)) as session:
+        assert session.run({"input": images(3)})["logits"].dtype == np.float32
+    assert np.isfinite(golden.outputs).all()
+
+
+def test_threads_stop_spinning_between_calls(model, monkeypatch):
+    import onnxruntime
+
+    entries = []
+
+    class Watched(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key, value):
+            entries.append((key, value))
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Watched)
+    BACKEND.open(model).close()
+    assert ("session.force_spinning_stop", "1") in entries
+
+
+def test_checkpoint_is_refused_with_the_command_that_converts_it(model):
+    checkpoint = Checkpoint(model.path, model.manifest.model_copy(update={"kind": "checkpoint"}))
+    with pytest.raises(BackendError, match=r"opens ONNX models, .* is of kind 'checkpoint': 'vitdeploy export'"):
+        BACKEND.open(checkpoint)
+
+
+def test_graph_that_onnxruntime_refuses_is_one_line(tmp_path):
+    model = small_vit()
+    model.graph.node[3].op_type = "NoSuchOperator"
+    with pytest.raises(BackendError, match=r"cannot open the graph: .*NoSuchOperator") as caught:
+        open_graph(ir.serde.deserialize_model(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_building_is_refused_because_the_graph_is_opened_as_it_is(model, engine_path):
+    with pytest.raises(BuildError, match="onnxruntime builds no engine"):
+        BACKEND.build(model, engine_path, BuildTarget())
+    assert not engine_path.exists()
+
+
+def test_absent_provider_names_the_package_that_brings_it(model):
+    with pytest.raises(
+        BackendError, match=r"no provider 'cuda' here, expected one of cpu: pip install onnxruntime-gpu"
+    ):
+        BACKEND.open(model, SessionOptions(provider="cuda"))
+    with pytest.raises(BackendError, match=r"no provider 'quantum' here, expected one of cpu: choose one of cpu"):
+        BACKEND.open(model, SessionOptions(provider="quantum"))
+    with pytest.raises(BackendError, match=r"no provider for device 'cuda' here: pip install onnxruntime-gpu"):
+        BACKEND.open(model, SessionOptions(device="cuda"))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # this build of onnxruntime has no CUDA
+def test_provider_that_falls_back_silently_is_refused(model, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*PROVIDERS.values()])
+    refusal = r"could not load 'CUDAExecutionProvider' and fell back to 'CPUExecutionProvider'"
+    for options in (SessionOptions(provider="cuda"), SessionOptions(device="cuda")):
+        with pytest.raises(BackendError, match=refusal):
+            BACKEND.open(model, options)
+
+
+def test_auto_takes_cuda_only_where_a_gpu_is(monkeypatch):
+    both = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+    machine = backend_module.environment.current()
+    for gpu, expected in ((None, "cpu"), ("NVIDIA L4", "cuda")):
+        there = machine.model_copy(update={"gpu": gpu})
+        monkeypatch.setattr(backend_module.environment, "current", lambda there=there: there)
+        assert choose_provider(SessionOptions(), both) == PROVIDERS[expected]
+        assert choose_provider(SessionOptions(device="cpu"), both) == PROVIDERS["cpu"]
+        assert choose_provider(SessionOptions(provider="CPUExecutionProvider"), both) == PROVIDERS["cpu"]
+
+
+def test_tf32_is_off_unless_asked_for():
+    for tf32, value in ((False, "0"), (True, "1")):
+        providers = provider_list(PROVIDERS["cuda"], SessionOptions(tf32=tf32), "fp32")
+        assert providers[0] == (PROVIDERS["cuda"], {"use_tf32": value})
+
+
+def test_tensorrt_provider_gets_leave_for_the_graphs_precision_only():
+    leave = {p: provider_list(PROVIDERS["tensorrt"], SessionOptions(), p)[0][1] for p in ("fp32", "fp16", "int8")}
+    assert leave["fp32"] == {"trt_fp16_enable": "0", "trt_int8_enable": "0"}
+    assert leave["fp16"] == {"trt_fp16_enable": "1", "trt_int8_enable": "0"}
+    assert leave["int8"] == {"trt_fp16_enable": "1", "trt_int8_enable": "1"}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
+
+from conformance import SessionConformance  # noqa: E402
+from small_vit import PREPROCESS, images  # noqa: E402
+
+from vitdeploy.artifacts import Checkpoint, write_checkpoint  # noqa: E402
+from vitdeploy.backends import get_backend  # noqa: E402
+from vitdeploy.backends.pytorch import open_module  # noqa: E402
+from vitdeploy.errors import BackendError, BuildError  # noqa: E402
+from vitdeploy.models import create_model  # noqa: E402
+from vitdeploy.records import Manifest, ModelSpec  # noqa: E402
+from vitdeploy.sessions import BuildTarget, SessionOptions  # noqa: E402
+
+ARGUMENTS = {
+    "image_size": 8,
+    "patch": 2,
+    "channels": 1,
+    "num_classes": 10,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.manual_seed(0)
+    module = create_model("vit", **ARGUMENTS)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.2)
+    tensors = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    spec = ModelSpec(family="vit", name="small", arguments=ARGUMENTS)
+    manifest = Manifest(kind="checkpoint", model=spec, preprocess=PREPROCESS)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "vit.safetensors", tensors, manifest)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint):
+    module = create_model("vit", **ARGUMENTS).eval()
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors().items()})
+
+    def logits(batch):
+        with torch.no_grad():
+            return module(torch.from_numpy(batch)).numpy()
+
+    return logits
+
+
+class TestEagerSession(SessionConformance):
+    @pytest.fixture
+    def session(self, checkpoint):
+        with get_backend("pytorch").open(checkpoint, SessionOptions(threads=1)) as session:
+            yield session
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_compiled_session_gives_the_logits_of_the_eager_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU())
+    shape, feed = (None, 1, 8, 8), {"input": images(2)}
+    with (
+        open_module(module, shape) as eager,
+        open_module(module, shape, None, SessionOptions(provider="compile")) as other,
+    ):
+        assert (eager.provider, other.provider) == ("eager-cpu", "compile-cpu")
+        np.testing.assert_allclose(other.run(feed)["logits"], eager.run(feed)["logits"], rtol=0, atol=1e-6)
+
+
+def test_module_is_put_into_evaluation_mode():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(64, 10)).train()
+    with open_module(module, (None, 1, 8, 8), 10) as session:
+        first, second = (session.run({"input": images(2)})["logits"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_threads_hold_only_while_the_session_runs(checkpoint):
+    before = torch.get_num_threads()
+    seen = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, batch):
+            seen.append(torch.get_num_threads())
+            return batch.flatten(1)
+
+    with open_module(Watching(), (None, 1, 8, 8), 64, SessionOptions(threads=before + 1)) as session:
+        session.run({"input": images(1)})
+        session.time({"input": images(1)}, warmup=0, iterations=1)
+    assert seen == [before + 1, before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_weights_that_do_not_fit_are_one_line(checkpoint, tmp_path):
+    tensors = checkpoint.tensors()
+    tensors["surplus"] = np.zeros(3, np.float32)
+    other = write_checkpoint(tmp_path / "vit.safetensors", tensors, checkpoint.manifest)
+    with pytest.raises(BackendError, match=r"does not fit its model 'small': .*surplus") as caught:
+        get_backend("pytorch").open(other)
+    assert "\n" not in str(caught.value)
+
+
+def test_failure_inside_the_module_is_one_line():
+    class Failing(torch.nn.Module):
+        def forward(self, batch):
+            raise RuntimeError("out of\nmemory")
+
+    with (
+        open_module(Failing(), (None, 1, 8, 8)) as session,
+        pytest.raises(BackendError, match="pytorch failed: out of memory"),
+    ):
+        session.run({"input": images(1)})
+
+
+def test_what_it_does_not_do_is_refused(checkpoint, model, engine_path):
+    backend = get_backend("pytorch")
+    with pytest.raises(BackendError, match="no provider 'jit', expected 'eager' or 'compile'"):
+        backend.open(checkpoint, SessionOptions(provider="jit"))
+    with pytest.raises(BackendError, match=r"pytorch opens checkpoints, .*vit.onnx' is of kind 'onnx'"):
+        backend.open(model)
+    with pytest.raises(BuildError, match="pytorch builds no engine"):
+        backend.build(model, engine_path, BuildTarget())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_absent_gpu_is_named(checkpoint):
+    with pytest.raises(BackendError, match="torch sees no CUDA device"):
+        get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda"))
