@@ -22,6 +22,7 @@ from vitdeploy.records import BuildInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
 from vitdeploy.stages.bench import BenchOptions, bench, bench_key, open_test_data
 from vitdeploy.stages.candidates import of_artifact, with_unique_names
+from vitdeploy.stages.reference import ReferenceInfo, write_reference
 
 QUICK = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False)
 PREPROCESS = open_dataset("digits").preprocess
@@ -277,6 +278,33 @@ def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path
     assert "pip install" in _row(report, "linear.safetensors").reason
     assert "torch is not installed" in report.baseline.accuracy_against
     assert report.baseline.row == "m.onnx"
+
+
+def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against_the_fp32_graph(tmp_path, script):
+    absent = ScriptedBackend("pytorch")
+    absent.unavailable = lambda: "torch cannot be imported: pip install 'vitdeploy[torch]'"
+    script(absent)
+    fp32 = _onnx(tmp_path / "m.onnx")
+    int8 = _onnx(tmp_path / "m.int8.onnx", _in_steps(WEIGHT, 127), precision="int8", parents={"onnx": fp32.digest})
+    test = open_dataset("digits:test")
+    stored = _logits(normalize(load_pixels(test, PREPROCESS), PREPROCESS)) + np.float32(0.01)
+    info = ReferenceInfo(
+        onnx_sha256=fp32.digest, data_sha256=test.digest, sample_ids=test.sample_ids, origin="", logits_sha256=""
+    )
+    write_reference(fp32.path, info, stored)
+    for artifacts in ([fp32.path, int8.path], [int8.path]):
+        report = bench(artifacts, "digits", options=QUICK)
+        assert report.baseline.row is None
+        assert "PyTorch's logits as export stored them (torch is not installed)" in report.baseline.accuracy_against
+        row = _row(report, "m.int8.onnx")
+        assert row.delta_top1_pp is not None
+        assert 20 < row.logits_sqnr_db < 60
+    report = bench([fp32.path, int8.path], "digits", options=QUICK)
+    assert 40 < _row(report, "m.onnx").logits_sqnr_db < 80
+    assert report.baseline.latency_against == "the FP32 graph on the same runtime and device"
+    assert report.baseline.latency_rows == {"m.int8.onnx": "m.onnx"}
+    other = bench([fp32.path], "digits:validation", options=QUICK)  # samples that were not stored
+    assert other.baseline.row == "m.onnx"
 
 
 def test_engines_that_cannot_run_here_are_rows_that_say_so(tmp_path, script):

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import backends
-from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, open_artifact, read_onnx, safetensors_metadata
+from vitdeploy.artifacts import (
+    Artifact,
+    Checkpoint,
+    OnnxModel,
+    open_artifact,
+    read_onnx,
+    safetensors_metadata,
+    sidecar_of,
+)
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.manifests import parse_manifest
 from vitdeploy.datasets import Dataset
@@ -24,10 +32,11 @@ from vitdeploy.stages.candidates import (
     list_checkpoints,
     of_loaded,
 )
+from vitdeploy.stages.reference import load_reference
 
 
 @dataclass(frozen=True)
-class Reference:
+class BaselineChoice:
     """The baseline of a bench.
 
     ``candidates`` are its rows, one per device and empty where there is no row; ``logits`` are stored ones
@@ -50,7 +59,7 @@ class Scene:
     dataset: Dataset
 
 
-def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Reference:
+def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> BaselineChoice:
     """Return the baseline.
 
     In this order: ``source``; a checkpoint among the artifacts; the checkpoint that they were made from, where it lies
@@ -67,21 +76,23 @@ def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Ref
         checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
         if checkpoint is not None:
             rows = list_checkpoints([checkpoint], scene.others, scene.device)
-            return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {checkpoint.path.name}")
+            return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {checkpoint.path.name}")
         why = "no checkpoint was given, and the one they were made from is not beside them"
     else:
         why = "torch is not installed"
     stored = _stored(scene)
     if stored is not None:
-        return Reference(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({why})")
+        return BaselineChoice(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({why})")
     graphs = [one for one in scene.others if one.precision == "fp32" and isinstance(one.artifact, OnnxModel)]
     if graphs:
         title = BACKEND_TITLES[graphs[0].backend]
-        return Reference(
+        return BaselineChoice(
             tuple(one for one in graphs if one.digest == graphs[0].digest),
             accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
         )
-    return Reference(accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with '--baseline SOURCE'")
+    return BaselineChoice(
+        accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with '--baseline SOURCE'"
+    )
 
 
 def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
@@ -126,9 +137,9 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
     return chain
 
 
-def _named(scene: Scene, source: str) -> Reference:
+def _named(scene: Scene, source: str) -> BaselineChoice:
     path = Path(source)
-    artifact = open_artifact(path) if path.is_file() else None
+    artifact = open_artifact(path) if _is_ours(path) else None
     if isinstance(artifact, Checkpoint) or artifact is None:
         absent = backends.get_backend("pytorch").unavailable()
         if absent is not None:
@@ -139,13 +150,22 @@ def _named(scene: Scene, source: str) -> Reference:
         loaded = load_source(source)
         devices = devices_of(scene.others, scene.device)
         rows = [of_loaded(source, loaded, device) for device in devices]
-        return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {source}")
+        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {source}")
     if isinstance(artifact, Checkpoint):
         rows = list_checkpoints([artifact], scene.others, scene.device)
-        return Reference(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {path.name}")
+        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {path.name}")
     rows = list_candidates([artifact], scene.runtimes, scene.device)
     title = BACKEND_TITLES.get(rows[0].backend, rows[0].backend)
-    return Reference(tuple(rows), accuracy_against=f"{path.name} under {title}, as asked for")
+    return BaselineChoice(tuple(rows), accuracy_against=f"{path.name} under {title}, as asked for")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is an artifact, or should be one; foreign weights are left to ``load_source``."""
+    if not path.is_file():
+        return False
+    if path.suffix in {".onnx", ".engine", ".plan"} or sidecar_of(path).is_file():
+        return True
+    return path.suffix == ".safetensors" and METADATA_KEY in safetensors_metadata(path)
 
 
 def _first_checkpoint(artifacts: Iterable[Artifact]) -> Checkpoint | None:
@@ -154,11 +174,10 @@ def _first_checkpoint(artifacts: Iterable[Artifact]) -> Checkpoint | None:
 
 def _stored(scene: Scene) -> NDArray[np.float32] | None:
     """Return PyTorch's logits for the samples of the dataset, as export stored them beside a graph; None without."""
-    from vitdeploy.stages.export import load_reference
-
     for artifact in ancestors(scene.artifacts):
         if isinstance(artifact, OnnxModel):
-            logits = load_reference(artifact, scene.dataset.sample_ids)
+            reference = load_reference(artifact)
+            logits = reference.rows(scene.dataset.sample_ids) if reference is not None else None
             if logits is not None:
                 return logits
     return None

@@ -16,7 +16,7 @@ from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, stage_key
 from vitdeploy.records.report import Device
-from vitdeploy.stages.baseline import Reference, Scene, choose_baseline
+from vitdeploy.stages.baseline import BaselineChoice, Scene, choose_baseline
 from vitdeploy.stages.bench_options import BenchOptions
 from vitdeploy.stages.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
 from vitdeploy.stages.measuring import Entry, measure_accuracy, measure_latency, measure_processes
@@ -103,7 +103,7 @@ def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:
 
 def _plan(
     opened: Sequence[Artifact], dataset: Dataset, baseline: str | None, options: BenchOptions, progress: Progress
-) -> tuple[list[Entry], Reference]:
+) -> tuple[list[Entry], BaselineChoice]:
     """Return what is measured in the order of the report, the baseline first."""
     device: Device | None = options.device
     others = list_candidates(opened, options.runtimes, device)
@@ -128,7 +128,7 @@ def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:
     return (candidate.digest, candidate.backend, candidate.device, candidate.provider)
 
 
-def _baseline_record(entries: Sequence[Entry], reference: Reference) -> Baseline:
+def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Baseline:
     baselines = [entry for entry in entries if entry.is_baseline]
     first = baselines[0].candidate if baselines else None
     against = reference.accuracy_against

@@ -21,7 +21,7 @@ from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, Row, Timing
 from vitdeploy.sessions import Scope, Session
 from vitdeploy.stages import probe
-from vitdeploy.stages.baseline import Reference
+from vitdeploy.stages.baseline import BaselineChoice
 from vitdeploy.stages.bench_options import BenchOptions
 from vitdeploy.stages.candidates import Candidate, batch_fits, make_feed
 
@@ -115,7 +115,7 @@ class Entry:
 
 
 def measure_accuracy(
-    entries: Sequence[Entry], reference: Reference, dataset: Dataset, options: BenchOptions, progress: Progress
+    entries: Sequence[Entry], reference: BaselineChoice, dataset: Dataset, options: BenchOptions, progress: Progress
 ) -> None:
     """Run all entries over the data, and judge their logits by the labels and by the baseline's logits."""
     labels = _match(entries, dataset, options)
@@ -156,7 +156,7 @@ def _match(
     }
 
 
-def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: Reference) -> NDArray[np.float32] | None:
+def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:
     """Return the logits that an entry is compared with: stored ones, else the baseline's, on its device if possible."""
     if reference.logits is not None:
         return reference.logits
