@@ -81,7 +81,23 @@ def _put_node(node: ir.Node, put: Any, digest: Any) -> None:
             for graph in attribute.as_graphs():
                 _put_graph(graph, put, digest)
         else:
-            put(repr(attribute.value))
+            put(_attribute_value(attribute))
+
+
+def _attribute_value(attribute: ir.Attr) -> Any:
+    """Return a plain attribute as it stands in a file: the format's floats are float32, its lists have no kind."""
+    import onnx_ir as ir
+
+    value: Any = attribute.value
+    if attribute.type == ir.AttributeType.FLOAT:
+        return repr(np.float32(value).item())
+    if attribute.type == ir.AttributeType.FLOATS:
+        return [repr(np.float32(number).item()) for number in value]
+    if attribute.type == ir.AttributeType.INTS:
+        return [int(number) for number in value]
+    if attribute.type == ir.AttributeType.INT:
+        return int(value)
+    return repr(value)
 
 
 def _put_tensor(tensor: ir.TensorProtocol, put: Any, digest: Any) -> None:
