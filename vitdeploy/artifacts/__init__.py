@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.calibration_table import (
+    CalibrationTable,
+    TensorRange,
+    is_calibration_table,
+    read_calibration_table,
+    write_calibration_table,
+)
 from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, safetensors_metadata, write_checkpoint
 from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
 from vitdeploy.artifacts.files import atomic_folder, atomic_path, read_bytes, sha256_of_file, write_atomically
@@ -15,15 +22,19 @@ from vitdeploy.errors import ArtifactError
 __all__ = [
     "IR_VERSION",
     "Artifact",
+    "CalibrationTable",
     "Checkpoint",
     "Engine",
     "Golden",
     "OnnxModel",
+    "TensorRange",
     "atomic_folder",
     "atomic_path",
+    "is_calibration_table",
     "load_ir",
     "open_artifact",
     "read_bytes",
+    "read_calibration_table",
     "read_checkpoint",
     "read_engine",
     "read_onnx",
@@ -31,6 +42,7 @@ __all__ = [
     "sha256_of_file",
     "sidecar_of",
     "write_atomically",
+    "write_calibration_table",
     "write_checkpoint",
     "write_engine",
     "write_onnx",
@@ -38,7 +50,7 @@ __all__ = [
 
 
 def open_artifact(path: Path | str) -> Artifact:
-    """Open and verify a checkpoint, an ONNX model or an engine, whichever the file holds.
+    """Open and verify a checkpoint, an ONNX model, an engine or a calibration table, whichever the file holds.
 
     Raises:
         ArtifactError: There is no such file, it is none of these, or it is damaged.
@@ -51,6 +63,8 @@ def open_artifact(path: Path | str) -> Artifact:
         return read_engine(path)
     if path.suffix in {".engine", ".plan"}:
         return read_engine(path)
+    if head[:1] == b"{":
+        return read_calibration_table(path)
     if not head:
         raise ArtifactError(f"{str(path)!r} is empty, expected a checkpoint, an ONNX model or an engine")
     return read_onnx(path)

@@ -103,12 +103,14 @@ def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> O
 
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    fp8 = any(tensor.dtype == ir.DataType.FLOAT8E4M3FN for tensor in tensors)
+    precision: Precision = "fp8" if fp8 else "fp32"
     if not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY_LIMIT:
-        return OnnxRuntimeSession(ir.to_proto(model).SerializeToString(), options)
+        return OnnxRuntimeSession(ir.to_proto(model).SerializeToString(), options, precision)
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
-        return OnnxRuntimeSession(str(path), options)
+        return OnnxRuntimeSession(str(path), options, precision)
 
 
 class OnnxRuntimeSession(CheckedSession):
@@ -128,6 +130,8 @@ class OnnxRuntimeSession(CheckedSession):
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if precision == "fp8":  # it would fuse E4M3 into integer kernels, which then refuse it
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 source,

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 from vitdeploy.errors import GraphError
 from vitdeploy.graph.clamp_masks import ClampMasks
 from vitdeploy.graph.fp16_islands import fp32_islands
-from vitdeploy.graph.simplify import quiet
+from vitdeploy.graph.quiet import quiet
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -130,7 +130,7 @@ class _Converter:
         for index, value in enumerate(node.outputs):
             if value.dtype != FLOAT or not self._output_allows(node, index):
                 continue
-            value.dtype = FLOAT16
+            value.type = ir.TensorType(FLOAT16)  # a new one: a cloned graph shares its types with the original
             self.lowered.add(value)
             changed = True
         if changed:

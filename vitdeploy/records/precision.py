@@ -15,12 +15,15 @@ class PlanEntry(Record):
     """One group of nodes that changes precision together, and the reason for its precision.
 
     ``group`` is a readable path (``blocks.3.attn.qkv``); ``nodes`` are the ONNX node names it stands for.
+    ``equalization`` is the alpha with which the group's channels were equalised by folding into the LayerNorm before it,
+    None where they were not.
     """
 
     group: str
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
     precision: NodePrecision
     reason: str = ""
+    equalization: float | None = None
 
 
 class PrecisionPlan(Record):

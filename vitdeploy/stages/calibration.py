@@ -83,7 +83,7 @@ def make_calibration_set(
         ArtifactError: The folder cannot be written, or the disk is full.
     """
     output = Path(output)
-    split = _split_for(data)
+    split = calibration_split(data)
     dataset = open_dataset(data, split=split, samples=samples, seed=seed)
     _refuse_output(output, data)
     preprocess = preprocess or dataset.preprocess
@@ -199,7 +199,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _split_for(data: str) -> Split | None:
+def calibration_split(data: str) -> Split | None:
+    """Return the split of ``data`` that calibration takes: the training split where there is one, else all.
+
+    Raises:
+        CalibrationError: ``data`` is a test split.
+    """
     parsed = parse_uri(data)
     if parsed.split == "test":
         raise CalibrationError(f"{data!r} is a test split, which calibration must not see: take '{parsed.where}:train'")

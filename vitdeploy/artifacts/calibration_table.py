@@ -1,0 +1,155 @@
+"""CalibrationTable: observed ranges as ``.calib.json``, histograms and maxima in ``.calib.safetensors`` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.digest import tensors_digest
+from vitdeploy.artifacts.files import atomic_path, missing, read_bytes, write_atomically
+from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.errors import ArtifactError, CalibrationError
+from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
+
+SUFFIX = ".calib.json"
+_REMEDY = "calibrate again with 'vitdeploy quantize MODEL.onnx --calibration DATA'"
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """What was seen of one tensor.
+
+    counts: [bins] int64, values of |x| in equal bins over [0, 2**exponent); ``exponent`` None means zeros only.
+    channels: [C] float32, largest |x| per index of the last axis, or None.
+    """
+
+    lo: float
+    hi: float
+    count: int
+    exponent: int | None
+    counts: NDArray[np.int64]
+    channels: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationTable(Artifact):
+    """Ranges of a graph's activations; ``manifest.parents["onnx"]`` says of which graph."""
+
+    ranges: Mapping[str, TensorRange]
+
+    def require_fit(self, onnx_digest: str, preprocess: Preprocess | None) -> None:
+        """Make sure that the ranges are those of this graph under this preprocessing.
+
+        Raises:
+            CalibrationError: The table was made for another graph, or with images prepared in another way.
+        """
+        theirs = self.manifest.parents.get("onnx", "")
+        if theirs != onnx_digest:
+            raise CalibrationError(
+                f"{str(self.path)!r} was made for another graph ({theirs[:12]!r}, this one is {onnx_digest[:12]!r}): "
+                f"{_REMEDY}"
+            )
+        if self.manifest.preprocess != preprocess:
+            raise CalibrationError(
+                f"{str(self.path)!r} was made with other preprocessing ({_brief(self.manifest.preprocess)}, the model "
+                f"takes {_brief(preprocess)}): {_REMEDY}"
+            )
+
+
+def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> CalibrationTable:
+    """Write arrays, then the JSON that names them; a JSON whose arrays do not match it is refused when read."""
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    numbers, arrays = _split(ranges)
+    sealed = manifest.sealed(_digest(numbers, arrays))
+    with atomic_path(arrays_of(path)) as temporary:
+        save_file(arrays, temporary)
+    body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
+    write_atomically(path, canonical_json(body))
+    return CalibrationTable(path, sealed, dict(ranges))
+
+
+def read_calibration_table(path: Path) -> CalibrationTable:
+    """Open a table and verify it.
+
+    Raises:
+        ArtifactError: It is missing, of another kind, damaged, or its arrays are not beside it.
+    """
+    path = Path(path)
+    try:
+        body = json.loads(read_bytes(path))
+        manifest_json, numbers = canonical_json(body["manifest"]), dict(body["tensors"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged") from error
+    manifest = parse_manifest(manifest_json, path)
+    if manifest.kind != "calibration-table":
+        raise ArtifactError(f"{str(path)!r} is of kind {manifest.kind!r}, expected a calibration table")
+    arrays = _read_arrays(arrays_of(path))
+    check_payload(manifest, _digest(numbers, arrays), path, _REMEDY)
+    return CalibrationTable(path, manifest, {name: _joined(name, numbers[name], arrays) for name in numbers})
+
+
+def arrays_of(path: Path) -> Path:
+    """Return where a table's arrays lie: ``x.calib.json`` → ``x.calib.safetensors``."""
+    return Path(path).with_suffix(".safetensors")
+
+
+def is_calibration_table(path: Path) -> bool:
+    """Tell from its first bytes and its name whether a file is meant as a table; nothing is verified."""
+    path = Path(path)
+    if not path.is_file():
+        return path.name.endswith(SUFFIX)
+    with path.open("rb") as stream:
+        return stream.read(1) == b"{"
+
+
+def _split(ranges: Mapping[str, TensorRange]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    numbers: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, found in ranges.items():
+        numbers[name] = {"lo": found.lo, "hi": found.hi, "count": found.count, "exponent": found.exponent}
+        arrays[f"{name}:counts"] = np.ascontiguousarray(found.counts)
+        if found.channels is not None:
+            arrays[f"{name}:channels"] = np.ascontiguousarray(found.channels)
+    return numbers, arrays
+
+
+def _joined(name: str, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TensorRange:
+    return TensorRange(
+        lo=numbers["lo"],
+        hi=numbers["hi"],
+        count=numbers["count"],
+        exponent=numbers["exponent"],
+        counts=arrays[f"{name}:counts"],
+        channels=arrays.get(f"{name}:channels"),
+    )
+
+
+def _digest(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    return sha256_of({"tensors": dict(numbers), "arrays": tensors_digest(arrays)})
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise missing(path, error) from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a whole safetensors file: {error}") from error
+
+
+def _brief(preprocess: Preprocess | None) -> str:
+    if preprocess is None:
+        return "none"
+    return f"{preprocess.size[0]}×{preprocess.size[1]} {preprocess.interpolation} mean {list(preprocess.mean)}"

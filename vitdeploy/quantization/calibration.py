@@ -1,0 +1,98 @@
+"""Calibrate: observe what a plan needs, and choose by measurement how ranges follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vitdeploy.datasets import Dataset, batches
+from vitdeploy.graph.linear_groups import find_linear_groups
+from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.statistics import logits_sqnr_db
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.quantization.choice import RangeChoice, Trial, choose
+from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
+from vitdeploy.quantization.realize import observed_tensors, realize
+from vitdeploy.quantization.samples import Division
+from vitdeploy.records import PrecisionPlan, Preprocess
+from vitdeploy.sessions import Opener
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Choices to compare: range methods, simplest first, and alphas of equalisation to try on the best of them."""
+
+    methods: tuple[RangeChoice, ...]
+    alphas: tuple[float, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anything to compare."""
+        return len(self.methods) + len(self.alphas) > 1
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Observations of all calibration images, the choice made, and what each candidate gave."""
+
+    observers: Observers
+    choice: RangeChoice
+    trials: tuple[Trial, ...] = ()
+
+
+class Calibration:
+    """Calibrates one prepared graph for one plan."""
+
+    def __init__(self, model: ir.Model, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener) -> None:
+        self.model, self.plan, self.preprocess, self.open_graph = model, plan, preprocess, open_graph
+        groups = {group.name: group for group in find_linear_groups(model)}
+        self.tensors: Sequence[str] = observed_tensors(groups, plan)
+
+    def run(self, division: Division, candidates: Candidates, progress: Progress = SILENT) -> Calibrated:
+        """Observe ``fit``, compare the candidates on ``compare``, and return the observations of both.
+
+        Candidates are judged by the logits SQNR against this graph, with an FP32 remainder, on images whose ranges were
+        not taken. Where there is nothing to compare, or nothing to compare with, the first candidate is taken.
+
+        Raises:
+            CalibrationError: There are no images, or an activation is NaN or infinite.
+        """
+        with Collector(self.model, self.tensors, self.open_graph) as collector:
+            observers = self._observe(collector, division.fit, progress)
+            if division.compare is None:
+                return Calibrated(observers, candidates.methods[0])
+            also = self._observe(collector, division.compare, progress)
+        everything = merged(observers, also)
+        if not candidates.several:
+            return Calibrated(everything, candidates.methods[0])
+        choice, trials = self._compare(division.compare, candidates, observers, progress)
+        return Calibrated(everything, choice, trials)
+
+    def _observe(self, collector: Collector, dataset: Dataset, progress: Progress) -> Observers:
+        stream = batches(dataset, self.preprocess, batch_for(self.model, self.tensors))
+        return collector.observe(stream, total=len(dataset), progress=progress)
+
+    def _compare(
+        self, dataset: Dataset, candidates: Candidates, observers: Observers, progress: Progress
+    ) -> tuple[RangeChoice, tuple[Trial, ...]]:
+        images = [batch.copy() for batch in batches(dataset, self.preprocess, batch_for(self.model, self.tensors))]
+        reference = self._logits(self.model, images)
+        total = len(candidates.methods) + len(candidates.alphas)
+        with progress.task("comparing ranges", total=total) as task:
+
+            def score(choice: RangeChoice) -> float:
+                task.describe(str(choice))
+                graph = realize(self.model, self.plan, observers, choice, "float32").model
+                value = logits_sqnr_db(self._logits(graph, images), reference)
+                task.advance()
+                return value
+
+            return choose(candidates.methods, candidates.alphas, score)
+
+    def _logits(self, model: ir.Model, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        with self.open_graph(model) as session:
+            return np.concatenate([run_batch(session, batch) for batch in images])

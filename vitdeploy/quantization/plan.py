@@ -1,0 +1,150 @@
+"""The precision plan: made by a profile, edited by hand, checked against the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from vitdeploy.artifacts import read_bytes, read_onnx
+from vitdeploy.errors import ArtifactError, GraphError, UsageError
+from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
+
+Profile = Literal["linear", "mha"]
+Remainder = Literal["fp32", "fp16"]
+REMAINDERS: dict[Target, Remainder] = {"tensorrt": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
+"""TensorRT is fastest with FP16 beside integers; on a CPU FP16 is emulated, which costs more than integers gain."""
+
+_FP8_TARGETS: tuple[Target, ...] = ("tensorrt",)
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a plan is for: the precision asked for, the runtime, and the profile that decides what gets it."""
+
+    precision: NodePrecision
+    target: Target
+    profile: Profile = "linear"
+
+    @property
+    def remainder(self) -> Remainder:
+        """Precision of everything that the plan leaves alone."""
+        return "fp16" if self.precision == "fp16" else REMAINDERS[self.target]
+
+
+def plan_linears(groups: Sequence[LinearGroup], intent: Intent) -> PrecisionPlan:
+    """Return a plan with an entry for every group that holds weights, each with the reason for its precision.
+
+    Groups without an obstacle get the precision of ``intent``, all others the remainder; with FP16 that is the same.
+
+    Raises:
+        UsageError: The target has no such precision.
+    """
+    _check_precision(intent.precision, intent.target, "--precision")
+    entries = []
+    for group in groups:
+        obstacle = "" if intent.precision == "fp16" else group.obstacle or _target_obstacle(group, intent)
+        precision = intent.remainder if obstacle else intent.precision
+        reason = obstacle or f"linear that reads {_source(group)}"
+        entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
+    return PrecisionPlan(profile=intent.profile, remainder=intent.remainder, entries=tuple(entries))
+
+
+@dataclass(frozen=True)
+class Edits:
+    """A plan that was read from somewhere: its entries take the place of a profile's."""
+
+    plan: PrecisionPlan
+    where: str
+
+    def applied(self, plan: PrecisionPlan, target: Target, node_names: Collection[str]) -> PrecisionPlan:
+        """Return ``plan`` with these entries in place of its own; groups that they omit stay as they are.
+
+        The remainder that the edits were made for becomes that of ``plan``, so that a plan for one target can be
+        replayed for another; ``fp32`` beside an FP16 remainder keeps a group in FP32. An entry for FP32 may also name
+        nodes that hold no weights.
+
+        Raises:
+            GraphError: An entry names a group that the graph has not, or other nodes than the group has.
+            UsageError: An entry wants a precision that the target has not.
+        """
+        known = {entry.group: entry for entry in plan.entries}
+        changes: dict[str, PlanEntry] = {}
+        for edit in self.plan.entries:
+            _check_precision(edit.precision, target, f"the plan {self.where}")
+            entry = known.get(edit.group)
+            if entry is None and not self._keeps_nodes(edit, node_names):
+                near = get_close_matches(edit.group, known, n=1, cutoff=0.0)
+                hint = f", the nearest is {near[0]!r}" if near else ""
+                raise GraphError(f"the plan {self.where} names the group {edit.group!r}, which the graph has not{hint}")
+            if entry is not None and edit.nodes and edit.nodes != entry.nodes:
+                raise GraphError(
+                    f"the plan {self.where} gives the group {edit.group!r} the nodes {list(edit.nodes)}, the graph has "
+                    f"{list(entry.nodes)}: it was made for another graph"
+                )
+            changes[edit.group] = self._changed(entry or edit, edit, plan)
+        kept = [changes.pop(entry.group, entry) for entry in plan.entries]
+        return plan.model_copy(update={"entries": (*kept, *changes.values())})
+
+    def _keeps_nodes(self, edit: PlanEntry, node_names: Collection[str]) -> bool:
+        return edit.precision == "fp32" and bool(edit.nodes) and all(name in node_names for name in edit.nodes)
+
+    def _changed(self, entry: PlanEntry, edit: PlanEntry, plan: PrecisionPlan) -> PlanEntry:
+        precision = plan.remainder if edit.precision == self.plan.remainder else edit.precision
+        if precision == "fp16" and plan.remainder == "fp32":
+            raise UsageError(
+                f"the plan {self.where} asks for 'fp16' in group {edit.group!r}, beside a remainder of 'fp32': "
+                f"write 'fp32', or choose target 'tensorrt'"
+            )
+        told = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
+        reason = edit.reason if told else entry.reason if precision == entry.precision else f"set by {self.where}"
+        return entry.model_copy(update={"precision": precision, "reason": reason, "equalization": edit.equalization})
+
+
+def read_plan(path: Path) -> PrecisionPlan:
+    """Read a plan from JSON (``PrecisionPlan``, alone or as ``plan`` of a manifest), or out of a quantized ``.onnx``.
+
+    Raises:
+        ArtifactError: The file is missing, or is not a plan.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        plan = read_onnx(path).manifest.plan
+        if plan is None:
+            raise ArtifactError(f"{str(path)!r} has no precision plan: it was never quantized")
+        return plan
+    try:
+        raw = json.loads(read_bytes(path))
+        if isinstance(raw, dict) and isinstance(raw.get("plan"), dict):
+            raw = raw["plan"]
+        return PrecisionPlan.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise ArtifactError(f"{str(path)!r} is not a precision plan: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is not a precision plan: it is not JSON") from error
+
+
+def _check_precision(precision: NodePrecision, target: Target, where: str) -> None:
+    if precision == "fp8" and target not in _FP8_TARGETS:
+        raise UsageError(f"{where} asks for 'fp8', which target {target!r} has not: take 'int8', or target 'tensorrt'")
+
+
+def _target_obstacle(group: LinearGroup, intent: Intent) -> str:
+    if intent.target == "onnxruntime" and any(linear.node.op_type == "Conv" for linear in group.linears):
+        return "ONNX Runtime has no integer convolution with a float output"
+    return ""
+
+
+def _source(group: LinearGroup) -> str:
+    producer = group.activation.producer()
+    what = "the input" if producer is None else f"the output of {producer.op_type}"
+    shared = f", shared by {len(group.linears)}" if len(group.linears) > 1 else ""
+    return f"{what} {group.activation.name!r}{shared}"

@@ -1,0 +1,295 @@
+"""``quantize``: from an FP32 graph to one in FP16, INT8 or FP8, checked on images that it has not seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy import environment
+from vitdeploy.artifacts import Golden, OnnxModel, read_onnx, write_calibration_table, write_onnx
+from vitdeploy.datasets import Dataset
+from vitdeploy.errors import BackendError, GateError, GraphError
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.quantization.affine import ScaleType
+from vitdeploy.quantization.calibration import Calibrated, Calibration
+from vitdeploy.quantization.choice import RangeChoice
+from vitdeploy.quantization.plan import Intent, plan_linears
+from vitdeploy.quantization.samples import Division, divide
+from vitdeploy.quantization.table import observers_of, ranges_of
+from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
+from vitdeploy.stages.quantize_request import DEFAULTS, QuantizeOptions, QuantizeRequest, open_request
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vitdeploy.sessions import Opener, Session
+
+__all__ = ["QuantizeOptions", "quantize", "quantize_key"]
+
+EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
+"""Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
+CHECK_BATCH = 16
+
+
+def quantize(
+    model: OnnxModel | Path | str,
+    output: Path | str,
+    *,
+    precision: Precision,
+    target: Target = "tensorrt",
+    calibration: str | Path | None = None,
+    options: QuantizeOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> OnnxModel:
+    """Write ``model`` in another precision for one runtime, and judge it on images kept out of calibration.
+
+    A fifth of the calibration images (at least 16) is kept out for that, unless ``options.validation`` names others.
+    The new graph is compared with the FP32 one, both under ONNX Runtime on the CPU: logits SQNR and agreement, kept in
+    ``manifest.checks``. The golden samples get this graph's outputs and keep PyTorch's.
+
+    Args:
+        model: An FP32 OnnxModel, or the file of one.
+        output: The ``.onnx`` to write; nothing is written when anything fails.
+        precision: ``fp16``, ``int8``, ``int8-weight-only`` or ``fp8`` (TensorRT only).
+        target: The runtime that the graph is for; it decides the precision of the remainder, FP16 for ``tensorrt``
+            and FP32 for the others.
+        calibration: DATA (labels are not needed) or a CalibrationTable; int8 and fp8 need it. Data without a split
+            means its training split where it has one.
+        options: See ``QuantizeOptions``.
+        progress: Shows calibration, comparisons and check.
+    Raises:
+        CalibrationError: There is no calibration data, it gives NaN, it is a test split, or a table does not fit.
+        GraphError: The graph is quantized already, has nothing to quantize, or the plan names a group it has not.
+        UsageError: Options contradict each other.
+        GateError: The logits SQNR is below ``min_sqnr_db``.
+        ArtifactError: A file is missing or damaged, or ``output`` cannot be written.
+        DataError: Images cannot be read.
+    """
+    from vitdeploy.quantization.realize import finish, prepare, realize
+
+    if not isinstance(model, OnnxModel):
+        model = read_onnx(Path(model))
+    request = open_request(model, precision, target, calibration, options)
+    before = prepare(model.load())
+    plan = make_plan(before, request)
+    division = _divide(request)
+    open_graph = _opener(request)
+    calibrated, info = _calibrate(before, plan, division, request, progress)
+    scale_type: ScaleType = "float16" if plan.remainder == "fp16" else "float32"
+    realized = realize(before, plan, calibrated.observers, calibrated.choice, scale_type)
+    realized = finish(realized, before)
+    judged = _judge(before, realized.model, _check_images(request, division), request, open_graph)
+    _gate(judged, request, progress)
+    if options.table is not None and request.data is not None and request.needs_ranges:
+        _keep_table(options.table, calibrated, request, info)
+    manifest = _manifest(request, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
+    return write_onnx(Path(output), realized.model, manifest, judged.golden)
+
+
+def quantize_key(
+    model: OnnxModel,
+    *,
+    precision: Precision,
+    target: Target = "tensorrt",
+    calibration: str | Path | None = None,
+    options: QuantizeOptions = DEFAULTS,
+) -> str:
+    """Return the freshness key that ``quantize`` would give its output now; no runtime is loaded.
+
+    Raises:
+        VitdeployError: As ``quantize``, where sources or options are unfit.
+    """
+    return open_request(model, precision, target, calibration, options).key
+
+
+def make_plan(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
+    """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
+
+    Raises:
+        GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
+    """
+    from vitdeploy.graph.linear_groups import find_linear_groups
+    from vitdeploy.quantization.placement import INTEGER_PRECISIONS
+
+    name = str(request.source.path)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+        raise GraphError(
+            f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 graph"
+        )
+    intent = Intent(request.precision, request.target, request.options.profile)
+    plan = plan_linears(find_linear_groups(graph), intent)
+    if request.edits is not None:
+        plan = request.edits.applied(plan, request.target, {str(node.name) for node in graph.graph})
+    if request.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
+        raise GraphError(
+            f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding and "
+            f"head: --precision fp16 needs none"
+        )
+    return plan
+
+
+def _divide(request: QuantizeRequest) -> Division | None:
+    if request.data is None:
+        return None
+    compare = request.needs_ranges and request.candidates().several
+    return divide(request.data, hold_out=request.validation is None, compare=compare, seed=request.options.seed)
+
+
+def _opener(request: QuantizeRequest) -> Opener:
+    from vitdeploy.backends.onnxruntime import open_graph
+    from vitdeploy.sessions import SessionOptions
+
+    options = SessionOptions(threads=request.options.threads, device="cpu")
+
+    def open_on_cpu(model: ir.Model) -> Session:
+        return open_graph(model, options)
+
+    return open_on_cpu
+
+
+def _calibrate(
+    graph: ir.Model, plan: PrecisionPlan, division: Division | None, request: QuantizeRequest, progress: Progress
+) -> tuple[Calibrated, CalibrationInfo | None]:
+    """Take ranges from the table or the images, as the request has them; none where only weights are quantized."""
+    if not request.needs_ranges:
+        return Calibrated({}, RangeChoice()), None
+    candidates = request.candidates()
+    if request.table is not None:
+        choice = candidates.methods[0]
+        made = request.table.manifest.calibration
+        info = None if made is None else made.model_copy(update={"method": str(choice), "held_out": 0})
+        return Calibrated(observers_of(request.table.ranges), choice), info
+    assert request.data is not None
+    assert division is not None
+    assert request.source.manifest.preprocess is not None
+    calibration = Calibration(graph, plan, request.source.manifest.preprocess, _opener(request))
+    calibrated = calibration.run(division, candidates, progress)
+    if calibrated.trials:
+        compared = ", ".join(f"{trial.choice} {trial.sqnr_db:.1f} dB" for trial in calibrated.trials)
+        progress.note(f"ranges by {calibrated.choice} (compared: {compared})")
+    return calibrated, CalibrationInfo(
+        data=request.data.uri,
+        set_sha256=request.data.digest,
+        samples=division.calibrated,
+        method=str(calibrated.choice),
+        held_out=0 if division.check is None else len(division.check),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the check found, and the golden samples with the new graph's outputs."""
+
+    checks: tuple[Check, ...]
+    golden: Golden | None
+
+
+def _check_images(request: QuantizeRequest, division: Division | None) -> Dataset | None:
+    if request.validation is not None:
+        return request.validation
+    return None if division is None else division.check
+
+
+def _judge(
+    before: ir.Model, after: ir.Model, images: Dataset | None, request: QuantizeRequest, open_graph: Opener
+) -> _Judged:
+    """Compare both graphs on images, else on the golden samples.
+
+    Raises:
+        GraphError: ONNX Runtime refuses the new graph, or its logits are NaN or infinite.
+    """
+    from vitdeploy.measure.accuracy import collect_logits
+
+    golden, preprocess = request.source.golden, request.source.manifest.preprocess
+    with open_graph(before) as old, _opened(open_graph, after) as new:
+        renewed = None
+        if golden is not None and preprocess is not None:
+            outputs = _logits_of(new, golden, request)
+            renewed = Golden(golden.pixels, golden.reference, outputs)
+        if images is not None and preprocess is not None:
+            found = collect_logits({"before": old, "after": new}, images, preprocess, batch=CHECK_BATCH)
+            if found.failures:
+                raise GraphError(f"the {request.precision} graph is unfit: {next(iter(found.failures.values()))}")
+            what = f"{len(images)} images of {images.uri!r} that calibration has not seen"
+            return _Judged(_checks(found.logits["after"], found.logits["before"], what, request), renewed)
+        if golden is not None and renewed is not None:
+            what = f"{len(golden.pixels)} golden samples"
+            return _Judged(_checks(renewed.outputs, _logits_of(old, golden, request), what, request), renewed)
+    reason = "there were no images: --validation DATA gives some"
+    return _Judged((Check(name="logits SQNR", status="unchecked", unit="dB", detail=reason),), renewed)
+
+
+def _opened(open_graph: Opener, model: ir.Model) -> Session:
+    try:
+        return open_graph(model)
+    except BackendError as error:
+        raise GraphError(f"the quantized graph does not load: {error}") from error
+
+
+def _logits_of(session: Session, golden: Golden, request: QuantizeRequest) -> NDArray[np.float32]:
+    from vitdeploy.measure.accuracy import run_batch
+    from vitdeploy.preprocess import normalize
+
+    assert request.source.manifest.preprocess is not None
+    logits = run_batch(session, normalize(golden.pixels, request.source.manifest.preprocess))
+    if not np.isfinite(logits).all():
+        raise GraphError(f"the {request.precision} graph gives NaN or infinite logits on the golden samples")
+    return logits
+
+
+def _checks(
+    after: NDArray[np.float32], before: NDArray[np.float32], what: str, request: QuantizeRequest
+) -> tuple[Check, ...]:
+    from vitdeploy.measure.statistics import agreement, logits_sqnr_db
+
+    sqnr = logits_sqnr_db(after, before)
+    limit = request.options.min_sqnr_db
+    limit = EXPECTED_SQNR_DB[request.precision] if limit is None else limit
+    detail = f"against the FP32 graph on {what}"
+    if math.isinf(sqnr):
+        fidelity = Check(name="logits SQNR", status="passed", unit="dB", detail=f"{detail}: equal bit for bit")
+    else:
+        status = "passed" if sqnr >= limit else "failed"
+        fidelity = Check(name="logits SQNR", status=status, value=sqnr, limit=limit, unit="dB", detail=detail)
+    same = agreement(after, before)
+    return fidelity, Check(name="agreement", status="passed", value=same, detail=f"same first class, {detail}")
+
+
+def _gate(judged: _Judged, request: QuantizeRequest, progress: Progress) -> None:
+    for check in judged.checks:
+        if check.status != "failed" or check.value is None or check.limit is None:
+            continue
+        words = f"logits SQNR {check.value:.1f} dB is below {check.limit:g} dB, {check.detail}"
+        if request.options.min_sqnr_db is not None:
+            raise GateError(f"{words}: nothing was written; more calibration images or a --plan may help")
+        progress.note(f"{words}: bench it before it ships; more calibration images or a --plan may help")
+
+
+def _keep_table(path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None) -> None:
+    choice = calibrated.choice
+    made = {"method": choice.method, "percent": choice.percent, "alpha": choice.alpha}
+    manifest = _manifest(request, "calibration-table", info).model_copy(update={"options": made})
+    write_calibration_table(Path(path), ranges_of(calibrated.observers), manifest)
+
+
+def _manifest(request: QuantizeRequest, kind: Kind, info: CalibrationInfo | None) -> Manifest:
+    source, versions = request.source.manifest, environment.versions()
+    return Manifest(
+        kind=kind,
+        key=request.key,
+        model=source.model,
+        preprocess=source.preprocess,
+        precision=request.precision,
+        target=request.target,
+        calibration=info,
+        parents=request.parents,
+        options=request.values,
+        producer=f"vitdeploy {versions.get('vitdeploy', '')}".strip(),
+        versions=versions,
+        environment=environment.current(),
+    )

@@ -1,0 +1,219 @@
+"""What ``quantize`` was asked for: options, and every source opened and checked, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
+from vitdeploy.datasets import Dataset, open_dataset
+from vitdeploy.errors import CalibrationError, GraphError, UsageError
+from vitdeploy.quantization.calibration import Candidates
+from vitdeploy.quantization.choice import ALPHAS, RangeChoice
+from vitdeploy.quantization.observers import RangeMethod
+from vitdeploy.quantization.plan import Edits, Profile, read_plan
+from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
+from vitdeploy.stages.calibration import calibration_split
+
+Method = Literal["auto", "minmax", "percentile", "mse"]
+PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
+TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How ranges are chosen and what is quantized.
+
+    profile: ``linear``: linears, with weights per channel and activations per tensor. ``mha``: the two products of
+        attention as well, where TensorRT can fuse them.
+    method: How clips follow from what was observed; ``auto`` compares and takes the best.
+    percentile: For ``method='percentile'``.
+    equalization: ``auto`` compares, ``off`` does without, a number is the alpha to take.
+    plan: A precision plan, or the file of one, whose entries go before the profile's.
+    validation: DATA for the check, instead of a part of the calibration set.
+    samples: Take that many of the calibration images, stratified, by ``seed``.
+    min_sqnr_db: Fail where the logits SQNR of the check is below it.
+    table: Where to keep what was observed, as a CalibrationTable.
+    threads: CPU threads, 0 for all.
+    """
+
+    profile: Profile = "linear"
+    method: Method = "auto"
+    percentile: float = 99.99
+    equalization: Literal["auto", "off"] | float = "auto"
+    plan: PrecisionPlan | Path | str | None = None
+    validation: str | None = None
+    samples: int | None = None
+    seed: int = 0
+    min_sqnr_db: float | None = None
+    table: Path | None = None
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("profile", self.profile, ("linear", "mha"))
+        _one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
+        if not 50.0 < self.percentile <= 100.0:
+            raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
+        if isinstance(self.equalization, str):
+            _one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
+        elif not 0.0 <= self.equalization <= 1.0:
+            raise UsageError(f"equalization {self.equalization!r} is out of range, expected 0 to 1, 'auto' or 'off'")
+
+    def values(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON values; plan and validation count by content and are left out."""
+        return {
+            "profile": self.profile,
+            "method": self.method,
+            "percentile": self.percentile,
+            "equalization": self.equalization,
+            "samples": self.samples,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """All that decides the result of ``quantize``."""
+
+    source: OnnxModel
+    precision: NodePrecision
+    target: Target
+    options: QuantizeOptions
+    edits: Edits | None = None
+    table: CalibrationTable | None = None
+    data: Dataset | None = None
+    validation: Dataset | None = None
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are quantized."""
+        return self.precision in ("int8", "fp8")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        plan = None if self.edits is None else self.edits.plan.model_dump(mode="json")
+        return {"precision": self.precision, "target": self.target, "plan": plan, **self.options.values()}
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role → digest of every source."""
+        parents = {"onnx": self.source.digest}
+        for role, source in (("calibration", self.table or self.data), ("validation", self.validation)):
+            if source is not None:
+                parents[role] = source.digest
+        return parents
+
+    @property
+    def key(self) -> str:
+        """The freshness key of the result."""
+        return stage_key("quantize", self.values, self.parents)
+
+    def candidates(self) -> Candidates:
+        """Return the range choices to compare: one, where options or a table fix it.
+
+        FP8 has steps that grow with the value, so clipping gains it nothing. A plan that says which groups are
+        equalised is replayed as it is.
+        """
+        options = self.options
+        methods: Sequence[RangeChoice]
+        if options.method != "auto":
+            methods = (_choice(options.method, options.percentile),)
+        elif self.table is not None:
+            methods = (_choice_of(self.table),)
+        elif self.precision == "fp8":
+            methods = (RangeChoice("minmax"),)
+        else:
+            methods = (RangeChoice("minmax"), RangeChoice("mse"), RangeChoice("percentile", options.percentile))
+        if isinstance(options.equalization, str):
+            auto = options.equalization == "auto"
+            if not auto:
+                methods = [RangeChoice(choice.method, choice.percent) for choice in methods]
+            return Candidates(tuple(methods), ALPHAS if auto and self.table is None and not self._replays() else ())
+        alpha = float(options.equalization)
+        return Candidates(tuple(RangeChoice(choice.method, choice.percent, alpha) for choice in methods))
+
+    def _replays(self) -> bool:
+        return self.edits is not None and any(entry.equalization is not None for entry in self.edits.plan.entries)
+
+
+def open_request(
+    source: OnnxModel,
+    precision: Precision,
+    target: Target,
+    calibration: str | Path | None,
+    options: QuantizeOptions,
+) -> QuantizeRequest:
+    """Check what was asked for and open plan, table and datasets.
+
+    Raises:
+        CalibrationError: Ranges are needed and there is nothing to take them from, or a table or split is unfit.
+        GraphError: The graph is quantized already.
+        UsageError: A precision or target is not known.
+        ArtifactError: A file is missing or damaged.
+        DataError: A dataset cannot be opened.
+    """
+    _one_of("precision", precision, PRECISIONS)
+    _one_of("target", target, TARGETS)
+    wanted: NodePrecision = next(known for known in PRECISIONS if known == precision)
+    if source.manifest.precision != "fp32":
+        raise GraphError(
+            f"{str(source.path)!r} is {source.manifest.precision} already: quantize the FP32 graph that it came from"
+        )
+    table, data = _open_calibration(source, wanted, calibration, options)
+    validation = None if options.validation is None else open_dataset(options.validation)
+    if (data is not None or validation is not None) and source.manifest.preprocess is None:
+        raise CalibrationError(
+            f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "
+            f"'vitdeploy export {source.path} --preprocess … -o adopted.onnx' adds it"
+        )
+    return QuantizeRequest(source, wanted, target, options, _edits(options.plan), table, data, validation)
+
+
+def _open_calibration(
+    source: OnnxModel, precision: NodePrecision, calibration: str | Path | None, options: QuantizeOptions
+) -> tuple[CalibrationTable | None, Dataset | None]:
+    if calibration is None:
+        if precision in ("int8", "fp8"):
+            raise CalibrationError(
+                f"precision {precision!r} needs calibration images, ranges are never invented: give --calibration DATA "
+                f"(100 to 500 images like those of use), or take --precision int8-weight-only"
+            )
+        return None, None
+    if is_calibration_table(Path(calibration)):
+        table = read_calibration_table(Path(calibration))
+        table.require_fit(source.digest, source.manifest.preprocess)
+        return table, None
+    data = str(calibration)
+    split = calibration_split(data)
+    return None, open_dataset(data, split=split, samples=options.samples, seed=options.seed)
+
+
+def _edits(plan: PrecisionPlan | Path | str | None) -> Edits | None:
+    if plan is None:
+        return None
+    if isinstance(plan, PrecisionPlan):
+        return Edits(plan, "given")
+    return Edits(read_plan(Path(plan)), repr(str(plan)))
+
+
+def _choice(method: Method, percent: float) -> RangeChoice:
+    known: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse")
+    return RangeChoice(next(name for name in known if name == method), percent)
+
+
+def _choice_of(table: CalibrationTable) -> RangeChoice:
+    """Return the choice that was made when the table was."""
+    made = table.manifest.options
+    choice = _choice(made.get("method", "minmax"), made.get("percent", 99.99))
+    return replace(choice, alpha=made.get("alpha"))
+
+
+def _one_of(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{what} {value!r} is not known, expected one of {', '.join(known)}")
+
+
+DEFAULTS = QuantizeOptions()
