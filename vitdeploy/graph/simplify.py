@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants_ir
@@ -13,6 +9,7 @@ from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
 from vitdeploy.graph.fold_transposes import FoldTransposes
+from vitdeploy.graph.quiet import quiet
 from vitdeploy.graph.remove_no_ops import RemoveNoOps
 
 FOLD_LIMIT = 1 << 24
@@ -100,21 +97,6 @@ class ShareShapes(ir.passes.InPlacePass):
                 del model.graph.initializers[str(value.name)]
                 shared += 1
         return ir.passes.PassResult(model, modified=bool(shared))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the libraries' log lines: what they skip is no news to a user."""
-    names = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _should_fold(node: ir.Node) -> bool:

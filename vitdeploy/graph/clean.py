@@ -1,0 +1,44 @@
+"""The passes that every graph goes through once, in their order."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from vitdeploy.artifacts import IR_VERSION
+from vitdeploy.graph.fuse_gelu import FuseGelu
+from vitdeploy.graph.fuse_layer_norm import FuseLayerNorm
+from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
+from vitdeploy.graph.name_inputs_outputs import NameInputsOutputs
+from vitdeploy.graph.name_nodes import NameNodes
+from vitdeploy.graph.raise_opset import RaiseOpset
+from vitdeploy.graph.simplify import Simplify
+from vitdeploy.graph.strip_metadata import StripMetadata
+
+PRODUCER = "vitdeploy"
+
+
+def clean(model: ir.Model, opset: int = NEWEST) -> ir.Model:
+    """Make a graph what every later stage expects, in place: small, named, sorted, and free of its origin.
+
+    Raises:
+        GraphError: It has more than one input or output, or cannot be expressed in ``opset``.
+    """
+    lower = LowerOpset(opset)
+    for step in (
+        common.RemoveInitializersFromInputsPass(),
+        RaiseOpset(),
+        Simplify(),
+        FuseLayerNorm(),
+        FuseGelu(),
+        common.RemoveUnusedNodesPass(),
+        NameInputsOutputs(),
+        NameNodes(),
+        lower,
+        StripMetadata(),
+    ):
+        step(model)
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = PRODUCER, None
+    model.graph.name = "main"
+    return model

@@ -1,0 +1,34 @@
+"""Bring a foreign graph to the opset that the passes are written for."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import version_converter
+
+from vitdeploy.errors import GraphError
+from vitdeploy.graph.lower_opset import NEWEST
+from vitdeploy.graph.quiet import quiet
+
+
+class RaiseOpset(ir.passes.InPlacePass):
+    """Convert a graph of an older opset to opset 20 with onnxscript's converter, and onnx's below 18.
+
+    Raises:
+        GraphError: Neither converter takes the graph.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        opset = model.opset_imports.get("", 0)
+        if opset >= NEWEST:
+            return ir.passes.PassResult(model, modified=False)
+        with quiet():
+            try:
+                version_converter.convert_version(model, NEWEST, fallback=True)
+            except Exception as error:  # the converters raise RuntimeError, and their own kinds
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise GraphError(f"the graph cannot be raised from opset {opset} to {NEWEST}: {reason}") from error
+        if model.opset_imports.get("", 0) != NEWEST:
+            raise GraphError(
+                f"the graph cannot be raised from opset {opset} to {NEWEST}: export it again with opset 17 or newer"
+            )
+        return ir.passes.PassResult(model, modified=True)

@@ -1,0 +1,126 @@
+"""Holding a graph against the logits that it should give, under ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import load_ir
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX
+from vitdeploy.errors import GraphError
+from vitdeploy.preprocess import normalize
+from vitdeploy.progress import Progress
+from vitdeploy.records import Check, Preprocess
+from vitdeploy.sessions import Session, SessionOptions
+from vitdeploy.stages.samples import CHECKED_BATCH
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+GATE = 1e-4
+"""Largest |Δlogit| as a fraction of the logits' range: float32 gives 1e-7 to 1e-5, a wrong graph 1e-2 and more."""
+
+LARGE_BYTES = 256 << 20
+CPU = SessionOptions(device="cpu")
+
+Logits = NDArray[np.float32]
+
+
+@contextmanager
+def staged(holder: list[ir.Model], output: Path) -> Iterator[tuple[ir.Model, Session]]:
+    """Open a graph under ONNX Runtime; a large one is first written beside ``output``, so its weights leave memory.
+
+    ``holder`` is emptied: whoever holds the graph would hold its weights.
+    """
+    import onnx_ir as ir
+
+    from vitdeploy.backends.onnxruntime import OnnxRuntimeSession, open_graph
+
+    model = holder.pop()
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size <= LARGE_BYTES:
+        with open_graph(model, CPU) as session:
+            yield model, session
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output.parent) as folder:
+        path = Path(folder) / "graph.onnx"
+        ir.save(model, path, external_data="graph.data")
+        del model
+        gc.collect()
+        with OnnxRuntimeSession(str(path), CPU) as session:
+            yield load_ir(path), session
+
+
+def compare(
+    session: Session, spec: Preprocess, pixels: NDArray[np.uint8], expected: Logits, against: str
+) -> tuple[tuple[Check, ...], Logits]:
+    """Compare a graph's logits at batch 1, 2 and 5 with the expected ones; of a graph with a fixed batch, at that.
+
+    Returns:
+        One check per batch, and the graph's logits [n, classes] at the last of them.
+
+    Raises:
+        GraphError: Logits differ by more than ``GATE`` of the range of the expected ones, or are not numbers.
+    """
+    images = normalize(pixels, spec)
+    fixed = next(iter(session.inputs.values())).shape[0]
+    sizes = [1, 2, CHECKED_BATCH] if fixed is None else [fixed]
+    low, high = float(expected.min()), float(expected.max())
+    checks, outputs = [], expected
+    for size in sizes:
+        got = run_in_batches(session, images, size)
+        apart = float(np.abs(got - expected).max())
+        fraction = _fraction(apart, high - low)
+        detail = f"max |Δlogit| {apart:.3g} at batch {size}, logits {low:.4g} to {high:.4g}"
+        if not fraction <= GATE:
+            raise GraphError(
+                f"the graph's logits differ from those of {against} by {fraction:.3g} of their range ({detail}), "
+                f"expected at most {GATE:g}: nothing was written"
+            )
+        checks.append(
+            Check(
+                name=f"logits against {against}, batch {size}",
+                status="passed",
+                value=fraction,
+                limit=GATE,
+                unit="of the logits' range",
+                detail=detail,
+            )
+        )
+        outputs = got
+    return tuple(checks), outputs
+
+
+def run_in_batches(session: Session, images: NDArray[np.float32], size: int) -> Logits:
+    """Return the logits of all images, fed in groups of exactly ``size`` (the last one filled up by repeating)."""
+    name, output = next(iter(session.inputs)), next(iter(session.outputs))
+    parts = []
+    for start in range(0, len(images), size):
+        group = images[start : start + size]
+        filled = np.resize(group, (size, *group.shape[1:]))
+        parts.append(session.run({name: filled})[output][: len(group)])
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _fraction(apart: float, span: float) -> float:
+    if apart == 0.0:
+        return 0.0
+    return apart / span if span > 0.0 else float("inf")
+
+
+def describe_graph(model: ir.Model, progress: Progress) -> dict[str, float]:
+    """Return the size of a graph for its manifest, and note how it departs from a legal one."""
+    from vitdeploy.graph.legality import findings
+
+    found = findings(model)
+    for finding in found:
+        progress.note(f"graph: {finding}")
+    return {"nodes": float(model.graph.num_nodes()), "graph_findings": float(len(found))}

@@ -1,0 +1,202 @@
+"""Models of timm, torchvision and Hugging Face by name; the only code of this package that may use the network."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import CheckpointError, ModelError
+from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.stages.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+def load_timm(name: str, weights: Weights, arguments: Mapping[str, Any]) -> LoadedModel:
+    """Build any timm model as it is; its preprocessing is that of its pretrained configuration.
+
+    Raises:
+        ModelError: timm is missing, has no such model, or refuses the arguments.
+        CheckpointError: The weights do not fit or cannot be fetched.
+    """
+    import torch
+
+    from vitdeploy.preprocess import preprocess_from_timm_config
+
+    timm, arguments = _import_timm(name), dict(arguments)
+    tensors = _tensors(weights.file) if weights.file is not None else None
+    if tensors is not None and "num_classes" not in arguments:
+        arguments |= _classes_of(timm, name, tensors)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's notes on models that it renamed
+        torch.manual_seed(weights.seed)
+        fetch = weights.file is None and not weights.random
+        module = _fetch_timm(timm, name, arguments) if fetch else _create_timm(timm, name, arguments)
+    if tensors is not None:
+        fill(module, tensors, f"{str(weights.file)!r} as timm:{name}")
+    classes = int(getattr(module, "num_classes"))  # noqa: B009 (nn.Module types attributes as tensors)
+    spec = ModelSpec(
+        family="timm", name=name, arguments={**arguments, "num_classes": classes}, classes=class_names(classes)
+    )
+    preprocess = preprocess_from_timm_config(_configuration(module, arguments), f"{TIMM}{name}")
+    origin = f"{TIMM}{name}, {weights.describe('published weights')}"
+    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
+
+
+def _import_timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"'timm:{name}' needs timm, which is not installed: pip install 'vitdeploy[torch]'") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise ModelError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
+    return timm
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {', '.join(near)}?" if near else "its documentation lists them"
+
+
+def _create_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(f"timm cannot build {name!r} with {dict(arguments)!r}: {one_line(error)}") from error
+    return module
+
+
+def _fetch_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    local = f"'--weights FILE' takes weights that are on disk, '--random-weights' none ({TIMM}{name})"
+    if not timm.models.is_model_pretrained(name):
+        raise CheckpointError(f"timm publishes no weights for {name!r}: {local}")
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # the hub's client raises what its HTTP library and the file system raise
+        raise CheckpointError(f"the weights of 'timm:{name}' cannot be fetched ({one_line(error)}): {local}") from error
+    return module
+
+
+def _classes_of(timm: Any, name: str, tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of classes that a file of timm's own layout was trained for, where it can be told."""
+    config = timm.get_pretrained_cfg(name.partition(".")[0])
+    head = config.classifier if config is not None else None
+    bias = tensors.get(f"{head[0] if isinstance(head, list | tuple) else head}.bias")
+    return {"num_classes": int(bias.shape[0])} if bias is not None else {}
+
+
+def _configuration(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's configuration, fitted to another image size or number of channels."""
+    config = dict(module.pretrained_cfg)
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    if "img_size" in arguments:
+        size = arguments["img_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        config["crop_pct"] = 1.0
+    if arguments.get("in_chans", channels) != channels:
+        channels = int(arguments["in_chans"])
+        config |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    return config | {"input_size": (channels, height, width)}
+
+
+def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) -> LoadedModel:
+    """Build a classification model of torchvision as it is; its preprocessing is that of its default weights.
+
+    Raises:
+        ModelError: torchvision is missing, has no such model, or refuses the arguments.
+        CheckpointError: The weights do not fit or cannot be fetched.
+    """
+    import torch
+
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise ModelError(f"'torchvision:{name}' needs torchvision: pip install 'vitdeploy[torch]'") from error
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ModelError(f"torchvision has no classification model {name!r}: {_nearest(name, names)}")
+    published = models.get_model_weights(name).DEFAULT
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights.seed)
+        try:
+            module = models.get_model(name, weights=None, **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"torchvision cannot build {name!r} with {dict(arguments)!r}: {one_line(error)}"
+            ) from error
+    if weights.file is not None:
+        fill(module, _tensors(weights.file), f"{str(weights.file)!r} as torchvision:{name}")
+    elif not weights.random:
+        fill(module, _fetch_torchvision(published, name), f"the published weights of torchvision:{name}")
+    classes = int(arguments.get("num_classes", len(published.meta["categories"])))
+    names_of_classes = class_names(classes)
+    spec = ModelSpec(
+        family="torchvision", name=name, arguments={**arguments, "num_classes": classes}, classes=names_of_classes
+    )
+    origin = f"{TORCHVISION}{name}, {weights.describe(f'published weights {published.name}')}"
+    preprocess = _torchvision_preprocess(published.transforms(), f"torchvision:{name}, {published.name}")
+    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
+
+
+def _fetch_torchvision(published: Any, name: str) -> Mapping[str, Any]:
+    try:
+        state: Mapping[str, Any] = published.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # urllib and the file system
+        raise CheckpointError(
+            f"the weights of 'torchvision:{name}' cannot be fetched ({one_line(error)}): '--weights FILE' takes "
+            "weights that are on disk, '--random-weights' none"
+        ) from error
+    return state
+
+
+def _torchvision_preprocess(transform: Any, source: str) -> Preprocess:
+    interpolation = str(transform.interpolation.value)
+    if interpolation not in _INTERPOLATIONS:
+        raise ModelError(f"{source} resizes with {interpolation!r}, which a Preprocess cannot say")
+    return Preprocess(
+        size=(transform.crop_size[0], transform.crop_size[0]),
+        resize="shortest",
+        resize_size=transform.resize_size[0],
+        interpolation=interpolation,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        source=source,
+    )
+
+
+def hugging_face_folder(name: str) -> Path:
+    """Return the folder that ``hf:NAME`` means: one that is there, else a model of the hub, fetched into its cache.
+
+    Raises:
+        CheckpointError: There is no such folder and the hub has no such model or cannot be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    local = "download the model and name its folder, as in 'hf:./my-model'"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(f"there is no folder {name!r}: {local}")
+    try:
+        from huggingface_hub import snapshot_download
+
+        fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+    except Exception as error:  # the client raises what its HTTP library and the file system raise
+        raise CheckpointError(f"'hf:{name}' cannot be fetched ({one_line(error)}): {local}") from error
+    return Path(fetched)
+
+
+def _tensors(path: Path) -> Mapping[str, Any]:
+    from vitdeploy.checkpoints import read_weights
+
+    return read_weights(path).tensors
+
+
+def _notes(weights: Weights) -> tuple[str, ...]:
+    return (RANDOM_NOTE,) if weights.random else ()

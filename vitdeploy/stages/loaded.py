@@ -1,0 +1,87 @@
+"""A model that was loaded, and what the loaders share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.artifacts.digest import tensors_digest
+from vitdeploy.records import ModelSpec, Preprocess
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    module: in evaluation mode, on the CPU, mapping [B, C, H, W] normalised float32 to logits [B, classes].
+    digest: SHA-256 over the weights by name, dtype, shape and bytes; of a checkpoint of ours its payload digest.
+    origin: where model and weights come from, in words.
+    notes: what was decided on the way and should be said: a dialect, a preprocessing that the file does not carry.
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    preprocess: Preprocess
+    digest: str
+    origin: str
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a named model gets: ``file``, fresh ones from ``seed``, or with neither those its hub publishes."""
+
+    file: Any = None
+    random: bool = False
+    seed: int = 0
+
+    def describe(self, published: str) -> str:
+        """Return the choice in words."""
+        if self.random:
+            return "random weights"
+        return published if self.file is None else f"weights of {self.file.name}"
+
+
+RANDOM_NOTE = "the weights are random: graph, size and speed are those of the model, accuracy is none"
+
+
+def digest_of(module: nn.Module) -> str:
+    """Return the digest of all parameters and buffers that a state dict holds."""
+    return tensors_digest({name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()})
+
+
+def class_names(classes: int) -> tuple[str, ...]:
+    """Return ImageNet's names for 1000 classes, which is what 1000 logits mean in this field, else none."""
+    from vitdeploy.datasets import imagenet_labels
+
+    return imagenet_labels() if classes == IMAGENET_CLASSES else ()
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
+    """Copy arrays into a module, every one into its place.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    import torch
+
+    from vitdeploy.checkpoints.matching import check_match
+
+    state = module.state_dict()
+    found = {name: tuple(array.shape) for name, array in tensors.items()}
+    check_match(found, {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(torch.as_tensor(tensors[name]))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error of a library."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(":. ") if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""PyTorch's logits by sample hash, stored beside an ONNX file for machines without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import Artifact, atomic_path, safetensors_metadata
+from vitdeploy.artifacts.digest import tensors_digest
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Record, canonical_json, sha256_of
+
+METADATA_KEY = "vitdeploy.reference"
+
+
+class ReferenceInfo(Record):
+    """What the header of a reference file says: whose logits of what they are, and digests of both."""
+
+    schema_version: int = 1
+    onnx_sha256: str = ""
+    data_sha256: str
+    sample_ids: tuple[str, ...]
+    origin: str
+    versions: dict[str, str] = {}
+    logits_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Logits [n, classes] float32 of the PyTorch model, one row per sample of ``info.sample_ids``."""
+
+    path: Path
+    info: ReferenceInfo
+    logits: NDArray[np.float32]
+
+    def rows(self, sample_ids: Sequence[str]) -> NDArray[np.float32] | None:
+        """Return the logits of these samples [len(sample_ids), classes], None unless all of them are stored."""
+        index = {name: row for row, name in enumerate(self.info.sample_ids)}
+        if not all(name in index for name in sample_ids):
+            return None
+        return self.logits[[index[name] for name in sample_ids]]
+
+
+def reference_path(onnx: Path) -> Path:
+    """Return where the reference logits of an ONNX file lie."""
+    return onnx.with_name(f"{onnx.stem}.reference.safetensors")
+
+
+def write_reference(onnx: Path, info: ReferenceInfo, logits: NDArray[np.float32]) -> Reference:
+    """Write the logits beside the ONNX file, atomically; ``info.logits_sha256`` is filled in."""
+    from safetensors.numpy import save_file
+
+    tensors = {"logits": np.ascontiguousarray(logits)}
+    sealed = info.model_copy(update={"logits_sha256": tensors_digest(tensors)})
+    text = canonical_json({**sealed.model_dump(mode="json"), "info_sha256": sha256_of(sealed.model_dump(mode="json"))})
+    path = reference_path(onnx)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: text})
+    return Reference(path, sealed, logits)
+
+
+def load_reference(artifact: Artifact) -> Reference | None:
+    """Return the logits that lie beside an artifact and belong to it or to a graph that it was made from.
+
+    Raises:
+        ArtifactError: The file that states so is damaged.
+    """
+    return find_reference(artifact.path.parent, {artifact.digest, *artifact.manifest.parents.values()})
+
+
+def find_reference(folder: Path, digests: Collection[str]) -> Reference | None:
+    """Return the first reference in ``folder`` that was stored for a graph with one of these payload digests.
+
+    Raises:
+        ArtifactError: The file that states so is damaged.
+    """
+    for path in sorted(folder.glob("*.reference.safetensors")):
+        try:
+            stated = json.loads(safetensors_metadata(path)[METADATA_KEY])["onnx_sha256"]
+        except (ArtifactError, KeyError, ValueError, TypeError):
+            continue  # not a file of ours, or not whole: it cannot be the one that is looked for
+        if stated in digests:
+            return read_reference(path)
+    return None
+
+
+def read_reference(path: Path) -> Reference:
+    """Read and verify a reference file.
+
+    Raises:
+        ArtifactError: It is missing, is no reference file, or was changed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    damaged = (
+        f"the reference logits {str(path)!r} are damaged: make them again with 'vitdeploy export … --reference DATA'"
+    )
+    try:
+        raw = json.loads(safetensors_metadata(path)[METADATA_KEY])
+        digest = raw.pop("info_sha256")
+        info = ReferenceInfo.model_validate(raw)
+        tensors = load_file(path)
+    except KeyError as error:
+        raise ArtifactError(f"{str(path)!r} holds no reference logits of vitdeploy") from error
+    except (ValueError, SafetensorError, OSError) as error:
+        raise ArtifactError(damaged) from error
+    logits = tensors.get("logits")
+    if logits is None or sha256_of(raw) != digest or tensors_digest({"logits": logits}) != info.logits_sha256:
+        raise ArtifactError(damaged)
+    if logits.shape[0] != len(info.sample_ids):
+        raise ArtifactError(damaged)
+    return Reference(path, info, logits)
