@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import warnings
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -24,15 +29,21 @@ def launch(job: Job, progress: Progress = SILENT) -> None:
         TrainingError: See ``fit``.
     """
     fabric = make_fabric(job.options.hardware)
-    launcher = type(fabric.strategy.launcher).__name__
-    if launcher == "_MultiProcessingLauncher":
-        progress = SILENT  # a bar cannot be sent to another process
+    spawns = type(fabric.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     try:
-        fabric.launch(fit, job, progress)
+        fabric.launch(partial(_fit_sent, job=job) if spawns else partial(fit, job=job, progress=progress))
     except ProcessRaisedException as error:
         raise TrainingError(f"a training process failed: {str(error).strip().splitlines()[-1]}") from error
     if fabric.global_rank > 0:
         raise SystemExit(0)
+
+
+def _fit_sent(fabric: Fabric, job: Job) -> None:
+    """Train a job that came from another process: silently, for a bar cannot be sent, and on weights of its own.
+
+    Tensors that are sent to a process share their memory with the sender and with its other children.
+    """
+    fit(fabric, replace(job, module=copy.deepcopy(job.module)), SILENT)
 
 
 def make_fabric(hardware: Hardware) -> Fabric:
@@ -48,8 +59,11 @@ def make_fabric(hardware: Hardware) -> Fabric:
         "strategy": hardware.strategy,
         "precision": hardware.precision,
     }
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process and precision
     try:
-        fabric = Fabric(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it would change silently is refused below
+            fabric = Fabric(**options)
     except (ValueError, RuntimeError, TypeError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"Lightning Fabric refuses {_listed(options)}: {reason}") from error
@@ -58,6 +72,8 @@ def make_fabric(hardware: Hardware) -> Fabric:
             f"strategy {hardware.strategy!r} divides the model between devices, and vitdeploy keeps a copy on each: "
             f"take 'ddp' or one of its kinds"
         )
+    if hardware.precision == "16-mixed" and fabric.device.type == "cpu":
+        raise UsageError("precision '16-mixed' needs a GPU: take 'bf16-mixed' or '32-true' on the CPU")
     return fabric
 
 

@@ -223,8 +223,7 @@ class Trainer:
         """Write the best weights with their scores, and remove the state."""
         best = self.state.best
         assert best is not None
-        last = self._metrics() if self.options.keep_last else {}
-        last_weights = _weights(self.average or self.module)
+        last_weights = _weights(self.average or self.module) if self.options.keep_last else None
         metrics = self._metrics()
         if self.job.test is not None:
             (self.average or self.module).load_state_dict(best.weights)
@@ -232,8 +231,10 @@ class Trainer:
             score = self._evaluate(Evaluation(self.job.test, self.job.manifest.preprocess, self.fabric))
             metrics |= {"test_top1": score.top1, "test_loss": score.loss, "test_images": score.images}
         if self.fabric.is_global_zero:
-            if self.options.keep_last:
-                self._write(last_path(self.job.output), last_weights, last, key="")
+            if last_weights is not None:
+                row = self.state.history[-1]
+                last = {name: row[name] for name in ("validation_top1", "validation_loss")}
+                self._write(last_path(self.job.output), last_weights, {"epochs": row["epoch"], **last}, key="")
             self._write(self.job.output, best.weights, metrics, key=self.job.manifest.key)
             state_path(self.job.output).unlink(missing_ok=True)
         self.fabric.barrier()

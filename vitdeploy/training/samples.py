@@ -136,6 +136,7 @@ class StreamedSamples:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_parent,
             prefetch_factor=2 * self.plan.accumulate if self.workers else None,
+            generator=torch.Generator(),  # or the loader would draw from the caller's
         )
         batches = iter(loader)
         for update in range(first, last):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,9 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
     """
     again = "train again without --resume"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
         version, its_key, parts = content.pop("version"), content.pop("key"), content.pop("parts")
         best = content.pop("best")
         state = State(**content, best=None if best is None else Best(**best))

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdeploy.artifacts import read_checkpoint
+from vitdeploy.datasets import load_pixels, match_labels, open_dataset
+from vitdeploy.errors import DataError, ModelError, TrainingError, UsageError
+from vitdeploy.models import model_from_spec
+from vitdeploy.preprocess import normalize
+from vitdeploy.records import Preprocess
+from vitdeploy.stages.train import train, train_key
+from vitdeploy.training.options import Augmentation, Hardware, TrainOptions
+
+QUICK = TrainOptions(epochs=1, hardware=Hardware(accelerator="cpu", workers=0))
+TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4}
+
+
+class Notes:
+    def __init__(self):
+        self.lines = []
+
+    def task(self, description, total=None):
+        from vitdeploy.progress import SILENT
+
+        return SILENT.task(description, total)
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return train("digits", tmp_path_factory.mktemp("digits") / "vit.safetensors", arguments=TINY, options=QUICK)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of 20 images, told apart by colour; modes and sizes as a user's folder has them."""
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for index in range(20):
+            pixels = generator.integers(0, 60, (30 + index, 40, 3), np.uint8)
+            pixels[..., 2 - number] += 150
+            image = Image.fromarray(pixels)
+            mode = ("RGB", "P", "RGBA", "RGB")[index % 4]
+            image.convert(mode).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_the_manifest_says_what_was_trained_and_how_good_it_is(digits):
+    """Top-1 of the manifest is that of the stored weights on the stored preprocessing, computed here anew."""
+    import torch
+
+    manifest = digits.manifest
+    assert manifest.kind == "checkpoint"
+    assert manifest.model.family == "vit"
+    assert manifest.model.classes == tuple("0123456789")
+    assert manifest.model.arguments == {**TINY, "image_size": [8, 8], "channels": 1, "num_classes": 10}
+    assert manifest.preprocess == open_dataset("digits").preprocess
+    module = model_from_spec(manifest.model).eval()
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in digits.tensors().items()})
+    for split, metric in (("validation", "validation_top1"), ("test", "test_top1")):
+        dataset = open_dataset("digits", split=split)
+        images = normalize(load_pixels(dataset, manifest.preprocess), manifest.preprocess)
+        with torch.no_grad():
+            answers = module(torch.from_numpy(images)).argmax(1).numpy()
+        assert manifest.metrics[metric] == pytest.approx(
+            (answers == match_labels(dataset, manifest.model.classes)).mean()
+        )
+
+
+def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(monkeypatch, tmp_path, digits):
+    """With the labels of the test split shuffled, the weights are the same to the bit."""
+    from vitdeploy.stages import train as stage
+
+    def shuffled(uri, *, split=None):
+        dataset = open_dataset(uri, split=split)
+        if split == "test":
+            dataset.labels = np.roll(dataset.labels, 1)
+        return dataset
+
+    monkeypatch.setattr(stage, "open_dataset", shuffled)
+    other = train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK)
+    assert other.digest == digits.digest
+    assert other.manifest.metrics["test_top1"] != digits.manifest.metrics["test_top1"]
+
+
+def test_the_key_needs_no_training_and_follows_data_model_and_options(digits):
+    key = digits.manifest.key
+    assert key == train_key("digits", arguments=TINY, options=QUICK)
+    for changed in (
+        train_key("digits@1", arguments=TINY, options=QUICK),
+        train_key("digits", arguments={**TINY, "depth": 2}, options=QUICK),
+        train_key("digits", arguments=TINY, options=replace(QUICK, seed=1)),
+        train_key("digits", arguments=TINY, options=replace(QUICK, drop_path=0.1)),
+        train_key("digits", options=QUICK),
+    ):
+        assert changed != key
+
+
+def test_the_key_is_computed_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from vitdeploy.stages.train import train_key; print(train_key('digits'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == train_key("digits")
+
+
+def test_a_finished_training_is_not_repeated(digits):
+    notes = Notes()
+    before = digits.path.stat().st_mtime_ns
+    again = train("digits", digits.path, arguments=TINY, options=QUICK, resume=True, progress=notes)
+    assert again.manifest == digits.manifest
+    assert digits.path.stat().st_mtime_ns == before
+    assert notes.lines == [f"{str(digits.path)!r} is finished: nothing to resume"]
+
+
+def test_a_folder_of_photographs_trains_with_timms_augmentation(photos, tmp_path):
+    options = replace(
+        QUICK, epochs=3, batch=12, learning_rate=1e-3, augmentation=Augmentation(kind="timm", policy=None)
+    )
+    arguments = {"image_size": 32, "width": 32, "depth": 1, "heads": 2, "patch": 8}
+    checkpoint = train(str(photos), tmp_path / "v.safetensors", arguments=arguments, options=options)
+    assert checkpoint.manifest.model.classes == ("blue", "green", "red")
+    assert checkpoint.manifest.preprocess.size == (32, 32)
+    assert checkpoint.manifest.metrics["test_top1"] > 0.9, "colours are easily told apart"
+
+
+def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, tmp_path):
+    notes = Notes()
+    options = replace(QUICK, batch=64)
+    checkpoint = train(str(photos), tmp_path / "v.safetensors", options=options, progress=notes)
+    arguments = checkpoint.manifest.model.arguments
+    assert (arguments["image_size"], arguments["patch"], arguments["width"]) == ([32, 32], 4, 64)
+    assert notes.lines == [
+        "vit of small size: width=64, depth=3, heads=4, init=xavier, position_std=0.2, patch=4",
+        "batch 36 instead of 64: the training split has 36 images",
+    ]
+
+
+def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tmp_path):
+    arguments = {"image_size": 32, "depth": 1}
+    options = replace(QUICK, batch=12)
+    checkpoint = train(
+        str(photos), tmp_path / "v.safetensors", model="vit_tiny_patch16_224", arguments=arguments, options=options
+    )
+    found = checkpoint.manifest.preprocess
+    assert (found.size, found.resize_size, found.mean) == ((32, 32), 35, (0.5, 0.5, 0.5))
+    assert checkpoint.manifest.model.name == "vit_tiny_patch16_224"
+
+
+def one_class(folder):
+    (folder / "only").mkdir(parents=True)
+    for index in range(5):
+        Image.new("RGB", (8, 8)).save(folder / "only" / f"{index}.png")
+
+
+def unlabelled(folder):
+    folder.mkdir()
+    for index in range(9):
+        Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+
+
+def other_classes(folder):
+    for split, names in (("train", "ab"), ("val", "ac")):
+        for name in names:
+            (folder / split / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (8, 8)).save(folder / split / name / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (one_class, "has one class only, 'only'"),
+        (unlabelled, "has no labels"),
+        (other_classes, "has class folders that 'train' lacks: 'c'"),
+    ],
+)
+def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path, make, message):
+    make(tmp_path / "data")
+    with pytest.raises(DataError, match=message):
+        train(str(tmp_path / "data"), tmp_path / "v.safetensors", options=QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"model": "vit_tinny_patch16_224"}, ModelError, "did you mean vit_tiny_patch16_224"),
+        ({"arguments": {"num_classes": 7}}, UsageError, "num_classes is 7, and 'digits:train' has 10"),
+        ({"arguments": {"channels": 3}}, UsageError, "channels is 3, and the preprocessing gives 1"),
+        ({"arguments": {"image_size": 16}}, UsageError, "image_size is 16, and the images are of 8×8: leave it out"),
+        ({"arguments": {"patch": 3}}, ModelError, "image_size 8×8 does not divide by patch 3"),
+        ({"arguments": {"dept": 3}}, ModelError, "family 'vit' has no argument 'dept'"),
+    ],
+)
+def test_settings_that_contradict_the_data_are_refused_and_nothing_is_written(tmp_path, settings, error, message):
+    output = tmp_path / "v.safetensors"
+    with pytest.raises(error, match=message):
+        train("digits", output, options=QUICK, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_of_other_options_is_refused_or_dropped(tmp_path, monkeypatch):
+    from vitdeploy.training import loop
+    from vitdeploy.training.paths import state_path
+
+    output = tmp_path / "v.safetensors"
+
+    def crash(*arguments):
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_finish", crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train("digits", output, arguments=TINY, options=replace(QUICK, save_every_s=0.0))
+    assert state_path(output).exists()
+    other = replace(QUICK, seed=5)
+    with pytest.raises(TrainingError, match="other data, model or options: train again without --resume"):
+        train("digits", output, arguments=TINY, options=other, resume=True)
+    notes = Notes()
+    train("digits", output, arguments=TINY, options=other, progress=notes)
+    assert any("starting anew" in line for line in notes.lines)
+    assert not state_path(output).exists()
+    assert read_checkpoint(output).manifest.options["seed"] == 5
+    assert json.loads(json.dumps(read_checkpoint(output).manifest.options)) == other.key()
+
+
+def test_resume_without_a_state_starts_from_the_beginning(tmp_path, digits):
+    assert (
+        train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, resume=True).digest == digits.digest
+    )
+
+
+def test_a_given_preprocessing_is_taken_as_it_is(tmp_path):
+    spec = Preprocess(size=(16, 16), channels=1, resize="squash", crop="none", mean=(0.1,), std=(0.9,))
+    checkpoint = train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, preprocess=spec)
+    assert checkpoint.manifest.preprocess == spec
+    assert checkpoint.manifest.model.arguments["image_size"] == [16, 16]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from vitdeploy.training.interrupts import deferred_interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_request_and_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with deferred_interrupts() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_stops_at_once():
+    with deferred_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_another_thread_gets_an_interrupt_that_nobody_requests():
+    found = []
+
+    def work():
+        with deferred_interrupts() as interrupt:
+            found.append((interrupt.requested, signal.getsignal(signal.SIGINT)))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vitdeploy.datasets import open_dataset
+from vitdeploy.datasets.base import Subset
+from vitdeploy.errors import UsageError
+from vitdeploy.progress import SILENT
+from vitdeploy.records import Preprocess
+from vitdeploy.training.augment import RandomAffine
+from vitdeploy.training.options import Augmentation, Hardware, TrainOptions
+from vitdeploy.training.samples import MemorySamples, Plan, StreamedSamples, open_samples
+
+CPU = torch.device("cpu")
+NONE = TrainOptions(augmentation=Augmentation(kind="none"), hardware=Hardware(workers=0))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Subset(open_dataset("digits:train"), np.arange(20))
+
+
+def opened(digits, options=NONE, **plan):
+    settings = {"count": 20, "batch": 8, "accumulate": 1, "seed": 0, **plan}
+    return open_samples(digits, digits.preprocess, options, Plan(**settings), CPU, SILENT)
+
+
+def test_an_epoch_takes_each_sample_at_most_once_in_a_fresh_order():
+    plan = Plan(count=20, batch=6, accumulate=1, seed=0)
+    updates = dict(plan.updates(0, 6))
+    assert plan.updates_per_epoch == 3
+    first, second = (np.concatenate([updates[u] for u in group]) for group in ((0, 1, 2), (3, 4, 5)))
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 18
+    assert first.tolist() != second.tolist()
+    assert [updates[4].tolist()] == [samples.tolist() for _, samples in plan.updates(4, 5)]
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_passes_and_processes_divide_an_update_without_gap_or_overlap(accumulate, world):
+    shares = [
+        range(12)[Plan(12, 12, accumulate, 0, rank, world).share(part)]
+        for part, rank in itertools.product(range(accumulate), range(world))
+    ]
+    assert list(itertools.chain(*shares)) == list(range(12))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(UsageError, match=r"batch 10 does not divide by 2 accumulation steps × 3 processes: .* 6"):
+        Plan(count=100, batch=10, accumulate=2, seed=0, rank=0, world=3)
+
+
+def test_resumed_samples_are_those_of_the_uninterrupted_training(digits):
+    options = replace(NONE, augmentation=Augmentation(kind="affine"))
+    whole = list(opened(digits, options).updates(0, 7))
+    rest = list(opened(digits, options).updates(3, 7))
+    for expected, found in zip(whole[3:], rest, strict=True):
+        assert torch.equal(expected[0][0], found[0][0])
+        assert torch.equal(expected[0][1], found[0][1])
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(2, 1), (1, 2), (2, 2)])
+def test_processes_together_see_the_images_of_one(digits, accumulate, world):
+    options = replace(NONE, augmentation=Augmentation(kind="affine"))
+    (alone,) = next(iter(opened(digits, options).updates(1, 2)))
+    parts = [
+        next(iter(opened(digits, options, accumulate=accumulate, world=world, rank=rank).updates(1, 2)))
+        for rank in range(world)
+    ]
+    together = [parts[rank][part] for part in range(accumulate) for rank in range(world)]
+    torch.testing.assert_close(torch.cat([images for images, _ in together]), alone[0])
+    assert torch.cat([labels for _, labels in together]).tolist() == alone[1].tolist()
+
+
+def test_streamed_images_are_those_held_in_memory(digits, monkeypatch):
+    held = opened(digits, accumulate=2)
+    assert isinstance(held, MemorySamples)
+    monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
+    streamed = opened(digits, accumulate=2)
+    assert isinstance(streamed, StreamedSamples)
+    for expected, found in zip(held.updates(1, 5), streamed.updates(1, 5), strict=True):
+        assert len(found) == 2
+        for (images, labels), (its_images, its_labels) in zip(expected, found, strict=True):
+            assert torch.equal(images, its_images)
+            assert torch.equal(labels, its_labels)
+
+
+def test_affine_variation_is_the_same_streamed_and_in_memory(digits, monkeypatch):
+    options = replace(NONE, augmentation=Augmentation(kind="affine"))
+    ((held, _),) = next(iter(opened(digits, options).updates(2, 3)))
+    monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
+    ((streamed, _),) = next(iter(opened(digits, options).updates(2, 3)))
+    assert torch.equal(held, streamed)
+    assert isinstance(opened(digits, options).affine, RandomAffine)
+
+
+def test_photograph_variation_is_a_function_of_seed_epoch_and_sample(digits):
+    """However many workers load them, and wherever a resumed training starts."""
+    spec = Preprocess(size=(24, 24), channels=3, resize_size=24, mean=(0.5,) * 3, std=(0.5,) * 3)
+    options = TrainOptions(augmentation=Augmentation(kind="timm"), hardware=Hardware(workers=0))
+    plan = Plan(count=20, batch=8, accumulate=1, seed=0)
+
+    def images(first: int, last: int, workers: int = 0) -> list[torch.Tensor]:
+        chosen = replace(options, hardware=Hardware(workers=workers))
+        return [update[0][0] for update in open_samples(digits, spec, chosen, plan, CPU, SILENT).updates(first, last)]
+
+    before = torch.get_rng_state()
+    whole = images(0, 4)
+    assert torch.equal(torch.get_rng_state(), before), "the caller's generator is left alone"
+    assert whole[0].shape == (8, 3, 24, 24)
+    for expected, found in zip(whole[1:], images(1, 4, workers=2), strict=True):
+        assert torch.equal(expected, found)
+    first, second = (_by_sample(plan, whole, epoch) for epoch in (0, 1))
+    both = set(first) & set(second)
+    assert both
+    assert not any(torch.equal(first[index], second[index]) for index in both), "another epoch varies it otherwise"
+
+
+def _by_sample(plan, updates, epoch):
+    span = range(epoch * plan.updates_per_epoch, (epoch + 1) * plan.updates_per_epoch)
+    numbered = dict(plan.updates(0, len(updates)))
+    return {int(n): image for u in span for n, image in zip(numbered[u], updates[u], strict=True)}

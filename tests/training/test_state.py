@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdeploy.errors import ArtifactError, TrainingError
+from vitdeploy.training.state import Best, State, read_state, write_state
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("/tmp/vitdeploy-was-executed",))
+
+
+def state() -> State:
+    best = Best(epoch=2, top1=0.5, loss=1.25, weights={"w": torch.arange(4.0)})
+    return State(update=7, loss_sum=2.5, best=best, history=[{"epoch": 1, "loss": 2.0}])
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    write_state(tmp_path / "a.state.pt", "key", state(), {"model": {"w": torch.ones(2)}})
+    found, parts = read_state(tmp_path / "a.state.pt", "key")
+    assert torch.equal(parts["model"]["w"], torch.ones(2))
+    assert torch.equal(found.best.weights["w"], torch.arange(4.0))
+    assert (found.update, found.loss_sum, found.history) == (7, 2.5, [{"epoch": 1, "loss": 2.0}])
+    assert (found.best.epoch, found.best.top1, found.best.loss) == (2, 0.5, 1.25)
+
+
+def damage_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_text(path: Path) -> None:
+    path.write_text("not a state")
+
+
+def damage_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def damage_content(path: Path) -> None:
+    torch.save({"version": 1}, path)
+
+
+@pytest.mark.parametrize("damage", [damage_half, damage_empty, damage_text, damage_pickle, damage_content])
+def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path, damage):
+    path = tmp_path / "a.state.pt"
+    write_state(path, "key", state(), {})
+    damage(path)
+    with pytest.raises(TrainingError, match=re.escape(f"{str(path)!r}, is damaged: train again without --resume")):
+        read_state(path, "key")
+    assert not Path("/tmp/vitdeploy-was-executed").exists()
+
+
+def test_the_state_of_another_training_is_refused(tmp_path):
+    write_state(tmp_path / "a.state.pt", "key", state(), {})
+    with pytest.raises(TrainingError, match="belongs to a training with other data, model or options"):
+        read_state(tmp_path / "a.state.pt", "other key")
+
+
+def test_a_missing_state_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match="there is no state to go on from"):
+        read_state(tmp_path / "a.state.pt", "key")
+
+
+def test_a_write_that_fails_leaves_the_state_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.state.pt"
+    write_state(path, "key", state(), {})
+    before = path.read_bytes()
+
+    def full(content, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        write_state(path, "key", state(), {})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.state.pt"]
