@@ -1,0 +1,64 @@
+"""``report.json``, ``report.md`` and ``report.html`` in a folder; and reading the first of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vitdeploy.artifacts import read_bytes, write_atomically
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Report
+from vitdeploy.report.html import render_html
+from vitdeploy.report.markdown import render_markdown
+
+SCHEMA_VERSION = 1
+
+
+def write_report(report: Report, folder: Path | str) -> Path:
+    """Write the three files and return the path of ``report.html``.
+
+    The JSON is written last: where it is there, the others are too.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    write_atomically(folder / "report.html", render_html(report))
+    write_atomically(folder / "report.md", render_markdown(report))
+    write_atomically(folder / "report.json", report_json(report))
+    return folder / "report.html"
+
+
+def report_json(report: Report) -> str:
+    """Return ``report.json``: indented, keys in the order of the schema, null for what was not measured."""
+    return json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(path: Path | str) -> Report:
+    """Read a ``report.json``, or the one in a folder.
+
+    Raises:
+        ArtifactError: There is none, it is damaged, or its schema is newer than this vitdeploy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "report.json"
+    try:
+        raw = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is not JSON: expected a report.json of 'vitdeploy bench'") from error
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of 'vitdeploy bench'")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{str(path)!r} has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}: update it"
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{str(path)!r} is not a valid report: {where}: {first['msg']}") from error

@@ -1,0 +1,70 @@
+"""The report as one HTML file that asks nothing of any other: style and plots are in it, and there is no script."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.measure import wording
+from vitdeploy.records import Report
+from vitdeploy.records.report import BACKEND_TITLES
+from vitdeploy.report import view
+from vitdeploy.report.plots import latency_bars, scatters, size_bars
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SHAPE_TITLES = {"circle": "PyTorch", "square": "ONNX Runtime", "diamond": "OpenVINO", "triangle": "TensorRT"}
+
+
+def render_html(report: Report) -> str:
+    """Return the page."""
+    return _templates().get_template("report.html.j2").render(_context(report))
+
+
+def _context(report: Report) -> dict[str, Any]:
+    plots = scatters(report)
+    return {
+        "report": report,
+        "rows": report.rows,
+        "baseline_row": report.baseline.row,
+        "baselines": set(report.baseline.latency_rows.values()),
+        "scatters": plots,
+        "latency_bars": latency_bars(report),
+        "size_bars": size_bars(report),
+        "timings": view.latency_lines(report),
+        "remarks": view.remarks(report.rows),
+        "conditions": view.condition_facts(report),
+        "machine": view.environment_facts(report.environment),
+        "precisions": list(dict.fromkeys(row.precision for row in report.rows)),
+        "shapes_used": {SHAPE_TITLES[point.shape] for plot in plots for point in plot.points},
+        "statuses": view.STATUSES,
+        "scopes": view.SCOPES,
+        "titles": BACKEND_TITLES,
+    }
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("vitdeploy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "ms": wording.ms_text,
+        "size": wording.size_text,
+        "percent": wording.percent_text,
+        "points": wording.points_text,
+        "points_interval": view.points_interval_text,
+        "ratio": wording.ratio_text,
+        "interval": view.interval_text,
+        "runtime": view.runtime_text,
+        "layers": view.layers_text,
+    }
+    templates.globals["decibel"] = wording.decibel_text
+    return templates

@@ -1,0 +1,132 @@
+"""The report as Markdown, for an issue, a wiki or a review."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdeploy.measure.wording import (
+    UNKNOWN,
+    decibel_text,
+    ms_text,
+    percent_text,
+    points_text,
+    ratio_text,
+    size_text,
+)
+from vitdeploy.records import Report, Row
+from vitdeploy.report.view import (
+    SCOPES,
+    STATUSES,
+    Fact,
+    condition_facts,
+    environment_facts,
+    interval_text,
+    latency_lines,
+    layers_text,
+    points_interval_text,
+    remarks,
+    runtime_text,
+)
+
+
+def render_markdown(report: Report) -> str:
+    """Return the whole document."""
+    parts = [
+        f"# {_escape(report.model)}: bench report",
+        f"{report.created} · {report.producer}",
+        "## Verdict",
+        "\n".join(f"- {_escape(text)}" for text in report.verdict),
+        "## Results",
+        "95 % intervals in brackets: Wilson for top-1, Tango's paired score interval for Δ.",
+        _results(report),
+        "## Latency",
+        "Median over all calls of all rounds; speed-ups are ratios of medians on the same device, with a bootstrap "
+        "interval over rounds.",
+        _latency(report),
+        "## Cost",
+        "Load time, first inference and peak memory of a process that does nothing else.",
+        _cost(report),
+    ]
+    said = remarks(report.rows)
+    if said:
+        parts += ["## Remarks", "\n".join(f"- **{_escape(name)}**: {_escape(text)}" for name, text in said)]
+    parts += ["## Conditions", _facts(condition_facts(report))]
+    parts += ["## Machine", _facts([*environment_facts(report.environment), *_versions(report)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(report: Report) -> str:
+    head = ("Artifact", "Runtime", "Precision", "Status", "Top-1", "Δ top-1 (pp)", "Agreement", "SQNR", "Size")
+    return _table(head, [_result(row, report) for row in report.rows], right=5)
+
+
+def _result(row: Row, report: Report) -> tuple[str, ...]:
+    base = row.name == report.baseline.row
+    return (
+        row.name,
+        runtime_text(row),
+        row.precision,
+        STATUSES[row.status],
+        _with(percent_text(row.top1), interval_text(row.top1_ci95, 100)),
+        "baseline" if base else _with(points_text(row.delta_top1_pp), points_interval_text(row.delta_ci95_pp)),
+        percent_text(row.agreement, 1),
+        decibel_text(row.logits_sqnr_db, row.logits_identical),
+        size_text(row.size_bytes),
+    )
+
+
+def _latency(report: Report) -> str:
+    head = ("Artifact", "Batch", "Scope", "p50 ms", "p90 ms", "p99 ms", "Images/s", "Speed-up")
+    lines = [
+        (
+            row.name,
+            str(timing.batch),
+            SCOPES[timing.scope],
+            ms_text(timing.p50_ms),
+            ms_text(timing.p90_ms),
+            ms_text(timing.p99_ms),
+            f"{timing.images_per_s:.0f}",
+            _with(ratio_text(timing.speedup), interval_text(timing.speedup_ci95)),
+        )
+        for row, timing in latency_lines(report)
+    ]
+    return _table(head, lines, right=5) if lines else "Nothing was timed on this machine."
+
+
+def _cost(report: Report) -> str:
+    head = ("Artifact", "Load ms", "First inference ms", "Peak memory", "Layers by precision")
+    lines = [
+        (
+            row.name,
+            ms_text(row.load_ms),
+            ms_text(row.first_inference_ms),
+            size_text(row.peak_memory_bytes),
+            layers_text(row),
+        )
+        for row in report.rows
+    ]
+    return _table(head, lines, right=4)
+
+
+def _versions(report: Report) -> list[Fact]:
+    return [Fact("Libraries", ", ".join(f"{name} {version}" for name, version in report.versions.items()) or UNKNOWN)]
+
+
+def _facts(facts: Sequence[Fact]) -> str:
+    return "\n".join(f"- {fact.name}: {_escape(fact.value)}" for fact in facts)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], *, right: int) -> str:
+    """Return a table whose last ``right`` columns are numbers."""
+    rule = ["---"] * (len(head) - right) + ["---:"] * right
+    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in (head, rule, *lines))
+
+
+def _with(value: str, interval: str) -> str:
+    return f"{value} {interval}" if interval else value
+
+
+def _escape(text: str) -> str:
+    for special in "\\`*_[]<>|":
+        text = text.replace(special, f"\\{special}")
+    return " ".join(text.split())

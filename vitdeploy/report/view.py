@@ -1,0 +1,122 @@
+"""What the table, the Markdown and the page say alike: one wording for each thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitdeploy.measure.verdict import timing_of
+from vitdeploy.measure.wording import UNKNOWN, points_text, size_text
+from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
+from vitdeploy.records.report import BACKEND_TITLES
+
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+SCOPES = {"end_to_end": "end to end", "device": "on the device"}
+STATUSES = {"ok": "measured", "built": "built, not run", "skipped": "skipped", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what stands beside it."""
+
+    name: str
+    value: str
+
+
+def runtime_text(row: Row) -> str:
+    """Return which runtime on which device: ``ONNX Runtime · CPU``."""
+    title = BACKEND_TITLES.get(row.backend, row.backend)
+    return f"{title} · {DEVICES[row.device]}" if row.device is not None else title
+
+
+def interval_text(interval: Interval | None, factor: float = 1.0, digits: int = 2) -> str:
+    """Return ``[97.12, 99.38]``, nothing where there is no interval."""
+    if interval is None:
+        return ""
+    low, high = (factor * value for value in interval)
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def points_interval_text(interval: Interval | None) -> str:
+    """Return ``[−1.25, +0.64]``, nothing where there is no interval."""
+    return "" if interval is None else f"[{points_text(interval[0])}, {points_text(interval[1])}]"
+
+
+def first_timing(row: Row, conditions: Conditions) -> Timing | None:
+    """Return the end-to-end timing at the first batch size that a row was timed at."""
+    found = (timing_of(row, batch) for batch in conditions.batches)
+    return next((timing for timing in found if timing is not None), None)
+
+
+def timed_batches(report: Report) -> tuple[int, ...]:
+    """Return the batch sizes for which any row has a time, in the order asked for."""
+    return tuple(batch for batch in report.conditions.batches if any(timing_of(row, batch) for row in report.rows))
+
+
+def condition_facts(report: Report) -> list[Fact]:
+    """Return how the rows were measured."""
+    found = report.conditions
+    latency = report.baseline.latency_against
+    turns = f"{found.rounds} shuffled rounds; a turn throws away at least {found.warmup} calls and counts "
+    turns += f"{found.iterations}"
+    if found.block_s is not None and found.fill_s is not None:
+        turns += f" (fewer where they take more than {found.block_s:g} s, more where less than {found.fill_s:g} s)"
+    facts = [
+        Fact("Data", f"{found.data}, {found.n_samples} images"),
+        Fact("Data digest", found.data_sha256[:16]),
+        Fact("Accuracy against", report.baseline.accuracy_against),
+        Fact("Speed-up against", latency if latency is not None else UNKNOWN),
+        Fact("Batch sizes", ", ".join(map(str, found.batches))),
+        Fact("CPU threads", str(found.threads) if found.threads else "each runtime's own choice"),
+        Fact("Turns", turns),
+        Fact("TF32", "allowed" if found.tf32 else "off in every row"),
+        Fact("Seed", str(found.seed)),
+    ]
+    if found.accuracy_batch is not None:
+        facts.insert(5, Fact("Batch for accuracy", str(found.accuracy_batch)))
+    return facts
+
+
+def environment_facts(machine: Environment) -> list[Fact]:
+    """Return the machine, leaving out what it does not have."""
+    gpu = machine.gpu or "none"
+    if machine.compute_capability is not None:
+        gpu += f", compute capability {machine.compute_capability}"
+    if machine.gpu_memory_bytes is not None:
+        gpu += f", {size_text(machine.gpu_memory_bytes)}"
+    memory = f", {size_text(machine.memory_bytes)} memory" if machine.memory_bytes is not None else ""
+    rest = {
+        "Driver": machine.driver,
+        "CUDA": machine.cuda,
+        "TensorRT": machine.tensorrt,
+        "JetPack": machine.jetpack,
+        "Power mode": machine.power_mode,
+    }
+    return [
+        Fact("CPU", f"{machine.cpu}, {machine.cores} cores{memory}"),
+        Fact("GPU", gpu),
+        *(Fact(name, value) for name, value in rest.items() if value is not None),
+        Fact("System", f"{machine.os}, Python {machine.python}"),
+    ]
+
+
+def layers_text(row: Row) -> str:
+    """Return the precision of an engine's layers: ``48 fp16, 3 fp32``, or why it is not known."""
+    if row.precision_by_layer is not None:
+        return ", ".join(f"{count} {name}" for name, count in row.precision_by_layer.items())
+    return "not inspected" if row.inspected is False else UNKNOWN
+
+
+def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (names, text) for each reason and note in the order of the rows; what several share is said once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        reason = (f"{STATUSES[row.status]}: {row.reason}",) if row.reason else ()
+        for text in (*reason, *row.notes):
+            found.setdefault(text, []).append(row.name)
+    return [(", ".join(names), text) for text, names in found.items()]
+
+
+def latency_lines(report: Report) -> list[tuple[Row, Timing]]:
+    """Return every timing with its row."""
+    return [(row, timing) for row in report.rows for timing in row.timings]
