@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.files import read_bytes
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
 from vitdeploy.errors import DataError, GraphError, UsageError
+from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize, preprocess_from
 from vitdeploy.progress import Progress
 from vitdeploy.records import Manifest, ModelSpec, Preprocess, stage_key
-from vitdeploy.stages.comparison import CPU, compare, describe_graph, run_in_batches, staged
+from vitdeploy.stages.comparison import CPU, compare, describe_graph, staged
 from vitdeploy.stages.samples import check_dataset, check_pixels, golden_count
 
 if TYPE_CHECKING:
@@ -61,7 +59,8 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         names = read_labels(options.labels, classes)
         pixels = check_pixels(spec, options.golden, seed=options.seed)
         with open_graph(model, CPU) as session:
-            expected = _logits(session.inputs, session, pixels, spec)
+            fixed = next(iter(session.inputs.values())).shape[0]
+            expected = run_batch(session, normalize(pixels, spec), (fixed or 1, fixed or 1))
         task.advance()
         task.describe("cleaning")
         model.metadata_props.pop(METADATA_KEY, None)
@@ -169,8 +168,3 @@ def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
     if len(lines) != classes:
         raise DataError(f"{str(path)!r} has {len(lines)} class names, the model has {classes} outputs")
     return tuple(lines)
-
-
-def _logits(inputs: Any, session: Any, pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:
-    fixed = next(iter(inputs.values())).shape[0]
-    return run_in_batches(session, normalize(pixels, spec), 1 if fixed is None else fixed)

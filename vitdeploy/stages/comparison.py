@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vitdeploy.artifacts import load_ir
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX
 from vitdeploy.errors import GraphError
+from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Preprocess
@@ -76,9 +77,9 @@ def compare(
     low, high = float(expected.min()), float(expected.max())
     checks, outputs = [], expected
     for size in sizes:
-        got = run_in_batches(session, images, size)
+        got = run_batch(session, images, (size, size))
         apart = float(np.abs(got - expected).max())
-        fraction = _fraction(apart, high - low)
+        fraction = fraction_of_range(apart, high - low)
         detail = f"max |Δlogit| {apart:.3g} at batch {size}, logits {low:.4g} to {high:.4g}"
         if not fraction <= GATE:
             raise GraphError(
@@ -99,18 +100,8 @@ def compare(
     return tuple(checks), outputs
 
 
-def run_in_batches(session: Session, images: NDArray[np.float32], size: int) -> Logits:
-    """Return the logits of all images, fed in groups of exactly ``size`` (the last one filled up by repeating)."""
-    name, output = next(iter(session.inputs)), next(iter(session.outputs))
-    parts = []
-    for start in range(0, len(images), size):
-        group = images[start : start + size]
-        filled = np.resize(group, (size, *group.shape[1:]))
-        parts.append(session.run({name: filled})[output][: len(group)])
-    return np.concatenate(parts).astype(np.float32)
-
-
-def _fraction(apart: float, span: float) -> float:
+def fraction_of_range(apart: float, span: float) -> float:
+    """Return a difference as a fraction of the logits' range; equal logits differ by 0 even where the range is 0."""
     if apart == 0.0:
         return 0.0
     return apart / span if span > 0.0 else float("inf")

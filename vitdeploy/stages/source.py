@@ -1,4 +1,4 @@
-"""``load_source``: from a text to a PyTorch model in evaluation mode, with preprocessing and a digest of its weights."""
+"""``load_source``: from a text to a PyTorch model in evaluation mode, its preprocessing and a digest of its weights."""
 
 from __future__ import annotations
 
