@@ -182,7 +182,7 @@ class PlanBackend(ABC):
                 f"{self.name} runs on the GPU only, got device 'cpu': onnxruntime runs the graph on a CPU"
             )
         data = engine.plan() if plan is None else plan
-        return EngineSession(EngineRequest(self.name, self.library(), engine.path, data, self.make_context), options)
+        return EngineSession(EngineRequest(self.name, self.library(), engine.path, self.make_context), data, options)
 
     def mismatch(self, engine: Engine) -> str | None:
         """Return why this engine cannot run here, by its manifest alone; None where it can."""

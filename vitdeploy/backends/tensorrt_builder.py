@@ -83,14 +83,14 @@ def network_flags(trt: Any) -> int:
 def parse_failure(request: BuildRequest, parser: Any) -> str:
     """Return one line that names the first node that the parser refused, its operator and the reason."""
     for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        reason = clean_message(error.desc())
+        refusal = parser.get_error(index)
+        reason = clean_message(refusal.desc())
         if reason == "false" or not reason:
             reason = "TensorRT does not support this operator"
         elif "Plugin not found" in reason:
             reason = "TensorRT has neither this operator nor a plugin of that name"
-        if error.node_operator():
-            where = f"node {(error.node_name() or error.node())!r} ({error.node_operator()})"
+        if refusal.node_operator():
+            where = f"node {(refusal.node_name() or refusal.node())!r} ({refusal.node_operator()})"
             return f"{request.backend} cannot build {str(request.path)!r}: {where}: {one_line(reason)}"
         return f"{request.backend} cannot parse {str(request.path)!r}: {one_line(reason)}"
     return f"{request.backend} cannot parse {str(request.path)!r}"

@@ -21,7 +21,7 @@ SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"\b(?:fp4|e2m1\w*)\b", "fp4"),
     (r"\bint4\b", "int4"),
     (r"\b(?:int8|i8)\b", "int8"),
-    (r"\b(?:fp8|e4m3\w*|e5m2\w*|float8\w*)\b", "fp8"),
+    (r"\b(?:fp8\w*|e4m3\w*|e5m2\w*|float8\w*)\b", "fp8"),
     (r"\b(?:bf16|bfloat16)\b", "bf16"),
     (r"\b(?:fp16|half|float16|f16)\b", "fp16"),
     (r"\b(?:fp32|float|float32|f32|tf32)\b", "fp32"),

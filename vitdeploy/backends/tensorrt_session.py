@@ -37,14 +37,12 @@ class EngineRequest:
     backend: Named in messages.
     trt: The library's module.
     path: Of the engine, for messages.
-    plan: The serialized engine.
     make_context: (trt, engine) → execution context, where the libraries differ.
     """
 
     backend: str
     trt: Any
     path: Path
-    plan: bytes
     make_context: MakeContext
 
 
@@ -80,7 +78,7 @@ class EngineSession(CheckedSession):
         BackendError: The plan cannot be deserialized, or memory is short.
     """
 
-    def __init__(self, request: EngineRequest, options: SessionOptions) -> None:
+    def __init__(self, request: EngineRequest, plan: bytes, options: SessionOptions) -> None:
         trt = request.trt
         logger, messages = listening_logger(trt)
         messages.clear()
@@ -89,7 +87,7 @@ class EngineSession(CheckedSession):
         self._graph: Graph | None = None
         self._shapes: Shapes = {}
         self._runtime = trt.Runtime(logger)
-        self._engine = self._runtime.deserialize_cuda_engine(request.plan)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             reason = messages.first_error() or "it gave no reason"
             raise BackendError(

@@ -1,0 +1,312 @@
+"""The session and the build on a fake GPU, with the names that each release has."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from conformance import SessionConformance
+from fake_cuda import COPY_MS, LAUNCH_MS, FakeRuntime
+from fake_tensorrt import releases
+from machine import be, fake_gpu, machine
+from small_vit import images, write_small_vit
+
+from vitdeploy.artifacts import Engine, read_engine
+from vitdeploy.backends import get_backend
+from vitdeploy.backends.cuda import cuda_missing, runtime_module
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.sessions import BuildTarget, SessionOptions
+
+ANY_BATCH = BuildTarget(batch=(1, 2, 8))
+LIBRARIES = [release for release in releases() if release != "10.4"] + ["rtx"]  # 10.4 is refused
+
+
+def backend_of(release: str):
+    return get_backend("tensorrt-rtx" if release == "rtx" else "tensorrt")
+
+
+@pytest.fixture(params=["10.3", "10.16", "11.1", "rtx"])
+def release(request):
+    return request.param
+
+
+@pytest.fixture
+def gpu(monkeypatch, release):
+    return fake_gpu(monkeypatch, release)
+
+
+class TestEngineSession(SessionConformance):
+    @pytest.fixture
+    def session(self, gpu, release, model, engine_path):
+        engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+        with backend_of(release).open(engine) as session:
+            yield session
+        assert not gpu.cuda.alive
+
+
+class TestEngineSessionWithCudaGraph(SessionConformance):
+    @pytest.fixture
+    def session(self, gpu, release, model, engine_path):
+        engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+        with backend_of(release).open(engine, SessionOptions(cuda_graph=True)) as session:
+            yield session
+        assert not gpu.cuda.alive
+
+
+@pytest.mark.parametrize("release", LIBRARIES)
+def test_every_release_builds_checks_and_runs_an_engine(monkeypatch, tmp_path, release):
+    fakes = fake_gpu(monkeypatch, release)
+    model = write_small_vit(tmp_path / "vit.onnx", "fp16")
+    engine = backend_of(release).build(model, tmp_path / "vit.engine", BuildTarget())
+    build = engine.manifest.build
+    assert build is not None
+    assert build.inspected
+    assert build.precision_by_layer == {"fp16": 3}
+    assert {check.name: check.status for check in engine.manifest.checks} == {
+        "golden": "passed",
+        "layer precision": "passed",
+    }
+    assert not fakes.cuda.alive
+    with backend_of(release).open(read_engine(engine.path)) as session:
+        assert session.inputs["input"].shape == (1, 1, 8, 8)
+        assert session.run({"input": images(1)})["logits"].shape == (1, 10)
+
+
+def test_device_time_leaves_the_copies_out(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+    for cuda_graph in (False, True):
+        with backend_of(release).open(engine, SessionOptions(cuda_graph=cuda_graph)) as session:
+            before = gpu.cuda.clock
+            times = session.time({"input": images(2)}, warmup=3, iterations=5, scope="device")
+            np.testing.assert_array_equal(times, np.full(5, LAUNCH_MS))
+            prepared = LAUNCH_MS if cuda_graph else 0.0
+            assert gpu.cuda.clock - before == COPY_MS + prepared + 8 * LAUNCH_MS
+
+
+def test_end_to_end_time_has_both_copies(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+    with backend_of(release).open(engine) as session:
+        before = gpu.cuda.clock
+        session.time({"input": images(2)}, warmup=1, iterations=4, scope="end_to_end")
+        assert gpu.cuda.clock - before == 5 * (2 * COPY_MS + LAUNCH_MS)
+
+
+def test_cuda_graph_is_captured_again_for_another_shape(gpu, release, model, engine_path, expected):
+    engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+    with backend_of(release).open(engine, SessionOptions(cuda_graph=True)) as session:
+        gpu.cuda.calls.clear()
+        for batch in (2, 2, 3, 2):
+            feed = images(batch, seed=batch)
+            np.testing.assert_allclose(session.run({"input": feed})["logits"], expected(feed), atol=1e-5)
+        assert gpu.cuda.calls.count("cudaGraphInstantiate") == 3
+        assert gpu.cuda.calls.count("cudaGraphLaunch") == 4
+
+
+def test_buffers_are_kept_while_the_shape_stays(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, ANY_BATCH)
+    with backend_of(release).open(engine) as session:
+        session.run({"input": images(4)})
+        gpu.cuda.calls.clear()
+        session.run({"input": images(4, seed=1)})
+        session.run({"input": images(2)})  # smaller: the same memory serves
+        assert not {"cudaMalloc", "cudaMallocHost", "cudaFree"} & set(gpu.cuda.calls)
+
+
+def test_batch_outside_the_profile_names_the_range_and_the_rebuild(gpu, release, model, engine_path):
+    backend = backend_of(release)
+    with (
+        backend.open(backend.build(model, engine_path, ANY_BATCH)) as session,
+        pytest.raises(BackendError, match=r"built for batch 1:2:8, got 9: build it again with --batch 1:2:9"),
+    ):
+        session.run({"input": images(9)})
+    with (
+        backend.open(backend.build(model, engine_path, BuildTarget())) as session,
+        pytest.raises(BackendError, match=r"built for batch 1, got 2: build it again with --batch 1:1:2"),
+    ):
+        session.run({"input": images(2)})
+
+
+def test_graph_of_one_batch_size_runs_at_that_size(gpu, release, tmp_path):
+    backend = backend_of(release)
+    model = write_small_vit(tmp_path / "vit.onnx", batch=4)
+    with pytest.raises(BuildError, match=r"has the fixed batch 4, asked was '1': build with --batch 4"):
+        backend.build(model, tmp_path / "vit.engine", BuildTarget())
+    engine = backend.build(model, tmp_path / "vit.engine", BuildTarget(batch=(4, 4, 4)))
+    assert {check.status for check in engine.manifest.checks} == {"passed"}
+    with backend.open(engine) as session:
+        assert session.inputs["input"].shape == (4, 1, 8, 8)
+
+
+def test_wrong_engine_is_not_written(gpu, release, model, engine_path):
+    engine_path.write_bytes(b"the old engine")
+    gpu.trt.record.fault = "zeros"
+    with pytest.raises(
+        BuildError, match=r"was not written, its golden check failed: max \|Δlogit\| is .* at most 0.001"
+    ):
+        backend_of(release).build(model, engine_path, BuildTarget())
+    assert engine_path.read_bytes() == b"the old engine"
+    assert not gpu.cuda.alive
+
+
+def test_engine_that_lost_its_precision_is_not_written(monkeypatch, tmp_path):
+    fake_gpu(monkeypatch, "10.16")
+    model = write_small_vit(tmp_path / "vit.onnx", "int8")  # the fake runs it in FP16
+    wanted = r"layer precision check failed: the graph is int8, and no layer .* runs in int8 \(layers: 3 fp16\)"
+    with pytest.raises(BuildError, match=wanted):
+        get_backend("tensorrt").build(model, tmp_path / "vit.engine", BuildTarget())
+    assert not (tmp_path / "vit.engine").exists()
+
+
+def test_rtx_keeps_int8_as_weights_and_says_so(monkeypatch, tmp_path):
+    fake_gpu(monkeypatch, "rtx")
+    model = write_small_vit(tmp_path / "vit.onnx", "int8")
+    build = get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", BuildTarget()).manifest.build
+    assert build is not None
+    assert "weight-only" in build.notes[0]
+    assert "FP16" in build.notes[0]
+    assert "FP8 on sm_89" in build.notes[0]
+
+
+def test_failing_run_is_one_line_and_leaks_nothing(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, BuildTarget())
+    gpu.trt.record.fault = "fail"
+    with backend_of(release).open(engine) as session, pytest.raises(BackendError, match="failed to run"):
+        session.run({"input": images(1)})
+    assert not gpu.cuda.alive
+
+
+def test_cuda_error_is_named(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, BuildTarget())
+    gpu.cuda.fail["cudaMalloc"] = 2
+    with (
+        backend_of(release).open(engine) as session,
+        pytest.raises(BackendError, match=r"CUDA failed in cudaMalloc: cudaErrorMemoryAllocation: free GPU memory"),
+    ):
+        session.run({"input": images(1)})
+
+
+def test_damaged_plan_is_one_line(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, BuildTarget())
+    engine.path.write_bytes(b"no plan at all")
+    with pytest.raises(BackendError, match=r"cannot load '.*vit.engine': magicTag differs: build it again here"):
+        backend_of(release).open(Engine(engine.path, engine.manifest))
+    assert not gpu.cuda.alive
+
+
+def test_engine_of_another_version_is_refused_before_it_is_loaded(monkeypatch, model, engine_path, release):
+    backend = backend_of(release)
+    fake_gpu(monkeypatch, release, version="10.7.0" if release != "rtx" else "1.2.0.54")
+    engine = backend.build(model, engine_path, BuildTarget())
+    engine.path.write_bytes(b"would not load")
+    fakes = fake_gpu(monkeypatch, release, version="10.9.0" if release != "rtx" else "1.7.1.116")
+    pattern = (
+        r"vit.engine' was built by tensorrt(-rtx)? (10.7.0|1.2.0.54), installed is (10.9.0|1.7.1.116): build it again"
+    )
+    with pytest.raises(BackendError, match=pattern) as caught:
+        backend.open(engine)
+    assert "vitdeploy build MODEL.onnx -o " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not fakes.cuda.calls
+
+
+def test_engine_of_another_gpu_is_refused_before_it_is_loaded(monkeypatch, model, engine_path, release):
+    backend = backend_of(release)
+    fake_gpu(monkeypatch, release)
+    engine = backend.build(model, engine_path, BuildTarget())
+    fake_gpu(monkeypatch, release, "12.0")
+    with pytest.raises(
+        BackendError, match=r"was built for compute capability 8.9.*, here is 12.0 \(NVIDIA GeForce RTX"
+    ):
+        backend.open(engine)
+
+
+def test_plan_of_another_model_of_the_same_generation_is_refused_by_tensorrt_alone(monkeypatch, model, tmp_path):
+    for release, refused in (("10.16", True), ("rtx", False)):
+        fakes = fake_gpu(monkeypatch, release)
+        backend = backend_of(release)
+        engine = backend.build(model, tmp_path / f"{release}.engine", BuildTarget())
+        other = machine("8.9").model_copy(update={"gpu": "NVIDIA L40S"})
+        be(monkeypatch, other, **{fakes.trt.__name__: fakes.trt.__version__})
+        if refused:
+            with pytest.raises(BackendError, match=r"was built on 'NVIDIA L4', here is 'NVIDIA L40S'"):
+                backend.open(engine)
+        else:
+            backend.open(engine).close()
+
+
+def test_compatible_plans_are_opened_where_they_run(monkeypatch, model, engine_path):
+    fake_gpu(monkeypatch, "10.16", version="10.16.0")
+    options = {"hardware_compatibility": "ampere_plus", "version_compatible": "true"}
+    engine = get_backend("tensorrt").build(model, engine_path, BuildTarget(options=options))
+    fake_gpu(monkeypatch, "10.16", "12.0", version="10.16.2")
+    get_backend("tensorrt").open(engine).close()
+
+
+def test_engine_of_the_other_library_is_refused(monkeypatch, model, engine_path):
+    fake_gpu(monkeypatch, "rtx")
+    engine = get_backend("tensorrt-rtx").build(model, engine_path, BuildTarget())
+    fake_gpu(monkeypatch, "10.16")
+    with pytest.raises(BackendError, match=r"was built by tensorrt-rtx, asked was tensorrt: build it again"):
+        get_backend("tensorrt").open(engine)
+
+
+def test_without_a_gpu_an_engine_is_not_opened(monkeypatch, model, engine_path, release):
+    fakes = fake_gpu(monkeypatch, release)
+    engine = backend_of(release).build(model, engine_path, BuildTarget())
+    be(monkeypatch, machine(None), **{fakes.trt.__name__: fakes.trt.__version__})
+    with pytest.raises(BackendError, match="there is no NVIDIA GPU here"):
+        backend_of(release).open(engine)
+
+
+def test_engine_session_has_no_cpu_and_no_providers(gpu, release, model, engine_path):
+    engine = backend_of(release).build(model, engine_path, BuildTarget())
+    with pytest.raises(BackendError, match="runs on the GPU only, got device 'cpu'"):
+        backend_of(release).open(engine, SessionOptions(device="cpu"))
+    with pytest.raises(BackendError, match="has no providers, got 'cuda'"):
+        backend_of(release).open(engine, SessionOptions(provider="cuda"))
+    with pytest.raises(BackendError, match=r"opens engines, .* is of kind 'onnx': build one with 'vitdeploy build"):
+        backend_of(release).open(model)
+
+
+def test_engine_built_elsewhere_is_examined_where_a_device_is(monkeypatch, model, engine_path):
+    fakes = fake_gpu(monkeypatch, "rtx")
+    be(monkeypatch, machine(None), tensorrt_rtx=fakes.trt.__version__)
+    backend = get_backend("tensorrt-rtx")
+    engine = backend.build(model, engine_path, BuildTarget(compute_capabilities=("8.9",)))
+    assert {check.status for check in engine.manifest.checks} == {"unchecked"}
+    be(monkeypatch, machine("8.9"), tensorrt_rtx=fakes.trt.__version__)
+    found = backend.examine(read_engine(engine.path))
+    assert [check.status for check in found.checks] == ["passed", "passed"]
+    assert found.precision_by_layer == {"fp32": 3}
+
+
+def test_cuda_python_is_found_in_the_layout_of_cuda_12_and_13(monkeypatch):
+    new, old = FakeRuntime(), FakeRuntime()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", new)
+    assert runtime_module() is new
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.cudart", old)
+    assert runtime_module() is old
+
+
+@pytest.mark.parametrize(("cuda", "extra"), [("12.6", "cuda12"), ("13.2", "cuda13")])
+def test_missing_cuda_python_names_the_package_for_this_driver(monkeypatch, cuda, extra):
+    fake_gpu(monkeypatch, "rtx", cuda=cuda)
+    for layout in ("cuda.bindings.runtime", "cuda.cudart"):
+        monkeypatch.setitem(sys.modules, layout, None)
+    assert cuda_missing() == f"cuda-python is not installed: pip install 'vitdeploy[{extra}]'"
+    assert get_backend("tensorrt-rtx").can_run() == cuda_missing()
+
+
+def test_the_fake_runtime_has_only_functions_that_cuda_python_has():
+    runtime = pytest.importorskip(
+        "cuda.bindings.runtime", reason="cuda-python is an extra: pip install 'vitdeploy[cuda13]'"
+    )
+    names = [name for name in vars(FakeRuntime) if name.startswith("cuda")]
+    assert len(names) > 20
+    assert [name for name in names if not hasattr(runtime, name)] == []
+    assert int(runtime.cudaMemcpyKind.cudaMemcpyHostToDevice) == 1
+    assert int(runtime.cudaStreamNonBlocking) == 1
