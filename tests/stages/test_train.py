@@ -11,12 +11,13 @@ from PIL import Image
 
 from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.datasets import load_pixels, match_labels, open_dataset
-from vitdeploy.errors import DataError, ModelError, TrainingError, UsageError
+from vitdeploy.errors import CheckpointError, DataError, ModelError, TrainingError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Preprocess
 from vitdeploy.stages.train import train, train_key
-from vitdeploy.training.options import Augmentation, Hardware, TrainOptions
+from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
+from vitdeploy.training.paths import metrics_path
 
 QUICK = TrainOptions(epochs=1, hardware=Hardware(accelerator="cpu", workers=0))
 TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4}
@@ -157,6 +158,68 @@ def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tm
     found = checkpoint.manifest.preprocess
     assert (found.size, found.resize_size, found.mean) == ((32, 32), 35, (0.5, 0.5, 0.5))
     assert checkpoint.manifest.model.name == "vit_tiny_patch16_224"
+
+
+def test_a_trained_model_is_trained_further_on_other_classes(digits, photos, tmp_path):
+    """Everything but the head starts from the weights: at a learning rate of nothing it stays."""
+    grey = tmp_path / "grey"
+    for folder in photos.iterdir():
+        (grey / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            Image.open(file).convert("L").resize((8, 8)).save(grey / folder.name / file.name)
+    notes = Notes()
+    options = replace(QUICK, batch=36, learning_rate=1e-12, drop_path=0.2)
+    further = train(str(grey), tmp_path / "v.safetensors", model=str(digits.path), options=options, progress=notes)
+    assert further.manifest.model.classes == ("blue", "green", "red")
+    assert further.manifest.model.arguments == {**digits.manifest.model.arguments, "num_classes": 3, "drop_path": 0.2}
+    assert further.manifest.preprocess == digits.manifest.preprocess
+    assert further.manifest.parents["weights"] == digits.digest
+    assert any("the head is new, for 3 classes: head.weight, head.bias" in line for line in notes.lines)
+    before, after = digits.tensors(), further.tensors()
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-9, err_msg=name)
+    assert after["head.weight"].shape == (3, 16)
+
+
+def test_a_trained_model_keeps_its_head_where_the_classes_are_the_same(digits, tmp_path):
+    options = replace(QUICK, learning_rate=1e-12)
+    further = train("digits", tmp_path / "v.safetensors", model=str(digits.path), options=options)
+    np.testing.assert_allclose(further.tensors()["head.weight"], digits.tensors()["head.weight"], atol=1e-9)
+    assert further.manifest.metrics["validation_top1"] == digits.manifest.metrics["validation_top1"]
+
+
+def test_a_student_learns_from_a_teacher_of_the_same_classes(digits, photos, tmp_path):
+    options = replace(QUICK, epochs=3, distillation=Distillation(str(digits.path), kind="soft", weight=1.0))
+    student = train("digits", tmp_path / "v.safetensors", model="deit", arguments=TINY, options=options)
+    assert student.manifest.parents["teacher"] == digits.digest
+    losses = [json.loads(line)["loss"] for line in metrics_path(student.path).read_text().splitlines()]
+    assert losses[2] < losses[1] < losses[0]
+    with pytest.raises(UsageError, match=r"teacher '.*' takes 1×8×8, and the student 3×32×32"):
+        train(str(photos), tmp_path / "w.safetensors", arguments=TINY, options=options)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"arguments": {"depth": 2}}, CheckpointError, "'blocks.1.attn.proj.bias' is in one of the two"),
+        (
+            {"arguments": {"mlp_ratio": 2.0}},
+            CheckpointError,
+            r"is \[64, 16\] in the weights and \[32, 16\] with these arguments",
+        ),
+        ({"arguments": {"num_classes": 3}}, UsageError, "num_classes is 3, and 'digits:train' has 10"),
+        (
+            {"preprocess": Preprocess(size=(8, 8), resize="none", mean=(0,) * 3, std=(1,) * 3)},
+            UsageError,
+            "leave preproc",
+        ),
+    ],
+)
+def test_what_does_not_fit_trained_weights_is_refused(digits, tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        train("digits", tmp_path / "v.safetensors", model=str(digits.path), options=QUICK, **settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def one_class(folder):

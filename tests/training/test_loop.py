@@ -33,6 +33,13 @@ def die_at(update: int):
     return Watched(at)
 
 
+def chosen(found):
+    """Of all epochs within a standard error of the highest top-1 among 33 images, the one with the lowest loss."""
+    peak = max(row["validation_top1"] for row in found)
+    near = [row for row in found if row["validation_top1"] >= peak - (peak * (1 - peak) / 33) ** 0.5]
+    return min(near, key=lambda row: row["validation_loss"])
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "v.safetensors"
@@ -53,7 +60,7 @@ def test_the_loss_falls_and_every_epoch_has_a_row(whole):
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     assert [row["updates"] for row in found] == [3, 6, 9, 12]
     assert found[-1]["loss"] < found[0]["loss"]
-    best = max(found, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
+    best = chosen(found)
     metrics = whole.manifest.metrics
     assert metrics["best_epoch"] == best["epoch"]
     assert metrics["validation_top1"] == best["validation_top1"]
@@ -154,7 +161,7 @@ def test_the_best_weights_are_written_and_the_last_beside_them(tmp_path):
     options = replace(OPTIONS, epochs=6, learning_rate=3.0, warmup_epochs=3, keep_last=True)
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
     found = rows(checkpoint.path)
-    best = max(found, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
+    best = chosen(found)
     assert checkpoint.manifest.metrics["best_epoch"] == best["epoch"] < 6
     last = read_checkpoint(last_path(checkpoint.path))
     assert any((last.tensors()[name] != value).any() for name, value in checkpoint.tensors().items())

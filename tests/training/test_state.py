@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vitdeploy.errors import ArtifactError, TrainingError
+from vitdeploy.training.evaluation import Score
 from vitdeploy.training.state import Best, State, read_state, write_state
 
 
@@ -49,6 +50,37 @@ def damage_pickle(path: Path) -> None:
 
 def damage_content(path: Path) -> None:
     torch.save({"version": 1}, path)
+
+
+def after(*epochs: tuple[float, float], images: int = 100) -> int:
+    """Return which epoch, from 1, is the best after these (top-1, loss)."""
+    state = State()
+    for number, (top1, loss) in enumerate(epochs, 1):
+        if state.is_best(Score(top1, loss, images)):
+            state.best = Best(number, top1, loss, {})
+        state.history.append({"epoch": number, "validation_top1": top1, "validation_loss": loss})
+    return state.best.epoch
+
+
+def test_a_clearly_higher_top1_is_better_whatever_the_loss():
+    assert after((0.50, 1.0), (0.70, 9.0)) == 2
+    assert after((0.70, 9.0), (0.50, 1.0)) == 1
+
+
+def test_within_one_standard_error_the_lower_loss_is_better():
+    """p = 0.9 of 100 images has a standard error of 0.03; of 10 000 images, 0.003."""
+    assert after((0.90, 1.0), (0.88, 0.9)) == 2
+    assert after((0.90, 1.0), (0.88, 0.9), images=10_000) == 1
+    assert after((0.90, 1.0), (0.92, 1.1)) == 1
+    assert after((0.90, 1.0), (0.92, 1.1), images=10_000) == 2
+
+
+def test_small_steps_down_never_lead_below_one_standard_error_of_the_peak():
+    assert after((0.90, 1.0), (0.88, 0.9), (0.86, 0.8), (0.84, 0.7)) == 2
+
+
+def test_a_new_peak_disqualifies_a_best_that_is_now_too_low():
+    assert after((0.88, 0.5), (0.90, 1.0), (0.95, 2.0)) == 3
 
 
 @pytest.mark.parametrize("damage", [damage_half, damage_empty, damage_text, damage_pickle, damage_content])

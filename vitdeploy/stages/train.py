@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Checkpoint, read_checkpoint
 from vitdeploy.datasets import Dataset, Split, open_dataset, require_labels, splits_of
-from vitdeploy.errors import ArtifactError, DataError
+from vitdeploy.errors import ArtifactError, DataError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
+from vitdeploy.stages.starting_weights import (
+    Start,
+    brings_weights,
+    fresh_start,
+    open_teacher,
+    source_digest,
+    trained_start,
+)
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 from vitdeploy.training.paths import state_path
-from vitdeploy.training.schedule import seed_of
 from vitdeploy.training.subject import Subject, choose_subject
 
 
@@ -24,6 +32,7 @@ def train(
     output: Path,
     *,
     model: str = "vit",
+    weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     options: TrainOptions = DEFAULTS,
     preprocess: Preprocess | None = None,
@@ -39,10 +48,12 @@ def train(
     Args:
         data: ``digits``, a folder of class folders, or another dataset with labels.
         output: The checkpoint, ``NAME.safetensors``.
-        model: A catalogue name, or a family, of which a small member is taken for small images.
+        model: A catalogue name, or a family, of which a small member is taken for small images; or a trained model, as
+            ``export`` takes it, which is trained further.
+        weights: A file with weights to start from, for a model that is a name.
         arguments: Of the model's constructor; replace those of the variant.
         options: Length, learning rate, augmentation, devices and so on.
-        preprocess: By default that of the variant, else what the dataset suggests.
+        preprocess: By default that of the variant, else what the dataset suggests; that of a trained model stays.
         resume: Go on from the state of an interrupted training; where the output is already finished, return it.
         progress: Shows epoch, loss and top-1 on validation.
 
@@ -53,28 +64,28 @@ def train(
         TrainingError: The loss is not a number, or the state does not fit.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the output has the best weights so far, and ``resume`` goes on.
     """
+    request = _Request(data, model, weights, _complete(arguments, options), options, preprocess)
     output = Path(output)
-    splits = open_splits(data)
-    subject = choose_subject(model, _complete(arguments, options), splits["train"], preprocess)
-    key = _key(subject, options, splits)
+    key = request.key()
     if resume and (finished := _finished(output, key)) is not None:
         progress.note(f"{str(output)!r} is finished: nothing to resume")
         return finished
-    if subject.note:
-        progress.note(subject.note)
-    options = _fitting_batch(options, len(splits["train"]), progress)
+    start = request.start()
+    if start.subject.note:
+        progress.note(start.subject.note)
+    options = _fitting_batch(options, len(request.splits["train"]), progress)
     manifest = Manifest(
         kind="checkpoint",
         key=key,
-        model=subject.spec,
-        preprocess=subject.preprocess,
+        model=start.subject.spec,
+        preprocess=start.subject.preprocess,
         options=options.key(),
-        parents=_parents(splits),
+        parents=request.parents(),
         producer=f"vitdeploy {environment.versions().get('vitdeploy', '')}".strip(),
         versions=environment.versions(),
         environment=environment.current(),
     )
-    _run(manifest, options, output, splits, resume=resume, progress=progress)
+    _run(start, manifest, options, output, request.splits, resume=resume, progress=progress)
     return read_checkpoint(output)
 
 
@@ -82,14 +93,63 @@ def train_key(
     data: str,
     *,
     model: str = "vit",
+    weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     options: TrainOptions = DEFAULTS,
     preprocess: Preprocess | None = None,
 ) -> str:
     """Return the freshness key of the checkpoint that ``train`` would write; needs no torch."""
-    splits = open_splits(data)
-    subject = choose_subject(model, _complete(arguments, options), splits["train"], preprocess)
-    return _key(subject, options, splits)
+    return _Request(data, model, weights, _complete(arguments, options), options, preprocess).key()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What ``train`` was asked for."""
+
+    data: str
+    model: str
+    weights: Path | None
+    arguments: dict[str, Any]
+    options: TrainOptions
+    preprocess: Preprocess | None
+
+    @cached_property
+    def splits(self) -> dict[str, Dataset]:
+        return open_splits(self.data)
+
+    @cached_property
+    def further(self) -> bool:
+        """Whether a trained model is trained further."""
+        return brings_weights(self.model, self.weights)
+
+    @cached_property
+    def subject(self) -> Subject:
+        return choose_subject(self.model, self.arguments, self.splits["train"], self.preprocess)
+
+    def start(self) -> Start:
+        if not self.further:
+            return fresh_start(self.subject, self.options.seed)
+        if self.preprocess is not None:
+            raise UsageError("a trained model keeps the preprocessing that it was trained with: leave preprocess out")
+        return trained_start(self.model, self.weights, self.arguments, self.splits["train"], seed=self.options.seed)
+
+    def parents(self) -> dict[str, str]:
+        parents = {"data": sha256_of({name: dataset.digest for name, dataset in self.splits.items()})}
+        if self.further:
+            parents["weights"] = source_digest(self.model, self.weights)
+        if self.options.distillation is not None:
+            parents["teacher"] = source_digest(self.options.distillation.teacher)
+        return parents
+
+    def key(self) -> str:
+        decisive: dict[str, Any] = {"options": self.options.key()}
+        if self.further:
+            decisive["arguments"] = self.arguments
+            decisive["model"] = self.model if self.weights is not None else ""
+        else:
+            decisive["model"] = self.subject.spec.model_dump(mode="json")
+            decisive["preprocess"] = self.subject.preprocess.model_dump(mode="json")
+        return stage_key("train", decisive, self.parents())
 
 
 def open_splits(data: str) -> dict[str, Dataset]:
@@ -114,6 +174,7 @@ def open_splits(data: str) -> dict[str, Dataset]:
 
 
 def _run(
+    start: Start,
     manifest: Manifest,
     options: TrainOptions,
     output: Path,
@@ -122,27 +183,24 @@ def _run(
     resume: bool,
     progress: Progress,
 ) -> None:
-    import torch
-
-    from vitdeploy.models import model_from_spec
     from vitdeploy.training.launch import launch
     from vitdeploy.training.loop import Job
 
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(options.seed, "weights"))
-        module = model_from_spec(manifest.model)
+    distillation = options.distillation
+    teacher = None if distillation is None else open_teacher(distillation.teacher, start.subject)
     unfinished = state_path(output)
     if unfinished.exists() and not resume:
         progress.note(f"starting anew; the state of an unfinished training, {str(unfinished)!r}, is dropped")
         unfinished.unlink()
     job = Job(
-        module=module,
+        module=start.module,
         manifest=manifest,
         options=options,
         output=output,
         train=splits["train"],
         validation=splits["validation"],
         test=splits.get("test"),
+        teacher=teacher,
         resume=resume and unfinished.exists(),
     )
     launch(job, progress)
@@ -152,19 +210,6 @@ def _complete(arguments: Mapping[str, Any] | None, options: TrainOptions) -> dic
     """Return the model's arguments with the drop path that the options ask for."""
     extra = {} if options.drop_path is None else {"drop_path": options.drop_path}
     return {**(arguments or {}), **extra}
-
-
-def _key(subject: Subject, options: TrainOptions, splits: Mapping[str, Dataset]) -> str:
-    decisive = {
-        "options": options.key(),
-        "model": subject.spec.model_dump(mode="json"),
-        "preprocess": subject.preprocess.model_dump(mode="json"),
-    }
-    return stage_key("train", decisive, _parents(splits))
-
-
-def _parents(splits: Mapping[str, Dataset]) -> dict[str, str]:
-    return {"data": sha256_of({name: dataset.digest for name, dataset in splits.items()})}
 
 
 def _finished(output: Path, key: str) -> Checkpoint | None:

@@ -189,8 +189,7 @@ class Trainer:
         self._refuse_not_a_number(loss, epoch)
         score = self._evaluate(self.validation)
         self._refuse_not_a_number(score.loss, epoch)
-        best = self.state.best
-        if best is None or (score.top1, -score.loss) > (best.top1, -best.loss):
+        if self.state.is_best(score):
             self.state.best = Best(epoch, score.top1, score.loss, _weights(self.average or self.module))
         row = {
             "epoch": epoch,

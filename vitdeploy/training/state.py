@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 import zipfile
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vitdeploy.artifacts import atomic_path
 from vitdeploy.errors import TrainingError
+from vitdeploy.training.evaluation import Score
 from vitdeploy.training.journal import Row
 
 VERSION = 1
@@ -40,6 +42,18 @@ class State:
     loss_sum: float = 0.0
     best: Best | None = None
     history: list[Row] = field(default_factory=list)
+
+    def is_best(self, score: Score) -> bool:
+        """Whether an evaluation of the epoch now done is to be preferred to the best so far.
+
+        Top-1 values within one standard error √(p(1 − p) / n) of the highest cannot be told apart by so few images, so
+        among them the lowest loss is the best (the one-standard-error rule of Breiman et al. 1984, section 3.4.3).
+        """
+        peak = max([row["validation_top1"] for row in self.history] + [score.top1])
+        threshold = peak - math.sqrt(peak * (1 - peak) / score.images)
+        if score.top1 < threshold:
+            return False
+        return self.best is None or self.best.top1 < threshold or score.loss < self.best.loss
 
 
 def write_state(path: Path, key: str, state: State, parts: dict[str, Any]) -> None:
