@@ -1,0 +1,210 @@
+"""The page in a real browser: it shows what report.json holds, says nothing on the console, and asks for nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browser import Page, find_browser, open_page
+
+from vitdeploy.records import Report
+from vitdeploy.report import write_report
+
+BROWSER = find_browser()
+TABLE = """JSON.stringify([...document.querySelectorAll("#%s tbody tr")].map(
+  row => [...row.cells].map(cell => cell.innerText)))"""
+MINUS = "\N{MINUS SIGN}"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH, and $CHROMIUM is not set"),
+]
+
+
+def _rows(page: Page, table: str) -> list[list[str]]:
+    return json.loads(page.evaluate(TABLE % table))
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"[+-]?\d+(?:\.\d+)?", text.replace(MINUS, "-"))]
+
+
+def _bytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory) -> Path:
+    from conftest import build, rows
+
+    folder = tmp_path_factory.mktemp("report")
+    write_report(build(rows()), folder)
+    return folder
+
+
+@pytest.fixture(name="page", scope="module")
+def _page(folder):
+    assert BROWSER is not None
+    with open_page(BROWSER, folder / "report.html") as page:
+        yield page
+
+
+@pytest.fixture(name="raw")
+def _raw(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_table_on_the_page_is_the_one_in_the_json(page, raw):
+    shown = _rows(page, "results")
+    assert len(shown) == len(raw["rows"]) == 6
+    for cells, row in zip(shown, raw["rows"], strict=True):
+        name, runtime, precision, status, top1, delta, agreement, sqnr, size = cells
+        assert name.splitlines()[0] == row["name"]
+        assert {"cpu": "CPU", "cuda": "GPU"}[row["device"]] in runtime
+        assert precision == row["precision"]
+        assert status == {"ok": "measured", "built": "built, not run", "failed": "failed"}[row["status"]]
+        for text, value, interval, scale in (
+            (top1, row["top1"], row["top1_ci95"], 100),
+            (delta, row["delta_top1_pp"], row["delta_ci95_pp"], 1),
+        ):
+            expected = [] if value is None else [scale * value, *(scale * limit for limit in interval)]
+            assert _numbers(text) == pytest.approx(expected, abs=0.00501)
+        assert _numbers(agreement) == (
+            [] if row["agreement"] is None else pytest.approx([100 * row["agreement"]], abs=0.00501)
+        )
+        assert _numbers(sqnr) == (
+            [] if row["logits_sqnr_db"] is None else pytest.approx([row["logits_sqnr_db"]], abs=0.0501)
+        )
+        if row["size_bytes"] is None:
+            assert size == "–"
+        else:
+            assert _bytes(size) == pytest.approx(row["size_bytes"], rel=0.03)
+
+
+def test_the_latency_table_on_the_page_is_the_one_in_the_json(page, raw):
+    expected = [(row["name"], timing) for row in raw["rows"] for timing in row["timings"]]
+    shown = _rows(page, "latency")
+    assert len(shown) == len(expected) == 6
+    for cells, (name, timing) in zip(shown, expected, strict=True):
+        assert cells[0] == name
+        assert cells[1] == str(timing["batch"])
+        assert [float(cell) for cell in cells[3:6]] == pytest.approx(
+            [timing["p50_ms"], timing["p90_ms"], timing["p99_ms"]], rel=0.005
+        )
+        assert float(cells[6]) == pytest.approx(timing["images_per_s"], abs=0.5)
+        ratio = [] if timing["speedup"] is None else [timing["speedup"], *timing["speedup_ci95"]]
+        assert _numbers(cells[8]) == pytest.approx(ratio, abs=0.00501)
+
+
+def test_the_verdict_is_shown_word_for_word(page, raw):
+    shown = json.loads(
+        page.evaluate('JSON.stringify([...document.querySelectorAll(".verdict li")].map(item => item.innerText))')
+    )
+    assert shown == raw["verdict"]
+
+
+def test_the_plots_are_there_and_have_words_for_who_cannot_see_them(page, raw):
+    charts = page.evaluate('document.querySelectorAll("figure svg[role=img] > desc").length')
+    assert charts == 4  # accuracy over latency, latency at two batch sizes, sizes
+    described = page.evaluate('document.querySelector("figure svg desc").textContent')
+    for row in raw["rows"]:
+        if row["status"] == "ok":
+            assert row["name"] in described
+    marks = page.evaluate('document.querySelectorAll("figure svg.wide g .mark").length')
+    assert marks == sum(row["status"] == "ok" for row in raw["rows"])
+    outside = page.evaluate(
+        """[...document.querySelectorAll("figure svg")].flatMap(svg => {
+             const box = svg.getBoundingClientRect();
+             return [...svg.querySelectorAll("text, .mark, .bar")].filter(shape => {
+               const b = shape.getBoundingClientRect();
+               return b.left < box.left - 1 || b.right > box.right + 1
+                 || b.top < box.top - 1 || b.bottom > box.bottom + 1;
+             }).map(shape => shape.outerHTML);
+           }).join("\\n")"""
+    )
+    assert outside == ""
+
+
+def test_labels_of_the_plot_do_not_cover_each_other(page):
+    covering = page.evaluate(
+        """(() => {
+             const labels = [...document.querySelectorAll("svg.wide .label")];
+             const boxes = labels.map(label => label.getBoundingClientRect());
+             let count = 0;
+             boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
+               if (a.left < b.right && b.left < a.right && a.top < b.bottom - 2 && b.top < a.bottom - 2) count++;
+             }));
+             return count;
+           })()"""
+    )
+    assert covering == 0
+
+
+def test_the_browser_finds_no_error(page):
+    assert page.of("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
+
+
+def test_no_request_leaves_the_machine(page, folder):
+    asked = [event["request"]["url"] for event in page.of("Network.requestWillBeSent")]
+    assert asked
+    page_url = (folder / "report.html").resolve().as_uri()
+    assert [url for url in asked if url != page_url and not url.startswith("data:")] == []
+    assert page.evaluate('performance.getEntriesByType("resource").length') == 0
+
+
+def test_nothing_in_the_report_becomes_markup(page):
+    assert page.evaluate("document.scripts.length") == 0
+    assert "<script>alert(1)</script>" in page.evaluate("document.querySelector('#results').innerText")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark(page, scheme):
+    """WCAG AA: a contrast of 4.5 between each text's colour and what is behind it."""
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    poor = page.evaluate(
+        """(() => {
+             const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+             const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+               .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+               .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+             const behind = node => {
+               for (; node; node = node.parentElement) {
+                 const colour = parse(getComputedStyle(node).backgroundColor);
+                 if (colour.length === 3 || colour[3] > 0) return colour;
+               }
+               return [255, 255, 255];
+             };
+             const texts = "h1,h2,p,li,td,th,dt,dd,span,caption,figcaption,svg text";
+             return [...document.querySelectorAll(texts)].filter(node => {
+               if (!node.textContent.trim()) return false;
+               const style = getComputedStyle(node);
+               const front = light(parse(node instanceof SVGElement ? style.fill : style.color));
+               const back = light(behind(node));
+               return (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05) < 4.5;
+             }).map(node => node.outerHTML.slice(0, 90)).join("\\n");
+           })()"""
+    )
+    assert poor == ""
+
+
+def test_the_page_prints_on_a4_without_losing_columns(page):
+    page.call("Emulation.setDeviceMetricsOverride", width=688, height=1000, deviceScaleFactor=1, mobile=False)
+    page.call("Emulation.setEmulatedMedia", media="print")
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.scroll, figure')].filter(box => box.scrollWidth > box.clientWidth + 1).length"
+    )
+    printed = base64.b64decode(page.call("Page.printToPDF", printBackground=True)["data"])
+    page.call("Emulation.setEmulatedMedia", media="")
+    page.call("Emulation.clearDeviceMetricsOverride")
+    assert cut == 0
+    assert printed.startswith(b"%PDF-")
+
+
+def test_report_read_back_gives_the_same_page(folder, tmp_path):
+    report = Report.model_validate_json((folder / "report.json").read_text())
+    again = write_report(report, tmp_path)
+    assert again.read_text() == (folder / "report.html").read_text()

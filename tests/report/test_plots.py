@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+from conftest import build, rows, timing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
+from vitdeploy.report.plots import latency_bars, scatters, size_bars
+
+
+def test_axes_map_ends_to_ends_and_ticks_are_round():
+    axis = Axis(0, 10, 100, 300)
+    assert (axis.at(0), axis.at(5), axis.at(10), axis.at(99)) == (100, 200, 300, 300)
+    assert axis.ticks(5) == [0, 2, 4, 6, 8, 10]
+    logarithmic = Axis(0.1, 100, 0, 300, logarithmic=True)
+    assert [logarithmic.at(value) for value in (0.1, 1, 10, 100)] == [0, 100, 200, 300]
+    assert logarithmic.ticks() == [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+
+
+def test_latencies_far_apart_get_a_logarithmic_axis_and_close_ones_start_at_zero():
+    assert latency_axis([1.0, 7.9], 0, 100).low == 0
+    assert latency_axis([1.0, 8.0], 0, 100).logarithmic
+
+
+@given(st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=6))
+def test_every_latency_lies_within_its_axis(values):
+    axis = latency_axis(values, 60, 700)
+    assert all(60 <= axis.at(value) <= 700 for value in values)
+    assert all(axis.low < value < axis.high for value in values)
+    assert axis.ticks()
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
+def test_every_percentage_lies_within_its_axis_which_stays_within_0_and_100(values):
+    axis = percent_axis(values, 400, 10)
+    assert 0 <= axis.low < axis.high <= 100
+    assert all(axis.low <= value <= axis.high for value in values)
+    assert len(linear_ticks(axis.low, axis.high, 6)) >= 2
+
+
+def test_points_carry_their_intervals_and_fast_is_left_and_right_is_up():
+    (plot,) = scatters(build(rows()))
+    torch, onnx, int8 = plot.points
+    assert int8.x < onnx.x < torch.x
+    assert int8.y > onnx.y  # pixels grow downwards
+    for point in plot.points:
+        assert point.y_whisker is not None
+        assert point.y_whisker[1] < point.y < point.y_whisker[0]
+        assert point.x_whisker[0] < point.x_whisker[1]
+        assert plot.frame[0] <= point.x <= plot.frame[2]
+    assert [point.shape for point in plot.points] == ["circle", "square", "square"]
+
+
+def test_without_labels_agreement_is_plotted():
+    blind = tuple(row.model_copy(update={"top1": None, "top1_ci95": None}) for row in rows())
+    (plot,) = scatters(build(blind))
+    assert plot.y_name == "agreement, %"
+    assert len(plot.points) == 3
+
+
+def test_bars_are_as_long_as_their_values():
+    charts = latency_bars(build(rows()))
+    assert [chart.caption for chart in charts] == [
+        "Latency on the CPU, batch 1: bar p50, line to p99",
+        "Latency on the CPU, batch 8: bar p50, line to p99",
+    ]
+    torch, onnx, _ = charts[0].bars
+    assert torch.width / onnx.width == pytest.approx(1.93 / 0.342, rel=0.01)
+    assert torch.whisker is not None
+    assert (torch.whisker - charts[0].left) / torch.width == pytest.approx(1.31, rel=0.01)
+    sizes = size_bars(build(rows()))
+    assert sizes is not None
+    assert [bar.faded for bar in sizes.bars] == [False, False, False, True, True]
+    assert sizes.bars[0].width / sizes.bars[2].width == pytest.approx(627_144 / 211_904, rel=0.01)
+
+
+def test_many_points_in_one_place_get_labels_that_do_not_cover_each_other():
+    base = rows()[1]
+    crowd = tuple(
+        base.model_copy(update={"name": f"candidate-{index}.onnx", "timings": (timing(0.30 + 0.002 * index),)})
+        for index in range(8)
+    )
+    (plot,) = scatters(build(crowd))
+    boxes = []
+    for point in plot.points:
+        width = 6.9 * len(point.label)
+        left = point.label_x if point.anchor == "start" else point.label_x - width
+        boxes.append((left, point.label_y - 12, left + width, point.label_y + 2))
+        assert plot.frame[0] <= left
+        assert left + width <= plot.frame[2]
+    for index, a in enumerate(boxes):
+        for b in boxes[index + 1 :]:
+            assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
+
+
+def test_long_names_are_cut_in_their_middle():
+    long = rows()[0].model_copy(update={"name": "a-very-long-name-of-a-checkpoint-in-a-folder.int8.engine"})
+    (bar,) = latency_bars(build((long,)))[0].bars
+    assert bar.label.startswith("a-very")
+    assert bar.label.endswith("int8.engine")
+    assert "…" in bar.label
+    assert long.name in bar.title

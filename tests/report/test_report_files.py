@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import build, rows, timing
+
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import Report
+from vitdeploy.report import read_report, table, write_report
+from vitdeploy.report.html import render_html
+from vitdeploy.report.markdown import render_markdown
+
+
+def _printed(report: Report, width: int = 100) -> str:
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table(report))
+    return capture.get()
+
+
+class Balance(HTMLParser):
+    """Collects tags that are opened and not closed, attributes, and the text."""
+
+    VOID = frozenset({"meta", "link", "br", "line", "rect", "path", "circle"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong, self.attributes, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_the_three_files_are_written_and_the_json_reads_back(report, tmp_path):
+    page = write_report(report, tmp_path / "new" / "folder")
+    assert page == tmp_path / "new" / "folder" / "report.html"
+    assert sorted(file.name for file in page.parent.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert read_report(page.parent) == read_report(page.parent / "report.json") == report
+
+
+def test_what_was_not_measured_is_null_in_the_json_and_a_dash_for_people(report, tmp_path):
+    write_report(report, tmp_path)
+    raw = json.loads((tmp_path / "report.json").read_text())
+    engine = next(row for row in raw["rows"] if row["name"] == "digits.fp16.engine")
+    for key in (
+        "top1",
+        "top1_ci95",
+        "delta_top1_pp",
+        "agreement",
+        "load_ms",
+        "precision_by_layer",
+        "energy_mj_per_image",
+    ):
+        assert engine[key] is None
+    assert engine["timings"] == []
+    assert raw["schema"] == 1
+    line = next(line for line in (tmp_path / "report.md").read_text().splitlines() if "fp16.engine | TensorRT" in line)
+    assert line.count("–") == 4
+
+
+def test_the_table_fits_a_hundred_columns_and_holds_every_row(report):
+    text = _printed(report)
+    assert max(len(line) for line in text.splitlines()) <= 100
+    squeezed = re.sub(r"\s+", "", text)
+    for row in report.rows:
+        for part in (row.name[:12], row.precision):
+            assert re.sub(r"\s+", "", part) in squeezed
+    assert "98.67 [97.1, 99.4]" in text
+    assert "−0.22 [−1.25, +0.64]" in text
+    assert "6.68× [6.39, 6.91]" in text
+    assert "built, not run" in text
+    assert "there is no NVIDIA GPU here" in re.sub(r"\s+", " ", text)
+
+
+def test_the_table_of_one_batch_has_no_batch_column(report):
+    one = report.model_copy(update={"conditions": report.conditions.model_copy(update={"batches": (1,)})})
+    assert "Batch" not in _printed(one)
+    assert "Batch" in _printed(report)
+
+
+def test_the_table_prints_names_as_they_are(report):
+    strange = report.rows[0].model_copy(update={"name": "[red]x[/red] [1.0]"})
+    assert "[red]x[/red] [1.0]" in _printed(report.model_copy(update={"rows": (strange,)}))
+
+
+def test_the_page_is_well_formed_and_every_reference_in_it_exists(report):
+    parser = Balance()
+    parser.feed(render_html(report))
+    assert parser.open == []
+    assert parser.wrong == []
+    assert len(parser.ids) == len(set(parser.ids))
+    referred = {part for name, value in parser.attributes if name == "aria-labelledby" for part in value.split()}
+    assert referred <= set(parser.ids)
+
+
+def test_the_page_asks_for_nothing_outside_itself(report):
+    page = render_html(report)
+    parser = Balance()
+    parser.feed(page)
+    sources = [value for name, value in parser.attributes if name in {"src", "href", "srcset", "action", "data"}]
+    assert sources == ["data:,"]
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_names_and_reasons_are_escaped_on_the_page_and_in_markdown(report):
+    page, text = render_html(report), render_markdown(report)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert re.search(r"(?<!\\)<", text) is None
+    assert r"\<script\>alert(1)\</script\>\|\_.onnx" in text
+
+
+def test_every_table_in_markdown_has_the_same_number_of_cells_in_each_line(report):
+    blocks = [block for block in render_markdown(report).split("\n\n") if block.startswith("| ")]
+    assert len(blocks) == 3
+    for block in blocks:
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(counts) == 1
+
+
+def test_markdown_has_verdict_conditions_and_machine(report):
+    text = render_markdown(report)
+    for expected in (
+        *report.verdict[:2],
+        "450 images",
+        "PyTorch eager FP32 of digits.safetensors",
+        "2 cores",
+        "torch 2.15.0",
+    ):
+        assert expected in text
+
+
+def test_a_report_in_which_nothing_was_measured_can_be_shown(report, tmp_path):
+    engines = tuple(row for row in rows() if row.status == "built")
+    empty = build(engines)
+    write_report(empty, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Nothing was timed on this machine." in page
+    assert "Nothing was timed on this machine." in (tmp_path / "report.md").read_text()
+    assert "digits.fp16.engine" in _printed(empty)
+    without = build(tuple(row.model_copy(update={"size_bytes": None}) for row in engines))
+    assert "<figure" not in render_html(without)
+
+
+def test_gpu_rows_have_their_own_plots_and_both_scopes(report):
+    engine = report.rows[3].model_copy(
+        update={
+            "status": "ok",
+            "reason": "",
+            "top1": 0.99,
+            "top1_ci95": (0.97, 0.997),
+            "inspected": True,
+            "precision_by_layer": {"fp16": 48, "fp32": 3},
+            "timings": (timing(0.061), timing(0.048, scope="device")),
+        }
+    )
+    page = render_html(build((*report.rows[:3], engine)))
+    assert "Top-1 accuracy over latency on the CPU, batch 1" in page
+    assert "Top-1 accuracy over latency on the GPU, batch 1" in page
+    assert "on the device" in page
+    assert "48 fp16, 3 fp32" in page
+
+
+def test_a_write_that_fails_leaves_the_old_report(report, tmp_path, monkeypatch):
+    write_report(report, tmp_path)
+    before = (tmp_path / "report.json").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        write_report(report.model_copy(update={"model": "other"}), tmp_path)
+    assert (tmp_path / "report.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file"),
+        ("{", "is not JSON"),
+        ("[]", "no schema number"),
+        ('{"rows": []}', "no schema number"),
+        ('{"schema": 99}', "schema 99, this vitdeploy reads up to 1"),
+        ('{"schema": 1, "created": "x"}', "not a valid report: producer"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ArtifactError, match=said) as caught:
+        read_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_of_a_newer_minor_version_are_ignored(report, tmp_path):
+    write_report(report, tmp_path)
+    file: Path = tmp_path / "report.json"
+    raw = json.loads(file.read_text())
+    raw["rows"][0]["invented_later"] = 7
+    file.write_text(json.dumps(raw))
+    assert read_report(file) == report
