@@ -61,6 +61,18 @@ class TestEagerSession(SessionConformance):
             yield session
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+class TestEagerSessionOnAGpu(SessionConformance):
+    tolerance = 1e-3  # another order of summation; TF32 is off
+
+    @pytest.fixture
+    def session(self, checkpoint):
+        with get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda")) as session:
+            yield session
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_compiled_session_gives_the_logits_of_the_eager_one(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def build_failure(request: BuildRequest, reason: str) -> str:
     if "SM" in reason and "not supported" in reason:
         return f"{text}: 'vitdeploy doctor' compares GPU and library"
     if "memory" in reason.lower():
-        return f"{text}: free GPU memory, or lower --workspace"
+        return f"{text}: free GPU memory, or lower --workspace-mib"
     return text
 
 
