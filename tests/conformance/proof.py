@@ -31,6 +31,8 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
     }
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.numel():
+                continue
             if "gamma" in name or name.endswith(("ls1", "ls2")):
                 parameter.uniform_(0.25, 0.75, generator=generator)
             elif name in norms:

@@ -1,0 +1,99 @@
+"""The standard ViT against timm and Hugging Face; torchvision is in tests/models/test_vit.py."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from proof import exported, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from torch import nn
+
+from vitdeploy.models import create_model
+
+TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
+CLOSE = 1e-5
+
+
+def with_timm() -> tuple[nn.Module, nn.Module]:
+    reference = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=7
+    )
+    redraw(reference)
+    ours = create_model("vit", **TINY)
+    ours.load_state_dict(reference.state_dict())
+    return ours, reference
+
+
+def with_hugging_face(eps: float = 1e-12) -> tuple[nn.Module, nn.Module]:
+    """Names as transformers has them in memory; q, k and v are three there and one here."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    reference = ViTForImageClassification(
+        ViTConfig(
+            image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+            intermediate_size=96, num_labels=7, layer_norm_eps=eps,
+        )
+    )  # fmt: skip
+    redraw(reference)
+    source = reference.state_dict()
+    renamed = {
+        "vit.embeddings.cls_token": "cls_token",
+        "vit.embeddings.position_embeddings": "pos_embed",
+        "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "vit.layers.": "blocks.",
+        "vit.layernorm.": "norm.",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.o_proj": "attn.proj",
+        "classifier": "head",
+    }
+    target: dict[str, torch.Tensor] = {}
+    for key, value in source.items():
+        for old, new in renamed.items():
+            key = key.replace(old, new)
+        target[key] = value
+    for block in range(2):
+        for kind in ("weight", "bias"):
+            parts = [target.pop(f"blocks.{block}.attention.{name}_proj.{kind}") for name in "qkv"]
+            target[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    ours = create_model("vit", **TINY, eps=eps)
+    ours.load_state_dict(target)
+    return ours, reference
+
+
+@pytest.mark.parametrize("make", [with_timm, with_hugging_face])
+def test_logits_are_those_of_the_reference(make):
+    ours, reference = make()
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+
+
+@pytest.mark.parametrize("make", [with_timm, lambda: with_hugging_face(1e-6)])
+def test_layer_norm_eps_is_that_of_the_reference(make):
+    ours, reference = make()
+    shrink_norm_inputs(ours)
+    shrink_norm_inputs(reference)
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+    for module in ours.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+
+
+def test_the_comparison_notices_every_parameter():
+    ours, _ = with_timm()
+    assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
+
+
+def test_the_comparison_notices_every_parameter_of_parallel_and_scaled_blocks():
+    ours = create_model("vit", **TINY, parallel=2, layer_scale=0.1, representation_size=12)
+    redraw(ours)
+    assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
+
+
+def test_parallel_blocks_export_to_the_nodes_of_the_mathematics(tmp_path):
+    """Stem 5; per block two attention branches of 20 and two MLP branches of 8; five from class token to logits."""
+    ours = create_model("vit", **TINY, parallel=2, layer_scale=0.1, representation_size=12)
+    redraw(ours)
+    assert len(exported(ours, torch.randn(2, 3, 32, 32), tmp_path / "vit.onnx")) == 5 + 2 * 2 * (20 + 8) + 5
