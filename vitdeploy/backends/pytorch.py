@@ -17,7 +17,7 @@ from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+from vitdeploy.sessions import BuildTarget, Feed, Scope, SessionOptions, TensorSpec
 
 Mode = Literal["eager", "compile"]
 
@@ -127,13 +127,13 @@ class PyTorchSession(CheckedSession):
         # one program per batch size: a shape-generic one would be slower than what a user would deploy
         self._module: Callable[..., Any] | None = torch.compile(module, dynamic=False) if mode == "compile" else module
 
-    def run(self, feed: Any) -> Arrays:
+    def run(self, feed: Feed) -> Arrays:
         with self._settings():
             return super().run(feed)
 
-    def time(self, feed: Any, **arguments: Any) -> NDArray[np.float64]:
+    def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]:
         with self._settings():
-            return super().time(feed, **arguments)
+            return super().time(feed, warmup=warmup, iterations=iterations, scope=scope)
 
     def _run(self, arrays: Arrays) -> Arrays:
         logits = self._forward(torch.from_numpy(arrays["input"]).to(self._device))
