@@ -40,6 +40,19 @@ def test_an_epoch_takes_each_sample_at_most_once_in_a_fresh_order():
     assert [updates[4].tolist()] == [samples.tolist() for _, samples in plan.updates(4, 5)]
 
 
+def test_repeated_samples_follow_each_other_and_are_varied_apart(digits):
+    plan = Plan(count=20, batch=6, accumulate=1, seed=0, repeats=3)
+    order = plan.order(0).reshape(-1)
+    assert len(order) == 20
+    assert (order[:18].reshape(6, 3) == order[:18:3, None]).all()
+    assert len(set(order.tolist())) == 7
+    options = replace(NONE, augmentation=Augmentation(kind="timm"))
+    spec = Preprocess(size=(24, 24), channels=3, resize_size=24, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ((images, labels),) = next(iter(open_samples(digits, spec, options, plan, CPU, SILENT).updates(0, 1)))
+    assert labels[0] == labels[1] == labels[2]
+    assert not torch.equal(images[0], images[1])
+
+
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_passes_and_processes_divide_an_update_without_gap_or_overlap(accumulate, world):
     shares = [
@@ -99,7 +112,7 @@ def test_affine_variation_is_the_same_streamed_and_in_memory(digits, monkeypatch
     assert isinstance(opened(digits, options).affine, RandomAffine)
 
 
-def test_photograph_variation_is_a_function_of_seed_epoch_and_sample(digits):
+def test_photograph_variation_is_a_function_of_seed_place_and_sample(digits):
     """However many workers load them, and wherever a resumed training starts."""
     spec = Preprocess(size=(24, 24), channels=3, resize_size=24, mean=(0.5,) * 3, std=(0.5,) * 3)
     options = TrainOptions(augmentation=Augmentation(kind="timm"), hardware=Hardware(workers=0))

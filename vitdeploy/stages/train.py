@@ -64,7 +64,7 @@ def train(
         TrainingError: The loss is not a number, or the state does not fit.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the output has the best weights so far, and ``resume`` goes on.
     """
-    request = _Request(data, model, weights, _complete(arguments, options), options, preprocess)
+    request = TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess)
     output = Path(output)
     key = request.key()
     if resume and (finished := _finished(output, key)) is not None:
@@ -99,12 +99,12 @@ def train_key(
     preprocess: Preprocess | None = None,
 ) -> str:
     """Return the freshness key of the checkpoint that ``train`` would write; needs no torch."""
-    return _Request(data, model, weights, _complete(arguments, options), options, preprocess).key()
+    return TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess).key()
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What ``train`` was asked for."""
+class TrainRequest:
+    """What ``train`` is asked for; options and parents of the stage, and so its freshness, need no torch."""
 
     data: str
     model: str
@@ -134,6 +134,7 @@ class _Request:
         return trained_start(self.model, self.weights, self.arguments, self.splits["train"], seed=self.options.seed)
 
     def parents(self) -> dict[str, str]:
+        """Return the digests of the data, and of the weights and the teacher that are taken."""
         parents = {"data": sha256_of({name: dataset.digest for name, dataset in self.splits.items()})}
         if self.further:
             parents["weights"] = source_digest(self.model, self.weights)
@@ -141,15 +142,20 @@ class _Request:
             parents["teacher"] = source_digest(self.options.distillation.teacher)
         return parents
 
-    def key(self) -> str:
-        decisive: dict[str, Any] = {"options": self.options.key()}
+    def decisive(self) -> dict[str, Any]:
+        """Return everything else that decides the result, as JSON values."""
         if self.further:
-            decisive["arguments"] = self.arguments
-            decisive["model"] = self.model if self.weights is not None else ""
-        else:
-            decisive["model"] = self.subject.spec.model_dump(mode="json")
-            decisive["preprocess"] = self.subject.preprocess.model_dump(mode="json")
-        return stage_key("train", decisive, self.parents())
+            model = {"name": self.model if self.weights is not None else "", "arguments": self.arguments}
+            return {"options": self.options.key(), "model": model}
+        return {
+            "options": self.options.key(),
+            "model": self.subject.spec.model_dump(mode="json"),
+            "preprocess": self.subject.preprocess.model_dump(mode="json"),
+        }
+
+    def key(self) -> str:
+        """Return the freshness key."""
+        return stage_key("train", self.decisive(), self.parents())
 
 
 def open_splits(data: str) -> dict[str, Dataset]:

@@ -82,7 +82,13 @@ class Trainer:
         assert preprocess is not None
         self.fabric, self.job, self.options, self.progress = fabric, job, options, progress
         self.plan = Plan(
-            len(job.train), options.batch, options.accumulate, options.seed, fabric.global_rank, fabric.world_size
+            len(job.train),
+            options.batch,
+            options.accumulate,
+            options.seed,
+            fabric.global_rank,
+            fabric.world_size,
+            options.repeats,
         )
         self.total = self.plan.updates_per_epoch * options.epochs
         self.schedule = Schedule(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from vitdeploy.errors import UsageError
 
@@ -12,10 +15,13 @@ AugmentationKind = Literal["auto", "none", "affine", "timm"]
 DistillationKind = Literal["hard", "soft"]
 TrainPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 
+STRICT = ConfigDict(extra="forbid")  # an option that is misspelt in a recipe is refused
+
 MEMORY_PIXELS = 64 * 64
 MEMORY_BYTES = 1 << 30
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Augmentation:
     """How training images are varied.
@@ -51,6 +57,7 @@ class Augmentation:
     mix_probability: float = 1.0
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Distillation:
     """Learning from a teacher (Touvron et al. 2021, arXiv:2012.12877, section 3).
@@ -68,6 +75,7 @@ class Distillation:
     temperature: float = 3.0
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Hardware:
     """Where a training runs; handed to Lightning Fabric as it is. Only ``precision`` is meant to change the result.
@@ -86,6 +94,7 @@ class Hardware:
     threads: int | None = None
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class TrainOptions:
     """Settings of a training; the defaults are those for small images.
@@ -93,6 +102,7 @@ class TrainOptions:
     Args:
         batch: Images per update of the weights, over all devices and accumulation steps together.
         accumulate: Passes that one update is divided into, to save memory.
+        repeats: Variations of each image within an epoch, which then sees fewer images (Hoffer et al. 2020).
         learning_rate: After warm-up; from there it falls as a cosine to ``final_learning_rate``.
         warmup_epochs: 5 % of all epochs where None.
         layer_decay: Factor on the learning rate per layer away from the head; None for none.
@@ -109,6 +119,7 @@ class TrainOptions:
     epochs: int = 200
     batch: int = 64
     accumulate: int = 1
+    repeats: int = 1
     seed: int = 0
     learning_rate: float = 3e-3
     final_learning_rate: float = 0.0
@@ -161,6 +172,30 @@ class TrainOptions:
         return values
 
 
+def options_from(values: Mapping[str, Any]) -> TrainOptions:
+    """Return options from the values of a recipe, nested as the dataclasses are.
+
+    Raises:
+        UsageError: A key is not an option, or a value has the wrong type or range.
+    """
+    try:
+        return TypeAdapter(TrainOptions).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+            raise UsageError(f"there is no training option {name!r}{_nearest(name)}") from error
+        raise UsageError(f"training option {name} is {first['input']!r}: {first['msg']}") from error
+
+
+def _nearest(name: str) -> str:
+    groups = {"augmentation": Augmentation, "distillation": Distillation, "hardware": Hardware}
+    group, _, last = name.rpartition(".")
+    known = [field.name for field in fields(groups.get(group, TrainOptions))]
+    near = difflib.get_close_matches(last, known, n=3)
+    return f": did you mean {', '.join(near)}?" if near else f", expected some of {', '.join(known)}"
+
+
 def augmentation_kind(augmentation: Augmentation, size: tuple[int, int]) -> AugmentationKind:
     """Return what ``auto`` stands for at an input of ``size``."""
     if augmentation.kind != "auto":
@@ -169,7 +204,7 @@ def augmentation_kind(augmentation: Augmentation, size: tuple[int, int]) -> Augm
 
 
 def _check_options(options: TrainOptions) -> None:
-    for name in ("epochs", "batch", "accumulate"):
+    for name in ("epochs", "batch", "accumulate", "repeats"):
         _at_least_one(name, getattr(options, name))
     if options.patience is not None:
         _at_least_one("patience", options.patience)

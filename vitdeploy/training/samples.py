@@ -39,7 +39,8 @@ class Plan:
     """Who sees which sample when.
 
     ``batch`` images make one update; they are cut into ``accumulate`` passes, and each pass into ``world`` equal shares
-    of which this process takes number ``rank``. An epoch is a fresh permutation without its incomplete last batch.
+    of which this process takes number ``rank``. An epoch is a fresh permutation without its incomplete last batch; with
+    ``repeats`` each of its first samples comes that often in a row, and the last ones are left out.
     """
 
     count: int
@@ -48,6 +49,7 @@ class Plan:
     seed: int
     rank: int = 0
     world: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         """Refuse batches that cannot be shared equally.
@@ -68,7 +70,8 @@ class Plan:
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return the permutation of all samples for an epoch, [n]."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-        return torch.randperm(self.count, generator=generator).numpy()
+        order = torch.randperm(self.count, generator=generator)
+        return order.repeat_interleave(self.repeats)[: self.count].numpy()
 
     def indices(self, order: NDArray[np.int64], update: int) -> NDArray[np.int64]:
         """Return the samples of an update, [batch]; ``order`` is that of its epoch."""
@@ -188,7 +191,10 @@ def in_memory(
 
 
 class _TrainingImages:
-    """Maps (epoch, sample) to a normalised tensor [C, H, W] and its label; one pair always gives the same tensor."""
+    """Maps (place, sample) to a normalised tensor [C, H, W] and its label.
+
+    The place is a number of its own for each image of a training, and decides how the image is varied.
+    """
 
     def __init__(self, dataset: Dataset, preprocess: Preprocess, transform: Any, seed: int) -> None:
         self.dataset = dataset
@@ -197,14 +203,14 @@ class _TrainingImages:
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
+        place, index = key
         assert self.dataset.labels is not None
         label = int(self.dataset.labels[index])
         image = self.dataset.image(index)
         if self.transform is None:
             pixels = to_pixels(image, self.preprocess)
             return torch.from_numpy(normalize(pixels[None], self.preprocess)[0]), label
-        with _all_seeds(seed_of(self.seed, "image", epoch, index)):
+        with _all_seeds(seed_of(self.seed, "image", place, index)):
             tensor: Tensor = self.transform(image.convert("RGB"))
         return (tensor if self.preprocess.channels == 3 else tensor.mean(dim=0, keepdim=True)), label
 
@@ -220,9 +226,10 @@ class _Passes:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for update, indices in self.plan.updates(self.first, self.last):
-            epoch = update // self.plan.updates_per_epoch
+            places = np.arange(update * self.plan.batch, (update + 1) * self.plan.batch)
             for part in range(self.plan.accumulate):
-                yield [(epoch, int(index)) for index in indices[self.plan.share(part)]]
+                share = self.plan.share(part)
+                yield list(zip(places[share].tolist(), indices[share].tolist(), strict=True))
 
 
 def _matrices(affine: RandomAffine | None, plan: Plan, update: int) -> Tensor | None:
