@@ -73,6 +73,7 @@ def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden |
     replaced = _external_files(path)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size <= EXTERNAL_DATA_LIMIT:
+        _hold_in_memory(model, size + 1)
         with atomic_path(path) as temporary:
             ir.save(model, temporary)
         keep: set[Path] = set()
@@ -85,10 +86,21 @@ def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden |
     return OnnxModel(path, sealed, golden)
 
 
+def _hold_in_memory(model: ir.Model, below_bytes: int) -> None:
+    """Read the tensors that are smaller and still lie in another model's data file, which the new file must not need."""
+    import onnx_ir as ir
+
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < below_bytes:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), tensor.dtype, shape=tensor.shape, name=name)
+
+
 def _write_external(model: ir.Model, path: Path, data: Path) -> None:
     """Write large initializers to ``data``, then the graph that points there, as ``model`` itself then does."""
     import onnx_ir as ir
 
+    _hold_in_memory(model, EXTERNAL_TENSOR_MINIMUM)
     places: dict[str, tuple[int, int]] = {}
     with atomic_path(data) as temporary, temporary.open("wb") as stream:
         for name, value in model.graph.initializers.items():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import urllib.error
+import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +81,48 @@ def _fetch_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module
     local = f"'--weights FILE' takes weights that are on disk, '--random-weights' none ({TIMM}{name})"
     if not timm.models.is_model_pretrained(name):
         raise CheckpointError(f"timm publishes no weights for {name!r}: {local}")
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=True, **arguments)
-    except Exception as error:  # the hub's client raises what its HTTP library and the file system raise
-        raise CheckpointError(f"the weights of 'timm:{name}' cannot be fetched ({one_line(error)}): {local}") from error
+    with _hugging_face_hub() as hub:
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+        except Exception as error:  # the hub's client raises what its HTTP library and the file system raise
+            reason = hub.silence or one_line(error)
+            raise CheckpointError(f"the weights of 'timm:{name}' cannot be fetched ({reason}): {local}") from error
     return module
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """Whether the hub answers: "" where it does, else what to tell the user."""
+
+    silence: str
+
+
+@contextmanager
+def _hugging_face_hub() -> Iterator[_Hub]:
+    """Ask the hub once whether it is there; if not, let its client look into its cache only.
+
+    The client alone would try again and again for more than a minute before it gave up.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    silence = "" if before or answers(constants.ENDPOINT) else "the hub does not answer, and nothing is cached"
+    constants.HF_HUB_OFFLINE = before or bool(silence)
+    try:
+        yield _Hub(silence)
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def answers(url: str) -> bool:
+    """Return whether anything answers at ``url`` within 5 seconds, proxies of the environment respected."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
 
 
 def _classes_of(timm: Any, name: str, tensors: Mapping[str, Any]) -> dict[str, int]:
@@ -185,10 +226,14 @@ def hugging_face_folder(name: str) -> Path:
         raise CheckpointError(f"there is no folder {name!r}: {local}")
     try:
         from huggingface_hub import snapshot_download
-
-        fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:  # the client raises what its HTTP library and the file system raise
-        raise CheckpointError(f"'hf:{name}' cannot be fetched ({one_line(error)}): {local}") from error
+    except ImportError as error:
+        raise CheckpointError(f"'hf:{name}' needs huggingface_hub, which is not installed: {local}") from error
+    with _hugging_face_hub() as hub:
+        try:
+            fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+        except Exception as error:  # the client raises what its HTTP library and the file system raise
+            reason = hub.silence or one_line(error)
+            raise CheckpointError(f"'hf:{name}' cannot be fetched ({reason}): {local}") from error
     return Path(fetched)
 
 

@@ -1,0 +1,246 @@
+"""Export: the graph is what PyTorch computes, small, clean, and the same each time; else nothing is written."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_onnx
+from vitdeploy.artifacts.digest import onnx_digest
+from vitdeploy.errors import ArtifactError, GraphError, ModelError, UsageError
+from vitdeploy.graph.legality import findings
+from vitdeploy.preprocess import DIGITS_PREPROCESS
+from vitdeploy.records import ModelSpec
+from vitdeploy.stages import comparison, source
+from vitdeploy.stages.export import ExportOptions, export, export_key
+from vitdeploy.stages.loaded import LoadedModel
+
+
+class Notes:
+    """A progress that remembers its notes."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def task(self, description, total=None):
+        from vitdeploy.progress import SILENT
+
+        return SILENT.task(description, total)
+
+
+def test_the_graph_is_small_and_legal(tiny_onnx):
+    model = tiny_onnx.load()
+    assert findings(model) == []
+    assert (model.ir_version, model.opset_imports) == (10, {"": 20})
+    counts = Counter(node.op_type for node in model.graph)
+    assert counts == {
+        "LayerNormalization": 5, "MatMul": 12, "Split": 2, "Mul": 2, "Softmax": 2, "Gelu": 2, "Add": 13,
+        "Reshape": 9, "Transpose": 9, "Conv": 1, "Pad": 1, "Gather": 1, "Gemm": 1,
+    }  # fmt: skip
+    onnx.checker.check_model(tiny_onnx.path, full_check=True)
+
+
+def test_nodes_carry_the_paths_of_their_modules(tiny_onnx):
+    names = [node.name for node in tiny_onnx.load().graph]
+    assert {"patch_embed.proj/Conv", "blocks.0.attn.qkv/MatMul", "blocks.1.mlp.fc2/Add", "head/Gemm"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert "blocks.0.attn.qkv.weight" in tiny_onnx.load().graph.initializers
+
+
+def test_it_agrees_with_pytorch_at_three_batches(tiny_onnx):
+    checks = tiny_onnx.manifest.checks
+    assert [check.name for check in checks] == [f"logits against PyTorch, batch {n}" for n in (1, 2, 5)]
+    assert all(check.status == "passed" and 0 < check.value < 1e-5 and check.limit == 1e-4 for check in checks)
+
+
+def test_nothing_of_this_machine_is_in_the_file(tiny_onnx):
+    data = tiny_onnx.path.read_bytes()
+    for trace in (b"site-packages", b"stack_trace", b"pkg.torch", str(tiny_onnx.path.parent).encode(), b".py"):
+        assert trace not in data
+
+
+def test_the_manifest_says_what_it_is_and_what_it_was_made_from(tiny_onnx, tiny_checkpoint):
+    manifest = read_onnx(tiny_onnx.path).manifest
+    assert manifest.parents == {"checkpoint": tiny_checkpoint.digest}
+    assert manifest.model == tiny_checkpoint.manifest.model
+    assert manifest.preprocess == tiny_checkpoint.manifest.preprocess
+    assert manifest.metrics["nodes"] == 60
+    assert manifest.versions["onnx"] == onnx.__version__
+    options = ExportOptions(golden="digits:validation", reference="digits:test")
+    assert manifest.key == export_key(tiny_checkpoint.digest, options)
+    assert manifest.key != export_key(tiny_checkpoint.digest, ExportOptions())
+
+
+def test_real_samples_travel_with_their_logits(tiny_onnx):
+    golden = tiny_onnx.golden
+    assert golden.pixels.shape == (8, 8, 8, 1)
+    assert golden.pixels.dtype == np.uint8
+    assert golden.reference.shape == golden.outputs.shape == (8, 10)
+    assert np.abs(golden.reference - golden.outputs).max() < 1e-4
+    assert len(np.unique(golden.pixels)) <= 17, "digits have 17 grey levels; made images have more"
+
+
+def test_the_same_source_gives_the_same_graph_each_time_and_prints_nothing(tmp_path, capfd, tiny_checkpoint, tiny_onnx):
+    again = export(tiny_checkpoint.path, tmp_path / "elsewhere.onnx")
+    captured = capfd.readouterr()
+    assert again.digest == tiny_onnx.digest
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_digest_of_a_graph_in_memory_is_that_of_its_file(tiny_onnx):
+    """Attributes are float64 in memory and float32 in the file: epsilon 1e-6 is not the same number there."""
+    model = tiny_onnx.load()
+    norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+    norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-6)
+    assert onnx_digest(model) == tiny_onnx.digest
+    norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-5)
+    assert onnx_digest(model) != tiny_onnx.digest
+
+
+def test_an_older_opset_is_offered(tmp_path, tiny_checkpoint):
+    model = export(tiny_checkpoint.path, tmp_path / "old.onnx", options=ExportOptions(opset=17))
+    assert load_ir(model.path).opset_imports[""] == 17
+    assert "Erf" in {node.op_type for node in model.load().graph}
+    assert all(check.status == "passed" for check in model.manifest.checks)
+
+
+def test_an_unknown_opset_is_a_usage_error(tmp_path, tiny_checkpoint):
+    with pytest.raises(UsageError, match="opset 16 is not offered, expected 17 to 20"):
+        export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(opset=16))
+
+
+@pytest.mark.parametrize("damage", ["zeros", "scale", "permute", "shift", "nan"])
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx, damage):
+    model = tiny_onnx.load()
+    bias = model.graph.initializers["head.bias"]
+    right = bias.const_value.numpy()
+    wrong = {
+        "zeros": 0 * right,
+        "scale": right * 1.01,
+        "permute": right[::-1].copy(),
+        "shift": right + np.float32(0.01),
+        "nan": right * np.nan,
+    }
+    bias.const_value = ir.tensor(wrong[damage], name="head.bias")
+    monkeypatch.setattr("vitdeploy.stages.export._trace", lambda *_: model)
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"what was there before")
+    with pytest.raises(GraphError, match=r"differ from those of PyTorch by .* of their range .* nothing was written"):
+        export(tiny_checkpoint.path, path)
+    assert [other.name for other in tmp_path.iterdir()] == ["x.onnx"]
+    assert path.read_bytes() == b"what was there before"
+
+
+def test_a_small_constant_survives(tmp_path, monkeypatch):
+    """x / (|x|² + 1e-8) for |x|² of 1e-12: without the constant the logits are off by orders of magnitude."""
+    import torch
+
+    class Guarded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = torch.nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = x.flatten(1) * 1e-7
+            return self.head(x / ((x * x).sum(dim=1, keepdim=True) + 1e-8))
+
+    spec = ModelSpec(family="vit", name="guarded", arguments={"num_classes": 10})
+    loaded = LoadedModel(Guarded().eval(), spec, DIGITS_PREPROCESS, "0" * 64, "guarded")
+    monkeypatch.setattr(source, "load_source", lambda *_, **__: loaded)
+    model = export("guarded", tmp_path / "x.onnx")
+    constants = [value.const_value.numpy() for value in model.load().graph.initializers.values()]
+    assert any(array.size == 1 and array.reshape(-1)[0] == np.float32(1e-8) for array in constants)
+
+
+def test_a_batch_that_is_baked_in_is_refused(tmp_path, monkeypatch):
+    import torch
+
+    class Baked(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(2, 64)[:, :10]
+
+    loaded = LoadedModel(Baked(), ModelSpec(family="vit", name="baked"), DIGITS_PREPROCESS, "0" * 64, "model 'baked'")
+    loaded.module.weight = torch.nn.Parameter(torch.zeros(1))
+    monkeypatch.setattr(source, "load_source", lambda *_, **__: loaded)
+    monkeypatch.setattr("vitdeploy.stages.export.torch_logits", lambda *_: np.zeros((5, 10), np.float32))
+    with pytest.raises(ModelError, match="model 'baked' cannot be traced with a dynamic batch: "):
+        export("baked", tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_departures_from_a_legal_graph_are_noted(tmp_path):
+    notes = Notes()
+    options = ExportOptions(
+        random_weights=True, arguments={"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    )
+    model = export("timm:vit_tiny_patch16_224", tmp_path / "x.onnx", options=options, progress=notes)
+    assert model.manifest.metrics["graph_findings"] == 2
+    assert any("Expand" in line for line in notes.lines)
+    assert any("random" in line for line in notes.lines)
+    assert model.manifest.preprocess.size == (16, 16)
+
+
+def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+    """With limits lowered, the path of ViT-H/14: staged beside the output, weights in a file of their own."""
+    from vitdeploy.artifacts import onnx_model
+
+    monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_LIMIT", 1000)
+    model = export(tiny_checkpoint.path, tmp_path / "large.onnx")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"large.{model.digest[:12]}.data", "large.onnx"]
+    assert model.digest == tiny_onnx.digest
+    assert open_artifact(model.path).digest == tiny_onnx.digest
+    monkeypatch.undo()
+    small = write_onnx(tmp_path / "small" / "small.onnx", model.load(), model.manifest, model.golden)
+    assert [path.name for path in small.path.parent.iterdir()] == ["small.onnx"]
+    assert open_artifact(small.path).digest == tiny_onnx.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ExportOptions(preprocess="digits"), "--preprocess is for adopting an ONNX file"),
+        (ExportOptions(labels="labels.txt"), "--labels is for adopting an ONNX file"),
+    ],
+)
+def test_options_of_adoption_are_refused_for_a_checkpoint(tmp_path, tiny_checkpoint, options, message):
+    with pytest.raises(UsageError, match=message):
+        export(tiny_checkpoint.path, tmp_path / "x.onnx", options=options)
+
+
+def test_of_sixty_bit_flips_each_is_noticed_or_changes_nothing(tmp_path, tiny_onnx):
+    data = tiny_onnx.path.read_bytes()
+    rng = random.Random(0)
+    noticed, harmless = 0, 0
+    for position in rng.sample(range(8 * len(data)), 60):
+        damaged = bytearray(data)
+        damaged[position // 8] ^= 1 << (position % 8)
+        path = tmp_path / "flipped.onnx"
+        path.write_bytes(damaged)
+        try:
+            model = read_onnx(path)
+        except ArtifactError:
+            noticed += 1
+        else:
+            assert model.manifest == tiny_onnx.manifest
+            assert onnx_digest(load_ir(path)) == tiny_onnx.digest
+            harmless += 1
+    assert noticed + harmless == 60
+    assert noticed > 40
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, tiny_onnx, share):
+    data = tiny_onnx.path.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ArtifactError):
+        open_artifact(path)

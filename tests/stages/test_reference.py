@@ -1,0 +1,49 @@
+"""Stored logits: found by graph, given by sample, refused when damaged."""
+
+import numpy as np
+import pytest
+
+from vitdeploy.datasets import open_dataset
+from vitdeploy.errors import ArtifactError
+from vitdeploy.stages.reference import find_reference, load_reference, read_reference, reference_path
+
+
+def test_rows_come_by_sample_in_any_order(tiny_onnx):
+    reference = load_reference(tiny_onnx)
+    dataset = open_dataset("digits:test")
+    assert reference.info.data_sha256 == dataset.digest
+    assert reference.logits.shape == (len(dataset), 10)
+    ids = dataset.sample_ids[7::-3]
+    np.testing.assert_array_equal(reference.rows(ids), reference.logits[[7, 4, 1]])
+    assert reference.rows([*ids, "0" * 64]) is None
+
+
+def test_they_are_pytorchs_logits(tiny_onnx, tiny_checkpoint):
+    from vitdeploy.backends import get_backend
+    from vitdeploy.datasets import load_pixels
+    from vitdeploy.preprocess import normalize
+
+    dataset, spec = open_dataset("digits:test"), tiny_onnx.manifest.preprocess
+    images = normalize(load_pixels(dataset, spec), spec)
+    with get_backend("pytorch").open(tiny_checkpoint) as session:
+        expected = session.run({"input": images})["logits"]
+    np.testing.assert_allclose(load_reference(tiny_onnx).rows(dataset.sample_ids), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_of_another_graph_are_not_taken(tmp_path, tiny_onnx):
+    source = reference_path(tiny_onnx.path)
+    (tmp_path / source.name).write_bytes(source.read_bytes())
+    assert find_reference(tmp_path, {tiny_onnx.digest}).path == tmp_path / source.name
+    assert find_reference(tmp_path, {"0" * 64}) is None
+    assert find_reference(tmp_path / "..", {tiny_onnx.digest}) is None
+
+
+def test_a_damaged_file_is_refused(tmp_path, tiny_onnx):
+    data = bytearray(reference_path(tiny_onnx.path).read_bytes())
+    data[-5] ^= 1
+    path = tmp_path / "x.reference.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="are damaged: make them again with 'vitdeploy export"):
+        read_reference(path)
+    with pytest.raises(ArtifactError, match="holds no reference logits"):
+        read_reference(tiny_onnx.path.with_name("tiny.safetensors"))

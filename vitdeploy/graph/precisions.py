@@ -1,0 +1,78 @@
+"""In which precision each node of a graph computes, as its types and Q/DQ pairs say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from vitdeploy.graph.quiet import quiet
+from vitdeploy.graph.values import DATA_MOVEMENT, is_constant
+
+NodeKind = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8", "other"]
+
+_NOT_COUNTED = DATA_MOVEMENT | {"Cast", "Constant", "QuantizeLinear", "DequantizeLinear", "Shape", "ConstantOfShape"}
+_FLOATS: dict[ir.DataType, NodeKind] = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+}
+_QUANTIZED: dict[ir.DataType, NodeKind] = {
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "int8",
+    ir.DataType.FLOAT8E4M3FN: "fp8",
+    ir.DataType.FLOAT8E5M2: "fp8",
+}
+
+
+def count_precisions(model: ir.Model) -> dict[str, int]:
+    """Return how many computing nodes run in each precision; data movement, casts and Q/DQ themselves do not count.
+
+    A node whose float operands all come from DequantizeLinear is int8 or fp8, one of whose operands only the weight
+    does is weight-only: that is how TensorRT and ONNX Runtime read a graph. Types are inferred where the file leaves
+    them out.
+    """
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        with quiet():
+            common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    counts = Counter(
+        node_precision(node) for node in model.graph if node.op_type not in _NOT_COUNTED and _computes_floats(node)
+    )
+    return dict(sorted(counts.items()))
+
+
+def node_precision(node: ir.Node) -> str:
+    """Return the precision of one node."""
+    operands = [value for value in node.inputs[:2] if value is not None]
+    stored = [_stored_type(value) for value in operands]
+    integer = [kind for kind in stored if kind is not None]
+    if integer and len(integer) == len(operands):
+        return _QUANTIZED.get(integer[0], "other")
+    if integer and any(kind is not None and _weight(value) for kind, value in zip(stored, operands, strict=True)):
+        return "int8-weight-only" if _QUANTIZED.get(integer[0]) == "int8" else "other"
+    kinds = [value.dtype for value in (*node.outputs, *operands) if value.dtype in _FLOATS]
+    return _FLOATS[kinds[0]] if kinds and kinds[0] is not None else "other"
+
+
+def _computes_floats(node: ir.Node) -> bool:
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    return any(value.dtype in _FLOATS for value in values)
+
+
+def _stored_type(value: ir.Value) -> ir.DataType | None:
+    """Return the type that a value has before its DequantizeLinear, None where it has none."""
+    node = value.producer()
+    while node is not None and node.op_type in DATA_MOVEMENT | {"Cast"}:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return None
+    return node.inputs[0].dtype
+
+
+def _weight(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type != "DequantizeLinear":
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and is_constant(node.inputs[0])

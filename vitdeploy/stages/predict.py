@@ -1,0 +1,114 @@
+"""``predict``: the most likely classes of some images, by any artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, open_artifact
+from vitdeploy.backends import get_backend
+from vitdeploy.errors import ArtifactError, BackendError, UsageError
+from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.preprocess import normalize, open_image, to_pixels
+from vitdeploy.records import Preprocess, Record
+from vitdeploy.sessions import Session, SessionOptions
+
+BATCH = 16
+
+
+class ClassProbability(Record):
+    """One class of a prediction; ``name`` is its index where the model does not name its classes."""
+
+    index: int
+    name: str
+    probability: float
+
+
+class Prediction(Record):
+    """The classes of one image, the most likely first."""
+
+    image: str
+    classes: tuple[ClassProbability, ...]
+
+
+def predict(
+    artifact: Artifact | Path | str,
+    images: Sequence[Path | str],
+    *,
+    top: int = 5,
+    options: SessionOptions = SessionOptions(),
+) -> list[Prediction]:
+    """Return the ``top`` most likely classes of each image, in the order given.
+
+    A checkpoint runs under PyTorch, an ONNX model under ONNX Runtime, an engine under the TensorRT that built it.
+
+    Raises:
+        UsageError: ``top`` is less than 1, or there are no images.
+        ArtifactError: The artifact is missing, damaged, or carries no preprocessing.
+        BackendError: Its runtime is not installed, or cannot run it on this machine.
+        DataError: An image cannot be read.
+    """
+    if top < 1 or not images:
+        raise UsageError(f"{top} classes of {len(images)} images were asked for, expected at least 1 of at least 1")
+    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    spec = opened.manifest.preprocess
+    if spec is None:
+        raise ArtifactError(f"{str(opened.path)!r} carries no preprocessing, so an image cannot become its input")
+    paths = [Path(image) for image in images]
+    with open_session(opened, options) as session:
+        logits = _logits(session, paths, spec, _batch_limits(opened))
+    names = opened.manifest.model.classes
+    return [_prediction(path, row, names, top) for path, row in zip(paths, logits, strict=True)]
+
+
+def open_session(artifact: Artifact, options: SessionOptions = SessionOptions()) -> Session:
+    """Open an artifact with the backend that belongs to its kind.
+
+    Raises:
+        ArtifactError: It is of a kind that does not run.
+        BackendError: The runtime is not installed, or cannot run it on this machine.
+    """
+    if isinstance(artifact, Checkpoint):
+        name = "pytorch"
+    elif isinstance(artifact, OnnxModel):
+        name = "onnxruntime"
+    elif isinstance(artifact, Engine) and artifact.manifest.build is not None:
+        name = artifact.manifest.build.backend
+    else:
+        raise ArtifactError(f"{str(artifact.path)!r} is a {artifact.manifest.kind}, which does not run")
+    backend = get_backend(name)
+    reason = backend.unavailable() or backend.can_run()
+    if reason is not None:
+        raise BackendError(f"{str(artifact.path)!r} cannot run here: {reason}")
+    return backend.open(artifact, options)
+
+
+def _batch_limits(artifact: Artifact) -> tuple[int, int] | None:
+    build = artifact.manifest.build
+    return None if build is None else (build.batch[0], build.batch[2])
+
+
+def _logits(
+    session: Session, paths: Sequence[Path], spec: Preprocess, limits: tuple[int, int] | None
+) -> NDArray[np.float32]:
+    parts = []
+    for start in range(0, len(paths), BATCH):
+        pixels = np.stack([to_pixels(open_image(path), spec) for path in paths[start : start + BATCH]])
+        parts.append(run_batch(session, normalize(pixels, spec), limits))
+    return np.concatenate(parts)
+
+
+def _prediction(path: Path, logits: NDArray[np.float32], names: Sequence[str], top: int) -> Prediction:
+    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
+    probabilities = powers / powers.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(
+        image=str(path),
+        classes=tuple(
+            ClassProbability(index=int(i), name=names[i] if names else str(i), probability=float(probabilities[i]))
+            for i in order
+        ),
+    )

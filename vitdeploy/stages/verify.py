@@ -1,0 +1,206 @@
+"""``verify``: whether an artifact is what its manifest says, and whether it still computes what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, load_ir, open_artifact, safetensors_metadata
+from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
+from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
+from vitdeploy.artifacts.manifests import parse_manifest
+from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
+from vitdeploy.datasets import batches, open_dataset
+from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.preprocess import normalize
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records import Check, Precision, Record
+from vitdeploy.sessions import Session
+from vitdeploy.stages.comparison import fraction_of_range
+from vitdeploy.stages.predict import open_session
+from vitdeploy.stages.reference import load_reference
+
+TOLERANCES: dict[Precision, float] = {
+    "fp32": 1e-4,  # summation order
+    "fp16": 2e-2,  # 2⁻¹¹ per operation, over tens of layers; runtimes differ in what they accumulate in FP32
+    "int8": 1e-1,  # one rounding that falls the other way moves a whole step, and the steps add up
+    "int8-weight-only": 2e-2,
+    "fp8": 1e-1,
+    "mixed": 1e-1,
+}
+"""Largest |Δlogit| between two runs of one graph, as a fraction of the logits' range, on any machine and runtime."""
+
+AGREEMENT = 0.9
+BATCH = 16
+
+
+class Verification(Record):
+    """The checks that were made of one artifact, in order."""
+
+    path: str
+    kind: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed; what could not be checked does not count against it."""
+        return all(check.status != "failed" for check in self.checks)
+
+
+def verify(path: Path | str, data: str | None = None, *, progress: Progress = SILENT) -> Verification:
+    """Check an artifact: digests, the graph by onnx's rules, golden samples by running it, its parents.
+
+    An engine runs where a GPU of its kind is; its golden samples are those of the graph that it was built from, if that
+    lies beside it. What cannot be checked is reported as unchecked, with the reason.
+
+    Args:
+        path: The artifact.
+        data: A dataset whose logits were stored with ``export --reference``: the artifact's top-1 must agree with
+            PyTorch's on at least 90 % of it.
+        progress: Shows the run over ``data``.
+    Raises:
+        ArtifactError: The file is missing, damaged, or does not match its own manifest.
+        DataError: ``data`` cannot be read.
+    """
+    artifact = open_artifact(path)
+    checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
+    if isinstance(artifact, OnnxModel):
+        checks.append(_check_rules(artifact))
+    if isinstance(artifact, OnnxModel | Engine):
+        checks.append(_check_golden(artifact))
+    checks += _check_parents(artifact)
+    if data is not None:
+        checks.append(_check_agreement(artifact, data, progress))
+    return Verification(path=str(artifact.path), kind=artifact.manifest.kind, checks=tuple(checks))
+
+
+def _check_rules(model: OnnxModel) -> Check:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model.path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return Check(name="onnx checker", status="failed", detail=" ".join(str(error).split()))
+    return Check(name="onnx checker", status="passed", detail="operators, types and shapes are valid")
+
+
+def _check_golden(artifact: OnnxModel | Engine) -> Check:
+    name = "golden samples"
+    golden, reason = find_golden(artifact)
+    spec = artifact.manifest.preprocess
+    if golden is None or spec is None:
+        return Check(name=name, status="unchecked", detail=reason or "the artifact carries no preprocessing")
+    try:
+        with open_session(artifact) as session:
+            logits = _run(session, normalize(golden.pixels, spec), artifact)
+    except BackendError as error:
+        return Check(name=name, status="unchecked", detail=str(error))
+    expected = golden.outputs
+    apart = float(np.abs(logits - expected).max()) if np.isfinite(logits).all() else float("inf")
+    value = fraction_of_range(apart, float(expected.max() - expected.min()))
+    limit = TOLERANCES[artifact.manifest.precision]
+    return Check(
+        name=name,
+        status="passed" if value <= limit else "failed",
+        value=value,
+        limit=limit,
+        unit="of the logits' range",
+        detail=f"max |Δlogit| {apart:.3g} over {len(expected)} samples against the logits stored with the graph",
+    )
+
+
+def find_golden(artifact: OnnxModel | Engine) -> tuple[Golden | None, str]:
+    """Return the samples of a graph, or those of the graph beside an engine that it was built from; or why not."""
+    if isinstance(artifact, OnnxModel):
+        return artifact.golden, "" if artifact.golden is not None else "the file carries no samples"
+    wanted = artifact.manifest.parents.get("onnx")
+    parent = find_beside(artifact.path, wanted) if wanted is not None else None
+    if not isinstance(parent, OnnxModel):
+        return None, "the graph that it was built from does not lie beside it"
+    return parent.golden, "" if parent.golden is not None else f"{parent.path.name} carries no samples"
+
+
+def _check_parents(artifact: Artifact) -> list[Check]:
+    """Look for the artifacts that this one was made from, by their digests."""
+    checks = []
+    for role, digest in sorted(artifact.manifest.parents.items()):
+        name, short = f"parent {role}", digest[:12]
+        parent = find_beside(artifact.path, digest)
+        if parent is not None:
+            checks.append(Check(name=name, status="passed", detail=f"{parent.path.name} is the one ({short})"))
+        else:
+            checks.append(Check(name=name, status="unchecked", detail=f"no sound file beside it has digest {short}"))
+    return checks
+
+
+def find_beside(path: Path, digest: str) -> Artifact | None:
+    """Return the sound artifact in the same folder that has this payload digest."""
+    for other in sorted(path.absolute().parent.iterdir()):
+        if other.name == path.name or _stated_digest(other) != digest:
+            continue
+        try:
+            return open_artifact(other)
+        except ArtifactError:
+            continue  # damaged: not the parent
+    return None
+
+
+def _stated_digest(path: Path) -> str | None:
+    """Return the payload digest that a file states in its manifest, without reading its tensors."""
+    try:
+        if path.suffix == ".onnx":
+            text = load_ir(path).metadata_props.get(ONNX_KEY)
+        elif path.suffix == ".safetensors":
+            text = safetensors_metadata(path).get(CHECKPOINT_KEY)
+        elif path.name.endswith(CALIBRATION_SUFFIX):
+            return open_artifact(path).digest
+        else:
+            return None
+        return None if text is None else parse_manifest(text, path).payload_sha256
+    except ArtifactError:
+        return None
+
+
+def _check_agreement(artifact: Artifact, data: str, progress: Progress) -> Check:
+    name = "agreement with PyTorch"
+    spec, reference = artifact.manifest.preprocess, load_reference(artifact)
+    if reference is None or spec is None:
+        return Check(
+            name=name,
+            status="unchecked",
+            detail="no logits of PyTorch are stored beside it: 'vitdeploy export … --reference DATA' stores them",
+        )
+    dataset = open_dataset(data)
+    expected = reference.rows(dataset.sample_ids)
+    if expected is None:
+        return Check(name=name, status="unchecked", detail=f"{data!r} has images whose logits are not stored")
+    try:
+        with open_session(artifact) as session, progress.task("verify", total=len(dataset)) as task:
+            parts = []
+            for images in batches(dataset, spec, BATCH):
+                parts.append(_run(session, images, artifact))
+                task.advance(len(images))
+    except BackendError as error:
+        return Check(name=name, status="unchecked", detail=str(error))
+    agreement = _agreement(parts, expected)
+    return Check(
+        name=name,
+        status="passed" if agreement >= AGREEMENT else "failed",
+        value=agreement,
+        limit=AGREEMENT,
+        unit="of the images",
+        detail=f"same top-1 class as PyTorch on {agreement:.2%} of {len(expected)} images",
+    )
+
+
+def _agreement(parts: Sequence[NDArray[np.float32]], expected: NDArray[np.float32]) -> float:
+    return float(np.mean(np.concatenate(parts).argmax(axis=1) == expected.argmax(axis=1)))
+
+
+def _run(session: Session, images: NDArray[np.float32], artifact: Artifact) -> NDArray[np.float32]:
+    build = artifact.manifest.build
+    return run_batch(session, images, None if build is None else (build.batch[0], build.batch[2]))
