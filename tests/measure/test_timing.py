@@ -186,3 +186,15 @@ def test_rest_is_waited_for_while_threads_spin_and_no_longer_than_two_seconds():
 def test_options_that_measure_nothing_are_refused():
     with pytest.raises(ValueError, match="at least one round"):
         TurnOptions(rounds=0)
+
+
+def test_turns_become_shorter_when_the_machine_slows_down():
+    machine = Machine()
+
+    class Slowing(ScriptedSession):
+        def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+            self.call_ms = 1.0 if self.taken < 3 else 40.0
+            return super().time(feed, warmup=warmup, iterations=iterations, scope=scope)
+
+    _time([Slowing("model", machine, 1.0)], rounds=5)
+    assert [counted for _, _, counted in machine.turns[1:]] == [100, 100, 100, 13, 13]

@@ -193,7 +193,7 @@ def test_engines_that_were_only_built_are_named_with_the_reason_and_rtx_int8_poi
     said = _verdict(
         TORCH,
         _row("vit.fp16.engine", "fp16", "tensorrt-rtx", "cuda", **engine),
-        _row("vit.int8.engine", "int8", "tensorrt-rtx", "cuda", **engine),
+        _row("vit.int8.engine", "int8", "tensorrt-rtx", "cuda", **{**engine, "size_bytes": 600}),
     )
     assert said[1] == (
         "vit.fp16.engine and vit.int8.engine were built and not run, so neither speed nor accuracy is known: there is "
@@ -257,3 +257,25 @@ def test_speedups_against_different_rows_are_not_compared():
     near = _row("a", timings=(_timing(4.9),))
     assert is_faster(near, b, 1, apart) is None
     assert is_faster(a, b, 8, apart) is None
+
+
+def test_int8_engines_that_are_not_even_smaller_are_not_called_smaller():
+    engine = {"status": "built", "reason": "no GPU", "top1": None, "delta_top1_pp": None}
+    said = _verdict(
+        TORCH,
+        _row("a.engine", "fp16", "tensorrt-rtx", "cuda", **{**engine, "size_bytes": 2_000_000}),
+        _row("b.engine", "int8", "tensorrt-rtx", "cuda", **{**engine, "size_bytes": 3_200_000}),
+    )
+    assert "smaller weights at best (here 3.2 MB against 2.0 MB), not faster arithmetic" in said[2]
+
+
+def test_a_machine_that_was_busy_with_other_work_is_said():
+    baseline = Baseline(row="vit.safetensors", accuracy_against="PyTorch eager FP32", latency_against=None)
+    busy = CONDITIONS.model_copy(update={"other_load_cores": 1.7})
+    said = (
+        "Other processes kept 1.7 cores busy while times were taken: bench again on an idle machine before you rely on "
+        "them."
+    )
+    assert said in give_verdict([TORCH], baseline, busy)
+    calm = CONDITIONS.model_copy(update={"other_load_cores": 0.03})
+    assert said not in give_verdict([TORCH], baseline, calm)

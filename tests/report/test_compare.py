@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import build, rows, timing
+from sample_reports import build, rows, timing
 
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.report import compare, comparison_table

@@ -39,7 +39,7 @@ def _bytes(text: str) -> float:
 
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory) -> Path:
-    from conftest import build, rows
+    from sample_reports import build, rows
 
     folder = tmp_path_factory.mktemp("report")
     write_report(build(rows()), folder)

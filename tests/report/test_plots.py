@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import build, rows, timing
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_reports import build, rows, timing
 
 from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
 from vitdeploy.report.plots import latency_bars, scatters, size_bars

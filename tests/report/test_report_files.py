@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import build, rows, timing
+from sample_reports import build, rows, timing
 
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Report

@@ -19,6 +19,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.sessions import Feed, Scope, Session
 
 PILOT_CALLS = 3
+SLOWED_BY = 1.5
 MAX_CALLS_PER_TURN = 2000
 REST_POLL_S = 0.005
 REST_LIMIT_S = 2.0
@@ -80,44 +81,52 @@ def time_in_turns(
 ) -> Turns:
     """Time every contestant once per round, in an order drawn anew for each round.
 
-    A contestant that raises, or reports durations that cannot be, is out from then on: its blocks are discarded, the
-    others go on. ``rest`` waits until the process is idle (a test hands in its own).
+    How many calls a turn has follows from a few calls before the first round, and again when they have become slower
+    by half: a machine that others begin to use does not stretch the turns. A contestant that raises, or reports
+    durations that cannot be, is out from then on: its blocks are discarded, the others go on. ``rest`` waits until the
+    process is idle (a test hands in its own).
     """
     rest = rest or wait_for_rest
     random = np.random.default_rng(options.seed)
-    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in contestants}
-    plan: dict[str, tuple[int, int]] = {}
-    failures: dict[str, str] = {}
-
-    def turn(name: str, warmup: int, iterations: int) -> NDArray[np.float64] | None:
-        one = contestants[name]
-        rest()
-        try:
-            calls = one.session.time(one.feed, warmup=warmup, iterations=iterations, scope=one.scope)
-        except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
-            failures[name] = f"{type(error).__name__} while it was timed: {first_line(error)}"
-            return None
-        if calls.size != iterations or not np.isfinite(calls).all() or calls.min() <= 0:
-            failures[name] = f"its session returned {calls.size} durations for {iterations} calls, or impossible ones"
-            return None
-        return calls
-
-    with progress.task("Timing", total=(options.rounds + 1) * len(contestants)) as task:
-        for name in contestants:
-            task.describe(name)
-            pilot = turn(name, options.warmup, PILOT_CALLS)
-            if pilot is not None:
-                plan[name] = options.calls(float(np.median(pilot)))
-            task.advance()
-        for _ in range(options.rounds):
-            for index in random.permutation(len(contestants)):
-                name = list(contestants)[index]
+    names = list(contestants)
+    turns = Turns({name: [] for name in names})
+    expected_ms: dict[str, float] = {}
+    with progress.task("Timing", total=(options.rounds + 1) * len(names)) as task:
+        for order in (range(len(names)), *(random.permutation(len(names)) for _ in range(options.rounds))):
+            for name in (names[index] for index in order):
                 task.describe(name)
-                block = turn(name, *plan[name]) if name not in failures else None
-                if block is not None:
-                    blocks[name].append(block)
+                pilot = name not in expected_ms
+                calls = (options.warmup, PILOT_CALLS) if pilot else options.calls(expected_ms[name])
+                block = None if name in turns.failures else _take_turn(name, contestants[name], calls, turns, rest)
                 task.advance()
-    return Turns({name: found for name, found in blocks.items() if name not in failures}, failures)
+                if block is None:
+                    continue
+                if pilot:
+                    expected_ms[name] = float(np.median(block))
+                    continue
+                turns.blocks[name].append(block)
+                if block.mean() > SLOWED_BY * expected_ms[name]:
+                    expected_ms[name] = float(block.mean())
+    for name in turns.failures:
+        del turns.blocks[name]
+    return turns
+
+
+def _take_turn(
+    name: str, contestant: Contestant, calls: tuple[int, int], turns: Turns, rest: Callable[[], object]
+) -> NDArray[np.float64] | None:
+    """Return one block of milliseconds, after the process has come to rest; a failure is noted in ``turns``."""
+    warmup, iterations = calls
+    rest()
+    try:
+        block = contestant.session.time(contestant.feed, warmup=warmup, iterations=iterations, scope=contestant.scope)
+    except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
+        turns.failures[name] = f"{type(error).__name__} while it was timed: {first_line(error)}"
+        return None
+    if block.size != iterations or not np.isfinite(block).all() or block.min() <= 0:
+        turns.failures[name] = f"its session returned {block.size} durations for {iterations} calls, or impossible ones"
+        return None
+    return block
 
 
 def wait_for_rest(

@@ -6,13 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from vitdeploy.measure.wording import ms_text, percent_text, points_range_text, points_text, ratio_text, size_text
+from vitdeploy.measure.wording import (
+    ms_text,
+    number_text,
+    percent_text,
+    points_range_text,
+    points_text,
+    ratio_text,
+    size_text,
+)
 from vitdeploy.records import Baseline, Conditions, Row, Timing
 from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
 
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
 MEDIAN_MARGIN = 0.05
+BUSY_CORES = 0.25
 DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
 
 Kept = Literal["kept", "small loss", "loss", "unknown"]
@@ -35,7 +44,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
     said.extend(_what_was_only_built(rows))
     said.extend(_weight_only(rows))
     said.extend(f"{row.name} failed: {row.reason.rstrip('.')}." for row in rows if row.status == "failed")
-    said.extend(_caveats(measured, baseline))
+    said.extend(_caveats(measured, baseline, conditions))
     return tuple(said)
 
 
@@ -209,19 +218,31 @@ def _what_was_only_built(rows: Sequence[Row]) -> list[str]:
 
 
 def _weight_only(rows: Sequence[Row]) -> list[str]:
-    int8 = [row.name for row in rows if row.backend == "tensorrt-rtx" and row.precision == "int8"]
+    rtx = [row for row in rows if row.backend == "tensorrt-rtx"]
+    int8 = [row for row in rtx if row.precision == "int8"]
     if not int8:
         return []
-    fp16 = [row.name for row in rows if row.backend == "tensorrt-rtx" and row.precision == "fp16"]
-    take = f"take {_list(fp16)} (FP16)" if fp16 else "build the FP16 graph"
+    fp16 = [row for row in rtx if row.precision == "fp16"]
+    take = f"take {_list([row.name for row in fp16])} (FP16)" if fp16 else "build the FP16 graph"
+    saves = "smaller weights"
+    if fp16 and (int8[0].size_bytes or 0) >= (fp16[0].size_bytes or math.inf):
+        saves = (
+            f"smaller weights at best (here {size_text(int8[0].size_bytes)} against {size_text(fp16[0].size_bytes)})"
+        )
     return [
-        f"TensorRT-RTX documents its INT8 as weight-only ({_list(int8)}): smaller weights, not faster arithmetic. For "
-        f"speed {take}, or FP8 on compute capability 8.9 and newer."
+        f"TensorRT-RTX documents its INT8 as weight-only ({_list([row.name for row in int8])}): {saves}, not faster "
+        f"arithmetic. For speed {take}, or FP8 on compute capability 8.9 and newer."
     ]
 
 
-def _caveats(rows: Sequence[Row], baseline: Baseline) -> list[str]:
+def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> list[str]:
     said = []
+    others = conditions.other_load_cores
+    if others is not None and others > BUSY_CORES and any(row.timings for row in rows):
+        said.append(
+            f"Other processes kept {others:.1f} cores busy while times were taken: bench again on an idle machine "
+            f"before you rely on them."
+        )
     if not baseline.accuracy_against.startswith("PyTorch eager"):
         said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
     if rows and all(row.top1 is None for row in rows):
@@ -245,7 +266,7 @@ def _speed(row: Row, batch: int) -> str:
     interval = ""
     if timing.speedup_ci95 is not None:
         low, high = timing.speedup_ci95
-        interval = f" (95 % interval {low:.2f} to {high:.2f})"
+        interval = f" (95 % interval {number_text(low)} to {number_text(high)})"
     return f"{ratio_text(timing.speedup)} as fast as the baseline{interval}, {_ms(row, batch)}"
 
 

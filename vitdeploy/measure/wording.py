@@ -27,6 +27,11 @@ def size_text(size: float | None) -> str:
     return f"{size:.0f} B"
 
 
+def number_text(value: float, digits: int = 2) -> str:
+    """Return a number with ``digits`` decimals, from 100 on with none."""
+    return f"{value:.{digits if abs(value) < 99.95 else 0}f}"
+
+
 def percent_text(fraction: float | None, digits: int = 2) -> str:
     """Return a fraction as ``98.67 %``."""
     return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f} %"
@@ -49,7 +54,7 @@ def points_range_text(interval: Interval | None) -> str:
 
 def ratio_text(ratio: float | None) -> str:
     """Return a speed-up: ``2.31×``."""
-    return UNKNOWN if ratio is None else f"{ratio:.{2 if ratio < 99.95 else 0}f}×"
+    return UNKNOWN if ratio is None else f"{number_text(ratio)}×"
 
 
 def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:

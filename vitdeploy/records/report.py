@@ -104,6 +104,7 @@ class Conditions(Record):
 
     A turn throws ``warmup`` calls away and counts ``iterations`` of them, fewer where they would take more than
     ``block_s``, more where they would take less than ``fill_s``. ``threads`` 0 is each runtime's own choice.
+    ``other_load_cores`` is how many cores other processes kept busy while times were taken.
     """
 
     data: str
@@ -117,6 +118,7 @@ class Conditions(Record):
     block_s: float | None = None
     fill_s: float | None = None
     accuracy_batch: int | None = None
+    other_load_cores: float | None = None
     tf32: bool = False
     seed: int = 0
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitdeploy.measure.verdict import timing_of
-from vitdeploy.measure.wording import UNKNOWN, points_text, size_text
+from vitdeploy.measure.wording import UNKNOWN, number_text, points_text, size_text
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
 from vitdeploy.records.report import BACKEND_TITLES
 
@@ -34,7 +34,7 @@ def interval_text(interval: Interval | None, factor: float = 1.0, digits: int = 
     if interval is None:
         return ""
     low, high = (factor * value for value in interval)
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+    return f"[{number_text(low, digits)}, {number_text(high, digits)}]"
 
 
 def points_interval_text(interval: Interval | None) -> str:
@@ -61,6 +61,8 @@ def condition_facts(report: Report) -> list[Fact]:
     turns += f"{found.iterations}"
     if found.block_s is not None and found.fill_s is not None:
         turns += f" (fewer where they take more than {found.block_s:g} s, more where less than {found.fill_s:g} s)"
+    others, cores = found.other_load_cores, report.environment.cores
+    load = UNKNOWN if others is None else f"other processes kept {others:.2f} of {cores} cores busy while timing"
     facts = [
         Fact("Data", f"{found.data}, {found.n_samples} images"),
         Fact("Data digest", found.data_sha256[:16]),
@@ -69,6 +71,7 @@ def condition_facts(report: Report) -> list[Fact]:
         Fact("Batch sizes", ", ".join(map(str, found.batches))),
         Fact("CPU threads", str(found.threads) if found.threads else "each runtime's own choice"),
         Fact("Turns", turns),
+        Fact("Other load", load),
         Fact("TF32", "allowed" if found.tf32 else "off in every row"),
         Fact("Seed", str(found.seed)),
     ]

@@ -12,6 +12,7 @@ from vitdeploy.artifacts import Artifact, open_artifact, sha256_of_file
 from vitdeploy.datasets import Dataset, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import UsageError
+from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, stage_key
@@ -54,13 +55,14 @@ def bench(
         for entry in entries:
             entry.open(stack, options)
         measure_accuracy(entries, reference, dataset, options, progress)
-        for batch in options.batches:
-            measure_latency(entries, batch, options, progress)
+        with watch_other_load() as load:
+            for batch in options.batches:
+                measure_latency(entries, batch, options, progress)
     if options.processes:
         measure_processes(entries, options, progress)
     rows = tuple(entry.row() for entry in entries)
     record = _baseline_record(entries, reference)
-    conditions = _conditions(dataset, options)
+    conditions = _conditions(dataset, options, load)
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         producer=f"vitdeploy {__version__}",
@@ -146,7 +148,7 @@ def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Bas
     )
 
 
-def _conditions(dataset: Dataset, options: BenchOptions) -> Conditions:
+def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad) -> Conditions:
     turns = options.turns
     return Conditions(
         data=dataset.uri,
@@ -160,6 +162,7 @@ def _conditions(dataset: Dataset, options: BenchOptions) -> Conditions:
         block_s=turns.block_s,
         fill_s=turns.fill_s,
         accuracy_batch=options.accuracy_batch,
+        other_load_cores=load.cores,
         tf32=options.tf32,
         seed=options.seed,
     )
