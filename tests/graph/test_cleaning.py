@@ -1,6 +1,7 @@
 """Passes that make an exported graph small, readable and free of its origin."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx_text import check, ops, parse, run
@@ -186,6 +187,12 @@ def test_names_of_a_foreign_graph_stay_and_become_unique():
     assert len(set(names)) == 3
 
 
+def tensor_with_doc(name, array, text):
+    proto = onnx.numpy_helper.from_array(array, name)
+    proto.doc_string = text
+    return ir.serde.deserialize_tensor(proto)
+
+
 def test_nothing_of_the_machine_is_left_but_the_manifest():
     model = scoped(
         parse("g (float[N, 4] x) => (float[N, 4] y) { a = Relu(x) y = Add(a, k) }", k=np.ones(4, np.float32)),
@@ -194,6 +201,7 @@ def test_nothing_of_the_machine_is_left_but_the_manifest():
     model.graph.initializers["k"].metadata_props["origin"] = "/home/someone"
     model.graph.inputs[0].metadata_props["origin"] = "/home/someone"
     model.graph[0].outputs[0].doc_string = "/home/someone"
+    model.graph.initializers["k"].const_value = tensor_with_doc("k", np.ones(4, np.float32), "/home/someone")
     model.metadata_props.update({"vitdeploy": "{}", "other": "/home/someone"})
     model.graph.metadata_props["signature"] = "/home/someone"
     assert StripMetadata()(model).modified

@@ -52,9 +52,11 @@ def _strip_values(values: Iterable[ir.Value]) -> None:
     for value in values:
         value.metadata_props.clear()
         value.doc_string = None
-        if value.const_value is not None:
-            value.const_value.metadata_props.clear()
-            value.const_value.doc_string = None
+        tensor = value.const_value
+        if tensor is not None:
+            tensor.metadata_props.clear()
+            if tensor.doc_string:  # of a tensor that was read from a file it cannot be set
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
 
 
 def _weight(model: ir.Model) -> int:

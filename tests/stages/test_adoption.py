@@ -1,0 +1,198 @@
+"""A foreign ONNX file gets a manifest, or one line that says what is missing."""
+
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from vitdeploy.artifacts import open_artifact, read_onnx
+from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
+from vitdeploy.stages.export import ExportOptions, export
+
+ADOPT = ExportOptions(preprocess="digits")
+# What a TorchScript exporter of some years ago writes: LayerNorm and GELU in pieces, its own names, opset 14.
+FOREIGN = """<ir_version: 7, opset_import: ["" : 14], doc_string: "from /home/someone">
+net (float[N, 1, 8, 8] pixel_values) => (float[N, 10] scores) <
+    float two = {2.0}, float eps = {0.000001}, float c = {1.4142135}, float one = {1.0}, float half = {0.5},
+    int64[2] flat = {-1, 64}
+> {
+    f = Reshape(pixel_values, flat)
+    m = ReduceMean <axes = [-1]> (f) d = Sub(f, m) p = Pow(d, two) v = ReduceMean <axes = [-1]> (p)
+    e = Add(v, eps) s = Sqrt(e) n = Div(d, s) g = Mul(n, gamma) h = Add(g, beta)
+    a = Div(h, c) r = Erf(a) o = Add(r, one) k = Mul(h, o) q = Mul(k, half)
+    t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t) scores = Add(b, y)
+}"""
+
+
+def write_foreign(path, text=FOREIGN, drop=()):
+    model = ir.from_onnx_text(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("gamma", (64,)), ("beta", (64,)), ("w", (10, 64)), ("b", (10,))):
+        value = next((v for node in model.graph for v in node.inputs if v is not None and v.name == name), None)
+        if value is None or name in drop:
+            continue
+        tensor = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=name)
+        value.const_value, value.shape, value.dtype = tensor, ir.Shape(shape), tensor.dtype
+        model.graph.register_initializer(value)
+    path.parent.mkdir(exist_ok=True)
+    ir.save(model, path)
+    return path
+
+
+def test_a_foreign_graph_becomes_one_of_ours(tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"digit {n}\n" for n in range(10)))
+    source = write_foreign(tmp_path / "foreign.onnx")
+    before = source.read_bytes()
+    options = ExportOptions(preprocess="digits", labels=labels, golden="digits:test")
+    model = export(source, tmp_path / "adopted.onnx", options=options)
+    assert open_artifact(model.path).digest == model.digest
+    assert source.read_bytes() == before
+    manifest = model.manifest
+    assert manifest.model.family == "onnx"
+    assert manifest.model.classes[3] == "digit 3"
+    assert manifest.preprocess.size == (8, 8)
+    assert list(manifest.parents) == ["onnx"]
+    assert [check.name for check in manifest.checks] == [
+        f"logits against foreign.onnx as it was, batch {size}" for size in (1, 2, 5)
+    ]
+    graph = model.load().graph
+    assert [node.op_type for node in graph] == ["Reshape", "LayerNormalization", "Gelu", "MatMul", "Add"]
+    assert (graph.inputs[0].name, graph.outputs[0].name, str(graph.inputs[0].shape[0])) == ("input", "logits", "batch")
+    assert b"/home/someone" not in model.path.read_bytes()
+    onnx.checker.check_model(model.path, full_check=True)
+    assert len(model.golden.pixels) == 8
+
+
+def test_a_file_can_be_adopted_in_place(tmp_path):
+    source = write_foreign(tmp_path / "foreign.onnx")
+    assert export(source, source, options=ADOPT).digest == read_onnx(source).digest
+
+
+def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path, tiny_onnx):
+    model = tiny_onnx.load()
+    bias = model.graph.initializers["head.bias"]
+    bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name="head.bias")
+    path = tmp_path / "edited.onnx"
+    ir.save(model, path)
+    with pytest.raises(ArtifactError, match=r"edited or damaged; if the edit is yours, adopt it again"):
+        read_onnx(path)
+    with pytest.raises(ArtifactError, match=r"edited or damaged"):
+        export(path, tmp_path / "x.onnx")
+    adopted = export(path, tmp_path / "adopted.onnx", options=ADOPT)
+    assert adopted.digest != tiny_onnx.digest
+    assert adopted.manifest.metrics["graph_findings"] == 0
+    names = [node.name for node in adopted.load().graph]
+    assert "blocks.0.attn.qkv/MatMul" in names
+
+
+def test_the_key_follows_content_not_paths(tmp_path):
+    first = export(write_foreign(tmp_path / "a" / "one.onnx"), tmp_path / "one.out.onnx", options=ADOPT)
+    second = export(write_foreign(tmp_path / "b" / "two.onnx"), tmp_path / "two.out.onnx", options=ADOPT)
+    other = export(first.path, tmp_path / "c.onnx", options=ExportOptions(preprocess="digits", opset=17))
+    assert first.manifest.key == second.manifest.key != other.manifest.key
+    assert first.digest == second.digest
+
+
+def test_a_fixed_batch_is_kept_and_noted(tmp_path):
+    source = write_foreign(tmp_path / "fixed.onnx", FOREIGN.replace("[N,", "[3,").replace("-1, 64", "3, 64"))
+    model = export(source, tmp_path / "x.onnx", options=ADOPT)
+    assert [check.name for check in model.manifest.checks] == ["logits against fixed.onnx as it was, batch 3"]
+    assert model.manifest.metrics["graph_findings"] == 1
+
+
+IMAGE, SCORES = "float[N, 1, 8, 8] pixel_values", "float[N, 10] scores"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            IMAGE,
+            "float[N, 3, 8, 8] pixel_values",
+            r"'pixel_values' is float \[N, 3, 8, 8\], but the preprocessing gives C = 1",
+        ),
+        (
+            IMAGE,
+            "float[N, 1, 9, 8] pixel_values",
+            r"but the preprocessing gives H = 8: name the preprocessing that belongs",
+        ),
+        (IMAGE, "float[N, 64] pixel_values", r"expected float32 \[N, C, H, W\]"),
+        (IMAGE, "float16[N, 1, 8, 8] pixel_values", r"is float16 .*, expected float32 \[N, C, H, W\]"),
+        (IMAGE, f"{IMAGE}, float[1] more", "has inputs .*, expected one image input and one logits output"),
+        (SCORES, "float[N, 10, 1] scores", r"expected float32 \[N, classes\]"),
+        (SCORES, "float[N, K] scores", "expected a known number of classes"),
+        (SCORES, f"{SCORES}, float[N, 64] h", "outputs .*, expected one image input and one logits output"),
+    ],
+)
+def test_what_is_no_image_classifier_is_refused(tmp_path, old, new, message):
+    source = write_foreign(tmp_path / "foreign.onnx", FOREIGN.replace(old, new))
+    with pytest.raises(GraphError, match=message) as caught:
+        export(source, tmp_path / "x.onnx", options=ADOPT)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (ExportOptions(), UsageError, "carries no preprocessing: add --preprocess timm:NAME, hf:DIR or FILE.json"),
+        (ExportOptions(preprocess="digits", random_weights=True), UsageError, "brings its own weights"),
+        (ExportOptions(preprocess="digits", reference="digits"), UsageError, "--reference stores PyTorch's logits"),
+        (ExportOptions(preprocess="missing.json"), ArtifactError, "there is no file 'missing.json'"),
+        (ExportOptions(preprocess="timm:vit_tiny_patch16_224"), GraphError, "the preprocessing gives C = 3"),
+        (ExportOptions(preprocess="digits", opset=21), UsageError, "opset 21 is not offered"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
+    source = write_foreign(tmp_path / "foreign.onnx")
+    with pytest.raises(error, match=message):
+        export(source, tmp_path / "x.onnx", options=options)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("one\ntwo\n", DataError, "has 2 class names, the model has 10 outputs"),
+        (b"\xff\xfe\x00", DataError, "is not a text file with one class name per line"),
+        (None, ArtifactError, "there is no file"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, content, error, message):
+    labels = tmp_path / "labels.txt"
+    if content is not None:
+        labels.write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = write_foreign(tmp_path / "foreign.onnx")
+    with pytest.raises(error, match=message):
+        export(source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", labels=labels))
+
+
+def test_a_model_of_ours_needs_no_adoption(tmp_path, tiny_onnx):
+    with pytest.raises(UsageError, match="is a model of vitdeploy already: quantize, build or bench it as it is"):
+        export(tiny_onnx.path, tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is not an ONNX model"), (b"no protobuf at all", "not an ONNX"), (json.dumps({}).encode(), "not an ONNX")],
+)
+def test_a_file_that_is_no_onnx_is_refused(tmp_path, content, message):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        export(path, tmp_path / "y.onnx", options=ADOPT)
+    with pytest.raises(ArtifactError, match="there is no file"):
+        export(tmp_path / "missing.onnx", tmp_path / "y.onnx", options=ADOPT)
+
+
+def test_a_graph_that_onnxruntime_refuses_is_refused(tmp_path):
+    from vitdeploy.errors import BackendError
+
+    source = write_foreign(
+        tmp_path / "broken.onnx", FOREIGN.replace("t = Transpose <perm = [1, 0]> (w)", "t = Identity(w)")
+    )
+    with pytest.raises((BackendError, GraphError)):
+        export(source, tmp_path / "x.onnx", options=ADOPT)

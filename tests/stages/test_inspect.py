@@ -1,0 +1,90 @@
+"""Inspect says what any file is."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_adoption import write_foreign
+
+from vitdeploy.errors import ArtifactError, CheckpointError
+from vitdeploy.stages.inspect import Inspection, inspect
+
+
+def test_an_onnx_model_of_ours(tiny_onnx):
+    found = inspect(tiny_onnx.path)
+    assert found.kind == "onnx"
+    assert found.manifest.model.name == "tiny"
+    assert found.payload_sha256 == tiny_onnx.digest
+    assert found.size_bytes == tiny_onnx.path.stat().st_size
+    assert found.golden_samples == 8
+    graph = found.graph
+    assert (graph.nodes, graph.opset, graph.ir_version, graph.findings) == (60, 20, 10, ())
+    assert graph.operators["MatMul"] == 12
+    assert graph.precisions == {"fp32": 39}
+    assert graph.inputs[0].shape == ("batch", 1, 8, 8)
+    assert graph.outputs[0].model_dump() == {"name": "logits", "dtype": "float", "shape": ("batch", 10)}
+    assert Inspection.model_validate_json(found.model_dump_json()) == found
+
+
+def test_precisions_of_an_fp16_graph(tmp_path, tiny_onnx):
+    from vitdeploy.artifacts import write_onnx
+    from vitdeploy.graph.fp16 import ConvertToFloat16
+
+    model = tiny_onnx.load()
+    ConvertToFloat16()(model)
+    half = write_onnx(tmp_path / "half.onnx", model, tiny_onnx.manifest.model_copy(update={"precision": "fp16"}))
+    assert inspect(half.path).graph.precisions == {"fp16": 39}
+
+
+def test_a_checkpoint_of_ours(tiny_checkpoint):
+    found = inspect(tiny_checkpoint.path)
+    assert found.kind == "checkpoint"
+    tensors = tiny_checkpoint.tensors()
+    assert found.weights.tensors == len(tensors)
+    assert found.weights.parameters == sum(array.size for array in tensors.values())
+    assert found.weights.dtypes == {"float32": len(tensors)}
+    assert found.graph is None
+
+
+def test_a_foreign_onnx_file(tmp_path):
+    found = inspect(write_foreign(tmp_path / "foreign.onnx"))
+    assert found.manifest is None
+    assert "--preprocess" in found.remedy
+    assert found.graph.operators["ReduceMean"] == 2
+    assert found.graph.inputs[0].name == "pixel_values"
+    assert any("not the one 'input'" in finding for finding in found.graph.findings)
+
+
+def test_foreign_weights_with_their_dialect(tmp_path):
+    import timm
+
+    module = timm.create_model("vit_tiny_patch16_224", depth=1)
+    save_file({name: tensor.numpy() for name, tensor in module.state_dict().items()}, tmp_path / "w.safetensors")
+    found = inspect(tmp_path / "w.safetensors")
+    assert found.kind == "weights"
+    assert found.weights.dialect.startswith("timm")
+    assert found.weights.reason.startswith("it has ")
+    assert "--weights" in found.remedy
+
+
+def test_weights_of_no_known_dialect_are_still_described(tmp_path):
+    save_file({"some.tensor": np.zeros((2, 3), np.float32)}, tmp_path / "w.safetensors")
+    found = inspect(tmp_path / "w.safetensors")
+    assert (found.weights.tensors, found.weights.parameters, found.weights.dialect) == (1, 6, None)
+    assert "no dialect that is known" in found.weights.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.onnx", None, "there is no file"),
+        ("empty.onnx", b"", "is not an ONNX model"),
+        ("text.txt", b"hello, this is a text", "is not an ONNX"),
+        ("plan.engine", b"ftrt" + bytes(60), "has no manifest"),
+    ],
+)
+def test_what_is_nothing_is_refused(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ArtifactError, CheckpointError), match=message):
+        inspect(path)

@@ -1,0 +1,124 @@
+"""Verify checks what it can, and says what it could not."""
+
+import shutil
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import write_tiny_checkpoint
+
+from vitdeploy.artifacts import write_engine, write_onnx
+from vitdeploy.artifacts.golden import Golden
+from vitdeploy.errors import ArtifactError
+from vitdeploy.records import BuildInfo
+from vitdeploy.stages.reference import reference_path
+from vitdeploy.stages.verify import verify
+
+
+def by_name(result):
+    return {check.name: check for check in result.checks}
+
+
+def test_a_sound_model_passes_everything(tiny_onnx):
+    result = verify(tiny_onnx.path, "digits:test")
+    assert result.passed
+    assert {name: check.status for name, check in by_name(result).items()} == {
+        "digest": "passed",
+        "onnx checker": "passed",
+        "golden samples": "passed",
+        "parent checkpoint": "passed",
+        "agreement with PyTorch": "passed",
+    }
+    assert by_name(result)["agreement with PyTorch"].value == 1.0
+    assert "tiny.safetensors is the one" in by_name(result)["parent checkpoint"].detail
+
+
+def test_without_its_parents_and_logits_they_are_unchecked(tmp_path, tiny_onnx):
+    shutil.copy(tiny_onnx.path, tmp_path / "alone.onnx")
+    write_tiny_checkpoint(tmp_path / "another.safetensors", seed=5)
+    result = verify(tmp_path / "alone.onnx", "digits:test")
+    assert result.passed
+    assert by_name(result)["parent checkpoint"].status == "unchecked"
+    assert "--reference DATA" in by_name(result)["agreement with PyTorch"].detail
+
+
+@pytest.mark.parametrize("damage", ["zeros", "scale", "permute", "shift", "nan"])
+def test_a_graph_that_no_longer_computes_its_samples_fails(tmp_path, tiny_onnx, damage):
+    """The digests fit, so only running it can tell: as a runtime with a wrong kernel would behave."""
+    golden = tiny_onnx.golden
+    model = tiny_onnx.load()
+    bias = model.graph.initializers["head.bias"]
+    right = bias.const_value.numpy()
+    wrong = {
+        "zeros": 0 * right,
+        "scale": right * 1.01,
+        "permute": right[::-1].copy(),
+        "shift": right + np.float32(0.01),
+        "nan": right * np.nan,
+    }
+    bias.const_value = ir.tensor(wrong[damage], name="head.bias")
+    path = write_onnx(tmp_path / "wrong.onnx", model, tiny_onnx.manifest, golden).path
+    result = verify(path)
+    assert not result.passed
+    check = by_name(result)["golden samples"]
+    assert check.status == "failed"
+    assert check.value > check.limit
+
+
+def test_an_invalid_graph_fails_the_checker(tmp_path, tiny_onnx):
+    model = tiny_onnx.load()
+    node = next(node for node in model.graph if node.op_type == "Softmax")
+    node.attributes["axes"] = ir.AttrInt64("axes", 1)
+    path = write_onnx(tmp_path / "odd.onnx", model, tiny_onnx.manifest).path
+    result = by_name(verify(path))
+    assert result["onnx checker"].status == "failed"
+    assert "axes" in result["onnx checker"].detail
+    assert result["golden samples"].status == "unchecked"
+
+
+def test_disagreement_with_pytorch_fails(tmp_path, tiny_onnx):
+    model = tiny_onnx.load()
+    weight = model.graph.initializers["head.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy()[::-1].copy(), name="head.weight")
+    from vitdeploy.artifacts.digest import onnx_digest
+    from vitdeploy.stages.reference import load_reference, write_reference
+
+    reference = load_reference(tiny_onnx)
+    path = write_onnx(tmp_path / "reversed.onnx", model, tiny_onnx.manifest).path
+    write_reference(path, reference.info.model_copy(update={"onnx_sha256": onnx_digest(model)}), reference.logits)
+    result = verify(path, "digits:test")
+    assert not result.passed
+    assert by_name(result)["agreement with PyTorch"].value < 0.5
+    assert by_name(verify(path, "digits:train"))["agreement with PyTorch"].status == "unchecked"
+
+
+def test_an_engine_finds_its_samples_in_the_graph_beside_it(tmp_path, tiny_onnx):
+    from vitdeploy.backends import get_backend
+    from vitdeploy.stages.verify import find_golden
+
+    build = BuildInfo(backend="tensorrt-rtx", version="1.0", batch=(1, 1, 1))
+    update = {"kind": "engine", "build": build, "golden_sha256": None, "parents": {"onnx": tiny_onnx.digest}}
+    engine = write_engine(tmp_path / "tiny.engine", b"plan", tiny_onnx.manifest.model_copy(update=update))
+    assert find_golden(engine) == (None, "the graph that it was built from does not lie beside it")
+    shutil.copy(tiny_onnx.path, tmp_path / "graph.onnx")
+    golden, _ = find_golden(engine)
+    assert isinstance(golden, Golden)
+    result = by_name(verify(engine.path))
+    assert result["parent onnx"].status == "passed"
+    if get_backend("tensorrt-rtx").can_run() is not None:
+        assert result["golden samples"].status == "unchecked"
+        assert "cannot run here" in result["golden samples"].detail
+
+
+def test_a_checkpoint_is_verified_by_its_digest(tiny_checkpoint):
+    assert [check.name for check in verify(tiny_checkpoint.path).checks] == ["digest"]
+
+
+def test_damage_is_an_error(tmp_path, tiny_onnx):
+    data = bytearray(tiny_onnx.path.read_bytes())
+    position = data.find(tiny_onnx.load().graph.initializers["head.bias"].const_value.tobytes())
+    data[position] ^= 1
+    (tmp_path / "x.onnx").write_bytes(data)
+    with pytest.raises(ArtifactError, match="does not match the digest in its manifest"):
+        verify(tmp_path / "x.onnx")
+    assert reference_path(tmp_path / "x.onnx").name == "x.reference.safetensors"
