@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import GateError, UsageError
-from vitdeploy.measure.verdict import timing_of
-from vitdeploy.measure.wording import UNKNOWN, ms_text, points_text, ratio_text, size_text
-from vitdeploy.records import Report, Row
+from vitdeploy.measure.wording import UNKNOWN, ms_text, points_text, size_text
+from vitdeploy.records import Record, Report, Row
+from vitdeploy.report.files import read_report
 from vitdeploy.report.view import STATUSES
+from vitdeploy.sessions import Scope
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,89 +19,102 @@ if TYPE_CHECKING:
 RowKey = tuple[str, str, str | None]
 
 
-@dataclass(frozen=True)
-class Change:
-    """What became of one row; a number is None where one of the two reports lacks it.
+class TimingChange(Record):
+    """The median of one row at one batch size, before and after; ``ratio`` is after by before, so above 1 is slower."""
 
-    ``delta_top1_pp`` is new minus old, ``speedup`` old p50 by new p50 at ``batch`` (above 1 is faster), ``size_ratio``
-    new by old.
-    """
+    batch: int
+    scope: Scope
+    before_ms: float
+    after_ms: float
+    ratio: float
+
+
+class RowChange(Record):
+    """What became of a row that both reports have; a difference is None where it cannot be taken."""
 
     name: str
-    old: Row | None
-    new: Row | None
-    batch: int | None = None
+    backend: str
+    before_status: str
+    after_status: str
+    before_top1: float | None = None
+    after_top1: float | None = None
     delta_top1_pp: float | None = None
-    speedup: float | None = None
-    size_ratio: float | None = None
+    before_size_bytes: int | None = None
+    after_size_bytes: int | None = None
+    timings: tuple[TimingChange, ...] = ()
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All rows of both reports, and why their numbers may not be comparable."""
+class Comparison(Record):
+    """Two reports, row by row.
 
-    changes: tuple[Change, ...]
-    warnings: tuple[str, ...]
+    ``rows`` are those that both have, by name, backend and device. ``caveats`` say why numbers are not compared, or
+    should be compared with care.
+    """
 
-    def check(self, *, max_drop_pp: float | None = None, max_slowdown: float | None = None) -> None:
-        """Refuse what lost too much.
+    before: str
+    after: str
+    rows: tuple[RowChange, ...]
+    only_before: tuple[str, ...] = ()
+    only_after: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+    def check(self, *, max_drop_pp: float | None = None, max_slowdown_percent: float | None = None) -> None:
+        """Refuse what lost too much; without a limit nothing is refused.
+
+        A row that was measured before and is not any more does not pass, whatever the limit.
 
         Args:
             max_drop_pp: How many points of top-1 a row may lose.
-            max_slowdown: By how much of its time a row may become slower: 0.05 is 5 %.
+            max_slowdown_percent: By how much of its median a row may become slower, at any batch size.
         Raises:
-            GateError: A row passed a limit, or was measured before and is not any more; the line names each.
+            GateError: A row is beyond a limit, or nothing can be held against it; the line names each.
             UsageError: A limit is negative.
         """
-        for name, limit in (("--max-drop", max_drop_pp), ("--max-slowdown", max_slowdown)):
+        for name, limit in (("--max-drop", max_drop_pp), ("--max-slowdown", max_slowdown_percent)):
             if limit is not None and limit < 0:
                 raise UsageError(f"{name} is {limit!r}, expected a limit that is not negative")
-        broken = []
-        for change in self.changes:
-            if change.old is None or change.old.status != "ok":
-                continue
-            if change.new is None or change.new.status != "ok":
-                broken.append(f"{change.name} is {STATUSES[change.new.status] if change.new else 'not there any more'}")
-                continue
-            if max_drop_pp is not None and change.delta_top1_pp is not None and -change.delta_top1_pp > max_drop_pp:
-                broken.append(f"{change.name} lost {-change.delta_top1_pp:.2f} pp of top-1, allowed {max_drop_pp:g}")
-            if max_drop_pp is not None and change.delta_top1_pp is None and change.old.top1 is not None:
-                lost = change.new.top1 is None
-                why = "has no top-1 any more" if lost else "was measured on other data, so its loss is unknown"
-                broken.append(f"{change.name} {why}")
-            if max_slowdown is not None and change.speedup is not None and 1 / change.speedup - 1 > max_slowdown:
-                broken.append(
-                    f"{change.name} is {100 * (1 / change.speedup - 1):.0f} % slower, allowed {100 * max_slowdown:g} %"
-                )
+        if max_drop_pp is None and max_slowdown_percent is None:
+            return
+        broken = [f"{name} is not there any more" for name in self.only_before]
+        for row in self.rows:
+            if row.before_status == "ok" and row.after_status != "ok":
+                broken.append(f"{row.name} was measured and is {STATUSES[row.after_status]} now")
+            elif max_drop_pp is not None:
+                broken += _drop(row, max_drop_pp)
+            broken += _slowdowns(row, max_slowdown_percent)
+        if max_drop_pp is not None and not any(row.delta_top1_pp is not None for row in self.rows):
+            broken.append("the reports have no top-1 of the same candidate on the same data")
+        if max_slowdown_percent is not None and not any(row.timings for row in self.rows):
+            broken.append("the reports have no times of the same candidate on the same machine")
         if broken:
-            raise GateError("; ".join(broken))
+            raise GateError("; ".join(dict.fromkeys(broken)))
 
 
-def compare(old: Report, new: Report) -> Comparison:
-    """Compare rows of the same name, backend and device.
+def compare(before: Report | Path | str, after: Report | Path | str) -> Comparison:
+    """Compare two reports, or files or folders of reports.
 
-    Reports of other data or another machine are compared all the same, with a warning for each difference that makes
-    numbers incomparable; times of another machine are left out.
+    Accuracies on other data and times of another machine are left out, with a caveat that says so.
+
+    Raises:
+        ArtifactError: A file is missing or is no report.
     """
+    names = [_name(before, "before"), _name(after, "after")]
+    old, new = (one if isinstance(one, Report) else read_report(one) for one in (before, after))
     same_machine = (old.environment.cpu, old.environment.gpu) == (new.environment.cpu, new.environment.gpu)
     same_data = old.conditions.data_sha256 == new.conditions.data_sha256
-    before, after = ({_key(row): row for row in report.rows} for report in (old, new))
-    changes = []
-    for key in dict.fromkeys((*before, *after)):
-        one, two = before.get(key), after.get(key)
-        batch = _common_batch(one, two, new.conditions.batches) if same_machine else None
-        changes.append(
-            Change(
-                name=key[0],
-                old=one,
-                new=two,
-                batch=batch,
-                delta_top1_pp=_delta(one, two) if same_data else None,
-                speedup=_speedup(one, two, batch),
-                size_ratio=_size_ratio(one, two),
-            )
-        )
-    return Comparison(tuple(changes), tuple(_warnings(old, new, same_machine, same_data)))
+    rows_before, rows_after = ({_key(row): row for row in report.rows} for report in (old, new))
+    return Comparison(
+        before=names[0],
+        after=names[1],
+        rows=tuple(
+            _change(row, rows_after[key], same_data=same_data, same_machine=same_machine)
+            for key, row in rows_before.items()
+            if key in rows_after
+        ),
+        only_before=tuple(row.name for key, row in rows_before.items() if key not in rows_after),
+        only_after=tuple(row.name for key, row in rows_after.items() if key not in rows_before),
+        caveats=tuple(_caveats(old, new, same_machine=same_machine, same_data=same_data)),
+    )
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -110,82 +124,107 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, caption_justify="left")
-    grid.caption = Text("\n".join(comparison.warnings), style="not italic not dim yellow")
+    said = [f"only before: {name}" for name in comparison.only_before]
+    said += [f"only after: {name}" for name in comparison.only_after]
+    grid.caption = Text("\n".join([*said, *comparison.caveats]), style="not italic not dim yellow")
     grid.add_column("Artifact", overflow="fold")
-    for name in ("Top-1 %", "Δ pp", "p50 ms", "New by old", "Size"):
+    for name in ("Top-1 %", "Δ pp", "Batch", "p50 ms", "Change", "Size"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for change in comparison.changes:
+    for row in comparison.rows:
+        times = [timing for timing in row.timings if timing.scope == "end_to_end"]
         grid.add_row(
-            Text(change.name, style="bold"),
-            f"{_top1(change.old)} → {_top1(change.new)}",
-            points_text(change.delta_top1_pp),
-            f"{_p50(change.old, change.batch)} → {_p50(change.new, change.batch)}",
-            f"{ratio_text(change.speedup)} as fast" if change.speedup is not None else UNKNOWN,
-            f"{_size(change.old)} → {_size(change.new)}",
+            Text(row.name, style="bold"),
+            _top1(row),
+            points_text(row.delta_top1_pp),
+            "\n".join(str(timing.batch) for timing in times),
+            "\n".join(f"{ms_text(timing.before_ms)} → {ms_text(timing.after_ms)}" for timing in times),
+            "\n".join(f"{100 * (timing.ratio - 1):+.1f} %" for timing in times),
+            f"{size_text(row.before_size_bytes)} → {size_text(row.after_size_bytes)}",
         )
     return grid
+
+
+def _change(old: Row, new: Row, *, same_data: bool, same_machine: bool) -> RowChange:
+    comparable = same_data and old.top1 is not None and new.top1 is not None
+    return RowChange(
+        name=old.name,
+        backend=old.backend,
+        before_status=old.status,
+        after_status=new.status,
+        before_top1=old.top1,
+        after_top1=new.top1,
+        delta_top1_pp=100 * ((new.top1 or 0.0) - (old.top1 or 0.0)) if comparable else None,
+        before_size_bytes=old.size_bytes,
+        after_size_bytes=new.size_bytes,
+        timings=_timings(old, new) if same_machine else (),
+    )
+
+
+def _timings(old: Row, new: Row) -> tuple[TimingChange, ...]:
+    after = {(timing.batch, timing.scope): timing for timing in new.timings}
+    return tuple(
+        TimingChange(
+            batch=timing.batch,
+            scope=timing.scope,
+            before_ms=timing.p50_ms,
+            after_ms=later.p50_ms,
+            ratio=later.p50_ms / timing.p50_ms,
+        )
+        for timing in old.timings
+        if (later := after.get((timing.batch, timing.scope))) is not None
+    )
+
+
+def _drop(row: RowChange, limit: float) -> list[str]:
+    if row.delta_top1_pp is not None:
+        lost = -row.delta_top1_pp
+        return [f"{row.name} lost {lost:.2f} pp of top-1, allowed {limit:g}"] if lost > limit else []
+    if row.before_top1 is None:
+        return []
+    if row.after_top1 is None:
+        return [f"{row.name} has no top-1 any more"]
+    return [f"{row.name} was measured on other data, so its loss is unknown"]
+
+
+def _slowdowns(row: RowChange, limit_percent: float | None) -> list[str]:
+    if limit_percent is None:
+        return []
+    return [
+        f"{row.name} is {100 * (timing.ratio - 1):.1f} % slower at batch {timing.batch}, allowed {limit_percent:g}"
+        for timing in row.timings
+        if 100 * (timing.ratio - 1) > limit_percent
+    ]
+
+
+def _caveats(old: Report, new: Report, *, same_machine: bool, same_data: bool) -> list[str]:
+    said = []
+    if not same_data:
+        said.append(f"the data differ ({old.conditions.data}, {new.conditions.data}): accuracies are not compared")
+    if not same_machine:
+        machines = " and ".join(f"{one.environment.cpu}, {one.environment.gpu or 'no GPU'}" for one in (old, new))
+        said.append(f"the machines differ ({machines}): times are not compared")
+    for name in ("threads", "tf32"):
+        before, after = getattr(old.conditions, name), getattr(new.conditions, name)
+        if before != after:
+            said.append(f"the conditions differ: {name} {before}, then {after}")
+    changed = _changed_versions(old.versions, new.versions)
+    if changed:
+        said.append(f"library versions differ: {', '.join(changed)}")
+    return said
+
+
+def _changed_versions(old: dict[str, str], new: dict[str, str]) -> Sequence[str]:
+    return [f"{name} {old[name]} → {new[name]}" for name in sorted(set(old) & set(new)) if old[name] != new[name]]
 
 
 def _key(row: Row) -> RowKey:
     return row.name, row.backend, row.device
 
 
-def _delta(old: Row | None, new: Row | None) -> float | None:
-    if old is None or new is None or old.top1 is None or new.top1 is None:
-        return None
-    return 100 * (new.top1 - old.top1)
+def _name(report: Report | Path | str, otherwise: str) -> str:
+    return otherwise if isinstance(report, Report) else str(report)
 
 
-def _common_batch(old: Row | None, new: Row | None, batches: Sequence[int]) -> int | None:
-    if old is None or new is None:
-        return None
-    return next((batch for batch in batches if timing_of(old, batch) and timing_of(new, batch)), None)
-
-
-def _speedup(old: Row | None, new: Row | None, batch: int | None) -> float | None:
-    if old is None or new is None or batch is None:
-        return None
-    before, after = timing_of(old, batch), timing_of(new, batch)
-    return before.p50_ms / after.p50_ms if before is not None and after is not None else None
-
-
-def _size_ratio(old: Row | None, new: Row | None) -> float | None:
-    if old is None or new is None or not old.size_bytes or new.size_bytes is None:
-        return None
-    return new.size_bytes / old.size_bytes
-
-
-def _warnings(old: Report, new: Report, same_machine: bool, same_data: bool) -> list[str]:
-    said = []
-    if not same_data:
-        said.append(
-            f"measured on different data ({old.conditions.data}, {new.conditions.data}): accuracies are not compared"
-        )
-    if not same_machine:
-        machines = " and ".join(f"{one.environment.cpu}, {one.environment.gpu or 'no GPU'}" for one in (old, new))
-        said.append(f"measured on different machines ({machines}): times are not compared")
-    for name in ("threads", "tf32"):
-        before, after = getattr(old.conditions, name), getattr(new.conditions, name)
-        if before != after:
-            said.append(f"measured under different conditions: {name} {before} and {after}")
-    changed = [
-        f"{name} {old.versions[name]} → {new.versions[name]}"
-        for name in sorted(set(old.versions) & set(new.versions))
-        if old.versions[name] != new.versions[name]
-    ]
-    if changed:
-        said.append(f"other library versions: {', '.join(changed)}")
-    return said
-
-
-def _top1(row: Row | None) -> str:
-    return UNKNOWN if row is None or row.top1 is None else f"{100 * row.top1:.2f}"
-
-
-def _p50(row: Row | None, batch: int | None) -> str:
-    timing = timing_of(row, batch) if row is not None and batch is not None else None
-    return ms_text(timing.p50_ms if timing is not None else None)
-
-
-def _size(row: Row | None) -> str:
-    return size_text(row.size_bytes if row is not None else None)
+def _top1(row: RowChange) -> str:
+    before, after = (UNKNOWN if value is None else f"{100 * value:.2f}" for value in (row.before_top1, row.after_top1))
+    return f"{before} → {after}"
