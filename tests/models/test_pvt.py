@@ -94,7 +94,7 @@ def test_reduction_without_a_partner_is_left_out():
 def test_pool_is_the_adaptive_average(grid):
     x = torch.randn(2, 3, *grid)
     pool = AdaptivePool(grid, 7)
-    torch.testing.assert_close(pool(x), nn.functional.adaptive_avg_pool2d(x, 7), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pool(as_tokens(x)), nn.functional.adaptive_avg_pool2d(x, 7), atol=1e-6, rtol=1e-5)
     assert (pool.matrix is None) == (grid[0] % 7 == grid[1] % 7 == 0)
     assert pool.state_dict() == {}
 

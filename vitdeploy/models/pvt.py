@@ -32,13 +32,13 @@ Grid = tuple[int, int]
 
 
 def as_map(x: Tensor, grid: Grid) -> Tensor:
-    """Lay tokens [B, N, D] out as a feature map [B, D, H, W]."""
-    return x.transpose(1, 2).reshape(-1, x.shape[2], *grid)
+    """Lay tokens [B, N, D] out as a feature map [B, D, H, W], whose memory is channels-last and not copied."""
+    return x.reshape(-1, *grid, x.shape[2]).permute(0, 3, 1, 2)
 
 
 def as_tokens(x: Tensor) -> Tensor:
     """List a feature map [B, D, H, W] as tokens [B, N, D], row by row."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[2] * x.shape[3], x.shape[1])
 
 
 class ReducedAttention(nn.Module):

@@ -51,7 +51,7 @@ class PooledAttention(ReducedAttention):
         """Map [B, N, D] to [B, P², D]."""
         assert self.sr is not None
         assert self.norm is not None
-        return self.act(self.norm(as_tokens(self.sr(self.pool(as_map(x, self.grid))))))
+        return self.act(self.norm(as_tokens(self.sr(self.pool(x)))))
 
 
 class AdaptivePool(nn.Module):
@@ -62,20 +62,22 @@ class AdaptivePool(nn.Module):
 
     def __init__(self, grid: Grid, side: int) -> None:
         super().__init__()
+        self.grid = grid
         self.side = side
         self.kernel = tuple(length // side for length in grid) if all(length % side == 0 for length in grid) else None
         matrix = None
         if self.kernel is None:
-            matrix = torch.kron(_averages(grid[0], side), _averages(grid[1], side)).T.contiguous()
+            matrix = torch.kron(_averages(grid[0], side), _averages(grid[1], side))
         self.matrix: Tensor | None
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, D, H, W] to [B, D, P, P]."""
+        """Map tokens [B, N, D] to a feature map [B, D, P, P]."""
         if self.matrix is not None:
-            return (x.flatten(2) @ self.matrix.to(x)).reshape(-1, x.shape[1], self.side, self.side)
+            return as_map(self.matrix.to(x) @ x, (self.side, self.side))
         assert self.kernel is not None
-        return x if self.kernel == (1, 1) else F.avg_pool2d(x, self.kernel)
+        cells = as_map(x, self.grid)
+        return cells if self.kernel == (1, 1) else F.avg_pool2d(cells, self.kernel)
 
 
 def _averages(length: int, side: int) -> Tensor:
