@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,13 @@ from vitdeploy.backends.session import CheckedSession
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.preprocess import normalize
-from vitdeploy.records import BuildInfo, Manifest, ModelSpec, Report
+from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
 from vitdeploy.stages.bench import BenchOptions, bench, bench_key, open_test_data
 from vitdeploy.stages.candidates import of_artifact, with_unique_names
 from vitdeploy.stages.reference import ReferenceInfo, write_reference
 
+ROOT = Path(__file__).parents[2]
 QUICK = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False)
 PREPROCESS = open_dataset("digits").preprocess
 SPEC = ModelSpec(family="linear", name="digits-linear", arguments={"num_classes": 10}, classes=tuple("0123456789"))
@@ -403,6 +407,32 @@ def test_a_graph_made_for_another_runtime_says_so(tmp_path):
     assert _row(report, "m.ort.onnx").notes == ()
 
 
+def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_baseline(tmp_path):
+    pytest.importorskip("openvino")
+    model = _onnx(tmp_path / "m.onnx")
+    options = BenchOptions(**{**QUICK.__dict__, "runtimes": ("onnxruntime", "openvino")})
+    for baseline in (None, str(model.path)):
+        report = bench([model.path], "digits", baseline=baseline, options=options)
+        first, second = report.rows
+        assert [row.name for row in report.rows] == ["m.onnx (ONNX Runtime, CPU)", "m.onnx (OpenVINO, CPU)"]
+        assert report.baseline.row == first.name
+        assert report.baseline.latency_rows == {second.name: first.name}
+        assert second.logits_identical or second.logits_sqnr_db > 80
+        assert second.delta_top1_pp == 0
+
+
+def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(tmp_path):
+    test = open_dataset("digits:test")
+    info = {"data": "digits", "samples": 450, "method": "minmax"}
+    own = CalibrationInfo(set_sha256=test.digest, **info)
+    other = CalibrationInfo(set_sha256="0" * 64, **info)
+    a = _onnx(tmp_path / "a.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=own)
+    b = _onnx(tmp_path / "b.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=other)
+    report = bench([a.path, b.path], "digits", options=QUICK)
+    assert any("calibrated on the same images" in note for note in _row(report, "a.onnx").notes)
+    assert _row(report, "b.onnx").notes == ()
+
+
 def test_images_without_labels_give_fidelity_without_accuracy(tmp_path):
     test = open_dataset("digits:test")
     folder = tmp_path / "flat"
@@ -537,3 +567,72 @@ def test_the_process_of_a_candidate_that_dies_leaves_a_note_and_the_row_stands(t
     assert row.status == "ok"
     assert (row.load_ms, row.peak_memory_bytes) == (None, None)
     assert any("load time and memory are unknown" in note for note in row.notes)
+
+
+def _run_python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter that finds this checkout, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_key_is_known_without_torch_or_onnxruntime(tmp_path):
+    model = _onnx(tmp_path / "m.onnx")
+    code = """
+import sys
+from vitdeploy.stages.bench import bench_key
+print(bench_key([sys.argv[1]], "digits"))
+print(sorted({"torch", "onnxruntime", "openvino", "tensorrt_rtx", "matplotlib"} & set(sys.modules)))
+"""
+    key, loaded = _run_python(code, str(model.path)).split()
+    assert key == bench_key([model.path], "digits")
+    assert loaded == "[]"
+
+
+def test_a_bench_runs_where_torch_cannot_be_imported(tmp_path):
+    model = _onnx(tmp_path / "m.onnx")
+    code = """
+import sys
+sys.modules["torch"] = None
+from vitdeploy.stages.bench import BenchOptions, bench
+from vitdeploy.report import write_report
+options = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False)
+report = bench([sys.argv[1]], "digits", options=options)
+write_report(report, sys.argv[2])
+print(report.rows[0].status, report.baseline.accuracy_against, sep="|")
+"""
+    status, against = _run_python(code, str(model.path), str(tmp_path / "report")).strip().split("|")
+    assert status == "ok"
+    assert "torch is not installed" in against
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_it(tmp_path):
+    """Nothing scripted: PyTorch, its process of its own, and a graph that export wrote."""
+    torch = pytest.importorskip("torch")
+    from vitdeploy.models.registry import create_model
+    from vitdeploy.stages.export import export
+
+    arguments = {"image_size": 8, "patch": 4, "channels": 1, "num_classes": 10, "width": 32, "depth": 1, "heads": 2}
+    torch.manual_seed(0)
+    module = create_model("vit", **arguments)
+    spec = ModelSpec(family="vit", name="small", arguments=arguments, classes=SPEC.classes)
+    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    checkpoint = write_checkpoint(tmp_path / "vit.safetensors", weights, _manifest(kind="checkpoint", model=spec))
+    model = export(str(checkpoint.path), tmp_path / "vit.onnx")
+    options = BenchOptions(**{**QUICK.__dict__, "processes": True, "threads": 1})
+    report = bench([model.path], "digits", options=options)
+    base, row = report.rows
+    assert (base.name, base.backend, base.provider) == ("vit.safetensors", "pytorch", "eager-cpu")
+    assert base.peak_memory_bytes > row.peak_memory_bytes  # torch is the larger library
+    assert row.logits_sqnr_db > 90
+    assert row.agreement == 1.0
+    assert row.delta_top1_pp == 0.0
+    assert row.timings[0].speedup_ci95 is not None
+    assert report.baseline.latency_rows == {"vit.onnx": "vit.safetensors"}

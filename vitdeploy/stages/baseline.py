@@ -87,7 +87,7 @@ def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Bas
     if graphs:
         title = BACKEND_TITLES[graphs[0].backend]
         return BaselineChoice(
-            tuple(one for one in graphs if one.digest == graphs[0].digest),
+            _first_per_device(one for one in graphs if one.digest == graphs[0].digest),
             accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
         )
     return BaselineChoice(
@@ -154,7 +154,7 @@ def _named(scene: Scene, source: str) -> BaselineChoice:
     if isinstance(artifact, Checkpoint):
         rows = list_checkpoints([artifact], scene.others, scene.device)
         return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {path.name}")
-    rows = list_candidates([artifact], scene.runtimes, scene.device)
+    rows = list(_first_per_device(list_candidates([artifact], scene.runtimes, scene.device)))
     title = BACKEND_TITLES.get(rows[0].backend, rows[0].backend)
     return BaselineChoice(tuple(rows), accuracy_against=f"{path.name} under {title}, as asked for")
 
@@ -166,6 +166,14 @@ def _is_ours(path: Path) -> bool:
     if path.suffix in {".onnx", ".engine", ".plan"} or sidecar_of(path).is_file():
         return True
     return path.suffix == ".safetensors" and METADATA_KEY in safetensors_metadata(path)
+
+
+def _first_per_device(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return one candidate for each device: there is one baseline, whatever runtimes were asked for."""
+    first: dict[Device, Candidate] = {}
+    for one in candidates:
+        first.setdefault(one.device, one)
+    return tuple(first.values())
 
 
 def _first_checkpoint(artifacts: Iterable[Artifact]) -> Checkpoint | None:

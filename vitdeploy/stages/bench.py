@@ -118,12 +118,22 @@ def _plan(
         Entry(one, is_baseline=index < len(first))
         for index, one in enumerate(with_unique_names([*first.values(), *rest]))
     ]
+    _note_calibration_images(entries, dataset)
     for entry in entries:
         if device is not None and entry.candidate.device != device:
             entry.why_not = f"it runs on device {entry.candidate.device!r}, and only {device!r} was asked for"
         else:
             entry.why_not = entry.candidate.cannot_run()
     return entries, reference
+
+
+def _note_calibration_images(entries: Sequence[Entry], dataset: Dataset) -> None:
+    """Say of each artifact that was calibrated on the very data it is judged on: it then looks better than it is."""
+    for entry in entries:
+        artifact = entry.candidate.artifact
+        calibration = artifact.manifest.calibration if artifact is not None else None
+        if calibration is not None and calibration.set_sha256 == dataset.digest:
+            entry.notes.append("its ranges were calibrated on the same images as it is judged on here")
 
 
 def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:
