@@ -279,3 +279,22 @@ def test_a_machine_that_was_busy_with_other_work_is_said():
     assert said in give_verdict([TORCH], baseline, busy)
     calm = CONDITIONS.model_copy(update={"other_load_cores": 0.03})
     assert said not in give_verdict([TORCH], baseline, calm)
+
+
+def test_the_baseline_of_a_second_device_is_one_too():
+    """It has no differences, as it is what the others on its device differ from."""
+    blank = {"delta_top1_pp": None, "delta_ci95_pp": None}
+    cpu, gpu = TORCH, _row("vit (CUDA)", backend="pytorch", device="cuda", timings=(_timing(6.0),), **blank)
+    slow = _row("slow.onnx", device="cuda", timings=(_timing(9.0, 0.67, (0.6, 0.7)),))
+    fast = _row("fast.engine", "fp16", "tensorrt", "cuda", timings=(_timing(1.0, 6.0, (5.8, 6.2)),), size_bytes=500)
+    baseline = Baseline(
+        row=cpu.name,
+        accuracy_against="PyTorch eager FP32",
+        latency_against="",
+        latency_rows={"slow.onnx": gpu.name, "fast.engine": gpu.name},
+    )
+    assert accuracy_kept(gpu, baseline) == "kept"
+    assert give_verdict([cpu, gpu, slow], baseline, CONDITIONS)[1].startswith(
+        "On this GPU, keep the baseline vit (CUDA)"
+    )
+    assert give_verdict([cpu, gpu, fast], baseline, CONDITIONS)[1].endswith("500 B instead of 1.0 kB.")

@@ -101,3 +101,13 @@ def test_long_names_are_cut_in_their_middle():
     assert bar.label.endswith("int8.engine")
     assert "…" in bar.label
     assert long.name in bar.title
+
+
+def test_a_file_that_two_runtimes_opened_has_one_bar():
+    base = rows()[1].model_copy(update={"payload_sha256": "ab"})
+    twice = tuple(
+        base.model_copy(update={"name": f"digits.onnx ({place})"}) for place in ("ONNX Runtime, CPU", "OpenVINO, CPU")
+    )
+    chart = size_bars(build((rows()[0], *twice)))
+    assert chart is not None
+    assert [bar.label for bar in chart.bars] == ["digits.safetensors", "digits.onnx"]

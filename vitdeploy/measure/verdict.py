@@ -54,7 +54,7 @@ def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
     ``loss``: more than 1 pp of top-1 on these images, whatever the interval; ``small loss``: less, but the interval
     excludes zero; without labels the same from agreement (0.99, and 0.97 for a small loss).
     """
-    if row.name == baseline.row:
+    if is_baseline(row, baseline):
         return "kept"
     if row.delta_top1_pp is not None and row.delta_ci95_pp is not None:
         if row.delta_top1_pp < -MAX_DROP_PP:
@@ -65,6 +65,13 @@ def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
     if row.agreement >= MIN_AGREEMENT:
         return "kept"
     return "small loss" if row.agreement >= 3 * MIN_AGREEMENT - 2 else "loss"
+
+
+def is_baseline(row: Row, baseline: Baseline) -> bool:
+    """Return whether a row is the baseline, on whichever device: others are compared with it, and it with none."""
+    if row.name == baseline.row:
+        return True
+    return row.name in baseline.latency_rows.values() and row.delta_top1_pp is None and row.agreement is None
 
 
 def is_faster(one: Row, other: Row, batch: int, baseline: Baseline) -> bool | None:
@@ -141,7 +148,7 @@ def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
 
 
 def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline) -> str:
-    if best.name == baseline.row:
+    if is_baseline(best, baseline):
         if len(fit) == 1:
             return f"{where}, only the baseline {best.name} keeps the accuracy: ship it ({_speed(best, batch)})."
         return (
@@ -155,7 +162,7 @@ def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, basel
         parts.append(f"top-1 {percent_text(best.top1)}, {change} (95 % interval {interval} pp)")
     elif best.agreement is not None:
         parts.append(f"it agrees with the baseline on {percent_text(best.agreement, 1)} of the images")
-    other = next((row for row in fit if row.name == baseline.row), None)
+    other = next((row for row in fit if is_baseline(row, baseline)), None)
     if best.size_bytes and other is not None and other.size_bytes:
         parts.append(f"{size_text(best.size_bytes)} instead of {size_text(other.size_bytes)}")
     if accuracy_kept(best, baseline) == "small loss":

@@ -236,8 +236,17 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
 
 
 def size_bars(report: Report) -> Bars | None:
-    """Return the file size of every candidate that is a file, those that were not run too."""
-    rows = [row for row in report.rows if row.size_bytes is not None]
+    """Return the size of every file, those that were not run too; one that several runtimes opened is there once."""
+    names: dict[str, list[Row]] = {}
+    for row in report.rows:
+        if row.size_bytes is not None:
+            names.setdefault(row.payload_sha256 or row.name, []).append(row)
+    rows = [
+        same[0]
+        if len(same) == 1
+        else same[0].model_copy(update={"name": same[0].name.rpartition(" (")[0] or same[0].name})
+        for same in names.values()
+    ]
     if not rows:
         return None
     left = _left(rows)
@@ -281,7 +290,7 @@ def _left(rows: Sequence[Row]) -> float:
 
 def _shortened(name: str, width: float) -> str:
     """Return a name cut in its middle to what fits ``width`` pixels: both ends tell files apart."""
-    letters = int((width - 16) / LETTER_WIDTH)
+    letters = round((width - 16) / LETTER_WIDTH)
     if len(name) <= letters:
         return name
     head = (letters - 1) // 2
