@@ -175,38 +175,30 @@ def test_position_is_resized_by_the_rule_that_the_original_applies_at_each_call(
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def plain_blocks(blocks: int) -> Counter[str]:
-    """The operators of blocks with a q, a kv and no reduction."""
-    once = ["LayerNormalization"] * 2 + ["MatMul"] * 7 + ["Add"] * 7 + ["Split", "Mul", "Softmax", "Gelu"]
-    return Counter(
-        {name: blocks * count for name, count in Counter(once + ["Reshape"] * 4 + ["Transpose"] * 4).items()}
-    )
-
-
-MAP = ["Transpose", "Reshape", "Conv", "Reshape", "Transpose"]
-HEAD = {
-    "v1": ["Add"] * 4 + ["Pad", "Gather"] + ["LayerNormalization"] * 5 + ["Transpose", "Reshape"] * 7,
-    "v2": ["LayerNormalization"] * 8 + ["Transpose", "Reshape"] * 7 + ["ReduceMean"],
+BLOCK = ["LayerNormalization"] * 2 + ["MatMul"] * 7 + ["Add"] * 7 + ["Split", "Mul", "Softmax", "Gelu"]
+BLOCK += ["Reshape", "Transpose"] * 4
+MAP = ["Reshape", "Transpose", "Conv", "Transpose", "Reshape"]
+EMBED = ["Conv", "Transpose", "Reshape", "LayerNormalization"]
+STAGES = [*EMBED, "Reshape", "Transpose", *EMBED, "Gemm"]
+REDUCED = [*MAP, "LayerNormalization"]
+# Stages of two and of one block: what stands around the blocks, and what reductions and convolutions add to them.
+OPERATORS = {
+    "v1": [*STAGES, "Add", "Pad", "Add", "Gather", "LayerNormalization", *REDUCED, *REDUCED],
+    "v2": [*STAGES, "LayerNormalization", "LayerNormalization", "ReduceMean", *MAP, *MAP, *MAP],
 }
-
-
-def operators_of(name: str) -> Counter[str]:
-    """Blocks, four patch projections, and per block what a reduction and a depthwise convolution add."""
-    expected = plain_blocks(5) + Counter([*HEAD[name[:2]], *["Conv"] * 4, "Gemm"])
-    if name != "v1":
-        expected += Counter(MAP * 5)
-    if "linear" not in name:
-        expected += Counter([*MAP, "LayerNormalization"] * 4)
-    else:
-        expected += Counter([*MAP, "LayerNormalization", "Gelu", "Relu"] * 5)
-        # A grid that 7 divides needs a pooling, one of 7×7 nothing, and others a product.
-        expected += Counter(["AveragePool"] * 2 + ["MatMul"] * 2 if name == "v2 linear" else ["MatMul"] * 5)
-    return expected
+LINEAR = OPERATORS["v2"] + [*REDUCED, "Gelu", "Relu"] * 3
+# 7 divides 14×14 tokens, and 7×7 need no pooling; 12×12 and 6×6 take a product with a constant.
+OPERATORS |= {"v2 linear": LINEAR + ["AveragePool"] * 2, "v2 linear by a matrix": LINEAR + ["MatMul"] * 3}
+OPERATORS["v2"] = [*OPERATORS["v2"], *REDUCED, *REDUCED]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_graph_is_small_right_at_every_batch_and_builds_an_engine(name, tmp_path):
+    two = {key: values[:2] for key, values in SHAPE.items() if key != "num_classes"}
+    two |= {"sr_ratios": [2, 1], "patches": [4, 2] if name == "v1" else [7, 3]}
+    two |= {} if name == "v1" else {"strides": [4, 2]}
+    size = 48 if "matrix" in name else 56
     path = tmp_path / "model.onnx"
-    operators = exported(tiny(name), picture(name), path)
-    assert Counter(operators) == operators_of(name)
+    operators = exported(tiny(name, **two, image_size=size), torch.randn(2, 3, size, size), path)
+    assert Counter(operators) == Counter(BLOCK * 3 + OPERATORS[name])
     assert built_for_sm89(path) > 0
