@@ -49,7 +49,14 @@ def split_heads(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> tuple[Tensor,
 
 
 def attend(q: Tensor, k_t: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Return softmax(scale · q kᵀ + bias) v, [B, H, N, d]; ``bias`` broadcasts to [B, H, N, M]."""
+    """Return softmax(scale · q kᵀ + bias) v, [B, H, N, d]; ``bias`` broadcasts to [B, H, N, M].
+
+    PyTorch runs its fused kernel, which is faster and holds no [N, M]; an export gets the plain operators, of which
+    runtimes make their own fused kernel.
+    """
+    if not torch.compiler.is_exporting():
+        mask = None if bias is None else bias.to(q.dtype)
+        return nn.functional.scaled_dot_product_attention(q, k_t.transpose(-1, -2), v, attn_mask=mask, scale=scale)
     scores = (q * scale) @ k_t
     if bias is not None:
         scores = scores + bias
