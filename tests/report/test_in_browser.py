@@ -104,7 +104,7 @@ def test_the_verdict_is_shown_word_for_word(page, raw):
     shown = json.loads(
         page.evaluate('JSON.stringify([...document.querySelectorAll(".verdict li")].map(item => item.innerText))')
     )
-    assert shown == raw["verdict"]
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in shown] == raw["verdict"]
 
 
 def test_the_plots_are_there_and_have_words_for_who_cannot_see_them(page, raw):

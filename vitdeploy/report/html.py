@@ -64,6 +64,7 @@ def _templates() -> Environment:
         "ratio": wording.ratio_text,
         "interval": view.interval_text,
         "runtime": view.runtime_text,
+        "unbroken": view.unbroken,
         "layers": view.layers_text,
     }
     templates.globals["decibel"] = wording.decibel_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from vitdeploy.measure.wording import UNKNOWN, number_text, points_text, size_te
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
 from vitdeploy.records.report import BACKEND_TITLES
 
+NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 SCOPES = {"end_to_end": "end to end", "device": "on the device"}
 STATUSES = {"ok": "measured", "built": "built, not run", "skipped": "skipped", "failed": "failed"}
@@ -101,6 +103,11 @@ def environment_facts(machine: Environment) -> list[Fact]:
         *(Fact(name, value) for name, value in rest.items() if value is not None),
         Fact("System", f"{machine.os}, Python {machine.python}"),
     ]
+
+
+def unbroken(text: str) -> str:
+    """Return a text in which a number and its unit stay on one line."""
+    return NUMBER_AND_UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
 def layers_text(row: Row) -> str:
