@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from vitdeploy.errors import CalibrationError
 from vitdeploy.quantization.affine import (
     dequantize_affine,
+    pairwise_scale,
     quantize_affine,
     quantize_fp8,
     scale_of,
@@ -80,6 +81,23 @@ def test_storable_fp16_scale_is_the_next_half_that_is_not_smaller(amax):
     assert stored >= min(scale, 65504.0)
     below = float(np.nextafter(np.float16(stored), np.float16(0)))
     assert below < scale
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=reals))
+def test_pairwise_scale_never_lets_two_products_leave_16_bits(weight):
+    scale = pairwise_scale(weight)
+    q = quantize_affine(weight, scale, axis=1, narrow=True).astype(int)
+    assert (scale >= symmetric_scale(weight.min(axis=0), weight.max(axis=0))).all()
+    for first, second in zip(q[0::2], np.vstack([q[1::2], np.zeros((len(q) % 2, q.shape[1]), int)]), strict=True):
+        for a in (0, 255):
+            for b in (0, 255):
+                assert (np.abs(a * first + b * second) <= 2**15 - 1).all()
+
+
+def test_pairwise_scale_costs_a_gaussian_weight_less_than_half_a_bit():
+    weight = np.random.default_rng(0).standard_normal((768, 64)).astype(np.float32)
+    ratio = pairwise_scale(weight) / symmetric_scale(weight.min(axis=0), weight.max(axis=0))
+    assert 1.0 < ratio.mean() < np.sqrt(2)
 
 
 def test_float32_scale_is_stored_unchanged():

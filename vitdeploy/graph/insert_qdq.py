@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import GraphError
 
-FP8_OPSET = 19
+OLDEST_OPSETS = {ir.DataType.INT8: ("per-channel INT8", 13), ir.DataType.FLOAT8E4M3FN: ("FP8", 19)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class InsertQDQ(ir.passes.InPlacePass):
     sorted, and a pair is named after its tensor.
 
     Raises:
-        GraphError: A tensor or weight is not in the graph, or the opset is older than FP8.
+        GraphError: A tensor or weight is not in the graph, or the opset is too old.
     """
 
     def __init__(self, placement: QdqPlacement) -> None:
@@ -74,9 +74,10 @@ class InsertQDQ(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         opset = model.opset_imports.get("", 0)
-        if self.placement.dtype == ir.DataType.FLOAT8E4M3FN and opset < FP8_OPSET:
+        what, oldest = OLDEST_OPSETS[self.placement.dtype]
+        if opset < oldest:
             raise GraphError(
-                f"FP8 needs opset {FP8_OPSET} or newer, the graph has {opset}: "
+                f"{what} needs opset {oldest} or newer, the graph has {opset}: "
                 f"export it again with 'vitdeploy export … --opset 20'"
             )
         self._names = {str(value.name) for node in model.graph for value in node.outputs} | set(

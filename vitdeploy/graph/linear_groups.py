@@ -117,7 +117,8 @@ def path_of(node: ir.Node) -> str:
     name = str(node.name)
     parts = name.strip("/").split("/")[:-1]
     # TorchScript repeats the container: /blocks/blocks.0/attn/qkv/MatMul
-    kept = [part for part, after in zip(parts, [*parts[1:], ""], strict=True) if not after.startswith(f"{part}.")]
+    following = [*parts[1:], ""][: len(parts)]
+    kept = [part for part, after in zip(parts, following, strict=True) if not after.startswith(f"{part}.")]
     return ".".join(kept)
 
 
@@ -154,7 +155,8 @@ def _obstacle(linear: Linear, raw: set[ir.Value], shape: tuple[int | None, ...] 
         return "one row per image: a GEMV gains nothing"
     if min(linear.in_features, linear.out_features) < MINIMUM_FEATURES:
         return f"{linear.in_features} → {linear.out_features} features, integers pay from {MINIMUM_FEATURES}"
-    if _parent(linear.path) in performers or _reaches(linear.node, _TO_EXP, to_output=False):
+    inside = any(linear.path.startswith(f"{path}.") for path in performers)
+    if inside or _reaches(linear.node, _TO_EXP, to_output=False):
         return "performer: its features pass through Exp and span many decades"
     return ""
 
@@ -173,12 +175,9 @@ def _rows(linear: Linear, shape: tuple[int | None, ...] | None) -> int | None:
 
 
 def _performer_paths(linears: Iterable[Linear]) -> set[str]:
-    paths = {_parent(linear.path) for linear in linears if _reaches(linear.node, _TO_EXP, to_output=False)}
-    return paths - {""}
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
+    """Return the modules whose linears feed an Exp: the innermost, so that not all of what holds them is one."""
+    paths = {linear.path.rpartition(".")[0] for linear in linears if _reaches(linear.node, _TO_EXP, to_output=False)}
+    return {path for path in paths - {""} if not any(other.startswith(f"{path}.") for other in paths)}
 
 
 def _reaches(node: ir.Node, through: frozenset[str], *, to_output: bool) -> bool:

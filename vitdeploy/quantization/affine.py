@@ -52,6 +52,26 @@ def scale_of(amax: ArrayLike, *, steps: float) -> NDArray[np.float32]:
     return np.where(amax == 0, 1.0, scale).astype(np.float32)
 
 
+def pairwise_scale(weight: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a scale per column of a MatMul weight [K, N] with which no x86 CPU overflows.
+
+    AVX2 and AVX-512 without VNNI multiply unsigned activations with weights by ``vpmaddubsw``, where the sum of two
+    neighbouring products saturates at 16 bits. With activations up to 255 it does not where two neighbours along K of
+    the same sign sum up to at most 128, since 255 · 128 < 2**15. So
+
+        scale = max(max_k |w_k| / 127, max_k (neighbours of one sign, summed) / 127.5),
+
+    which costs a Gaussian weight of 64 to 1024 rows 2 to 3 dB, where a range of 7 bits for all would cost 6. Pairs
+    start at even k, as the kernels of ONNX Runtime and oneDNN take four rows at a time.
+    """
+    rows = np.asarray(weight, np.float64)
+    if len(rows) % 2:
+        rows = np.concatenate([rows, np.zeros((1, rows.shape[1]))])
+    pairs = rows.reshape(-1, 2, rows.shape[1])
+    same_sign = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)).max(axis=0)
+    return np.maximum(scale_of(np.abs(rows).max(axis=0), steps=127), scale_of(same_sign, steps=127.5))
+
+
 def storable(scale: ArrayLike, dtype: ScaleType) -> NDArray[np.float32]:
     """Return the smallest number >= ``scale`` that ``dtype`` holds, as float32.
 

@@ -10,12 +10,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.datasets import Dataset, batches
-from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.choice import RangeChoice, Trial, choose
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
+from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.realize import observed_tensors, realize
 from vitdeploy.quantization.samples import Division
 from vitdeploy.records import PrecisionPlan, Preprocess
@@ -47,10 +47,11 @@ class Calibrated:
 class Calibration:
     """Calibrates one prepared graph for one plan."""
 
-    def __init__(self, model: ir.Model, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener) -> None:
-        self.model, self.plan, self.preprocess, self.open_graph = model, plan, preprocess, open_graph
-        groups = {group.name: group for group in find_linear_groups(model)}
-        self.tensors: Sequence[str] = observed_tensors(groups, plan)
+    def __init__(
+        self, model: ir.Model, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener, form: Format
+    ) -> None:
+        self.model, self.plan, self.preprocess, self.open_graph, self.form = model, plan, preprocess, open_graph, form
+        self.tensors = observed_tensors(model, plan)
 
     def run(self, division: Division, candidates: Candidates, progress: Progress = SILENT) -> Calibrated:
         """Observe ``fit``, compare the candidates on ``compare``, and return the observations of both.
@@ -86,7 +87,7 @@ class Calibration:
 
             def score(choice: RangeChoice) -> float:
                 task.describe(str(choice))
-                graph = realize(self.model, self.plan, observers, choice, "float32").model
+                graph = realize(self.model, self.plan, observers, choice, self.form).model
                 value = logits_sqnr_db(self._logits(graph, images), reference)
                 task.advance()
                 return value

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.insert_qdq import new_initializer
 from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.graph.values import array_of
 
-_SAME_LAST_AXIS = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
+_MOVES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose", "Slice", "Concat"))
 _LARGEST_FACTOR = 1e3
 
 
@@ -29,21 +30,19 @@ class Norm:
 def foldable_norm(group: LinearGroup) -> Norm | None:
     """Return the normalisation into which a factor per input channel of ``group`` can be folded, or None.
 
-    Its output must be read by the group alone, without a Transpose between, and the weights by the group alone: then
-    y / s and s · W give the same products.
+    All that reads its output must be linears of the group, directly or through operators that leave the channels
+    where they are (reshapes, transposes, windows and rolls on other axes), and nothing else may read their weights:
+    then y / s and s · W give the same products.
     """
-    if any(linear.node.op_type == "Conv" for linear in group.linears):
-        return None
-    if {(use.node, use.idx) for use in group.activation.uses()} != set(group.uses):
-        return None
-    if group.activation.is_graph_output() or not all(_keeps_channels(group, node) for node, _ in group.uses):
-        return None
     linears = {linear.node for linear in group.linears}
+    width = group.linears[0].in_features
+    if any(linear.node.op_type == "Conv" or linear.in_features != width for linear in group.linears):
+        return None
     if any(consumer not in linears for linear in group.linears for consumer in linear.weight.consumers()):
         return None
-    norm = _norm(group.activation)
-    width = group.linears[0].in_features
-    if norm is None or any(linear.in_features != width for linear in group.linears):
+    value = _origin(group.activation)
+    norm = _norm(value)
+    if norm is None or not _leads_only_to(value, linears, width):
         return None
     constants = [use for use in (norm.gamma, norm.beta) if use is not None]
     return norm if all(_size(node.inputs[index]) == width for node, index in constants) else None
@@ -62,8 +61,9 @@ def smoothing_factor(
     factor = np.ones(activation_amax.shape, np.float64)
     if used.any():
         logarithm = alpha * np.log(activation_amax[used]) - (1 - alpha) * np.log(weight_amax[used])
-        factor[used] = np.exp(logarithm - logarithm.mean())
-    return np.clip(factor, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
+        limit = np.log(_LARGEST_FACTOR)
+        factor[used] = np.exp(np.clip(logarithm - logarithm.mean(), -limit, limit))
+    return factor.astype(np.float32)
 
 
 def equalize(
@@ -138,14 +138,49 @@ def _free_name(graph: ir.Graph, name: str) -> str:
     return name
 
 
-def _keeps_channels(group: LinearGroup, node: ir.Node) -> bool:
-    """Return whether the way from a use to its linear leaves the last axis alone: reshapes of equal width do."""
-    linears = {linear.node for linear in group.linears}
-    while node not in linears:
-        if node.op_type not in _SAME_LAST_AXIS:
+def _origin(value: ir.Value) -> ir.Value:
+    """Return where a tensor was computed, before it was moved about."""
+    while (node := value.producer()) is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _leads_only_to(source: ir.Value, linears: set[ir.Node], width: int) -> bool:
+    """Return whether every way from ``source`` ends at the linears, which all are reached, with channels in place."""
+    reached: set[ir.Node] = set()
+    seen, pending = {source}, [source]
+    joins: list[ir.Node] = []
+    while pending:
+        value = pending.pop()
+        if value.is_graph_output() or value.shape is None or value.shape[-1] != width:
             return False
-        (node, *_) = node.outputs[0].consumers()
-    return True
+        for node, index in value.uses():
+            if node in linears and index == 0:
+                reached.add(node)
+            elif _keeps_channels(node, index):
+                joins += [node] if node.op_type == "Concat" else []
+                pending += [output for output in node.outputs if output not in seen]
+                seen.update(node.outputs)
+            else:
+                return False
+    return reached == linears and all(value in seen for node in joins for value in node.inputs)
+
+
+def _keeps_channels(node: ir.Node, index: int) -> bool:
+    """Return whether a node leaves the last axis alone, given that it is as long after it as before.
+
+    A Reshape is row-major, so with the last axis as long as before every channel stays where it was.
+    """
+    if node.domain or node.op_type not in _MOVES:
+        return False
+    if node.op_type == "Transpose":
+        order = node.attributes.get("perm")
+        return order is not None and order.as_ints()[-1] == len(order.as_ints()) - 1
+    if node.op_type == "Slice":
+        axes = array_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
+        return index == 0 and axes is not None and rank is not None and not {-1, rank - 1} & set(axes.tolist())
+    return index == 0 or node.op_type == "Concat"
 
 
 def _input_rows(weight: ir.Value, channel_axis: int) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from vitdeploy.graph.linear_groups import Linear, LinearGroup
 from vitdeploy.quantization.affine import (
     FP8_MAX,
     ScaleType,
+    pairwise_scale,
     quantize_affine,
     quantize_fp8,
     scale_of,
@@ -35,28 +36,52 @@ class QuantizedGroup:
     clip: float | None = None
 
 
-def place(groups: Sequence[QuantizedGroup], scale_type: ScaleType) -> tuple[QdqPlacement, ...]:
+@dataclass(frozen=True)
+class QuantizedTensors:
+    """Activations of nodes that hold no weights, each with its consumers and clip."""
+
+    precision: NodePrecision
+    tensors: tuple[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float], ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the integers must suit: the type in which scales are stored, and whether a CPU multiplies them.
+
+    On a CPU weights keep clear of the overflow of ``pairwise_scale``.
+    """
+
+    scale_type: ScaleType = "float32"
+    cpu: bool = False
+
+
+def place(
+    groups: Sequence[QuantizedGroup], form: Format, others: Sequence[QuantizedTensors] = ()
+) -> tuple[QdqPlacement, ...]:
     """Return one placement per number format: INT8 first, then E4M3.
 
     Weights are per output channel, activations per tensor, both symmetric. Groups that read one tensor share its pair,
-    with the largest of their clips. Scales are values that ``scale_type`` holds exactly.
+    with the largest of their clips. Scales are values that ``form.scale_type`` holds exactly.
     """
     placements = []
     for dtype in (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN):
-        chosen = [group for group in groups if (group.precision == "fp8") == (dtype == ir.DataType.FLOAT8E4M3FN)]
-        if not chosen:
-            continue
         fp8 = dtype == ir.DataType.FLOAT8E4M3FN
+        chosen = [item for item in groups if (item.precision == "fp8") == fp8]
+        wanted = [(item.group.activation, item.group.uses, item.clip) for item in chosen if item.clip is not None] + [
+            tensor for item in others if (item.precision == "fp8") == fp8 for tensor in item.tensors
+        ]
+        if not chosen and not wanted:
+            continue
         weights = {
-            str(linear.weight.name): quantize_weight(linear, scale_type, fp8=fp8)
+            str(linear.weight.name): quantize_weight(linear, form, fp8=fp8)
             for item in chosen
             for linear in item.group.linears
         }
-        placements.append(QdqPlacement(_pairs(chosen, scale_type, FP8_MAX if fp8 else 127.0), weights, dtype))
+        placements.append(QdqPlacement(_pairs(wanted, form.scale_type, FP8_MAX if fp8 else 127.0), weights, dtype))
     return tuple(placements)
 
 
-def quantize_weight(linear: Linear, scale_type: ScaleType, *, fp8: bool = False) -> QuantizedTensor:
+def quantize_weight(linear: Linear, form: Format, *, fp8: bool = False) -> QuantizedTensor:
     """Return the weight of a linear in integers (or E4M3) with one scale per output channel.
 
     Raises:
@@ -72,7 +97,9 @@ def quantize_weight(linear: Linear, scale_type: ScaleType, *, fp8: bool = False)
         raise GraphError(f"the weight {linear.weight.name!r} cannot be quantized: {error}") from error
     if fp8:
         exact = scale_of(np.maximum(np.abs(lo), np.abs(hi)), steps=FP8_MAX)
-    scale = storable(exact, scale_type)
+    elif form.cpu and weight.ndim == 2:
+        exact = pairwise_scale(weight if linear.channel_axis == 1 else weight.T)
+    scale = storable(exact, form.scale_type)
     quantize = quantize_fp8 if fp8 else _quantize_narrow
     return QuantizedTensor(quantize(weight, scale, axis=linear.channel_axis), scale, linear.channel_axis)
 
@@ -81,15 +108,14 @@ def _quantize_narrow(x: NDArray[np.float32], scale: NDArray[np.float32], *, axis
     return quantize_affine(x, scale, axis=axis, narrow=True)
 
 
-def _pairs(groups: Sequence[QuantizedGroup], scale_type: ScaleType, steps: float) -> tuple[ActivationPair, ...]:
+def _pairs(
+    wanted: Sequence[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float]], scale_type: ScaleType, steps: float
+) -> tuple[ActivationPair, ...]:
     clips: dict[ir.Value, float] = {}
     uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    for item in groups:
-        if item.clip is None:
-            continue
-        value = item.group.activation
-        clips[value] = max(clips.get(value, 0.0), item.clip)
-        uses.setdefault(value, []).extend(use for use in item.group.uses if use not in uses.get(value, []))
+    for value, readers, clip in wanted:
+        clips[value] = max(clips.get(value, 0.0), clip)
+        uses.setdefault(value, []).extend(use for use in readers if use not in uses.get(value, []))
     return tuple(
         ActivationPair(value, float(storable(scale_of(clip, steps=steps), scale_type)), tuple(uses[value]))
         for value, clip in clips.items()

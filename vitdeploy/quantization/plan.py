@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from vitdeploy.artifacts import read_bytes, read_onnx
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
+from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.linear_groups import LinearGroup
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
@@ -38,14 +39,18 @@ class Intent:
         return "fp16" if self.precision == "fp16" else REMAINDERS[self.target]
 
 
-def plan_linears(groups: Sequence[LinearGroup], intent: Intent) -> PrecisionPlan:
-    """Return a plan with an entry for every group that holds weights, each with the reason for its precision.
+def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], intent: Intent) -> PrecisionPlan:
+    """Return a plan with an entry for every group that can be quantized, each with the reason for its precision.
 
-    Groups without an obstacle get the precision of ``intent``, all others the remainder; with FP16 that is the same.
+    Linears without an obstacle get the precision of ``intent``, all others the remainder; with FP16 that is the same.
+    The products of attention get it with profile ``mha``. Residual sums are no groups: quantizing them takes some
+    checkpoints to chance level, because outliers of the residual stream set the range.
 
     Raises:
-        UsageError: The target has no such precision.
+        UsageError: The target has no such precision, or the profile needs activations and only weights are quantized.
     """
+    if intent.profile == "mha" and intent.precision not in ("int8", "fp8"):
+        raise UsageError(f"profile 'mha' quantizes activations only, precision {intent.precision!r} quantizes none")
     _check_precision(intent.precision, intent.target, "--precision")
     entries = []
     for group in groups:
@@ -53,6 +58,11 @@ def plan_linears(groups: Sequence[LinearGroup], intent: Intent) -> PrecisionPlan
         precision = intent.remainder if obstacle else intent.precision
         reason = obstacle or f"linear that reads {_source(group)}"
         entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
+    for attention in attentions if intent.precision in ("int8", "fp8") else ():
+        obstacle = attention.obstacle or ("" if intent.profile == "mha" else "attention, which profile 'linear' leaves")
+        precision = intent.remainder if obstacle else intent.precision
+        reason = obstacle or "attention: q, k, v and the softmax in 8 bits"
+        entries.append(PlanEntry(group=attention.name, nodes=attention.nodes, precision=precision, reason=reason))
     return PrecisionPlan(profile=intent.profile, remainder=intent.remainder, entries=tuple(entries))
 
 

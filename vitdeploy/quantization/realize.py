@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +10,18 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from vitdeploy.errors import CalibrationError
+from vitdeploy.graph.attentions import Attention, find_attentions
 from vitdeploy.graph.fold_transposes import FoldTransposes
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ
 from vitdeploy.graph.linear_groups import LinearGroup, find_linear_groups, path_of
 from vitdeploy.graph.name_nodes import NameNodes
-from vitdeploy.quantization.affine import ScaleType
+from vitdeploy.graph.quiet import quiet
 from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.equalization import equalize, foldable_norm
 from vitdeploy.quantization.observers import TensorObserver
-from vitdeploy.quantization.placement import INTEGER_PRECISIONS, QuantizedGroup, place
-from vitdeploy.records import PlanEntry, PrecisionPlan
+from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format, QuantizedGroup, QuantizedTensors, place
+from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan
 
 _WITH_ACTIVATIONS = ("int8", "fp8")
 
@@ -34,17 +35,23 @@ class Realized:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """Bring weights into initializers and give every node a name, in place, so that groups can be found and named."""
+    """Bring weights into initializers, name every node and infer shapes, in place, so that groups can be found."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     FoldTransposes()(model)
     NameNodes()(model)
+    with quiet():
+        common.ShapeInferencePass()(model)
     return model
 
 
-def observed_tensors(groups: Mapping[str, LinearGroup], plan: PrecisionPlan) -> tuple[str, ...]:
-    """Return the names of the tensors whose range the plan needs, in graph order."""
-    wanted = [groups[entry.group] for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS]
-    return tuple(dict.fromkeys(str(group.activation.name) for group in wanted))
+def observed_tensors(model: ir.Model, plan: PrecisionPlan) -> tuple[str, ...]:
+    """Return the names of the tensors whose range the plan needs."""
+    wanted = {entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS}
+    values = [group.activation for group in find_linear_groups(model) if group.name in wanted]
+    for attention in find_attentions(model):
+        if attention.name in wanted:
+            values.extend(value for value, _ in _factors(attention) if value is not attention.softmax.outputs[0])
+    return tuple(dict.fromkeys(str(value.name) for value in values))
 
 
 def realize(
@@ -52,7 +59,7 @@ def realize(
     plan: PrecisionPlan,
     observers: Mapping[str, TensorObserver],
     choice: RangeChoice,
-    scale_type: ScaleType,
+    form: Format,
 ) -> Realized:
     """Return a copy of a prepared graph in which the plan's groups are integers; the original is untouched.
 
@@ -65,10 +72,16 @@ def realize(
     """
     copy = model.clone()
     groups = {group.name: group for group in find_linear_groups(copy)}
+    attentions = {attention.name: attention for attention in find_attentions(copy)}
     quantized: list[QuantizedGroup] = []
+    others: list[QuantizedTensors] = []
     entries: list[PlanEntry] = []
     for entry in plan.entries:
         if entry.precision not in INTEGER_PRECISIONS:
+            entries.append(entry)
+            continue
+        if entry.group in attentions:
+            others.append(_quantized_attention(attentions[entry.group], entry.precision, observers, choice))
             entries.append(entry)
             continue
         group = groups[entry.group]
@@ -77,15 +90,41 @@ def realize(
             quantized.append(QuantizedGroup(group, entry.precision))
             entries.append(entry.model_copy(update={"equalization": None}))
             continue
-        name = str(group.activation.name)
-        if name not in observers:
-            raise CalibrationError(f"the range of {name!r} (group {entry.group!r}) was not calibrated")
-        clip, used = _clip(copy.graph, group, observers[name], choice, alpha)
+        observer = _observer(observers, group.activation, entry.group)
+        clip, used = _clip(copy.graph, group, observer, choice, alpha)
         quantized.append(QuantizedGroup(group, entry.precision, clip))
         entries.append(entry.model_copy(update={"equalization": used}))
-    for placement in place(quantized, scale_type):
+    for placement in place(quantized, form, others):
         InsertQDQ(placement)(copy)
     return Realized(copy, plan.model_copy(update={"entries": tuple(entries)}))
+
+
+def _quantized_attention(
+    attention: Attention, precision: NodePrecision, observers: Mapping[str, TensorObserver], choice: RangeChoice
+) -> QuantizedTensors:
+    """Return q, kᵀ, p and v with their clips; p is a softmax, whose range is known to be 0 … 1."""
+    tensors = []
+    for value, use in _factors(attention):
+        if value is attention.softmax.outputs[0]:
+            clip = 1.0
+        else:
+            clip = _observer(observers, value, attention.name).clip(choice.method, percent=choice.percent)
+        tensors.append((value, (use,), clip))
+    return QuantizedTensors(precision, tuple(tensors))
+
+
+def _factors(attention: Attention) -> Iterator[tuple[ir.Value, tuple[ir.Node, int]]]:
+    for node in (attention.scores, attention.context):
+        for index in (0, 1):
+            value = node.inputs[index]
+            assert value is not None
+            yield value, (node, index)
+
+
+def _observer(observers: Mapping[str, TensorObserver], value: ir.Value, group: str) -> TensorObserver:
+    if str(value.name) not in observers:
+        raise CalibrationError(f"the range of {value.name!r} (group {group!r}) was not calibrated: calibrate again")
+    return observers[str(value.name)]
 
 
 def _clip(

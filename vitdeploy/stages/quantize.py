@@ -15,10 +15,9 @@ from vitdeploy.artifacts import Golden, OnnxModel, read_onnx, write_calibration_
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import BackendError, GateError, GraphError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.affine import ScaleType
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
-from vitdeploy.quantization.plan import Intent, plan_linears
+from vitdeploy.quantization.plan import Intent, make_plan
 from vitdeploy.quantization.samples import Division, divide
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
@@ -76,12 +75,11 @@ def quantize(
         model = read_onnx(Path(model))
     request = open_request(model, precision, target, calibration, options)
     before = prepare(model.load())
-    plan = make_plan(before, request)
+    plan = plan_of(before, request)
     division = _divide(request)
     open_graph = _opener(request)
     calibrated, info = _calibrate(before, plan, division, request, progress)
-    scale_type: ScaleType = "float16" if plan.remainder == "fp16" else "float32"
-    realized = realize(before, plan, calibrated.observers, calibrated.choice, scale_type)
+    realized = realize(before, plan, calibrated.observers, calibrated.choice, request.form)
     realized = finish(realized, before)
     judged = _judge(before, realized.model, _check_images(request, division), request, open_graph)
     _gate(judged, request, progress)
@@ -107,12 +105,13 @@ def quantize_key(
     return open_request(model, precision, target, calibration, options).key
 
 
-def make_plan(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
+def plan_of(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
     """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
 
     Raises:
         GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
     """
+    from vitdeploy.graph.attentions import find_attentions
     from vitdeploy.graph.linear_groups import find_linear_groups
     from vitdeploy.quantization.placement import INTEGER_PRECISIONS
 
@@ -122,7 +121,7 @@ def make_plan(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
             f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 graph"
         )
     intent = Intent(request.precision, request.target, request.options.profile)
-    plan = plan_linears(find_linear_groups(graph), intent)
+    plan = make_plan(find_linear_groups(graph), find_attentions(graph), intent)
     if request.edits is not None:
         plan = request.edits.applied(plan, request.target, {str(node.name) for node in graph.graph})
     if request.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
@@ -167,7 +166,7 @@ def _calibrate(
     assert request.data is not None
     assert division is not None
     assert request.source.manifest.preprocess is not None
-    calibration = Calibration(graph, plan, request.source.manifest.preprocess, _opener(request))
+    calibration = Calibration(graph, plan, request.source.manifest.preprocess, _opener(request), request.form)
     calibrated = calibration.run(division, candidates, progress)
     if calibrated.trials:
         compared = ", ".join(f"{trial.choice} {trial.sqnr_db:.1f} dB" for trial in calibrated.trials)

@@ -13,7 +13,8 @@ from vitdeploy.errors import CalibrationError, GraphError, UsageError
 from vitdeploy.quantization.calibration import Candidates
 from vitdeploy.quantization.choice import ALPHAS, RangeChoice
 from vitdeploy.quantization.observers import RangeMethod
-from vitdeploy.quantization.plan import Edits, Profile, read_plan
+from vitdeploy.quantization.placement import Format
+from vitdeploy.quantization.plan import Edits, Intent, Profile, read_plan
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
 from vitdeploy.stages.calibration import calibration_split
 
@@ -90,6 +91,13 @@ class QuantizeRequest:
     def needs_ranges(self) -> bool:
         """Whether activations are quantized."""
         return self.precision in ("int8", "fp8")
+
+    @property
+    def form(self) -> Format:
+        """What the integers must suit."""
+        remainder = Intent(self.precision, self.target).remainder
+        on_cpu = self.target != "tensorrt" and self.needs_ranges
+        return Format("float16" if remainder == "fp16" else "float32", cpu=on_cpu)
 
     @property
     def values(self) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""A CalibrationTable survives a round trip, refuses damage, and serves no other graph."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitdeploy.artifacts import (
+    CalibrationTable,
+    TensorRange,
+    is_calibration_table,
+    open_artifact,
+    read_calibration_table,
+    write_calibration_table,
+)
+from vitdeploy.artifacts.calibration_table import arrays_of
+from vitdeploy.errors import ArtifactError, CalibrationError
+from vitdeploy.records import CalibrationInfo, Manifest, ModelSpec, Preprocess
+
+PREPROCESS = Preprocess(size=(8, 8), channels=1, resize="none", crop="none", mean=(0.5,), std=(0.25,))
+RANGES = {
+    "blocks.0.norm1/LayerNormalization_out": TensorRange(
+        -1.5, 3.0, 640, 2, np.arange(4096, dtype=np.int64), np.linspace(0, 3, 32, dtype=np.float32)
+    ),
+    "zeros": TensorRange(0.0, 0.0, 4, None, np.zeros(4096, np.int64), None),
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> CalibrationTable:
+    info = CalibrationInfo(data="digits:train", set_sha256="ab", samples=80, method="mse", held_out=20)
+    manifest = Manifest(
+        kind="calibration-table",
+        model=ModelSpec(family="vit", name="small"),
+        preprocess=PREPROCESS,
+        calibration=info,
+        parents={"onnx": "d" * 64},
+    )
+    return write_calibration_table(tmp_path / "vit.calib.json", RANGES, manifest)
+
+
+def test_a_table_is_read_as_it_was_written(table):
+    again = read_calibration_table(table.path)
+    assert again.manifest == table.manifest
+    assert set(again.ranges) == set(RANGES)
+    for name, found in again.ranges.items():
+        wrote = RANGES[name]
+        assert (found.lo, found.hi, found.count, found.exponent) == (wrote.lo, wrote.hi, wrote.count, wrote.exponent)
+        assert np.array_equal(found.counts, wrote.counts)
+        if wrote.channels is None:
+            assert found.channels is None
+        else:
+            assert np.array_equal(found.channels, wrote.channels)
+
+
+def test_arrays_lie_beside_the_json_under_its_name(table):
+    assert arrays_of(table.path).name == "vit.calib.safetensors"
+    assert sorted(path.name for path in table.path.parent.iterdir()) == ["vit.calib.json", "vit.calib.safetensors"]
+
+
+def test_open_artifact_tells_it_by_its_content(table):
+    assert isinstance(open_artifact(table.path), CalibrationTable)
+
+
+def test_a_table_is_told_from_a_dataset(table, tmp_path: Path):
+    assert is_calibration_table(table.path)
+    assert not is_calibration_table(tmp_path)
+    assert not is_calibration_table(Path("digits"))
+    assert is_calibration_table(tmp_path / "absent.calib.json"), "a missing table is no missing dataset"
+
+
+@pytest.mark.parametrize("bit", [3, 200, 1501])
+def test_a_flipped_bit_in_the_json_is_refused(table, bit):
+    data = bytearray(table.path.read_bytes())
+    data[bit % len(data)] ^= 1
+    table.path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"vit\.calib\.json"):
+        read_calibration_table(table.path)
+
+
+def test_a_range_that_was_edited_is_refused(table):
+    body = json.loads(table.path.read_text())
+    body["tensors"]["zeros"]["hi"] = 1.0
+    table.path.write_text(json.dumps(body))
+    with pytest.raises(ArtifactError, match="does not match the digest"):
+        read_calibration_table(table.path)
+
+
+def test_flipped_bits_in_the_arrays_are_refused(table):
+    path = arrays_of(table.path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="does not match the digest"):
+        read_calibration_table(table.path)
+
+
+def test_missing_and_truncated_arrays_are_refused_by_name(table):
+    path = arrays_of(table.path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=r"vit\.calib\.safetensors' is not a whole safetensors file"):
+        read_calibration_table(table.path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"there is no file .*vit.calib.safetensors"):
+        read_calibration_table(table.path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"manifest": {}, "tensors": {}}'])
+def test_another_file_is_refused(tmp_path: Path, text):
+    path = tmp_path / "x.calib.json"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match=r"x\.calib\.json"):
+        read_calibration_table(path)
+
+
+def test_it_serves_its_own_graph_and_preprocessing_only(table):
+    table.require_fit("d" * 64, PREPROCESS)
+    with pytest.raises(CalibrationError, match="made for another graph"):
+        table.require_fit("e" * 64, PREPROCESS)
+    with pytest.raises(CalibrationError, match=r"other preprocessing \(8×8 .*takes 8×8 .*0\.4"):
+        table.require_fit("d" * 64, PREPROCESS.model_copy(update={"mean": (0.4,)}))
+    with pytest.raises(CalibrationError, match="the model takes none"):
+        table.require_fit("d" * 64, None)

@@ -1,0 +1,157 @@
+"""What calibration sees is the dataset, once; and ONNX Runtime's tensors come out of the graph unchanged."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_vit import images, small_vit
+
+from vitdeploy.backends.onnxruntime import open_graph
+from vitdeploy.errors import CalibrationError, GraphError
+from vitdeploy.quantization.collector import Collector, batch_for, merged, with_outputs
+from vitdeploy.sessions import SessionOptions, TensorSpec
+
+
+class Recorder:
+    """A session that notes every image that it is fed and hands them out as the observed tensor."""
+
+    def __init__(self, tensors, batch=None, spread=lambda images: images):
+        self.inputs = {"input": TensorSpec("input", np.dtype(np.float32), (batch, 2))}
+        self.tensors, self.batch, self.spread = tensors, batch, spread
+        self.seen = []
+        self.closed = False
+
+    def run(self, feed):
+        fed = feed["input"]
+        assert self.batch is None or len(fed) == self.batch
+        self.seen += [tuple(row) for row in fed.tolist()]
+        return {name: self.spread(fed) for name in self.tensors}
+
+    def close(self):
+        self.closed = True
+
+
+@contextmanager
+def recording(batch=None, **arguments):
+    recorder = Recorder(["input"], batch, **arguments)
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[N,2] input) => (float[N,2] y) { y = Relu(input) }'
+    )
+    with Collector(model, ["input"], lambda _: recorder) as collector:
+        yield collector, recorder
+    assert recorder.closed
+
+
+datasets = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=40)
+
+
+def batched(rows, size):
+    array = np.array(rows, np.float32)
+    return (array[start : start + size] for start in range(0, len(array), size))
+
+
+@given(datasets, st.integers(1, 9))
+def test_the_multiset_of_images_seen_is_the_dataset(rows, size):
+    with recording() as (collector, recorder):
+        observers = collector.observe(batched(rows, size))
+    assert Counter(recorder.seen) == Counter((float(a), float(b)) for a, b in rows)
+    assert observers["input"].range.count == 2 * len(rows)
+    assert observers["input"].histogram.counts.sum() == 2 * len(rows)
+
+
+@given(datasets, st.integers(1, 9), st.integers(1, 5))
+def test_a_fixed_batch_counts_its_filling_for_nothing(rows, size, fixed):
+    with recording(fixed) as (collector, _), recording() as (free, _):
+        padded = collector.observe(batched(rows, size))["input"]
+        plain = free.observe(batched(rows, size))["input"]
+    assert padded.range == plain.range
+    assert np.array_equal(padded.histogram.counts, plain.histogram.counts)
+    assert np.array_equal(padded.channels.amax, plain.channels.amax)
+
+
+def test_a_tensor_that_does_not_run_over_images_cannot_be_cut():
+    with (
+        recording(4, spread=lambda fed: np.ones((3, 2))) as (collector, _),
+        pytest.raises(GraphError, match=r"\(3, 2\)"),
+    ):
+        collector.observe(batched([(1, 2)] * 5, 4))
+
+
+def test_no_images_are_an_error():
+    with recording() as (collector, _), pytest.raises(CalibrationError, match="no images"):
+        collector.observe([])
+
+
+def test_the_stream_is_consumed_batch_by_batch():
+    alive = []
+
+    def stream():
+        for index in range(5):
+            alive.append(index)
+            yield np.full((1, 2), index, np.float32)
+            assert len(alive) == index + 1, "a batch was asked for before the one before was observed"
+
+    with recording() as (collector, recorder):
+        collector.observe(stream())
+    assert len(recorder.seen) == 5
+
+
+def test_nan_is_reported_with_the_name_of_the_tensor():
+    with recording() as (collector, _), pytest.raises(CalibrationError, match="tensor 'input' has NaN"):
+        collector.observe([np.array([[np.nan, 1.0]], np.float32)])
+
+
+def test_ranges_are_those_of_the_graphs_tensors():
+    model = ir.serde.deserialize_model(small_vit(depth=1))
+    norms = [node.outputs[0].name for node in model.graph if node.op_type in ("LayerNormalization", "Gelu")]
+    x = images(7)
+    options = SessionOptions(threads=1)
+    with open_graph(with_outputs(model, norms), options) as session:
+        expected = session.run({"input": x})
+    with Collector(model, norms, lambda graph: open_graph(graph, options)) as collector:
+        observers = collector.observe([x[:3], x[3:]])
+    assert set(observers) == set(norms)
+    for name, array in expected.items():
+        assert observers[name].range.hi == pytest.approx(array.max(), rel=1e-5)
+        assert observers[name].range.lo == pytest.approx(array.min(), rel=1e-5)
+        assert observers[name].range.count == array.size
+        np.testing.assert_allclose(observers[name].channels.amax, np.abs(array).max(axis=(0, 1)), rtol=1e-5)
+
+
+def test_observing_leaves_the_graph_as_it_is():
+    model = ir.serde.deserialize_model(small_vit(depth=1))
+    before = ir.to_proto(model).SerializeToString()
+    with_outputs(model, [list(model.graph)[3].outputs[0].name])
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_a_tensor_that_is_not_there_is_named():
+    model = ir.serde.deserialize_model(small_vit(depth=1))
+    with pytest.raises(GraphError, match="no tensor 'absent'"):
+        with_outputs(model, ["absent"])
+
+
+@settings(max_examples=20)
+@given(datasets, datasets)
+def test_parts_of_a_set_merge_into_the_whole(first, second):
+    with recording() as (collector, _):
+        parts = [collector.observe(batched(rows, 4)) for rows in (first, second, first + second)]
+    together = merged(parts[0], parts[1])["input"]
+    assert together.range == parts[2]["input"].range
+    assert np.array_equal(together.histogram.counts, parts[2]["input"].histogram.counts)
+    assert parts[0]["input"].range.count == 2 * len(first), "merging must not change what it reads"
+
+
+def test_batch_size_follows_from_memory():
+    model = ir.serde.deserialize_model(small_vit(depth=1))
+    names = [node.outputs[0].name for node in model.graph if node.op_type == "Gelu"]
+    assert batch_for(model, names) == 32
+    large = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20]>'
+        " g (float[N,3,4096,4096] input) => (float[N,3,4096,4096] y) { y = Relu(input) }"
+    )
+    assert batch_for(large, ["y"]) == 1

@@ -1,0 +1,483 @@
+"""``quantize`` from end to end on a transformer that reads digits: what it writes, what it checks, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from readout_vit import digits, run, write_readout_vit
+from small_vit import small_vit, write_graph, write_small_vit
+
+from vitdeploy.artifacts import OnnxModel, read_calibration_table, read_onnx, write_onnx
+from vitdeploy.errors import ArtifactError, CalibrationError, DataError, GateError, GraphError, UsageError
+from vitdeploy.graph.legality import count_unsorted
+from vitdeploy.measure.statistics import logits_sqnr_db
+from vitdeploy.progress import SILENT
+from vitdeploy.records import PlanEntry, PrecisionPlan
+from vitdeploy.stages.quantize import QuantizeOptions, quantize, quantize_key
+
+DEPTH = 2
+ONE_THREAD = QuantizeOptions(threads=1, samples=200)
+FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
+TARGETS = ("tensorrt", "onnxruntime", "openvino")
+
+
+class Notes:
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def task(self, description, total=None):
+        return SILENT.task(description, total)
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> OnnxModel:
+    return write_readout_vit(tmp_path_factory.mktemp("source") / "vit.onnx", DEPTH)
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """Each precision and target once: (precision, target) → artifact."""
+    folder = tmp_path_factory.mktemp("made")
+    cases = [("int8", target) for target in TARGETS]
+    cases += [("fp16", "tensorrt"), ("int8-weight-only", "tensorrt"), ("fp8", "tensorrt")]
+    return {
+        case: quantize(
+            source, folder / f"{case[0]}.{case[1]}.onnx", precision=case[0], target=case[1],
+            calibration="digits" if case[0] in ("int8", "fp8") else None, options=ONE_THREAD,
+        )
+        for case in cases
+    }  # fmt: skip
+
+
+def ops(model: ir.Model):
+    return Counter(node.op_type for node in model.graph)
+
+
+def check(artifact, name):
+    return next(found for found in artifact.manifest.checks if found.name == name)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8_keeps_the_accuracy_on_digits_that_it_has_not_seen(source, made, target):
+    """The head is fitted to random features, which magnifies rounding; a trained model has 40 dB (test_pipeline)."""
+    images, labels = digits("test")
+    before, after = run(source.load(), images), run(made["int8", target].load(), images)
+    top1 = [float(np.mean(logits.argmax(axis=1) == labels)) for logits in (before, after)]
+    assert top1[0] > 0.93
+    assert abs(top1[1] - top1[0]) <= 0.005
+    assert logits_sqnr_db(after, before) >= 25
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 50), ("int8-weight-only", 27), ("fp8", 15)])
+def test_other_precisions_stay_as_close_as_their_bits_allow(source, made, precision, least):
+    images, _ = digits("test")
+    before, after = run(source.load(), images), run(made[precision, "tensorrt"].load(), images)
+    assert logits_sqnr_db(after, before) >= least
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_the_manifest_says_is_what_can_be_measured_again(source, made, target):
+    artifact = made["int8", target]
+    claimed = check(artifact, "logits SQNR")
+    assert claimed.status == "passed"
+    assert claimed.unit == "dB"
+    assert "40 images" in claimed.detail
+    images, _ = digits("test")
+    again = logits_sqnr_db(run(artifact.load(), images), run(source.load(), images))
+    assert claimed.value == pytest.approx(again, abs=4)
+    assert 0.9 <= check(artifact, "agreement").value <= 1.0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_q_dq_lands_on_four_weights_and_four_activations_per_block(made, target):
+    artifact = made["int8", target]
+    counts = ops(artifact.load())
+    assert counts["QuantizeLinear"] == 4 * DEPTH
+    assert counts["DequantizeLinear"] == 4 * DEPTH + 4 * DEPTH
+    rounded = {node.inputs[0].producer().op_type for node in artifact.load().graph if node.op_type == "QuantizeLinear"}
+    assert rounded == {"LayerNormalization", "Reshape", "Gelu"}
+    readers = [node for node in artifact.load().graph if any(_dequantized(value) for value in node.inputs)]
+    assert Counter(node.op_type for node in readers) == {"MatMul": 4 * DEPTH}
+    for node in readers:
+        assert all(_dequantized(value) for value in node.inputs), "both factors are integers"
+
+
+def _dequantized(value):
+    return value is not None and value.producer() is not None and value.producer().op_type == "DequantizeLinear"
+
+
+def test_weights_only_have_no_activation_pairs(made):
+    counts = ops(made["int8-weight-only", "tensorrt"].load())
+    assert counts["QuantizeLinear"] == 0
+    assert counts["DequantizeLinear"] == 4 * DEPTH
+
+
+@pytest.mark.parametrize(("target", "rest"), [("tensorrt", "FLOAT16"), ("onnxruntime", "FLOAT"), ("openvino", "FLOAT")])
+def test_the_remainder_is_what_suits_the_target_and_the_outside_stays_float32(made, target, rest):
+    model = made["int8", target].load()
+    for node in model.graph:
+        if node.op_type in ("Conv", "Softmax", "LayerNormalization", "Gelu", "Gemm", "DequantizeLinear"):
+            dtype = node.outputs[0].dtype or node.inputs[1].const_value.dtype
+            assert dtype.name == rest, node.name
+    assert [value.dtype.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["FLOAT", "FLOAT"]
+
+
+def test_every_graph_is_sorted_symmetric_and_of_the_same_opset(source, made):
+    for artifact in made.values():
+        model = artifact.load()
+        assert count_unsorted(model.graph) == 0
+        assert model.opset_imports[""] == source.load().opset_imports[""] == 20
+        for node in model.graph:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                assert not np.asarray(node.inputs[2].const_value.numpy(), np.float32).any(), "zero point 0"
+
+
+def test_onnxruntime_runs_every_quantized_linear_in_integers(made, tmp_path: Path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    path = str(made["int8", "onnxruntime"].path)
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    counts = ops(ir.load(tmp_path / "optimized.onnx"))
+    assert counts["MatMulIntegerToFloat"] == 4 * DEPTH
+    assert counts["DequantizeLinear"] == 0
+
+
+def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_all_8(made):
+    pairs = {}
+    for target in ("tensorrt", "onnxruntime"):
+        weights = [
+            node.inputs[0].const_value.numpy().astype(int)
+            for node in made["int8", target].load().graph
+            if node.op_type == "DequantizeLinear" and "axis" in node.attributes
+        ]
+        assert len(weights) == 4 * DEPTH
+        pairs[target] = max(
+            np.maximum(sign * weight, 0).reshape(-1, 2, weight.shape[1]).sum(axis=1).max()
+            for weight in weights
+            for sign in (1, -1)
+        )
+    assert 255 * pairs["onnxruntime"] < 2**15
+    assert 255 * pairs["tensorrt"] > 2**15
+
+
+def test_the_manifest_tells_the_whole_story(source, made):
+    manifest = made["int8", "tensorrt"].manifest
+    assert (manifest.precision, manifest.target, manifest.kind) == ("int8", "tensorrt", "onnx")
+    assert manifest.parents["onnx"] == source.digest
+    assert set(manifest.parents) == {"onnx", "calibration"}
+    assert manifest.model == source.manifest.model
+    assert manifest.preprocess == source.manifest.preprocess
+    assert manifest.calibration.data == "digits:train"
+    assert manifest.calibration.samples == 160
+    assert manifest.calibration.held_out == 40
+    assert manifest.calibration.set_sha256 == manifest.parents["calibration"]
+    assert manifest.calibration.method
+    assert manifest.plan.remainder == "fp16"
+    assert Counter(entry.precision for entry in manifest.plan.entries)["int8"] == 4 * DEPTH
+    assert all(entry.reason for entry in manifest.plan.entries)
+
+
+def test_golden_samples_get_new_outputs_and_keep_the_reference(source, made):
+    for case, artifact in made.items():
+        golden = read_onnx(artifact.path).golden
+        assert np.array_equal(golden.pixels, source.golden.pixels)
+        assert np.array_equal(golden.reference, source.golden.reference)
+        assert not np.array_equal(golden.outputs, source.golden.outputs), case
+        np.testing.assert_allclose(golden.outputs, source.golden.outputs, atol=3)
+
+
+def test_the_source_is_left_as_it_was(source, made):
+    assert read_onnx(source.path).digest == source.digest
+    assert made
+
+
+def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(source, made):
+    case = {"precision": "int8", "target": "tensorrt", "calibration": "digits", "options": ONE_THREAD}
+    key = quantize_key(source, **case)
+    assert key == made["int8", "tensorrt"].manifest.key
+    assert key == quantize_key(source, **{**case, "options": QuantizeOptions(samples=200, threads=2)}), "not on threads"
+    others = [
+        {**case, "precision": "fp8"},
+        {**case, "target": "openvino"},
+        {**case, "calibration": "digits:validation"},
+        {**case, "options": QuantizeOptions(samples=100)},
+        {**case, "options": QuantizeOptions(samples=200, seed=1)},
+        {**case, "options": QuantizeOptions(samples=200, method="mse")},
+        {**case, "options": QuantizeOptions(samples=200, validation="digits:validation")},
+        {**case, "options": QuantizeOptions(samples=200, plan=PrecisionPlan(profile="x", remainder="fp16"))},
+    ]
+    keys = {quantize_key(source, **other) for other in others}
+    assert len(keys) == len(others)
+    assert key not in keys
+
+
+def test_the_same_call_gives_the_same_graph(source, made, tmp_path: Path):
+    again = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD)
+    assert again.digest == made["int8", "tensorrt"].digest
+
+
+def test_the_choice_of_ranges_is_told_with_what_was_compared(source, tmp_path: Path):
+    notes = Notes()
+    quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD, progress=notes)
+    (line,) = [line for line in notes.lines if line.startswith("ranges by")]
+    for name in ("minmax", "mse", "percentile 99.99", "alpha 0.5", "alpha 0.75"):
+        assert name in line
+
+
+def test_equalisation_is_recorded_for_the_groups_behind_a_norm_and_replayed_from_the_plan(source, tmp_path: Path):
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5)
+    first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
+    alphas = {entry.group.rpartition(".")[2]: entry.equalization for entry in first.manifest.plan.entries}
+    assert (alphas["qkv"], alphas["fc1"], alphas["proj"], alphas["fc2"]) == (0.5, 0.5, None, None)
+    replay = QuantizeOptions(threads=1, samples=60, method="minmax", plan=first.path)
+    second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration="digits", options=replay)
+    assert second.digest == first.digest
+    assert second.manifest.plan.entries == first.manifest.plan.entries
+
+
+def test_profile_mha_rounds_the_factors_of_attention(source, tmp_path: Path):
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", profile="mha")
+    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
+    counts = ops(artifact.load())
+    assert counts["QuantizeLinear"] == (4 + 4) * DEPTH
+    softmax = [node for node in artifact.load().graph if node.op_type == "QuantizeLinear" and _of_softmax(node)]
+    assert [float(node.inputs[1].const_value.numpy()) for node in softmax] == pytest.approx([1 / 127] * DEPTH, rel=2e-3)
+    assert check(artifact, "logits SQNR").value > 25
+
+
+def _of_softmax(node):
+    return node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "Softmax"
+
+
+def test_a_plan_takes_groups_out_and_brings_others_in(source, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    entries = [
+        {"group": "blocks.0.mlp.fc2", "precision": "fp16"},
+        {"group": "blocks.1.attn.qkv", "precision": "fp32"},
+        {"group": "readout", "precision": "int8"},
+        {"group": "blocks.1.mlp.fc1", "precision": "int8-weight-only"},
+    ]
+    path.write_text(json.dumps({"profile": "hand", "remainder": "fp16", "entries": entries}))
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", plan=path)
+    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
+    model = artifact.load()
+    assert ops(model)["QuantizeLinear"] == 4 * DEPTH - 2
+    assert ops(model)["DequantizeLinear"] - ops(model)["QuantizeLinear"] == 4 * DEPTH - 1
+    found = {entry.group: entry.precision for entry in artifact.manifest.plan.entries}
+    assert {entry["group"]: entry["precision"] for entry in entries}.items() <= found.items()
+    kept = next(node for node in model.graph if node.name == _node(source, "blocks.1.attn.qkv"))
+    assert kept.inputs[1].const_value.dtype == ir.DataType.FLOAT
+
+
+def _node(source, group):
+    from vitdeploy.graph.linear_groups import find_linear_groups
+    from vitdeploy.quantization.realize import prepare
+
+    (found,) = [each for each in find_linear_groups(prepare(source.load())) if each.name == group]
+    return found.nodes[0]
+
+
+def test_a_plan_with_an_unknown_group_writes_nothing(source, tmp_path: Path):
+    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="blocks.9.fc", precision="int8"),))
+    with pytest.raises(GraphError, match=r"names the group 'blocks\.9\.fc', which the graph has not"):
+        quantize(
+            source, tmp_path / "x.onnx", precision="int8", calibration="digits",
+            options=QuantizeOptions(threads=1, plan=plan),
+        )  # fmt: skip
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_table_gives_the_graph_that_its_images_gave(source, tmp_path: Path):
+    table = tmp_path / "vit.calib.json"
+    options = QuantizeOptions(threads=1, samples=200, table=table)
+    first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
+    second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration=table, options=ONE_THREAD)
+    assert second.digest == first.digest
+    stored = read_calibration_table(table)
+    assert stored.manifest.calibration.samples == 160
+    assert stored.manifest.parents["onnx"] == source.digest
+    assert second.manifest.parents["calibration"] == stored.digest
+    assert second.manifest.calibration.held_out == 0
+
+
+def test_a_table_of_another_graph_is_refused(source, tmp_path: Path):
+    table = tmp_path / "vit.calib.json"
+    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off")
+    quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
+    other = write_small_vit(tmp_path / "other.onnx")
+    with pytest.raises(CalibrationError, match="made for another graph"):
+        quantize(other, tmp_path / "b.onnx", precision="int8", calibration=table)
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_a_table_has_no_images_so_the_golden_samples_are_compared(source, tmp_path: Path):
+    table = tmp_path / "vit.calib.json"
+    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off")
+    quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
+    artifact = quantize(source, tmp_path / "b.onnx", precision="int8", calibration=table)
+    assert "4 golden samples" in check(artifact, "logits SQNR").detail
+
+
+def test_validation_images_replace_the_held_out_ones(source, tmp_path: Path):
+    options = QuantizeOptions(
+        threads=1, samples=60, method="minmax", equalization="off", validation="digits:validation"
+    )
+    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
+    assert artifact.manifest.calibration.samples == 60
+    assert artifact.manifest.calibration.held_out == 0
+    assert "digits:validation" in check(artifact, "logits SQNR").detail
+    assert set(artifact.manifest.parents) == {"onnx", "calibration", "validation"}
+
+
+def test_without_images_and_golden_samples_the_check_says_that_it_was_not_made(tmp_path: Path):
+    bare = write_graph(tmp_path / "bare.onnx", small_vit(), golden=False)
+    artifact = quantize(bare, tmp_path / "x.onnx", precision="fp16")
+    assert check(artifact, "logits SQNR").status == "unchecked"
+    assert "no images" in check(artifact, "logits SQNR").detail
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_no_calibration_data_is_an_error_never_random_data(source, tmp_path: Path, precision):
+    with pytest.raises(CalibrationError, match=f"precision '{precision}' needs calibration images"):
+        quantize(source, tmp_path / "x.onnx", precision=precision)
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrating_on_the_test_split_is_refused(source, tmp_path: Path):
+    with pytest.raises(CalibrationError, match="is a test split"):
+        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits:test")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_quantized_graph_is_not_quantized_again(made, tmp_path: Path, precision):
+    for artifact in made.values():
+        with pytest.raises(GraphError, match=f"is {artifact.manifest.precision} already"):
+            quantize(artifact, tmp_path / "x.onnx", precision=precision, calibration="digits")
+
+
+def test_q_dq_that_somebody_else_put_in_is_seen(made, source, tmp_path: Path):
+    foreign = write_onnx(tmp_path / "foreign.onnx", made["int8", "onnxruntime"].load(), source.manifest)
+    with pytest.raises(GraphError, match="quantized already, it has QuantizeLinear"):
+        quantize(foreign, tmp_path / "x.onnx", precision="int8", calibration="digits")
+
+
+def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source, tmp_path: Path):
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[batch, 1, 8, 8] input) => (float[batch, 64] logits) {
+        flat = Reshape (input, shape) logits = Abs (flat)
+    }"""
+    model = ir.from_onnx_text(text)
+    shape = next(node for node in model.graph if node.op_type == "Reshape").inputs[1]
+    shape.const_value = ir.tensor(np.array([-1, 64]), name="shape")
+    model.graph.register_initializer(shape)
+    bare = write_onnx(tmp_path / "bare.onnx", model, source.manifest)
+    with pytest.raises(GraphError, match="has no node to quantize") as caught:
+        quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source, tmp_path: Path):
+    model = source.load()
+    weight = model.graph.initializers["blocks.0.mlp.fc1.weight"]
+    broken = weight.const_value.numpy().copy()
+    broken[0, 0] = np.nan
+    weight.const_value = ir.tensor(broken, name=weight.name)
+    artifact = write_onnx(tmp_path / "nan.onnx", model, source.manifest)
+    with pytest.raises(CalibrationError, match=r"tensor '.*' has NaN during calibration"):
+        quantize(artifact, tmp_path / "x.onnx", precision="int8", calibration="digits", options=FAST)
+    with pytest.raises(GraphError, match=r"weight 'blocks\.0\.mlp\.fc1\.weight' cannot be quantized"):
+        quantize(artifact, tmp_path / "x.onnx", precision="int8-weight-only", options=FAST)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source, tmp_path: Path):
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", min_sqnr_db=90.0)
+    with pytest.raises(GateError, match=r"logits SQNR \d+\.\d dB is below 90 dB"):
+        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_path: Path):
+    notes = Notes()
+    options = QuantizeOptions(threads=1, samples=60, method="percentile", percentile=51.0, equalization="off")
+    artifact = quantize(
+        source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options, progress=notes
+    )
+    assert check(artifact, "logits SQNR").status == "failed"
+    assert [line for line in notes.lines if "bench it before it ships" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "all"}, "profile 'all' is not known"),
+        ({"method": "entropy"}, "method 'entropy' is not known"),
+        ({"percentile": 5.0}, "percentile 5.0 is out of range"),
+        ({"percentile": 100.5}, "percentile 100.5 is out of range"),
+        ({"equalization": "smooth"}, "equalization 'smooth' is not known"),
+        ({"equalization": 1.5}, "equalization 1.5 is out of range"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        QuantizeOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"precision": "int4"}, UsageError, "precision 'int4' is not known, expected one of fp16"),
+        ({"precision": "fp32"}, UsageError, "precision 'fp32' is not known"),
+        ({"precision": "int8", "target": "tflite"}, UsageError, "target 'tflite' is not known"),
+        ({"precision": "fp8", "target": "onnxruntime"}, UsageError, "'fp8', which target 'onnxruntime' has not"),
+        ({"precision": "int8", "calibration": "absent-folder"}, DataError, "absent-folder"),
+        ({"precision": "int8", "calibration": "absent.calib.json"}, ArtifactError, "there is no file"),
+    ],
+)
+def test_requests_that_cannot_be_met_write_nothing(source, tmp_path: Path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        quantize(source, tmp_path / "x.onnx", **{"calibration": "digits", **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ArtifactError, match=r"there is no file '.*absent\.onnx'"):
+        quantize(tmp_path / "absent.onnx", tmp_path / "x.onnx", precision="fp16")
+
+
+def test_images_cannot_be_prepared_for_a_model_without_preprocessing(source, tmp_path: Path):
+    manifest = source.manifest.model_copy(update={"preprocess": None})
+    bare = write_onnx(tmp_path / "bare.onnx", source.load(), manifest)
+    with pytest.raises(CalibrationError, match="no preprocessing in its manifest"):
+        quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")
+
+
+def test_tensorrt_takes_every_graph_made_for_it(made):
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'")
+    for (precision, target), artifact in made.items():
+        if target != "tensorrt":
+            continue
+        logger = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        parsed = parser.parse(artifact.path.read_bytes())
+        assert parsed, [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        config = builder.create_builder_config()
+        profile = builder.create_optimization_profile()
+        profile.set_shape("input", (1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8))
+        config.add_optimization_profile(profile)
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+        assert builder.build_serialized_network(network, config) is not None, precision
