@@ -68,13 +68,17 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
-                return _as_grey_or_rgb(upright, name)
+                plain = _as_grey_or_rgb(upright, name)
+                plain.info.clear()  # a transparent colour left in here would steer later conversions
+                return plain
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"there is no image {name!r}") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name!r} is not an image that can be read: remove or replace it") from error
+        raise DataError(
+            f"{name!r} is not an image that can be read (another format, or damaged): remove or replace it"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image {name!r} is too large to be decoded safely: {error}") from error
     except OSError as error:
@@ -100,7 +104,7 @@ def _as_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
         raise DataError(f"image {name!r} has floating-point pixels, expected 8 or 16 bits per channel")
-    if image.mode in {"1", "LA", "La"}:
+    if image.mode in {"1", "LA"}:
         return image.convert("L")
     if image.mode in {"P", "PA"}:
         return image.convert("RGBA").convert("RGB")

@@ -148,8 +148,10 @@ def test_a_folder_named_like_a_split_suffix_is_a_folder(tmp_path):
 
 def test_unreadable_images_are_all_named_in_one_line(tmp_path):
     root = classes_of(tmp_path, {"cat": 4, "dog": 4})
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+    noise.save(root / "cat" / "1.png")
     whole = (root / "cat" / "1.png").read_bytes()
-    (root / "cat" / "1.png").write_bytes(whole[:-20])
+    (root / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "2.png").write_text("this is text")
     with pytest.raises(DataError) as caught:
         load_pixels(open_dataset(str(root)), SPEC)

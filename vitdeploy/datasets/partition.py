@@ -37,7 +37,7 @@ def partition(
     groups = _groups(len(names), labels)
     counts = [len(group) for group in groups]
     total = len(names)
-    validation, test = sizes if sizes is not None else (int(total * VALIDATION), int(total * TEST))
+    validation, test = sizes if sizes is not None else (max(1, int(total * VALIDATION)), max(1, int(total * TEST)))
     test_counts = _at_least_one(apportion(counts, test), counts) if test else [0] * len(counts)
     validation_counts = _at_least_one(apportion(counts, validation), counts) if validation else [0] * len(counts)
     parts: dict[Split, list[int]] = {split: [] for split in SPLITS}

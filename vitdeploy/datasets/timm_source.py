@@ -116,7 +116,7 @@ def _parse(where: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _create(name: str, split: str, options: dict[str, Any]) -> Any:
-    if name.startswith("hfds/") and importlib.util.find_spec("datasets") is None:
+    if name.startswith("hfds/") and not _has_hugging_face_datasets():
         raise DataError(f"{name!r} needs Hugging Face's package datasets, which is not installed: pip install datasets")
     try:
         from timm.data import create_dataset
@@ -127,6 +127,12 @@ def _create(name: str, split: str, options: dict[str, Any]) -> Any:
     except Exception as error:  # the factory hands on whatever torchvision, datasets and the network raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"timm cannot open {name!r}, split {split!r}: {reason}") from error
+
+
+def _has_hugging_face_datasets() -> bool:
+    """Tell whether the package is there; a folder called ``datasets`` in the working directory looks like one."""
+    spec = importlib.util.find_spec("datasets")
+    return spec is not None and spec.origin is not None
 
 
 def _labels(dataset: Any) -> NDArray[np.int64]:
