@@ -111,3 +111,19 @@ def test_a_file_that_two_runtimes_opened_has_one_bar():
     chart = size_bars(build((rows()[0], *twice)))
     assert chart is not None
     assert [bar.label for bar in chart.bars] == ["digits.safetensors", "digits.onnx"]
+
+
+def test_a_long_tail_does_not_squeeze_the_bars():
+    calm, busy = rows()[0], rows()[1]
+    tail = timing(0.5).model_copy(update={"p90_ms": 40.0, "p99_ms": 150.0})
+    report = build((calm, busy.model_copy(update={"timings": (tail,)})))
+    chart = latency_bars(report)[0]
+    first, second = chart.bars
+    assert (first.cut, second.cut) == (False, True)
+    assert first.width > 0.35 * (500 - chart.left - 72)
+    assert second.whisker is not None
+    assert second.whisker <= 500 - 72
+    assert "arrow" in chart.caption
+    assert "p99 150 ms" in second.title
+    (plot,) = scatters(report)
+    assert plot.points[0].x > 0.3 * plot.frame[2]

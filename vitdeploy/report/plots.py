@@ -15,6 +15,7 @@ from vitdeploy.report.view import DEVICES, runtime_text
 SCATTER_WIDTH, BAR_WIDTH = 1040, 500
 SCATTER_HEIGHT = 410
 BAR_HEIGHT, BAR_GAP = 22, 12
+LONGEST_WHISKER = 2.5  # times the longest bar: a busy machine's tail must not squeeze what is compared
 LETTER_WIDTH, LINE_HEIGHT = 6.9, 16
 SHAPES = {"pytorch": "circle", "onnxruntime": "square", "openvino": "diamond"}
 
@@ -69,7 +70,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; ``whisker`` is the pixel up to which a thin line goes on."""
+    """One bar; ``whisker`` is the pixel up to which a thin line goes on, ``cut`` where it would go on further."""
 
     y: float
     width: float
@@ -79,6 +80,7 @@ class Bar:
     title: str
     faded: bool = False
     whisker: float | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class _Placer:
             outside = outside or place[1] < self.frame[1] or place[3] > self.frame[3]
             covered = sum(_overlap(place, other) for other in self.taken)
             crossed = sum(_overlap(place, other) for other in self.thin)
-            return 1000 * outside + 100 * covered + crossed + abs(offer[1] - 4 - point.y) / 100
+            away = abs(offer[0] - point.x) / 40 + abs(offer[1] - 4 - point.y) / 40
+            return 1000 * outside + 100 * covered + crossed + away
 
         best = min(offers, key=cost)
         self.taken.append(box(best))
@@ -148,7 +151,8 @@ def _scatter(report: Report, device: Device) -> Scatter | None:
     if not spots:
         return None
     frame = (64.0, 10.0, SCATTER_WIDTH - 10.0, SCATTER_HEIGHT - 52.0)
-    x_axis = latency_axis([value for _, t, _ in spots for value in (t.p50_ms, t.p90_ms)], frame[0], frame[2])
+    reach = LONGEST_WHISKER * max(timing.p50_ms for _, timing, _ in spots)
+    x_axis = latency_axis([v for _, t, _ in spots for v in (t.p50_ms, min(t.p90_ms, reach))], frame[0], frame[2])
     y_axis = percent_axis([value for _, _, height in spots for value in height], frame[3], frame[1])
     what = "top-1" if labelled else "agreement"
     points = [_point(row, timing, height, (x_axis, y_axis), what) for row, timing, height in spots]
@@ -217,7 +221,8 @@ def latency_bars(report: Report) -> list[Bars]:
 def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
     times = [timing for row in rows if (timing := timing_of(row, batch)) is not None]
     left = _left(rows)
-    axis = size_axis([timing.p99_ms for timing in times], left, BAR_WIDTH - 72)
+    limit = LONGEST_WHISKER * max(timing.p50_ms for timing in times)
+    axis = size_axis([min(timing.p99_ms, limit) for timing in times], left, BAR_WIDTH - 72)
     bars = [
         Bar(
             y=_bar_y(index),
@@ -227,11 +232,13 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
             value=f"{ms_text(timing.p50_ms)} ms",
             title=f"{row.name}, {runtime_text(row)}: p50 {ms_text(timing.p50_ms)}, p90 {ms_text(timing.p90_ms)}, "
             f"p99 {ms_text(timing.p99_ms)} ms over {timing.calls or 0} calls",
-            whisker=axis.at(timing.p99_ms),
+            whisker=axis.at(min(timing.p99_ms, limit)),
+            cut=timing.p99_ms > limit,
         )
         for index, (row, timing) in enumerate(zip(rows, times, strict=True))
     ]
-    caption = f"Latency on the {DEVICES[device]}, batch {batch}: bar p50, line to p99"
+    arrow = " (arrow: further than drawn)" if any(bar.cut for bar in bars) else ""
+    caption = f"Latency on the {DEVICES[device]}, batch {batch}: bar p50, line to p99{arrow}"
     return _chart(caption, bars, left, axis, lambda value: f"{_number(value)} ms")
 
 
