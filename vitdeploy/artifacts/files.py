@@ -78,6 +78,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.is_symlink():
+            aside.unlink()
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -31,6 +31,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Preprocess, Record
 
 RECOMMENDED_SAMPLES = 128
+_FEW = f"{{}} images, fewer than {RECOMMENDED_SAMPLES}: ranges may be too narrow, compare with a larger set"
 
 
 class CalibrationRecipe(Record):
@@ -182,7 +183,8 @@ def check_calibration_set(path: Path, *, against: str | None = None) -> tuple[Ch
     """
     root = _existing(path)
     manifest = read_calibration_manifest(root)
-    checks = [*check_files(root, manifest), _labels_check(manifest), _duplicates_check(manifest), _size_check(manifest)]
+    checks = [*check_files(root, manifest), _labels_check(manifest), _duplicates_check(manifest)]
+    checks += [_size_check(manifest), _origin_check(manifest)]
     if against is None:
         detail = "no test set was named to compare with"
         return (*checks, Check(name="overlap", status="unchecked", detail=detail))
@@ -295,10 +297,17 @@ def _size_check(manifest: CalibrationSet) -> Check:
         value=manifest.samples,
         limit=RECOMMENDED_SAMPLES,
         unit="images",
-        detail=""
-        if enough
-        else f"fewer than {RECOMMENDED_SAMPLES} images: ranges may be too narrow, compare with a larger set",
+        detail=f"{manifest.samples} images" if enough else _FEW.format(manifest.samples),
     )
+
+
+def _origin_check(manifest: CalibrationSet) -> Check:
+    missing = [name for name in ("source", "licence") if not getattr(manifest, name)]
+    if missing:
+        return Check(
+            name="origin", status="unchecked", detail=f"{' and '.join(missing)} not stated: a recipe can say it"
+        )
+    return Check(name="origin", status="passed", detail=f"{manifest.source}; {manifest.licence}")
 
 
 def _overlap_check(manifest: CalibrationSet, test: Dataset) -> Check:
