@@ -71,7 +71,7 @@ def test_the_committed_digits_set_is_what_its_recipe_makes(tmp_path):
 def test_the_committed_digits_set_passes_every_check_and_shares_nothing_with_the_test_split():
     found = statuses(DIGITS, against="digits:test")
     assert found == dict.fromkeys(found, "passed")
-    assert set(found) == {"files", "unlisted files", "sample ids", "labels", "duplicates", "size", "overlap"}
+    assert set(found) == {"files", "unlisted files", "sample ids", "labels", "duplicates", "size", "origin", "overlap"}
     assert statuses(DIGITS, against="digits:train")["overlap"] == "failed"
 
 
@@ -299,6 +299,7 @@ def test_copies_of_one_image_are_found(tmp_path):
     make_calibration_set(str(root), tmp_path / "set", samples=4)
     assert statuses(tmp_path / "set")["duplicates"] == "failed"
     assert statuses(tmp_path / "set")["size"] == "unchecked"
+    assert statuses(tmp_path / "set")["origin"] == "unchecked"
 
 
 @pytest.mark.parametrize(
