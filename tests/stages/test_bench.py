@@ -23,8 +23,9 @@ from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
+from vitdeploy.stages import probe
 from vitdeploy.stages.bench import BenchOptions, bench, bench_key, open_test_data
-from vitdeploy.stages.candidates import of_artifact, with_unique_names
+from vitdeploy.stages.candidates import of_artifact, of_loaded, with_unique_names
 from vitdeploy.stages.reference import ReferenceInfo, write_reference
 
 ROOT = Path(__file__).parents[2]
@@ -636,3 +637,31 @@ def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_
     assert row.delta_top1_pp == 0.0
     assert row.timings[0].speedup_ci95 is not None
     assert report.baseline.latency_rows == {"vit.onnx": "vit.safetensors"}
+
+
+def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from vitdeploy.stages import source
+    from vitdeploy.stages.source import LoadedModel
+
+    linear = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(WEIGHT.T.copy()))
+        linear.bias.copy_(torch.from_numpy(BIAS))
+    loaded = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), linear), SPEC, PREPROCESS, "d" * 64, "a hub")
+    asked = []
+    monkeypatch.setattr(source, "load_source", lambda text: asked.append(text) or loaded)
+
+    report = bench([_onnx(tmp_path / "m.onnx").path], "digits", baseline="timm:linear", options=QUICK)
+    base, row = report.rows
+    assert (base.name, base.backend, base.size_bytes, base.status) == ("timm:linear", "pytorch", None, "ok")
+    assert base.payload_sha256 == "d" * 64
+    assert report.baseline.accuracy_against == "PyTorch eager FP32 of timm:linear"
+    assert row.logits_identical or row.logits_sqnr_db > 90
+
+    candidate = of_loaded("timm:linear", loaded, "cpu")
+    cost = probe.probe(probe.request_of(candidate, batch=2, threads=1, tf32=False))
+    assert cost.reason == ""
+    assert cost.load_ms > 0
+    assert cost.first_inference_ms > 0
+    assert asked == ["timm:linear", "timm:linear"]

@@ -17,7 +17,7 @@ from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.process import ProcessCost, answer, observe
 from vitdeploy.measure.timing import first_line
-from vitdeploy.records import Manifest
+from vitdeploy.records import Manifest, Preprocess
 from vitdeploy.stages.candidates import Candidate, make_feed, of_artifact, of_loaded
 
 MODULE = "vitdeploy.stages.probe"
@@ -31,6 +31,7 @@ def request_of(candidate: Candidate, *, batch: int, threads: int, tf32: bool) ->
         "path": str(artifact.path.absolute()) if artifact is not None else None,
         "manifest": artifact.manifest.model_dump(mode="json") if artifact is not None else None,
         "source": candidate.source,
+        "preprocess": candidate.preprocess.model_dump(mode="json") if candidate.preprocess is not None else None,
         "backend": candidate.backend,
         "device": candidate.device,
         "provider": candidate.provider,
@@ -41,16 +42,13 @@ def request_of(candidate: Candidate, *, batch: int, threads: int, tf32: bool) ->
 
 
 def probe(request: dict[str, Any]) -> ProcessCost:
-    """Open the candidate and run it once on a random batch."""
-    candidate = _candidate(request)
-    backends.get_backend(
-        candidate.backend
-    ).unavailable()  # imports the runtime: its library is not the model's load time
-    preprocess = candidate.preprocess
-    if preprocess is None:
+    """Open the candidate and run it once on a random batch; a SOURCE is loaded as part of opening it."""
+    if request["preprocess"] is None:
         return ProcessCost(reason="its manifest has no preprocessing")
+    preprocess = Preprocess.model_validate(request["preprocess"])
+    backends.get_backend(request["backend"]).unavailable()  # imports the library: its time is not the model's
     return observe(
-        lambda: candidate.open(threads=request["threads"], tf32=request["tf32"]),
+        lambda: _candidate(request).open(threads=request["threads"], tf32=request["tf32"]),
         lambda session: make_feed(session, preprocess, request["batch"]),
     )
 
