@@ -353,6 +353,44 @@ def test_no_calibration_data_is_an_error_never_random_data(source, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(source, tmp_path: Path):
+    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="readout", precision="int8"),))
+    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off")
+    for precision in ("fp16", "int8-weight-only"):
+        with pytest.raises(CalibrationError, match=f"precision '{precision}' with the plan given needs calibration"):
+            quantize(source, tmp_path / "x.onnx", precision=precision, options=options)
+    artifact = quantize(source, tmp_path / "x.onnx", precision="fp16", calibration="digits", options=options)
+    assert ops(artifact.load())["QuantizeLinear"] == 1
+
+
+def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
+    group = next(entry.group for entry in _plan(source) if entry.group.endswith("attention"))
+    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group=group, precision="int8-weight-only"),))
+    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off")
+    with pytest.raises(UsageError, match="holds no weights"):
+        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
+
+
+def _plan(source):
+    from vitdeploy.stages.quantize import plan_of
+    from vitdeploy.stages.quantize_request import open_request
+
+    request = open_request(source, "int8", "tensorrt", "digits", FAST)
+    from vitdeploy.quantization.realize import prepare
+
+    return plan_of(prepare(source.load()), request).entries
+
+
+def test_the_model_is_not_written_over_itself(source):
+    with pytest.raises(UsageError, match="is the model itself"):
+        quantize(source, source.path, precision="fp16")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(source, tmp_path: Path):
+    with pytest.raises(ArtifactError, match="is a folder, expected the name of an ONNX file"):
+        quantize(source, tmp_path, precision="int8", calibration="digits")
+
+
 def test_calibrating_on_the_test_split_is_refused(source, tmp_path: Path):
     with pytest.raises(CalibrationError, match="is a test split"):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits:test")
@@ -427,6 +465,7 @@ def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_pat
         ({"percentile": 100.5}, "percentile 100.5 is out of range"),
         ({"equalization": "smooth"}, "equalization 'smooth' is not known"),
         ({"equalization": 1.5}, "equalization 1.5 is out of range"),
+        ({"table": Path("vit.json")}, r"table 'vit\.json' must be called NAME\.calib\.json"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, message):

@@ -98,8 +98,10 @@ def read_calibration_table(path: Path) -> CalibrationTable:
 
 
 def arrays_of(path: Path) -> Path:
-    """Return where a table's arrays lie: ``x.calib.json`` → ``x.calib.safetensors``."""
-    return Path(path).with_suffix(".safetensors")
+    """Return where a table's arrays lie: ``x.calib.json`` → ``x.calib.safetensors``, beside no checkpoint's name."""
+    path = Path(path)
+    stem = path.name.removesuffix(".json").removesuffix(".calib")
+    return path.with_name(f"{stem}.calib.safetensors")
 
 
 def is_calibration_table(path: Path) -> bool:

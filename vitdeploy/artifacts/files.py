@@ -89,6 +89,19 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def refuse_unwritable(path: Path, what: str) -> None:
+    """Raise now, rather than after minutes of work, where ``what`` (``an engine file``) could not be written.
+
+    Raises:
+        ArtifactError: ``path`` is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"{str(path)!r} is a folder, expected the name of {what}")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the file's bytes.
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from vitdeploy.errors import CalibrationError
+from vitdeploy.errors import CalibrationError, UsageError
 from vitdeploy.graph.attentions import Attention, find_attentions
 from vitdeploy.graph.fold_transposes import FoldTransposes
 from vitdeploy.graph.fp16 import ConvertToFloat16
@@ -69,6 +69,7 @@ def realize(
     Raises:
         CalibrationError: The range of a tensor was not observed.
         GraphError: A weight is not finite.
+        UsageError: Attention, which has no weights, is to be quantized in weights only.
     """
     copy = model.clone()
     groups = {group.name: group for group in find_linear_groups(copy)}
@@ -103,6 +104,8 @@ def _quantized_attention(
     attention: Attention, precision: NodePrecision, observers: Mapping[str, TensorObserver], choice: RangeChoice
 ) -> QuantizedTensors:
     """Return q, kᵀ, p and v with their clips; p is a softmax, whose range is known to be 0 … 1."""
+    if precision == "int8-weight-only":
+        raise UsageError(f"group {attention.name!r} holds no weights, so 'int8-weight-only' means nothing for it")
     tensors = []
     for value, use in _factors(attention):
         if value is attention.softmax.outputs[0]:

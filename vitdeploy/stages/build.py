@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Engine, OnnxModel, read_onnx
+from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_backend import build_options
-from vitdeploy.errors import ArtifactError, BackendError, UsageError
+from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import stage_key
 from vitdeploy.sessions import BuildTarget
@@ -47,7 +47,7 @@ def build(
     if not isinstance(model, OnnxModel):
         model = read_onnx(Path(model))
     output = Path(output)
-    refuse_unwritable(output)
+    refuse_unwritable(output, "an engine file")
     name = choose_builder(backend, progress)
     note_target(model, progress)
     engine = get_backend(name).build(model, output, target, progress)
@@ -120,16 +120,3 @@ def note_target(model: OnnxModel, progress: Progress) -> None:
             f"{model.path.name} was quantized for {target}, whose remainder is FP32: "
             f"'vitdeploy quantize --target tensorrt' keeps it in FP16, which is faster in an engine"
         )
-
-
-def refuse_unwritable(output: Path) -> None:
-    """Raise now, rather than after minutes of building, where the engine could not be written.
-
-    Raises:
-        ArtifactError: ``output`` is a folder, or lies where nothing can be written.
-    """
-    if output.is_dir():
-        raise ArtifactError(f"{str(output)!r} is a folder, expected the name of an engine file")
-    folder = next((parent for parent in output.absolute().parents if parent.exists()), Path("/"))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {str(output)!r}: {str(folder)!r} is not a folder that can be written")

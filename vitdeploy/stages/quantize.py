@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, read_onnx, write_calibration_table, write_onnx
+from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import BackendError, GateError, GraphError
+from vitdeploy.errors import BackendError, GateError, GraphError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
@@ -73,6 +74,10 @@ def quantize(
 
     if not isinstance(model, OnnxModel):
         model = read_onnx(Path(model))
+    output = Path(output)
+    if output.resolve() == model.path.resolve():
+        raise UsageError(f"the output {str(output)!r} is the model itself: choose another name")
+    refuse_unwritable(output, "an ONNX file")
     request = open_request(model, precision, target, calibration, options)
     before = prepare(model.load())
     plan = plan_of(before, request)
@@ -83,10 +88,10 @@ def quantize(
     realized = finish(realized, before)
     judged = _judge(before, realized.model, _check_images(request, division), request, open_graph)
     _gate(judged, request, progress)
-    if options.table is not None and request.data is not None and request.needs_ranges:
+    if options.table is not None and info is not None and request.table is None:
         _keep_table(options.table, calibrated, request, info)
     manifest = _manifest(request, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
-    return write_onnx(Path(output), realized.model, manifest, judged.golden)
+    return write_onnx(output, realized.model, manifest, judged.golden)
 
 
 def quantize_key(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
+from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, open_dataset
 from vitdeploy.errors import CalibrationError, GraphError, UsageError
 from vitdeploy.quantization.calibration import Candidates
@@ -36,7 +37,7 @@ class QuantizeOptions:
     validation: DATA for the check, instead of a part of the calibration set.
     samples: Take that many of the calibration images, stratified, by ``seed``.
     min_sqnr_db: Fail where the logits SQNR of the check is below it.
-    table: Where to keep what was observed, as a CalibrationTable.
+    table: Where to keep what was observed, a CalibrationTable ``NAME.calib.json`` with its arrays beside it.
     threads: CPU threads, 0 for all.
     """
 
@@ -57,6 +58,8 @@ class QuantizeOptions:
         _one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
+        if self.table is not None and not str(self.table).endswith(SUFFIX):
+            raise UsageError(f"the calibration table {str(self.table)!r} must be called NAME{SUFFIX}")
         if isinstance(self.equalization, str):
             _one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
         elif not 0.0 <= self.equalization <= 1.0:
@@ -89,8 +92,8 @@ class QuantizeRequest:
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether activations are quantized."""
-        return self.precision in ("int8", "fp8")
+        """Whether activations are quantized, by the precision or by an entry of the plan."""
+        return _needs_ranges(self.precision, self.edits)
 
     @property
     def form(self) -> Format:
@@ -170,25 +173,27 @@ def open_request(
         raise GraphError(
             f"{str(source.path)!r} is {source.manifest.precision} already: quantize the FP32 graph that it came from"
         )
-    table, data = _open_calibration(source, wanted, calibration, options)
+    edits = _edits(options.plan)
+    table, data = _open_calibration(source, calibration, options)
+    if calibration is None and _needs_ranges(wanted, edits):
+        what = f"precision {precision!r}" if edits is None else f"precision {precision!r} with the plan {edits.where}"
+        raise CalibrationError(
+            f"{what} needs calibration images, ranges are never invented: give --calibration DATA (100 to 500 images "
+            f"like those of use), or take --precision int8-weight-only"
+        )
     validation = None if options.validation is None else open_dataset(options.validation)
     if (data is not None or validation is not None) and source.manifest.preprocess is None:
         raise CalibrationError(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "
             f"'vitdeploy export {source.path} --preprocess … -o adopted.onnx' adds it"
         )
-    return QuantizeRequest(source, wanted, target, options, _edits(options.plan), table, data, validation)
+    return QuantizeRequest(source, wanted, target, options, edits, table, data, validation)
 
 
 def _open_calibration(
-    source: OnnxModel, precision: NodePrecision, calibration: str | Path | None, options: QuantizeOptions
+    source: OnnxModel, calibration: str | Path | None, options: QuantizeOptions
 ) -> tuple[CalibrationTable | None, Dataset | None]:
     if calibration is None:
-        if precision in ("int8", "fp8"):
-            raise CalibrationError(
-                f"precision {precision!r} needs calibration images, ranges are never invented: give --calibration DATA "
-                f"(100 to 500 images like those of use), or take --precision int8-weight-only"
-            )
         return None, None
     if is_calibration_table(Path(calibration)):
         table = read_calibration_table(Path(calibration))
@@ -197,6 +202,11 @@ def _open_calibration(
     data = str(calibration)
     split = calibration_split(data)
     return None, open_dataset(data, split=split, samples=options.samples, seed=options.seed)
+
+
+def _needs_ranges(precision: NodePrecision, edits: Edits | None) -> bool:
+    entries = () if edits is None else edits.plan.entries
+    return any(wanted in ("int8", "fp8") for wanted in (precision, *(entry.precision for entry in entries)))
 
 
 def _edits(plan: PrecisionPlan | Path | str | None) -> Edits | None:
