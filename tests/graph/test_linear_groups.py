@@ -1,5 +1,7 @@
 """Linears are found by what the graph does, whatever its nodes are called and however they are wrapped."""
 
+import warnings
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,6 +9,7 @@ from onnx_text import parse
 from small_vit import small_vit
 
 from vitdeploy.graph.linear_groups import find_linear_groups, path_of, shapes_at_batch_one
+from vitdeploy.quantization.realize import prepare
 
 RNG = np.random.default_rng(0)
 
@@ -236,3 +239,33 @@ def test_weights_that_the_user_feeds_are_not_constants():
     model = graph(f"h = MatMul (x, w) {HEAD}", w=normal(32, 32), **HEAD_CONSTANTS)
     model.graph.inputs.append(model.graph.initializers["w"])
     assert "w" not in found(model)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_a_graph_that_timm_exports_gives_the_same_four_groups_per_block(tmp_path, dynamo):
+    """Neither exporter nor names are ours: TorchScript writes a decomposed GELU and Shape chains, dynamo neither."""
+    torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
+    timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'vitdeploy[torch]'")
+    module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48, num_heads=3).eval()
+    for block in module.blocks:
+        block.attn.fused_attn = False
+    path, example = tmp_path / "timm.onnx", torch.zeros(2, 3, 32, 32)
+    names = {"input_names": ["input"], "output_names": ["logits"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the legacy exporter says that it is one
+        if dynamo:
+            shapes = ({0: torch.export.Dim("batch")},)
+            torch.onnx.export(
+                module, (example,), path, dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False, **names
+            )
+        else:
+            axes = {"input": {0: "batch"}}
+            torch.onnx.export(module, (example,), path, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
+    groups = find_linear_groups(prepare(ir.load(path)))
+    assert [group.name for group in groups if not group.obstacle] == [
+        f"blocks.{index}.{part}" for index in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ]
+    assert {group.name: group.obstacle.split(":")[0] for group in groups if group.obstacle} == {
+        "patch_embed.proj": "patch embedding",
+        "head": "head",
+    }
