@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import (
@@ -67,6 +68,12 @@ def test_squash_equals_torchvision_with_and_without_a_crop():
     cropped = Preprocess(size=(24, 24), resize="squash", resize_size=30, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     expected = theirs(image, Resize((30, 30), InterpolationMode.BICUBIC), CenterCrop(24))
     assert np.array_equal(to_pixels(image, cropped), expected)
+
+
+def test_a_record_that_cannot_be_carried_out_cannot_be_made():
+    for resize in ("squash", "shortest"):
+        with pytest.raises(ValidationError, match=r"resize_size 20 must be at least the input size 24"):
+            Preprocess(size=(24, 24), resize=resize, resize_size=20, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 231), (231, 300), (248, 248), (500, 100)])

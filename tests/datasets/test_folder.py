@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitdeploy.datasets import load_pixels, open_dataset, require_labels, splits_of
+from vitdeploy.datasets import batches, load_pixels, open_dataset, require_labels, splits_of
 from vitdeploy.errors import DataError
+from vitdeploy.preprocess import normalize
 from vitdeploy.records import Preprocess
 
 SPEC = Preprocess(size=(6, 6), channels=3, resize="squash", crop="none", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -244,6 +246,30 @@ def test_one_class_is_refused_where_labels_are_needed(tmp_path):
     dataset = open_dataset(str(tmp_path))
     with pytest.raises(DataError, match=r"has one class only, 'only', expected at least two class folders"):
         require_labels(dataset)
+
+
+def test_a_name_that_no_file_system_takes_is_refused_in_one_line():
+    for name in ("x" * 5000, "nul\0byte"):
+        with pytest.raises(DataError, match=r"there is no dataset '"):
+            open_dataset(name)
+
+
+def test_reading_can_stop_early(tmp_path):
+    root = classes_of(tmp_path, {"cat": 60, "dog": 60})
+    stream = batches(open_dataset(str(root)), SPEC, 4)
+    assert next(stream).shape == (4, 3, 6, 6)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitdeploy-images")]
+
+
+def test_batches_cover_every_image_once_and_name_the_first_that_fails(tmp_path):
+    root = classes_of(tmp_path, {"cat": 30, "dog": 30})
+    dataset = open_dataset(str(root))
+    streamed = np.concatenate(list(batches(dataset, SPEC, 7)))
+    assert np.array_equal(streamed, normalize(load_pixels(dataset, SPEC), SPEC))
+    (root / "cat" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"'.*cat/3\.png' is not an image"):
+        list(batches(open_dataset(str(root)), SPEC, 7))
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path):

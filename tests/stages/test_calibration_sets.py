@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -88,6 +90,16 @@ def test_the_committed_digits_set_opens_as_a_dataset_with_the_pixels_of_the_digi
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(recipe):
     assert len(read_calibration_recipe(recipe).description) > 20
+
+
+def test_the_readme_shows_what_was_measured_and_links_what_is_there():
+    text = (REPOSITORY / "calibration" / "README.md").read_text("utf8")
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "calibration_size_digits.json").read_text())
+    for row in results["rows"]:
+        figures = (statistics.median(row["sqnr_db"]), min(row["sqnr_db"]), max(row["sqnr_db"]))
+        assert f"| {row['images']} | " + " | ".join(f"{figure:.1f} dB" for figure in figures) + " |" in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (REPOSITORY / "calibration" / link).exists(), link
 
 
 def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path):

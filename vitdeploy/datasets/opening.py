@@ -10,7 +10,7 @@ from vitdeploy.datasets.digits import Digits
 from vitdeploy.datasets.folder import ImageFolder
 from vitdeploy.datasets.partition import choose
 from vitdeploy.datasets.timm_source import TIMM, open_timm, timm_splits
-from vitdeploy.datasets.uri import DatasetUri, parse_uri
+from vitdeploy.datasets.uri import DatasetUri, exists, parse_uri
 from vitdeploy.errors import DataError
 
 
@@ -63,9 +63,9 @@ def _open(parsed: DatasetUri) -> Dataset:
 def _existing(where: str) -> Path:
     """Return the folder called ``where``; a folder that is called ``digits`` is reached as ``./digits``."""
     root = Path(where)
-    if root.is_dir():
-        return root
-    if root.exists():
+    if exists(where):
+        if root.is_dir():
+            return root
         raise DataError(f"{where!r} is a file, expected a folder of images, 'digits', or 'timm:NAME'")
     raise DataError(f"there is no dataset {where!r}, expected 'digits', a folder of images, or 'timm:NAME'")
 

@@ -47,12 +47,20 @@ def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
     where, number, named = uri, 0, None
-    if not Path(uri).exists():
+    if not exists(uri):
         head, colon, tail = uri.rpartition(":")
         if colon and head and tail in _ALIASES:
             where, named = head, _ALIASES[tail]
-        if (match := re.fullmatch(r"(.+)@(\d{1,9})", where)) and not Path(where).exists():
+        if (match := re.fullmatch(r"(.+)@(\d{1,9})", where)) and not exists(where):
             where, number = match[1], int(match[2])
     if split is not None and named is not None and split != named:
         raise DataError(f"the split {split!r} was asked for, but {uri!r} names another: leave one of the two out")
     return DatasetUri(where, number, split or named)
+
+
+def exists(where: str) -> bool:
+    """Tell whether there is a file or folder of that name; a name that no file system takes is none."""
+    try:
+        return Path(where).exists()
+    except (OSError, ValueError):
+        return False
