@@ -16,10 +16,14 @@ from small_vit import small_vit, write_graph, write_small_vit
 from vitdeploy.artifacts import OnnxModel, read_calibration_table, read_onnx, write_onnx
 from vitdeploy.errors import ArtifactError, CalibrationError, DataError, GateError, GraphError, UsageError
 from vitdeploy.graph.legality import count_unsorted
+from vitdeploy.graph.linear_groups import find_linear_groups
+from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT
+from vitdeploy.quantization.realize import prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
-from vitdeploy.stages.quantize import QuantizeOptions, quantize, quantize_key
+from vitdeploy.stages.quantize import QuantizeOptions, plan_of, quantize, quantize_key
+from vitdeploy.stages.quantize_request import open_request
 
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
@@ -280,9 +284,6 @@ def test_a_plan_takes_groups_out_and_brings_others_in(source, tmp_path: Path):
 
 
 def _node(source, group):
-    from vitdeploy.graph.linear_groups import find_linear_groups
-    from vitdeploy.quantization.realize import prepare
-
     (found,) = [each for each in find_linear_groups(prepare(source.load())) if each.name == group]
     return found.nodes[0]
 
@@ -346,6 +347,20 @@ def test_without_images_and_golden_samples_the_check_says_that_it_was_not_made(t
     assert "no images" in check(artifact, "logits SQNR").detail
 
 
+def test_an_older_opset_works_and_is_told_that_it_costs_casts(source, tmp_path: Path):
+    model = prepare(source.load())
+    LowerOpset(17)(model)
+    older = write_onnx(tmp_path / "older.onnx", model, source.manifest)
+    notes = Notes()
+    artifact = quantize(
+        older, tmp_path / "x.onnx", precision="int8", calibration="digits", options=FAST, progress=notes
+    )
+    assert check(artifact, "logits SQNR").value > 20
+    assert [line for line in notes.lines if line.startswith("the graph has opset 17, where scales are FP32")]
+    with pytest.raises(GraphError, match="FP8 needs opset 19 or newer, the graph has 17"):
+        quantize(older, tmp_path / "y.onnx", precision="fp8", calibration="digits", options=FAST)
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_no_calibration_data_is_an_error_never_random_data(source, tmp_path: Path, precision):
     with pytest.raises(CalibrationError, match=f"precision '{precision}' needs calibration images"):
@@ -372,12 +387,7 @@ def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
 
 
 def _plan(source):
-    from vitdeploy.stages.quantize import plan_of
-    from vitdeploy.stages.quantize_request import open_request
-
     request = open_request(source, "int8", "tensorrt", "digits", FAST)
-    from vitdeploy.quantization.realize import prepare
-
     return plan_of(prepare(source.load()), request).entries
 
 

@@ -34,6 +34,7 @@ __all__ = ["QuantizeOptions", "quantize", "quantize_key"]
 EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
 CHECK_BATCH = 16
+FP16_SCALES_OPSET = 19
 
 
 def quantize(
@@ -81,6 +82,7 @@ def quantize(
     request = open_request(model, precision, target, calibration, options)
     before = prepare(model.load())
     plan = plan_of(before, request)
+    _note_opset(before, plan, progress)
     division = _divide(request)
     open_graph = _opener(request)
     calibrated, info = _calibrate(before, plan, division, request, progress)
@@ -135,6 +137,16 @@ def plan_of(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
             f"head: --precision fp16 needs none"
         )
     return plan
+
+
+def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> None:
+    opset = graph.opset_imports.get("", 0)
+    integers = any(entry.precision.startswith("int8") for entry in plan.entries)
+    if integers and plan.remainder == "fp16" and opset < FP16_SCALES_OPSET:
+        progress.note(
+            f"the graph has opset {opset}, where scales are FP32 and need casts around every pair: "
+            f"'vitdeploy export … --opset {FP16_SCALES_OPSET}' or newer gives a faster engine"
+        )
 
 
 def _divide(request: QuantizeRequest) -> Division | None:
