@@ -263,7 +263,6 @@ def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path, make
         ({"model": "vit_tinny_patch16_224"}, ModelError, "did you mean vit_tiny_patch16_224"),
         ({"arguments": {"num_classes": 7}}, UsageError, "num_classes is 7, and 'digits:train' has 10"),
         ({"arguments": {"channels": 3}}, UsageError, "channels is 3, and the preprocessing gives 1"),
-        ({"arguments": {"image_size": 16}}, UsageError, "image_size is 16, and the images are of 8×8: leave it out"),
         ({"arguments": {"patch": 3}}, ModelError, "image_size 8×8 does not divide by patch 3"),
         ({"arguments": {"dept": 3}}, ModelError, "family 'vit' has no argument 'dept'"),
     ],
@@ -304,6 +303,12 @@ def test_resume_without_a_state_starts_from_the_beginning(tmp_path, digits):
     assert (
         train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, resume=True).digest == digits.digest
     )
+
+
+def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path):
+    checkpoint = train("digits", tmp_path / "v.safetensors", arguments={**TINY, "image_size": 16}, options=QUICK)
+    suggested = open_dataset("digits").preprocess
+    assert checkpoint.manifest.preprocess == suggested.model_copy(update={"size": (16, 16), "resize": "squash"})
 
 
 def test_a_given_preprocessing_is_taken_as_it_is(tmp_path):

@@ -19,9 +19,11 @@ def test_a_signal_is_a_request_and_handlers_are_put_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_stops_at_once():
-    with deferred_interrupts():
+def test_a_second_signal_later_stops_at_once():
+    with deferred_interrupts() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same request, by another way
+        interrupt.at -= 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from lightning_fabric import Fabric
-from small_job import OPTIONS, rows, run, small_job
+from small_job import OPTIONS, Watched, rows, run, small_job
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from vitdeploy.artifacts import read_checkpoint
@@ -13,13 +13,16 @@ from vitdeploy.errors import TrainingError, UsageError
 from vitdeploy.training.launch import launch, make_fabric
 from vitdeploy.training.options import Hardware
 
-TWO = Hardware(accelerator="cpu", devices=2, strategy="ddp_spawn", threads=1)
+TWO = Hardware(accelerator="cpu", devices=2, threads=1)
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     """DDP with gloo, at equal global batch: 16 images an update either way, 33 for validation, each counted once."""
     one = run(small_job(tmp_path / "one.safetensors"))
-    launch(small_job(tmp_path / "two.safetensors", replace(OPTIONS, hardware=TWO)))
+    watched = Watched()
+    launch(small_job(tmp_path / "two.safetensors", replace(OPTIONS, hardware=TWO)), watched)
+    assert watched.done == 12, "the bar of the first process is drawn here"
+    assert watched.texts[-1].startswith("epoch 4/4  loss ")
     two = read_checkpoint(tmp_path / "two.safetensors")
     assert len(rows(two.path)) == len(rows(one.path)) == 4
     for found, expected in zip(rows(two.path), rows(one.path), strict=True):
@@ -41,7 +44,32 @@ def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Fabric, "launch", fail)
     with pytest.raises(TrainingError, match=r"^a training process failed: vitdeploy\.errors\.TrainingError: no$"):
-        launch(small_job(tmp_path / "v.safetensors"))
+        launch(small_job(tmp_path / "v.safetensors", replace(OPTIONS, hardware=TWO)))
+
+
+def test_an_interrupt_of_the_processes_is_one_here(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ProcessRaisedException("\n\n-- Process 0 terminated:\nTraceback …\nKeyboardInterrupt\n", 0, 4711)
+
+    monkeypatch.setattr(Fabric, "launch", fail)
+    with pytest.raises(KeyboardInterrupt):
+        launch(small_job(tmp_path / "v.safetensors", replace(OPTIONS, hardware=TWO)))
+
+
+def test_one_device_needs_no_process_and_several_are_started_from_here():
+    assert make_fabric(Hardware(accelerator="cpu")).strategy.launcher is None
+    assert type(make_fabric(TWO).strategy.launcher).__name__ == "_MultiProcessingLauncher"
+
+
+def test_under_torchrun_the_processes_are_those_of_torchrun(monkeypatch):
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    fabric = make_fabric(TWO)
+    assert fabric.strategy.cluster_environment.creates_processes_externally
+    assert type(fabric.strategy.launcher).__name__ != "_MultiProcessingLauncher"
+    with pytest.raises(UsageError, match=r"Lightning Fabric refuses .*devices=3"):
+        make_fabric(replace(TWO, devices=3))
 
 
 @pytest.mark.parametrize(

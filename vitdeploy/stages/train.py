@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,6 +65,8 @@ def train(
         TrainingError: The loss is not a number, or the state does not fit.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the output has the best weights so far, and ``resume`` goes on.
     """
+    if _is_helping_process():
+        progress = SILENT
     request = TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess)
     output = Path(output)
     key = request.key()
@@ -210,6 +213,12 @@ def _run(
         resume=resume and unfinished.exists(),
     )
     launch(job, progress)
+
+
+def _is_helping_process() -> bool:
+    """Whether torchrun, a cluster or Lightning Fabric has started this process beside a first one."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return any(rank not in {None, "", "0"} for rank in ranks)
 
 
 def _complete(arguments: Mapping[str, Any] | None, options: TrainOptions) -> dict[str, Any]:

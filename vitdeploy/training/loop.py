@@ -266,6 +266,7 @@ class Trainer:
             self.saved_at = time.monotonic()
         if stop:
             self._leave_usable_checkpoint()
+            self.fabric.barrier()  # a process that ends early has the others terminated
             raise KeyboardInterrupt
 
     def _save(self) -> None:

@@ -45,7 +45,7 @@ def choose_subject(
     Raises:
         DataError: The dataset has no labels or fewer than two classes.
         ModelError: There is no such model.
-        UsageError: An argument contradicts the dataset or the preprocessing.
+        UsageError: ``num_classes`` or ``channels`` contradicts the dataset or the preprocessing.
     """
     if train.labels is None or len(train.classes) < 2:
         what = "no labels" if train.labels is None else f"{len(train.classes)} class"
@@ -54,11 +54,11 @@ def choose_subject(
     note = ""
     if model in known:
         family, given = known[model].family, {**known[model].arguments, **arguments}
-        preprocess = _fitted(preprocess or known[model].preprocess, given, resizable=True)
+        preprocess = _fitted(preprocess or known[model].preprocess, given)
     else:
         family = _family(model)
         preprocess = preprocess or train.preprocess or _square(_side(arguments), int(arguments.get("channels", 3)))
-        preprocess = _fitted(preprocess, arguments, resizable=False)
+        preprocess = _fitted(preprocess, arguments)
         given = dict(arguments)
         if family in SMALL and not {"width", "depth"} & set(arguments) and max(preprocess.size) <= SMALL_SIDE:
             given = {**SMALL[family], "patch": _patch(preprocess.size), **arguments}
@@ -97,26 +97,20 @@ def _spec(model: str, family: str, arguments: dict[str, Any], preprocess: Prepro
     return ModelSpec(family=family, name=model, arguments={**arguments, **decided}, classes=train.classes)
 
 
-def _fitted(preprocess: Preprocess, arguments: Mapping[str, Any], *, resizable: bool) -> Preprocess:
-    """Return the preprocessing at the ``image_size`` that was asked for.
-
-    Raises:
-        UsageError: The images come at one size and may not be resized.
-    """
+def _fitted(preprocess: Preprocess, arguments: Mapping[str, Any]) -> Preprocess:
+    """Return the preprocessing at the ``image_size`` that was asked for; images of one size are scaled to it."""
     if "image_size" not in arguments:
         return preprocess
     value = arguments["image_size"]
     size = (value, value) if isinstance(value, int) else tuple(value)
     if size == preprocess.size:
         return preprocess
-    if not resizable and preprocess.resize == "none":
-        raise UsageError(
-            f"image_size is {value!r}, and the images are of {preprocess.size[0]}×{preprocess.size[1]}: leave it out"
-        )
-    resized = preprocess.resize_size
-    if resized is not None:
-        resized = round(resized * max(size) / max(preprocess.size))
-    return preprocess.model_copy(update={"size": size, "resize_size": resized})
+    update: dict[str, Any] = {"size": size}
+    if preprocess.resize == "none":
+        update["resize"] = "squash"
+    if preprocess.resize_size is not None:
+        update["resize_size"] = round(preprocess.resize_size * max(size) / max(preprocess.size))
+    return preprocess.model_copy(update=update)
 
 
 def _side(arguments: Mapping[str, Any]) -> int:
