@@ -1,0 +1,119 @@
+"""``vitdeploy bench``: accuracy and latency of artifacts, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed
+
+if TYPE_CHECKING:
+    from vitdeploy.records import Report
+
+
+def bench(
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="ARTIFACT...", help="Checkpoints, ONNX models and engines.")
+    ],
+    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="SOURCE", help="Default: the checkpoint that they were made from."),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="A batch size to time; repeatable.")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: the runtime's choice.")] = 0,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option("--device", help="Default: whatever is there.")
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME[:PROVIDER]",
+            help="What runs ONNX models: onnxruntime (the default), openvino, onnxruntime:cuda …; repeatable.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Shuffled rounds of turns.")] = 10,
+    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed calls per turn.")] = 20,
+    samples: Samples = None,
+    seed: Seed = 0,
+    label_map: Annotated[
+        Path | None, typer.Option("--label-map", metavar="FILE", help="Folder name to class name, as JSON or CSV.")
+    ] = None,
+    labels_by_order: Annotated[
+        bool, typer.Option("--labels-by-order", help="Match classes by position where no name matches.")
+    ] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 use TF32 on a GPU.")] = False,
+    processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FOLDER", help="Write report.json, report.md and report.html there."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 drops by more points than this."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
+    from vitdeploy import BenchOptions, write_report
+    from vitdeploy import bench as measure
+    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.progress import make_progress
+
+    options = BenchOptions(
+        batches=tuple(batch or (1,)),
+        threads=threads,
+        device=device,
+        runtimes=tuple(runtime or ("onnxruntime",)),
+        rounds=rounds,
+        iterations=iterations,
+        samples=samples,
+        seed=seed,
+        label_map=label_map,
+        labels_by_order=labels_by_order,
+        tf32=tf32,
+        processes=processes,
+    )
+    found = measure(list(artifacts), data, baseline=baseline, options=options, progress=make_progress())
+    page = write_report(found, report) if report is not None else None
+    if as_json:
+        print_json(found)
+    else:
+        print_report(found)
+        if page is not None:
+            typer.echo(f"wrote {page}")
+    if max_drop is not None:
+        hold_drop(found, max_drop)
+
+
+def print_report(report: Report) -> None:
+    """Print the table and the verdict."""
+    from vitdeploy.cli.output import print_rich
+    from vitdeploy.report import table
+
+    print_rich(table(report))
+    for line in report.verdict:
+        typer.echo(line)
+
+
+def hold_drop(report: Report, limit: float) -> None:
+    """Pass where every measured candidate's top-1 is within ``limit`` percentage points of the baseline's.
+
+    Raises:
+        GateError: One is not, or none could be compared.
+    """
+    from vitdeploy.errors import GateError
+
+    drops = {
+        row.name: -row.delta_top1_pp
+        for row in report.rows
+        if row.delta_top1_pp is not None and row.name != report.baseline.row
+    }
+    if not drops:
+        raise GateError(f"--max-drop {limit:g}: no candidate's top-1 could be compared with a baseline")
+    worst = max(drops, key=lambda name: drops[name])
+    if drops[worst] > limit:
+        raise GateError(f"--max-drop {limit:g}: top-1 of {worst} dropped by {drops[worst]:.2f} percentage points")

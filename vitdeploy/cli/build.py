@@ -1,0 +1,74 @@
+"""``vitdeploy build``: an engine from a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vitdeploy.cli.options import Json, Output
+
+MIB = 1 << 20
+
+
+def build(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32, FP16, INT8 or FP8 graph.")],
+    output: Output,
+    backend: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"] | None,
+        typer.Option("--backend", help="Default: tensorrt where it is installed and has a GPU, else tensorrt-rtx."),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Batch sizes that the engine takes.")
+    ] = "1",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability", metavar="X.Y", help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx)."
+        ),
+    ] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option("--workspace-mib", min=1, help="Most device memory that building may take.")
+    ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 layers use TF32.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
+    from vitdeploy import build as build_engine
+    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.progress import make_progress
+    from vitdeploy.sessions import BuildTarget
+
+    target = BuildTarget(
+        batch=parse_batch(batch),
+        compute_capabilities=tuple(compute_capability or ()),
+        workspace_bytes=None if workspace_mib is None else workspace_mib * MIB,
+        tf32=tf32,
+    )
+    engine = build_engine(model, output, backend=backend, target=target, progress=make_progress())
+    info = engine.manifest.build
+    summary = []
+    if info is not None:
+        low, best, high = info.batch
+        takes = f"batch {low}" if low == high else f"batch {low} to {high}, tuned for {best}"
+        made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
+        summary = [f"{info.backend} {info.version}, {takes}, for {made_for}", *info.notes]
+    print_artifact(engine, as_json, summary)
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """Return (min, opt, max) of ``N`` or ``MIN:OPT:MAX``.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    from vitdeploy.errors import UsageError
+
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--batch is {text!r}, expected a number such as 1, or MIN:OPT:MAX such as 1:8:32")
+    low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    if not low <= best <= high:
+        raise UsageError(f"--batch is {text!r}, expected MIN <= OPT <= MAX")
+    return (low, best, high)

@@ -1,0 +1,99 @@
+"""``vitdeploy calibration make | show | check``: the images that activation ranges come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli.options import DATA_HELP, Json, Seed
+
+app = typer.Typer(help="Make, show and check calibration sets.", rich_markup_mode=None, no_args_is_help=False)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A calibration set.")]
+
+
+@app.command()
+def make(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="How many images.")] = None,
+    seed: Seed = 0,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="A calibration recipe (YAML) that says it all.")
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            "--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="Keep this preprocessing in the manifest."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose images, seeded and stratified, and write them with a manifest of digests, labels, source and licence."""
+    from vitdeploy import make_calibration_set
+    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.progress import make_progress
+    from vitdeploy.errors import UsageError
+    from vitdeploy.preprocess import preprocess_from
+    from vitdeploy.stages.calibration import make_from_recipe, read_calibration_recipe
+
+    if recipe is not None:
+        if samples is not None or preprocess is not None or seed != 0:
+            raise UsageError("--recipe says samples, seed and preprocessing: change them there, or leave --recipe out")
+        made = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
+    else:
+        if data is None or samples is None:
+            raise UsageError("name the DATA and how many --samples, or a --recipe")
+        spec = None if preprocess is None else preprocess_from(preprocess)
+        made = make_calibration_set(data, output, samples=samples, seed=seed, preprocess=spec, progress=make_progress())
+    if as_json:
+        print_json(made)
+    else:
+        typer.echo(f"wrote {output}: {made.samples} images of {made.data}")
+
+
+@app.command()
+def show(folder: Folder, as_json: Json = False) -> None:
+    """Show what a calibration set holds, where it is from, and on what terms."""
+    from collections import Counter
+
+    from vitdeploy.cli.output import print_json
+    from vitdeploy.stages.calibration import show_calibration_set
+
+    found = show_calibration_set(folder)
+    if as_json:
+        print_json(found)
+        return
+    counts = Counter(entry.label for entry in found.entries)
+    typer.echo(f"{folder}: {found.samples} images of {found.data}, seed {found.seed}")
+    typer.echo(f"source: {found.source or 'not stated'}")
+    typer.echo(f"licence: {found.licence or 'not stated'}")
+    if found.classes:
+        typer.echo("images per class: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in found.classes))
+    typer.echo(f"digest: {found.set_sha256}")
+
+
+@app.command()
+def check(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="DATA", help="Data that must share no image with the set.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check files, labels, duplicates, size and overlap; exits with 1 where a check fails."""
+    from vitdeploy.cli.output import check_words, print_json
+    from vitdeploy.errors import CalibrationError
+    from vitdeploy.stages.calibration import check_calibration_set
+
+    checks = check_calibration_set(folder, against=against)
+    if as_json:
+        print_json(checks)
+    else:
+        for entry in checks:
+            typer.echo(f"{entry.name}: {check_words(entry)}")
+    failed = [entry.name for entry in checks if entry.status == "failed"]
+    if failed:
+        raise CalibrationError(f"{str(folder)!r} failed: {', '.join(failed)}")

@@ -1,0 +1,28 @@
+"""``vitdeploy doctor``: what this machine can do."""
+
+from __future__ import annotations
+
+import typer
+
+from vitdeploy.cli.options import Json
+
+MARKS = {"ok": "ok", "warning": "careful", "missing": "missing", "no": "not here"}
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, what it cannot, and the command that changes that."""
+    from vitdeploy import doctor as diagnose
+    from vitdeploy.cli.output import print_json
+
+    findings = diagnose()
+    if as_json:
+        print_json(findings)
+        return
+    area = ""
+    for finding in findings:
+        if finding.area != area:
+            area = finding.area
+            typer.echo(f"{area}:")
+        typer.echo(f"  {MARKS[finding.status]:9}{finding.name}: {finding.detail}")
+        if finding.remedy:
+            typer.echo(f"{'':11}{finding.remedy}")

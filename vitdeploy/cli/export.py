@@ -1,0 +1,71 @@
+"""``vitdeploy export``: an ONNX model of a PyTorch model, or of a foreign ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli.options import Json, Output, Seed
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A checkpoint, a catalogue name, timm:NAME, hf:DIR, or an ONNX file to adopt."
+        ),
+    ],
+    output: Output,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Weights of any make, for a model by name.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Fresh weights: to look at graph, size and speed only.")
+    ] = False,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option("--argument", metavar="NAME=VALUE", help="Of a model by name, as in num_classes=10; repeatable."),
+    ] = None,
+    reset_head: Annotated[
+        bool, typer.Option("--reset-head", help="Start the head anew where the number of classes differs.")
+    ] = False,
+    opset: Annotated[int, typer.Option("--opset", help="17 to 20.")] = 20,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="DATA", help="Store PyTorch's logits of it, for machines without torch."),
+    ] = None,
+    golden: Annotated[
+        str | None, typer.Option("--golden", metavar="DATA", help="Where the samples come from that travel along.")
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="To adopt an ONNX file: its input."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="To adopt an ONNX file: a class name per line.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere."""
+    from vitdeploy import ExportOptions
+    from vitdeploy import export as convert
+    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.progress import make_progress
+    from vitdeploy.cli.values import parse_pairs
+
+    options = ExportOptions(
+        opset=opset,
+        weights=weights,
+        random_weights=random_weights,
+        arguments=parse_pairs("--argument", argument),
+        reset_head=reset_head,
+        seed=seed,
+        reference=reference,
+        golden=golden,
+        preprocess=preprocess,
+        labels=labels,
+    )
+    print_artifact(convert(source, output, options=options, progress=make_progress()), as_json)

@@ -1,0 +1,112 @@
+"""``vitdeploy inspect``: what a file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitdeploy.cli.options import Json
+
+if TYPE_CHECKING:
+    from vitdeploy.records import Manifest
+    from vitdeploy.stages.inspect import GraphInfo, Inspection, WeightsInfo
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An artifact, any ONNX file, or weights of any make.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a file is: model, preprocessing, precision, graph, checks, where it comes from."""
+    from vitdeploy import inspect as look
+    from vitdeploy.cli.output import print_json
+
+    found = look(file)
+    if as_json:
+        print_json(found)
+    else:
+        for name, text in describe(found):
+            typer.echo(f"{name + ':':15}{text}")
+
+
+def describe(found: Inspection) -> list[tuple[str, str]]:
+    """Return name and text of each line."""
+    from vitdeploy.cli.output import size_words
+
+    lines = [("file", found.path), ("kind", f"{found.kind}, {size_words(found.size_bytes)}")]
+    if found.manifest is not None:
+        lines += _manifest_lines(found.manifest)
+    if found.graph is not None:
+        lines += _graph_lines(found.graph)
+    if found.weights is not None:
+        lines += _weights_lines(found.weights)
+    if found.golden_samples:
+        lines.append(("golden", f"{found.golden_samples} samples with PyTorch's logits and the graph's own"))
+    if found.payload_sha256 is not None:
+        lines.append(("digest", found.payload_sha256))
+    if found.remedy:
+        lines.append(("not ours", found.remedy))
+    return lines
+
+
+def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
+    from vitdeploy.cli.output import check_words
+
+    model = manifest.model
+    arguments = ", ".join(f"{name}={value}" for name, value in model.arguments.items())
+    family = "" if model.family == model.name else f", family {model.family}"
+    lines = [("model", f"{model.name}{family} ({arguments})")]
+    if model.classes:
+        shown = ", ".join(model.classes[:10])
+        more = f" … {len(model.classes)} in all" if len(model.classes) > 10 else ""
+        lines.append(("classes", shown + more))
+    if (spec := manifest.preprocess) is not None:
+        how = {"shortest": f"shorter side to {spec.resize_size}", "squash": "squashed", "none": "not resized"}
+        crop = ", centre crop" if spec.crop == "center" else ""
+        size = "x".join(map(str, (spec.channels, *spec.size)))
+        values = f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
+        lines.append(("input", f"{size}, {how[spec.resize]} ({spec.interpolation}){crop}, {values}"))
+    target = f" for {manifest.target}" if manifest.target is not None else ""
+    lines.append(("precision", f"{manifest.precision}{target}"))
+    if manifest.plan is not None:
+        quantized = sum(entry.precision not in ("fp32", "fp16") for entry in manifest.plan.entries)
+        groups = f"{quantized} of {len(manifest.plan.entries)} groups quantized"
+        lines.append(("plan", f"profile {manifest.plan.profile}, {groups}, remainder {manifest.plan.remainder}"))
+    if (calibration := manifest.calibration) is not None:
+        used = f"{calibration.samples} images of {calibration.data}, {calibration.held_out} kept out"
+        lines.append(("calibration", f"{used}, ranges by {calibration.method}"))
+    if (build := manifest.build) is not None:
+        made_for = ", ".join(build.compute_capabilities) or build.gpu or "the GPU that it was built on"
+        lines.append(("engine", f"{build.backend} {build.version}, batch {build.batch}, for {made_for}"))
+        lines += [("", note) for note in (*build.notes, *filter(None, [build.reason]))]
+    lines += [("check", f"{check.name}: {check_words(check)}") for check in manifest.checks]
+    lines += [("metric", f"{name} {value:.6g}") for name, value in manifest.metrics.items()]
+    lines += [("made from", f"{role} {digest[:12]}") for role, digest in manifest.parents.items()]
+    lines.append(("made by", manifest.producer or "unknown"))
+    return lines
+
+
+def _graph_lines(graph: GraphInfo) -> list[tuple[str, str]]:
+    operators = ", ".join(f"{name} {count}" for name, count in graph.operators.items())
+    lines = [
+        ("graph", f"{graph.nodes} nodes, opset {graph.opset}, ir_version {graph.ir_version}"),
+        ("operators", operators),
+        ("computes in", ", ".join(f"{name} {count}" for name, count in graph.precisions.items())),
+    ]
+    for name, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        lines += [(name, f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]") for one in tensors]
+    lines += [("finding", text) for text in graph.findings]
+    return lines
+
+
+def _weights_lines(weights: WeightsInfo) -> list[tuple[str, str]]:
+    kinds = ", ".join(f"{name} {count}" for name, count in weights.dtypes.items())
+    lines = [("weights", f"{weights.tensors} tensors, {weights.parameters / 1e6:.3f} M values ({kinds})")]
+    if weights.dialect is not None or weights.reason:
+        lines.append(("dialect", f"{weights.dialect or 'unknown'}: {weights.reason}"))
+    return lines
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

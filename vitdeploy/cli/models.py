@@ -1,0 +1,40 @@
+"""``vitdeploy models``: the catalogue."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli.options import Json
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Name or family, as in 'swin*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the models that can be named: family, input, parameters, GMACs, published top-1."""
+    from vitdeploy import list_models
+    from vitdeploy.cli.output import print_json, print_table
+
+    found = list_models(pattern)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        typer.echo(f"no model matches {pattern!r}; 'vitdeploy models' lists all of them")
+        return
+    rows = [
+        [
+            entry.name,
+            entry.family,
+            "x".join(str(size) for size in (entry.preprocess.channels, *entry.preprocess.size)),
+            f"{entry.parameters / 1e6:.1f}",
+            f"{entry.gmacs:.2f}",
+            f"{100 * entry.top1:.2f}" if entry.top1 is not None else "–",
+            entry.source,
+        ]
+        for entry in found
+    ]
+    print_table(["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source"], rows)
+    typer.echo(f"{len(found)} models; any other of timm's is 'timm:NAME'")

@@ -1,0 +1,104 @@
+"""What surrounds every command: exit codes, and errors as one plain line on stderr."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from collections.abc import Sequence
+
+from vitdeploy.errors import VitdeployError
+
+INTERRUPTED = 130
+
+EXTRA_OF_MODULE = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "timm": "torch",
+    "lightning_fabric": "torch",
+    "tensorboard": "torch",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "openvino": "openvino",
+    "cuda": "cuda13",
+}
+
+
+def run_app(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    ``--debug`` may stand anywhere: it shows Python's warnings and the traceback of an error.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own = given[: given.index("--")] if "--" in given else given
+    debug = "--debug" in own
+    rest = [argument for argument in own if argument != "--debug"] + given[len(own) :]
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        from vitdeploy.cli.app import app
+
+        code = app(args=rest, prog_name="vitdeploy", standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return exit_code_of(error)
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def exit_code_of(error: Exception) -> int:
+    """Return 1, 2 or 3: our errors and the argument parser's carry theirs, everything else is 1."""
+    if isinstance(error, VitdeployError) or is_usage_error(error):
+        return int(getattr(error, "exit_code", 1))
+    return 1
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Tell whether the argument parser raised it (typer's own copy of click, or click, depending on its version)."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def one_line(error: Exception) -> str:
+    """Return what went wrong in one line, with the way to see more where the error is not one of ours."""
+    if isinstance(error, VitdeployError):
+        text = str(error)
+    elif is_usage_error(error):
+        text = _usage_line(error)
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRA_OF_MODULE:
+        module = (error.name or "").split(".")[0]
+        extra = EXTRA_OF_MODULE[module]
+        text = f"this needs {module!r}, which is not installed: pip install 'vitdeploy[{extra}]'"
+    elif isinstance(error, MemoryError):
+        text = "out of memory: use a smaller batch or fewer --samples (--debug shows where)"
+    elif isinstance(error, OSError):
+        text = f"{_os_line(error)} (--debug shows where)"
+    else:
+        said = f": {error}" if str(error) else ""
+        text = f"unexpected {type(error).__name__}{said} (--debug shows the traceback)"
+    return " ".join(text.split())
+
+
+def _usage_line(error: Exception) -> str:
+    message = str(getattr(error, "format_message")()).rstrip(".").replace("Value error, ", "")  # noqa: B009 - two libraries, one shape
+    problems = getattr(error.__cause__, "errors", None)
+    if callable(problems) and (found := problems()) and repr(found[0].get("input")) not in message:
+        message = f"{message}, got {found[0].get('input')!r}"
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "vitdeploy"
+    return f"{message} (see '{where} --help')"
+
+
+def _os_line(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the disk is full" + (f": {str(error.filename)!r}" if error.filename else "")
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{said}: {str(error.filename)!r}" if error.filename else said

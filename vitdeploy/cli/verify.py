@@ -1,0 +1,35 @@
+"""``vitdeploy verify``: whether an artifact is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitdeploy.cli.options import Json
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that vitdeploy wrote.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Also compare with PyTorch's logits, as export --reference kept."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check digests, graph, parents and golden samples; exits with 1 where a check fails."""
+    from vitdeploy import verify as check
+    from vitdeploy.cli.output import check_words, print_json
+    from vitdeploy.cli.progress import make_progress
+    from vitdeploy.errors import ArtifactError
+
+    found = check(artifact, data, progress=make_progress())
+    if as_json:
+        print_json(found)
+    else:
+        for entry in found.checks:
+            typer.echo(f"{entry.name}: {check_words(entry)}")
+    if not found.passed:
+        failed = ", ".join(entry.name for entry in found.checks if entry.status == "failed")
+        raise ArtifactError(f"{str(artifact)!r} failed: {failed}")

@@ -1,0 +1,228 @@
+"""The recipe of a run: what each stage is told. ``recipes/run.yaml`` is the default, with every key and a comment."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vitdeploy.errors import RecipeError, UsageError
+from vitdeploy.records import Target
+from vitdeploy.stages.bench_options import BenchOptions
+from vitdeploy.stages.quantize_request import QuantizeOptions
+from vitdeploy.training.options import DEFAULTS, TrainOptions
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainSection(Section):
+    """What ``train`` is told."""
+
+    model: str = "vit"
+    weights: Path | None = None
+    arguments: dict[str, Any] = {}
+    options: TrainOptions = DEFAULTS
+
+
+class ExportSection(Section):
+    """What ``export`` is told; ``reference`` keeps PyTorch's logits of the test data beside the graph."""
+
+    opset: int = Field(20, ge=17, le=20)
+    reference: bool = True
+
+
+class QuantizeSection(Section):
+    """One graph to make of the FP32 one. ``calibration`` None is at most ``samples`` of the training images."""
+
+    precision: Literal["fp16", "int8", "int8-weight-only", "fp8"]
+    target: Target = "tensorrt"
+    calibration: str | None = None
+    samples: Annotated[int, Field(ge=1)] = 512
+    options: QuantizeOptions = QuantizeOptions()
+
+    @property
+    def name(self) -> str:
+        """``int8``, or with its runtime ``int8.onnxruntime`` where that is not TensorRT."""
+        return self.precision if self.target == "tensorrt" else f"{self.precision}.{self.target}"
+
+    @model_validator(mode="after")
+    def _one_place_for_samples(self) -> QuantizeSection:
+        if self.options.samples is not None:
+            raise ValueError("say how many samples in 'samples', not in 'options.samples'")
+        if self.options.table is not None:
+            raise ValueError("a run keeps no CalibrationTable: 'vitdeploy quantize --table' does")
+        return self
+
+
+class BuildSection(Section):
+    """Engines to build: of the graphs in ``precisions`` that were quantized for TensorRT."""
+
+    precisions: tuple[Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"], ...] = ("fp16", "int8")
+    backend: Literal["tensorrt", "tensorrt-rtx"] | None = None
+    batch: tuple[int, int, int] = (1, 1, 1)
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_mib: int | None = Field(None, ge=1)
+    tf32: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_from_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "batch" not in values:
+            return values
+        batch = values["batch"]
+        parts = str(batch).split(":") if isinstance(batch, int | str) else list(batch)
+        parts = parts * 3 if len(parts) == 1 else parts
+        if len(parts) != 3 or not all(str(part).isdigit() and int(part) > 0 for part in parts):
+            raise ValueError(f"batch is {batch!r}, expected a number such as 1, or MIN:OPT:MAX such as 1:8:32")
+        return {**values, "batch": tuple(int(part) for part in parts)}
+
+    @model_validator(mode="after")
+    def _ascending(self) -> BuildSection:
+        low, best, high = self.batch
+        if not low <= best <= high:
+            raise ValueError(f"batch is {low}:{best}:{high}, expected MIN <= OPT <= MAX")
+        return self
+
+
+class BenchSection(Section):
+    """What ``bench`` is told. ``data`` None is the test split of the run's data."""
+
+    data: str | None = None
+    options: BenchOptions = BenchOptions()
+
+
+class Recipe(Section):
+    """A run. Either a model is trained (``train``), or ``source`` names one that exists."""
+
+    data: str = "digits"
+    source: str | None = None
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+    quantize: tuple[QuantizeSection, ...] = (
+        QuantizeSection(precision="fp16"),
+        QuantizeSection(precision="int8"),
+        QuantizeSection(precision="int8", target="onnxruntime"),
+    )
+    build: BuildSection = BuildSection()
+    bench: BenchSection = BenchSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.source is not None and self.train != TrainSection():
+            raise ValueError("'source' names a model that exists and 'train' trains one: leave one of the two out")
+        names = [section.name for section in self.quantize]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"quantize has {twice[0]!r} twice: give each precision and target once")
+        made = {"fp32", *(section.precision for section in self.quantize if section.target == "tensorrt")}
+        lacking = [precision for precision in self.build.precisions if precision not in made]
+        if lacking and "precisions" in self.build.model_fields_set:
+            raise ValueError(f"build.precisions has {lacking[0]!r}, and quantize makes no such graph for tensorrt")
+        return self
+
+
+def default_text() -> str:
+    """Return the default recipe as YAML with comments."""
+    return (resources.files("vitdeploy") / "recipes" / "run.yaml").read_text("utf8")
+
+
+def read_recipe(path: Path | str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe; what it leaves out is as in the default.
+
+    Args:
+        path: A YAML file; None for the default.
+        changes: Values that replace those of the file, by dotted names such as ``train.options.epochs``.
+    Raises:
+        RecipeError: It cannot be read, is not YAML, or has a key or value that is not allowed; the line names the key.
+    """
+    where = "the recipe" if path is None else f"the recipe {str(path)!r}"
+    values = {} if path is None else _load(Path(path), where)
+    for name, value in (changes or {}).items():
+        _put(values, name, value, where)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where} is not valid: {_first_problem(error)}") from error
+    except UsageError as error:  # from the options' own checks
+        raise RecipeError(f"{where} is not valid: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, which YAML would silently take from the last place."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} comes twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _load(path: Path, where: str) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"there is no file {str(path)!r}; 'vitdeploy run --print-recipe' shows a recipe") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{where} cannot be read: {error}") from error
+    try:
+        values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where} is not a recipe: expected the keys {', '.join(Recipe.model_fields)}")
+    return values
+
+
+def _put(values: dict[str, Any], name: str, value: Any, where: str) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        nested = values.setdefault(group, {})
+        if not isinstance(nested, dict):
+            raise RecipeError(f"{where} has no {name!r}: {group} is a list or a value, so change the file")
+        values = nested
+    values[last] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"])) or "the whole"
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+        return f"there is no key {name!r}, {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    shown = f" is {value!r}" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{name}{shown}: {message}"
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that a place in the recipe knows."""
+    known: Any = Recipe
+    for part in place:
+        if isinstance(part, int):
+            known = QuantizeSection
+            continue
+        fields = getattr(known, "model_fields", None)
+        if fields is None:
+            fields = getattr(known, "__dataclass_fields__", {})
+            value = fields[part].default if part in fields else None
+            known = type(value)
+        else:
+            known = type(fields[part].default) if part in fields else None
+    return list(getattr(known, "model_fields", None) or getattr(known, "__dataclass_fields__", {}))
