@@ -230,8 +230,9 @@ def test_a_teacher_teaches(tmp_path, whole):
     assert rows(job.output)[-1]["loss"] < 0.3 < rows(whole.path)[-1]["loss"]
 
 
-def test_bf16_trains_and_writes_float32(tmp_path):
-    options = replace(OPTIONS, epochs=2, hardware=Hardware(precision="bf16-mixed"))
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_trains_and_writes_float32(tmp_path, precision):
+    options = replace(OPTIONS, epochs=2, ema_decay=0.5, hardware=Hardware(precision=precision))
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
     assert {value.dtype for value in checkpoint.tensors().values()} == {np.dtype(np.float32)}
     assert rows(checkpoint.path)[-1]["loss"] < rows(checkpoint.path)[0]["loss"]
@@ -253,8 +254,18 @@ def test_the_callers_generator_and_threads_are_left_alone(tmp_path):
     assert torch.get_num_threads() == threads
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_training(tmp_path):
-    options = replace(OPTIONS, freeze=("head.wieght",))
-    with pytest.raises(UsageError, match=r"freeze 'head\.wieght' matches no parameter"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze": ("head.wieght",)}, r"freeze 'head\.wieght' matches no parameter"),
+        (
+            {"batch": 15, "augmentation": Augmentation(mixup=1.0)},
+            "a pass of one process has 15: choose a batch .* of 2",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused_before_training(tmp_path, changes, message):
+    options = replace(OPTIONS, **changes)
+    with pytest.raises(UsageError, match=message):
         run(small_job(tmp_path / "v.safetensors", options))
     assert not metrics_path(tmp_path / "v.safetensors").exists()

@@ -240,13 +240,14 @@ def _fitting_batch(options: TrainOptions, images: int, progress: Progress) -> Tr
     """Return the options with a batch that the training split can fill.
 
     Raises:
-        DataError: There are fewer images than accumulation steps.
+        DataError: There are too few images to divide into accumulation steps, or to mix.
     """
     if options.batch <= images:
         return options
-    batch = images - images % options.accumulate
+    step = options.accumulate * (2 if options.augmentation.mixes else 1)
+    batch = images - images % step
     if batch == 0:
-        raise DataError(f"the training split has {images} images, expected at least {options.accumulate}, one per step")
+        raise DataError(f"the training split has {images} images, expected at least {step} for one update")
     progress.note(f"batch {batch} instead of {options.batch}: the training split has {images} images")
     return replace(options, batch=batch)
 

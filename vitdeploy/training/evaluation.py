@@ -55,9 +55,10 @@ class Evaluation:
         training = module.training
         module.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)  # correct, loss, images
+        precision = self.fabric.strategy.precision
         with self.fabric.autocast():
             for images, labels in self._batches():
-                logits = module(images).float()
+                logits = module(precision.convert_input(images)).float()
                 correct = (logits.argmax(dim=1) == labels).sum()
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 sums += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=sums.device)])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitdeploy.artifacts import write_checkpoint
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import TrainingError
+from vitdeploy.errors import TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress, Task
 from vitdeploy.records import Manifest
 from vitdeploy.training.augment import Mixing
@@ -101,24 +101,38 @@ class Trainer:
         self.validation = Evaluation(job.validation, preprocess, fabric)
         self.criterion = Criterion(options.label_smoothing, options.distillation)
         self.teacher = None if job.teacher is None else job.teacher.to(fabric.device)
-        mixes = options.augmentation.mixup > 0 or options.augmentation.cutmix > 0
-        classes = len(job.manifest.model.classes)
-        self.mixing = (
-            Mixing(options.augmentation, classes=classes, label_smoothing=options.label_smoothing) if mixes else None
-        )
+        self.mixing = self._make_mixing()
         self.module = job.module
         freeze(self.module, options.freeze)
         groups = parameter_groups(self.module, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
         # A gradient scaler must unscale before clipping, which the fused optimizer would do by itself.
         fused = options.hardware.precision != "16-mixed" and fabric.device.type in {"cpu", "cuda"}
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
-        self.average = copy.deepcopy(self.module).to(fabric.device) if options.ema_decay is not None else None
         self.model, self.optimizer = fabric.setup(self.module, optimizer)
+        self.average = copy.deepcopy(self.module) if options.ema_decay is not None else None
         self.state = State()
         if job.resume:
             self._restore()
         self.loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=fabric.device)
         self.saved_at = time.monotonic()
+
+    def _make_mixing(self) -> Mixing | None:
+        """Return mixup and cutmix where they are on.
+
+        Raises:
+            UsageError: A pass has an odd number of images, which cannot be mixed in pairs.
+        """
+        augmentation = self.options.augmentation
+        if not augmentation.mixes:
+            return None
+        share = self.plan.batch // (self.plan.accumulate * self.plan.world)
+        if share % 2:
+            raise UsageError(
+                f"mixup and cutmix need an even number of images, and a pass of one process has {share}: "
+                f"choose a batch that is a multiple of {2 * self.plan.accumulate * self.plan.world}"
+            )
+        classes = len(self.job.manifest.model.classes)
+        return Mixing(augmentation, classes=classes, label_smoothing=self.options.label_smoothing)
 
     # the run
 

@@ -56,6 +56,11 @@ class Augmentation:
     cutmix: float = 0.0
     mix_probability: float = 1.0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed at all."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 @with_config(STRICT)
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitdeploy.datasets import Dataset, load_pixels
+from vitdeploy.environment import usable_cores
 from vitdeploy.errors import UsageError
 from vitdeploy.preprocess import normalize, to_pixels
 from vitdeploy.progress import Progress
@@ -172,7 +173,9 @@ def open_samples(
         return MemorySamples(images, labels, plan, affine)
     transform = photograph_transform(options.augmentation, preprocess) if kind == "timm" else None
     images_of = _TrainingImages(dataset, preprocess, transform, options.seed)
-    return StreamedSamples(images_of, plan, affine, workers=options.hardware.workers, device=device)
+    return StreamedSamples(
+        images_of, plan, affine, workers=min(options.hardware.workers, usable_cores()), device=device
+    )
 
 
 def fits_memory(dataset: Dataset, preprocess: Preprocess) -> bool:
