@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,16 @@ def _attribute_value(attribute: ir.Attr) -> Any:
 def _put_tensor(tensor: ir.TensorProtocol, put: Any, digest: Any) -> None:
     put([str(tensor.dtype), [str(size) for size in tensor.shape]])
     digest.update(tensor.tobytes())
+    release(tensor)
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Unmap the file behind an external tensor, so that reading all of a large model holds one tensor at a time."""
+    import onnx_ir as ir
+
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # someone holds an array on it
+            tensor.release()
 
 
 def _value(value: ir.Value) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.base import Artifact
-from vitdeploy.artifacts.digest import onnx_digest
+from vitdeploy.artifacts.digest import onnx_digest, release
 from vitdeploy.artifacts.files import atomic_path, missing
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
@@ -87,7 +87,7 @@ def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden |
 
 
 def _hold_in_memory(model: ir.Model, below_bytes: int) -> None:
-    """Read the tensors that are smaller and still lie in another model's data file, which the new file must not need."""
+    """Read the smaller tensors that still lie in another model's data file, which the new file must not need."""
     import onnx_ir as ir
 
     for name, value in model.graph.initializers.items():
@@ -110,6 +110,7 @@ def _write_external(model: ir.Model, path: Path, data: Path) -> None:
             stream.seek(-stream.tell() % EXTERNAL_ALIGNMENT, 1)
             places[name] = (stream.tell(), tensor.nbytes)
             stream.write(tensor.tobytes())
+            release(tensor)
     for name, (offset, length) in places.items():
         value = model.graph.initializers[name]
         old = value.const_value
