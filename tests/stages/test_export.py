@@ -1,6 +1,7 @@
 """Export: the graph is what PyTorch computes, small, clean, and the same each time; else nothing is written."""
 
 import random
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -193,6 +194,20 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
 
     monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
     monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_LIMIT", 1000)
+    honest_load, honest_compare, weights = source.load_source, comparison.compare, []
+
+    def load(*args, **options):
+        loaded = honest_load(*args, **options)
+        weights.extend(weakref.ref(parameter) for parameter in loaded.module.parameters())
+        return loaded
+
+    def compare(*args):
+        assert len(weights) > 20
+        assert all(parameter() is None for parameter in weights), "PyTorch's weights are still held"
+        return honest_compare(*args)
+
+    monkeypatch.setattr(source, "load_source", load)
+    monkeypatch.setattr("vitdeploy.stages.export.compare", compare)
     model = export(tiny_checkpoint.path, tmp_path / "large.onnx")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f"large.{model.digest[:12]}.data", "large.onnx"]

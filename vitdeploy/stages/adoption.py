@@ -68,6 +68,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         del model
         with staged(holder, output) as (graph, session):
             checks, outputs = compare(session, spec, pixels, expected, f"{path.name} as it was")
+            session.close()
             task.advance()
             task.describe("writing")
             recorded = _recorded(options, spec, names)

@@ -54,6 +54,8 @@ def staged(holder: list[ir.Model], output: Path) -> Iterator[tuple[ir.Model, Ses
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output.parent) as folder:
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
+        for value in model.graph.initializers.values():
+            value.const_value = None  # onnxscript's rules remember the last graph that they saw, and so its weights
         del model
         gc.collect()
         with OnnxRuntimeSession(str(path), CPU) as session:
