@@ -51,7 +51,6 @@ class FoldTransposes(ir.passes.InPlacePass):
         graph.remove(node, safe=True)
         if alone:
             del graph.initializers[value.name]
-            value.const_value = None  # graph.inputs counts every value that was ever one of them, and so keeps this one
         graph.register_initializer(replacement)
 
 

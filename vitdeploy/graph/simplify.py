@@ -48,7 +48,7 @@ class Simplify(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before = model.graph.num_nodes()
+        before, initializers = model.graph.num_nodes(), list(model.graph.initializers.values())
         with quiet():
             common.InlinePass()(model)
             FoldTransposes()(model)
@@ -77,6 +77,9 @@ class Simplify(ir.passes.InPlacePass):
                 common.TopologicalSortPass(),
             ):
                 last(model)
+        for value in initializers:
+            if not value.is_initializer():
+                value.const_value = None  # graph.inputs remembers what was ever one of them, and would keep its data
         return ir.passes.PassResult(model, modified=before != model.graph.num_nodes())
 
 
