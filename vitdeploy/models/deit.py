@@ -20,8 +20,9 @@ class DistilledViT(VisionTransformer):
     """ViT with the tokens class, distillation, patches in this order, and a head for each of the first two.
 
     In training ``forward`` returns the pair (class logits, distillation logits), which the loss treats apart; at
-    inference it returns their mean, as the original does. Takes the arguments of ``VisionTransformer`` that concern the
-    encoder; both tokens have positions.
+    inference it returns their mean, as the original does. Without ``distillation_head`` the class token alone is
+    read, as Hugging Face's ``DeiTForImageClassification`` does. Takes the arguments of ``VisionTransformer`` that
+    concern the encoder; both tokens have positions.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class DistilledViT(VisionTransformer):
         mlp_ratio: float = 4.0,
         eps: float = 1e-6,
         drop_path: float = 0.0,
+        distillation_head: bool = True,
         init: Initialisation = "trunc_normal",
         position_std: float = 0.02,
     ) -> None:
@@ -57,10 +59,11 @@ class DistilledViT(VisionTransformer):
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
         positions = self.pos_embed.shape[1] + 1
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
-        self.head_dist = nn.Linear(width, num_classes)
+        self.head_dist = nn.Linear(width, num_classes) if distillation_head else None
         nn.init.trunc_normal_(self.pos_embed, std=position_std, a=-2 * position_std, b=2 * position_std)
         nn.init.trunc_normal_(self.dist_token, std=0.02)
-        initialise_linear(self.head_dist, init)
+        if self.head_dist is not None:
+            initialise_linear(self.head_dist, init)
 
     def embed(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] to tokens [B, 2 + N, D]."""
@@ -71,7 +74,10 @@ class DistilledViT(VisionTransformer):
 
     def forward(self, x: Tensor) -> Any:
         """Map [B, C, H, W] to logits [B, classes], in training to the pair (class logits, distillation logits)."""
-        x = self.norm(self.blocks(self.embed(x))[:, :2])
+        x = self.blocks(self.embed(x))
+        if self.head_dist is None:
+            return self.head(self.norm(x[:, 0]))
+        x = self.norm(x[:, :2])
         logits, distilled = self.head(x[:, 0]), self.head_dist(x[:, 1])
         if self.training:
             return logits, distilled

@@ -128,7 +128,9 @@ class VisionTransformer(nn.Module):
         image_size: Pixels, one number or [height, width].
         head_width: Width of one attention head; by default width / heads.
         eps: Of every LayerNorm; 1e-6 in timm, torchvision and DeiT, 1e-12 in Hugging Face's configs.
-        pool: ``"cls"`` classifies by the class token, ``"mean"`` has none and averages the patches after the last norm.
+        pool: ``"cls"`` classifies by the class token, ``"mean"`` averages the patches after the last norm.
+        class_token: Whether there is one; by default with ``pool="cls"`` only. With ``"mean"`` it is not averaged.
+        norm_after_pool: With ``pool="mean"``, average first and normalise the mean, as timm's ``fc_norm`` does.
         representation_size: Width of ``pre_logits``; None leaves it out.
         layer_scale: Initial LayerScale of every branch; None leaves it out.
         class_token_position: Whether the class token has a position embedding (not so in DeiT-III).
@@ -157,6 +159,8 @@ class VisionTransformer(nn.Module):
         qkv_bias: bool = True,
         eps: float = 1e-6,
         pool: Pool = "cls",
+        class_token: bool | None = None,
+        norm_after_pool: bool = False,
         representation_size: int | None = None,
         layer_scale: float | None = None,
         class_token_position: bool = True,
@@ -174,14 +178,20 @@ class VisionTransformer(nn.Module):
         check_one_of("init", init, ("trunc_normal", "xavier"))
         check_heads(width, heads, head_width)
         check_rate("drop_path", drop_path)
-        if not class_token_position and pool == "mean":
-            raise ModelError("class_token_position=False needs pool='cls': with pool='mean' there is no class token")
+        with_token = pool == "cls" if class_token is None else class_token
+        if pool == "cls" and not with_token:
+            raise ModelError("pool='cls' reads the class token, which class_token=False leaves out: use pool='mean'")
+        if not class_token_position and not with_token:
+            raise ModelError("class_token_position=False needs pool='cls' or class_token=True: there is no class token")
+        if norm_after_pool and pool == "cls":
+            raise ModelError("norm_after_pool=True needs pool='mean': of the class token there is nothing to average")
         self.pool = pool
+        self.norm_after_pool = norm_after_pool
         self.initialisation = init
         self.position_std = position_std
         self.patch_embed = PatchEmbed(channels, width, patch)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "cls" else None
-        positions = patches + int(pool == "cls" and class_token_position)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if with_token else None
+        positions = patches + int(with_token and class_token_position)
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
 
         def attention() -> Attention:
@@ -217,9 +227,14 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] to logits [B, num_classes]."""
         x = self.blocks(self.embed(x))
-        # A LayerNorm sees one token at a time, so the class token alone need be normalised.
-        pooled = self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
-        return self.head(self.pre_logits(pooled))
+        return self.head(self.pre_logits(self.pooled(x)))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map tokens [B, N, D] to what the head reads, [B, D]."""
+        if self.pool == "cls":
+            return self.norm(x[:, 0])  # a LayerNorm sees one token at a time, so this one alone need be normalised
+        patches = x if self.cls_token is None else x[:, 1:]
+        return self.norm(patches.mean(dim=1)) if self.norm_after_pool else self.norm(patches).mean(dim=1)
 
     def embed(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] to tokens with positions [B, N, D], the class token first.

@@ -1,0 +1,50 @@
+"""Every tensor of a checkpoint has its place in the model and every place its tensor, or the load is refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from vitdeploy.errors import CheckpointError
+
+Shape = tuple[int, ...]
+SHOWN = 4
+
+
+def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: One line with the first of the wrong shapes, gaps (with the nearest leftover) and leftovers,
+            and how many there are of each.
+    """
+    wrong = [
+        f"{name} is {_text(found[name])}, the model's is {_text(expected[name])}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
+    leftovers = [name for name in found if name not in expected]
+    gaps = [name for name in expected if name not in found]
+    if not (wrong or leftovers or gaps):
+        return
+    parts = []
+    if wrong:
+        parts.append(f"{len(wrong)} of another shape ({_first(wrong)})")
+    if gaps:
+        parts.append(f"{len(gaps)} missing ({_first([_with_nearest(name, leftovers) for name in gaps])})")
+    if leftovers:
+        parts.append(f"{len(leftovers)} left over ({_first(leftovers)})")
+    raise CheckpointError(f"{where} does not fit the model: {'; '.join(parts)}")
+
+
+def _first(items: Sequence[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (", …" if len(items) > SHOWN else "")
+
+
+def _with_nearest(name: str, leftovers: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, leftovers, n=1, cutoff=0.75)
+    return f"{name}, nearest {near[0]}" if near else name
+
+
+def _text(shape: Shape) -> str:
+    return "×".join(map(str, shape)) or "a scalar"
