@@ -26,7 +26,7 @@ def parse_pairs(option: str, pairs: Iterable[str] | None) -> dict[str, Any]:
 
 
 def parse_value(option: str, text: str) -> Any:
-    """Return one value; numbers such as 3e-4 count as numbers, which YAML takes for text.
+    """Return one value.
 
     Raises:
         UsageError: It is not YAML.
@@ -34,14 +34,10 @@ def parse_value(option: str, text: str) -> Any:
     import yaml
 
     from vitdeploy.errors import UsageError
+    from vitdeploy.pipeline.yaml_text import load_yaml
 
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{option} has the value {text!r}, which is not YAML") from error
 

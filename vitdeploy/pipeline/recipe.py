@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitdeploy.errors import RecipeError, UsageError
+from vitdeploy.pipeline.yaml_text import load_yaml
 from vitdeploy.records import Target
 from vitdeploy.stages.bench_options import BenchOptions
 from vitdeploy.stages.quantize_request import QuantizeOptions
@@ -156,19 +157,6 @@ def read_recipe(path: Path | str | None = None, changes: Mapping[str, Any] | Non
         raise RecipeError(f"{where} is not valid: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, which YAML would silently take from the last place."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            name = key.value
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} comes twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _load(path: Path, where: str) -> dict[str, Any]:
     try:
         text = path.read_text("utf8")
@@ -177,7 +165,7 @@ def _load(path: Path, where: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where} cannot be read: {error}") from error
     try:
-        values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:

@@ -47,7 +47,8 @@ class Step:
     """One stage, ready to be done.
 
     ``key`` is what its artifact's manifest has when it is fresh; None where that cannot be known before it is made.
-    ``made`` is what it is told and given, ``otherwise`` what must have changed where neither of these did.
+    ``made`` is what it is told and given, ``otherwise`` what must have changed where neither of these did. ``beside``
+    are files that have to be there too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Step:
     key: str | None
     made: Made
     otherwise: str
+    beside: tuple[Path, ...] = ()
 
 
 def run(
@@ -142,6 +144,7 @@ class _Run:
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
         from vitdeploy.stages.export import ExportOptions, export, export_key
+        from vitdeploy.stages.reference import reference_path
 
         section = self.recipe.export
         test = self.test_data()
@@ -156,7 +159,8 @@ class _Run:
             source = self.recipe.source or ""
             given, key = {"source": self.source_digest(source)}, None
         told = {"source": self.recipe.source, **section.model_dump(mode="json")}
-        step = Step("export", output, key, Made(options=told, parents=given), "the data changed")
+        beside = (reference_path(output),) if section.reference else ()
+        step = Step("export", output, key, Made(options=told, parents=given), "the data changed", beside)
 
         def make() -> OnnxModel:
             self.need_torch("export")
@@ -309,6 +313,9 @@ class _Run:
         """Return the fresh artifact of a step, or why there is none."""
         if not step.output.exists():
             return None, "not made yet" if self.memory.get(step.name) is None else f"{step.output.name} is gone"
+        for file in step.beside:
+            if not file.exists():
+                return None, f"{file.name} is gone"
         try:
             artifact = open_artifact(step.output)
         except ArtifactError as error:
