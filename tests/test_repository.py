@@ -47,6 +47,8 @@ def test_nothing_is_unpickled(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
+            if ast.unparse(node) == "from pickle import UnpicklingError":
+                continue  # an exception runs nothing
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"} & set(names), node.lineno
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

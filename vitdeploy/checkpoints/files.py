@@ -7,7 +7,6 @@ Hugging Face folders. The container is told from the content, never from the nam
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import zipfile
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ def _load_pickle(path: Path) -> Any:
     try:
         with _inert_types():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
             r"Unsupported (?:global|operand)\S* (\S+)", str(error)
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
         best = content.pop("best")
         state = State(**content, best=None if best is None else Best(**best))
     except (
-        pickle.UnpicklingError,
+        UnpicklingError,
         zipfile.BadZipFile,
         RuntimeError,
         EOFError,
