@@ -121,7 +121,7 @@ class TrainOptions:
         save_every_s: How often, at the least, the state is saved from which a killed training goes on.
     """
 
-    epochs: int = 200
+    epochs: int = 140
     batch: int = 64
     accumulate: int = 1
     repeats: int = 1
