@@ -1,5 +1,6 @@
 """Export: the graph is what PyTorch computes, small, clean, and the same each time; else nothing is written."""
 
+import errno
 import random
 import weakref
 from collections import Counter
@@ -9,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_onnx
+from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.errors import ArtifactError, GraphError, ModelError, UsageError
 from vitdeploy.graph.legality import findings
@@ -217,6 +218,45 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
     small = write_onnx(tmp_path / "small" / "small.onnx", model.load(), model.manifest, model.golden)
     assert [path.name for path in small.path.parent.iterdir()] == ["small.onnx"]
     assert open_artifact(small.path).digest == tiny_onnx.digest
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+    monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
+    monkeypatch.setattr("vitdeploy.stages.export._trace", lambda *_: tiny_onnx.load())
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"what was there before")
+    with pytest.raises(ArtifactError, match=r"the disk is full: .*x.onnx' was not written"):
+        export(tiny_checkpoint.path, path)
+    assert [other.name for other in tmp_path.iterdir()] == ["x.onnx"]
+    assert path.read_bytes() == b"what was there before"
+
+
+def test_weights_that_give_no_numbers_are_refused(tmp_path, tiny_checkpoint):
+    tensors = tiny_checkpoint.tensors()
+    tensors["head.bias"] = tensors["head.bias"] * np.nan
+    broken = write_checkpoint(tmp_path / "nan.safetensors", tensors, tiny_checkpoint.manifest)
+    with pytest.raises(ModelError, match=r"checkpoint nan.safetensors gives logits that are NaN or infinite"):
+        export(broken.path, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        ("x.safetensors", UsageError, "is the name of a checkpoint, and export writes ONNX"),
+        ("", ArtifactError, "is a folder, expected the name of an ONNX file"),
+        ("file/x.onnx", ArtifactError, "is not a folder that can be written"),
+    ],
+)
+def test_where_nothing_can_be_written_no_work_begins(tmp_path, tiny_checkpoint, output, error, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error, match=message):
+        export(tiny_checkpoint.path, tmp_path / output)
 
 
 @pytest.mark.parametrize(

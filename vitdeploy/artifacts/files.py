@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -38,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,7 +58,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     aside = temporary.with_name(temporary.name + "-old")
     try:
         yield temporary
@@ -75,7 +75,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
         _sync(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.is_symlink():
@@ -149,7 +149,7 @@ def _umask() -> int:
     return mask
 
 
-def _write_error(path: Path, error: OSError) -> ArtifactError:
+def write_error(path: Path, error: OSError) -> ArtifactError:
     if error.errno == errno.ENOSPC:
         return ArtifactError(f"the disk is full: {str(path)!r} was not written, what was there before is untouched")
     return ArtifactError(f"cannot write {str(path)!r}: {error.strerror or error}")

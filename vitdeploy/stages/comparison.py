@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifacts import load_ir
-from vitdeploy.artifacts.files import TEMPORARY_PREFIX
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX, write_error
 from vitdeploy.errors import GraphError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize
@@ -50,16 +50,30 @@ def staged(holder: list[ir.Model], output: Path) -> Iterator[tuple[ir.Model, Ses
         with open_graph(model, CPU) as session:
             yield model, session
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output.parent) as folder:
-        path = Path(folder) / "graph.onnx"
-        ir.save(model, path, external_data="graph.data")
+    with _folder_beside(output) as folder:
+        path = folder / "graph.onnx"
+        try:
+            ir.save(model, path, external_data="graph.data")
+        except OSError as error:
+            raise write_error(output, error) from error
         for value in model.graph.initializers.values():
             value.const_value = None  # onnxscript's rules remember the last graph that they saw, and so its weights
         del model
         gc.collect()
         with OnnxRuntimeSession(str(path), CPU) as session:
             yield load_ir(path), session
+
+
+@contextmanager
+def _folder_beside(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the disk that the result goes to, which is removed at the end."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output.parent)
+    except OSError as error:
+        raise write_error(output, error) from error
+    with folder as name:
+        yield Path(name)
 
 
 def compare(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
-from vitdeploy.errors import UsageError
+from vitdeploy.artifacts.files import refuse_unwritable
+from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vitdeploy.stages.source import LoadedModel
 
 REFERENCE_BATCH = 32
+CHECKPOINT_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ def export(
     path, output = Path(source), Path(output)
     if not OLDEST <= options.opset <= NEWEST:
         raise UsageError(f"opset {options.opset!r} is not offered, expected {OLDEST} to {NEWEST}")
+    if output.suffix == CHECKPOINT_SUFFIX:
+        raise UsageError(f"{str(output)!r} is the name of a checkpoint, and export writes ONNX: 'convert' writes those")
+    refuse_unwritable(output, "an ONNX file")
     if is_onnx(path):
         return adopt(path, output, _adoption_options(path, options), progress)
     for name, value in (("--preprocess", options.preprocess), ("--labels", options.labels)):
@@ -109,20 +114,9 @@ def _adoption_options(path: Path, options: ExportOptions) -> AdoptionOptions:
 
 
 def _export_model(source: str, output: Path, options: ExportOptions, progress: Progress) -> OnnxModel:
-    from vitdeploy.stages.source import load_source
-
     with progress.task("export", total=4) as task:
         task.describe("loading")
-        loaded = load_source(
-            source,
-            weights=options.weights,
-            random_weights=options.random_weights,
-            arguments=options.arguments,
-            reset_head=options.reset_head,
-            seed=options.seed,
-        )
-        for note in loaded.notes:
-            progress.note(note)
+        loaded = load(source, options, progress)
         manifest, spec = _manifest(loaded, options), loaded.preprocess
         task.advance()
         task.describe("running PyTorch")
@@ -152,6 +146,23 @@ def _export_model(source: str, output: Path, options: ExportOptions, progress: P
     return written
 
 
+def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> LoadedModel:
+    """Load a source with the options that concern it, and note what was decided on the way."""
+    from vitdeploy.stages.source import load_source
+
+    loaded = load_source(
+        source,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        arguments=options.arguments,
+        reset_head=options.reset_head,
+        seed=options.seed,
+    )
+    for note in loaded.notes:
+        progress.note(note)
+    return loaded
+
+
 def _trace(loaded: LoadedModel, pixels: NDArray[np.uint8], opset: int) -> ir.Model:
     from vitdeploy.stages.tracing import TRACED_BATCH, trace
 
@@ -176,13 +187,24 @@ def _manifest(loaded: LoadedModel, options: ExportOptions) -> Manifest:
 
 
 def torch_logits(loaded: LoadedModel, pixels: NDArray[np.uint8]) -> Logits:
-    """Return PyTorch's logits [n, classes] of pixels [n, H, W, C], on the CPU in float32."""
+    """Return PyTorch's logits [n, classes] of pixels [n, H, W, C], on the CPU in float32.
+
+    Raises:
+        ModelError: They are no numbers, or no rows of logits.
+    """
     from vitdeploy.backends.pytorch import open_module
 
     spec = loaded.preprocess
     session = open_module(loaded.module, (None, spec.channels, *spec.size), options=CPU)
     parts = [session.run({"input": normalize(pixels[i : i + 1], spec)})["logits"] for i in range(len(pixels))]
-    return np.concatenate(parts)
+    logits = np.concatenate(parts)
+    if logits.ndim != 2:
+        raise ModelError(f"{loaded.origin} gives outputs of shape {logits.shape}, expected [n, classes]")
+    if not np.isfinite(logits).all():
+        raise ModelError(
+            f"{loaded.origin} gives logits that are NaN or infinite under PyTorch: its weights are damaged"
+        )
+    return logits
 
 
 def _reference_logits(loaded: LoadedModel, data: str | None, progress: Progress) -> tuple[ReferenceInfo, Logits] | None:

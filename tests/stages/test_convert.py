@@ -1,0 +1,68 @@
+"""Weights of any make become a checkpoint of ours."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from vitdeploy.artifacts import open_artifact
+from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.stages.convert import convert
+from vitdeploy.stages.export import ExportOptions
+from vitdeploy.stages.source import load_source
+
+
+def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(2)
+    module = timm.create_model("vit_tiny_patch16_224").eval()
+    save_file(module.state_dict(), tmp_path / "timm.safetensors")
+    options = ExportOptions(weights=tmp_path / "timm.safetensors")
+    checkpoint = convert("vit_tiny_patch16_224", tmp_path / "ours.safetensors", options=options)
+    assert open_artifact(checkpoint.path).digest == checkpoint.digest
+    assert checkpoint.manifest.preprocess.size == (224, 224)
+    loaded = load_source(str(checkpoint.path))
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(loaded.module(x), module(x), atol=1e-5)
+
+
+def test_random_weights_can_be_kept(tmp_path):
+    options = ExportOptions(random_weights=True, arguments=TINY, seed=3)
+    first = convert("vit", tmp_path / "a.safetensors", options=options)
+    second = convert("vit", tmp_path / "b.safetensors", options=options)
+    assert first.digest == second.digest
+    assert first.manifest.key == second.manifest.key
+    for name, array in first.tensors().items():
+        np.testing.assert_array_equal(array, second.tensors()[name])
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "message"),
+    [
+        ("vit", {"reference": "digits"}, UsageError, "--reference is for ONNX files, and .* is a checkpoint"),
+        ("vit", {"preprocess": "digits"}, UsageError, "--preprocess is for ONNX files"),
+        (
+            "torchvision:squeezenet1_1",
+            {},
+            UsageError,
+            "is built by torchvision, so its weights have no place in a model",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path, source, options, error, message):
+    arguments = TINY if source == "vit" else {}
+    with pytest.raises(error, match=message):
+        convert(
+            source,
+            tmp_path / "x.safetensors",
+            options=ExportOptions(random_weights=True, arguments=arguments, **options),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_place_for_a_checkpoint(tmp_path):
+    with pytest.raises(ArtifactError, match="is a folder, expected the name of a checkpoint"):
+        convert("vit", tmp_path, options=ExportOptions(random_weights=True, arguments=TINY))
