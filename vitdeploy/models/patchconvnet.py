@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_heads, check_positive, check_rate, pair
+from vitdeploy.models.arguments import check_heads, check_one_of, check_positive, check_rate, pair
 from vitdeploy.models.layers import DropPath, Mlp, attend, merge_heads, prepend_tokens, split_heads
+from vitdeploy.models.vit import Initialisation, initialise_linear
 
 
 class PatchConvNet(nn.Module):
@@ -25,7 +26,8 @@ class PatchConvNet(nn.Module):
 
     ``multi_token`` gives each class a token of its own and a head of its own (section 3.3 of the paper); attention keys
     then leave the class tokens out. ``stem_strides`` are those of the 3×3 convolutions of the stem; their product must
-    divide both sides of the image. Any such size works without interpolation, there is no position embedding.
+    divide both sides of the image. Any such size works without interpolation, there is no position embedding. ``init``
+    is ``"trunc_normal"`` (std 0.02), or ``"xavier"`` for tiny models, which at std 0.02 underfit.
 
     Raises:
         ModelError: The image does not divide by the stem's stride, or the width does not divide as the stem needs.
@@ -46,10 +48,12 @@ class PatchConvNet(nn.Module):
         stem_strides: Sequence[int] = (2, 2, 2, 2),
         eps: float = 1e-6,
         drop_path: float = 0.0,
+        init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
         check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
         check_heads(width, heads, None)
+        check_one_of("init", init, ("trunc_normal", "xavier"))
         check_rate("drop_path", drop_path)
         stride, doublings = math.prod(stem_strides), len(stem_strides) - 1
         if any(side % stride for side in pair(image_size)):
@@ -66,7 +70,13 @@ class PatchConvNet(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=eps)
         self.head = nn.Linear(width, num_classes)
-        self.apply(_initialise)
+        self.initialise(init)
+
+    def initialise(self, init: Initialisation) -> None:
+        """Draw fresh weights: linears by ``init``, their biases 0, the class tokens truncated normal."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialise_linear(module, init)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,9 +210,3 @@ class TokenBlock(nn.Module):
         keys = self.norm1(keys)
         gathered = tokens + self.gamma_1 * self.attn(self.norm1(tokens), keys)
         return gathered + self.gamma_2 * self.mlp(self.norm2(gathered))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vitdeploy.errors import ModelError
 from vitdeploy.models.arguments import check_heads, check_input, check_one_of, check_positive, check_rate, pair
 from vitdeploy.models.layers import Attention, DropPath, Mlp, drop_path_rates, prepend_tokens
+from vitdeploy.models.vit import Initialisation, initialise_linear
 
 PERFORMER_EPS = 1e-8
 PERFORMER_RESCALE = 1e8
@@ -29,7 +30,8 @@ class T2TViT(nn.Module):
 
     ``qk_scale`` None means head_width ** -0.5, which the released weights were evaluated with; the token transformer
     always scales by the width of its input, (C·k·k) ** -0.5. ``split_kernels`` and ``split_strides`` are those of the
-    three soft splits; padding is (k − 1) // 2 for k 3 and 2 for k 7, as in the paper.
+    three soft splits; padding is (k − 1) // 2 for k 3 and 2 for k 7, as in the paper. ``init`` is ``"trunc_normal"``
+    (std 0.02), or ``"xavier"`` for tiny models, which at std 0.02 underfit; positions are fixed sinusoids.
 
     Raises:
         ModelError: Width does not divide by heads, or the image is smaller than a window.
@@ -52,12 +54,14 @@ class T2TViT(nn.Module):
         split_strides: Sequence[int] = (4, 2, 2),
         eps: float = 1e-5,
         drop_path: float = 0.0,
+        init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
         check_positive(channels=channels, num_classes=num_classes, token_width=token_width, width=width, depth=depth)
         check_positive(heads=heads, mlp_ratio=mlp_ratio, eps=eps)
         check_heads(width, heads, None)
         check_one_of("token_module", token_module, ("performer", "transformer"))
+        check_one_of("init", init, ("trunc_normal", "xavier"))
         check_rate("drop_path", drop_path)
         self.image_size = pair(image_size)
         self.tokens_to_token = TokensToToken(
@@ -71,7 +75,13 @@ class T2TViT(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=eps)
         self.head = nn.Linear(width, num_classes)
-        self.apply(_initialise)
+        self.initialise(init)
+
+    def initialise(self, init: Initialisation) -> None:
+        """Draw fresh weights: linears by ``init``, their biases 0, the class token truncated normal."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialise_linear(module, init)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,10 +283,3 @@ def _as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _padding(kernel: int) -> int:
     return 2 if kernel == 7 else (kernel - 1) // 2
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -15,12 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_heads, check_input, check_positive, check_rate, pair, patch_grid
+from vitdeploy.models.arguments import (
+    check_heads,
+    check_input,
+    check_one_of,
+    check_positive,
+    check_rate,
+    pair,
+    patch_grid,
+)
 from vitdeploy.models.layers import DropPath, Mlp, attend, drop_path_rates, merge_heads, prepend_tokens, split_heads
+from vitdeploy.models.vit import Initialisation, initialise_linear
 
 
 class TNT(nn.Module):
     """Outer encoder over patches, inner encoder over the words of each patch.
+
+    ``init`` is ``"trunc_normal"`` (std 0.02), or ``"xavier"`` for tiny models, which at std 0.02 underfit;
+    ``position_std`` is that of both initial position embeddings.
 
     Raises:
         ModelError: The image does not divide by the patch, the patch by the inner stride, or a width by its heads.
@@ -43,12 +55,15 @@ class TNT(nn.Module):
         qkv_bias: bool = False,
         eps: float = 1e-5,
         drop_path: float = 0.0,
+        init: Initialisation = "trunc_normal",
+        position_std: float = 0.02,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
         check_positive(inner_width=inner_width, inner_heads=inner_heads, inner_stride=inner_stride, mlp_ratio=mlp_ratio)
         check_heads(width, heads, None)
         check_heads(inner_width, inner_heads, None)
+        check_one_of("init", init, ("trunc_normal", "xavier"))
         check_rate("drop_path", drop_path)
         self.image_size = pair(image_size)
         self.patch, self.grid = patch, patch_grid(self.image_size, patch)
@@ -68,9 +83,16 @@ class TNT(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=eps)
         self.head = nn.Linear(width, num_classes)
-        self.apply(_initialise)
-        for parameter in (self.cls_token, self.outer_pos, self.inner_pos):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        self.initialise(init, position_std)
+
+    def initialise(self, init: Initialisation, position_std: float) -> None:
+        """Draw fresh weights: linears by ``init``, their biases 0, positions and class token truncated normal."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialise_linear(module, init)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for position in (self.outer_pos, self.inner_pos):
+            nn.init.trunc_normal_(position, std=position_std, a=-2 * position_std, b=2 * position_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to logits [B, classes]."""
@@ -163,10 +185,3 @@ class Block(nn.Module):
         outer = outer + F.pad(patches, (0, 0, 1, 0))  # the class token has no words
         outer = outer + self.drop_path(self.outer_attn(self.outer_norm1(outer)))
         return inner, outer + self.drop_path(self.outer_mlp(self.outer_norm2(outer)))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
