@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from vitdeploy.stages.bench import BenchOptions, bench
     from vitdeploy.stages.build import build
     from vitdeploy.stages.calibration import check_calibration_set, make_calibration_set, show_calibration_set
+    from vitdeploy.stages.convert import convert
     from vitdeploy.stages.doctor import Finding, doctor
     from vitdeploy.stages.export import ExportOptions, export
     from vitdeploy.stages.inspect import Inspection, inspect
@@ -85,6 +86,7 @@ _PLACES = {
     "stages.bench": "BenchOptions bench",
     "stages.build": "build",
     "stages.calibration": "check_calibration_set make_calibration_set show_calibration_set",
+    "stages.convert": "convert",
     "stages.doctor": "Finding doctor",
     "stages.export": "ExportOptions export",
     "stages.inspect": "Inspection inspect",
@@ -157,6 +159,7 @@ __all__ = [
     "build",
     "check_calibration_set",
     "compare",
+    "convert",
     "create_model",
     "doctor",
     "export",

@@ -1,4 +1,4 @@
-"""``vitdeploy export``: an ONNX model of a PyTorch model, or of a foreign ONNX file."""
+"""``vitdeploy export``: an ONNX model of a PyTorch model or a foreign ONNX file, or a checkpoint of foreign weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,12 @@ def export(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere."""
-    from vitdeploy import ExportOptions
-    from vitdeploy import export as convert
+    """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere.
+
+    An output called .safetensors gets the weights as a checkpoint of vitdeploy's.
+    """
+    from vitdeploy import ExportOptions, convert
+    from vitdeploy import export as to_onnx
     from vitdeploy.cli.output import print_artifact
     from vitdeploy.cli.progress import make_progress
     from vitdeploy.cli.values import parse_pairs
@@ -68,4 +71,5 @@ def export(
         preprocess=preprocess,
         labels=labels,
     )
-    print_artifact(convert(source, output, options=options, progress=make_progress()), as_json)
+    write = convert if output.suffix == ".safetensors" else to_onnx
+    print_artifact(write(source, output, options=options, progress=make_progress()), as_json)
