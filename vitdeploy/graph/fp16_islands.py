@@ -3,7 +3,7 @@
 FP16 has 11 significant bits between 2⁻¹⁴ ≈ 6.1e-5 and 65504. What leaves that range in a vision transformer is
 known: squares and sums over a channel, exponentials outside a softmax (the performer of T2T-ViT spans more than 20
 decades), and the small constants that keep a denominator from zero. LayerNormalization and Softmax are not among them:
-the operators take FP16 and compute in FP32 inside (``stash_type`` 1; the maximum is subtracted first).
+the former computes in FP32 inside by its definition (``stash_type`` 1), the latter subtracts the maximum first.
 """
 
 from __future__ import annotations

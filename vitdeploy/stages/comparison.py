@@ -96,11 +96,11 @@ def compare(
         got = run_batch(session, images, (size, size))
         apart = float(np.abs(got - expected).max())
         fraction = fraction_of_range(apart, high - low)
-        detail = f"max |Δlogit| {apart:.3g} at batch {size}, logits {low:.4g} to {high:.4g}"
+        detail = f"max |Δlogit| {apart:.3g} where logits are {low:.4g} to {high:.4g}"
         if not fraction <= GATE:
             raise GraphError(
-                f"the graph's logits differ from those of {against} by {fraction:.3g} of their range ({detail}), "
-                f"expected at most {GATE:g}: nothing was written"
+                f"the graph's logits at batch {size} differ from those of {against} by {fraction:.3g} of their range "
+                f"({detail}), expected at most {GATE:g}: nothing was written"
             )
         checks.append(
             Check(

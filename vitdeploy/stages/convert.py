@@ -39,17 +39,16 @@ def convert(
     loaded = load(str(source), options, progress)
     if loaded.spec.family not in FAMILIES:
         raise UsageError(
-            f"{str(source)!r} is built by {loaded.spec.family}, so its weights have no place in a model of ours: export "
-            "it to ONNX, or name the catalogue's model with '--weights FILE'"
+            f"{str(source)!r} is built by {loaded.spec.family}, so its weights have no place in a model of ours: "
+            "export it to ONNX, or name the catalogue's model with '--weights FILE'"
         )
+    # No parent is named: the weights in our layout are this very payload, and a foreign file has no digest of ours.
     recorded = {"arguments": dict(options.arguments), "reset_head": options.reset_head, "seed": options.seed}
-    parents = {"weights": loaded.digest}
     manifest = Manifest(
         kind="checkpoint",
-        key=stage_key("convert", recorded, parents),
+        key=stage_key("convert", recorded, {"weights": loaded.digest}),
         model=loaded.spec,
         preprocess=loaded.preprocess,
-        parents=parents,
         options=recorded,
         producer="vitdeploy export",
         versions=environment.versions(),
