@@ -10,6 +10,7 @@ import pytest
 from vitdeploy.artifacts import open_artifact, read_onnx
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
 from vitdeploy.stages.export import ExportOptions, export
+from vitdeploy.stages.inspect import inspect
 
 ADOPT = ExportOptions(preprocess="digits")
 # What a TorchScript exporter of some years ago writes: LayerNorm and GELU in pieces, its own names, opset 14.
@@ -69,6 +70,19 @@ def test_a_foreign_graph_becomes_one_of_ours(tmp_path):
 def test_a_file_can_be_adopted_in_place(tmp_path):
     source = write_foreign(tmp_path / "foreign.onnx")
     assert export(source, source, options=ADOPT).digest == read_onnx(source).digest
+
+
+def test_weights_beside_a_foreign_file_come_along(tmp_path):
+    """A file with external data is adopted whole; inspect counts its data."""
+    source = write_foreign(tmp_path / "foreign.onnx")
+    ir.save(ir.load(source), source, external_data="foreign.data")
+    data = tmp_path / "foreign.data"
+    assert inspect(source).size_bytes == source.stat().st_size + data.stat().st_size
+    model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
+    data.unlink()
+    assert open_artifact(model.path).digest == model.digest
+    with pytest.raises(ArtifactError, match=r"needs its weights in .*foreign.data', and there is no such file"):
+        export(source, tmp_path / "again.onnx", options=ADOPT)
 
 
 def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path, tiny_onnx):

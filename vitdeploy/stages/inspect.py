@@ -177,11 +177,18 @@ def _inspect_foreign_onnx(path: Path) -> Inspection:
     return Inspection(
         path=str(path),
         kind="onnx",
-        size_bytes=path.stat().st_size,
+        size_bytes=sum(file.stat().st_size for file in {path, *_external_files(model)}),
         payload_sha256=digest,
         graph=graph_info(model),
         remedy=f"'vitdeploy export {path} --preprocess timm:NAME|hf:DIR|FILE.json -o adopted.onnx' adopts it",
     )
+
+
+def _external_files(model: ir.Model) -> set[Path]:
+    import onnx_ir as ir
+
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def graph_info(model: ir.Model) -> GraphInfo:
