@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, open_artifact, sha256_of_file
-from vitdeploy.datasets import Dataset, open_dataset, splits_of
+from vitdeploy.datasets import Dataset, match_labels, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -50,6 +50,7 @@ def bench(
     """
     opened = _open(artifacts)
     dataset = open_test_data(data, options)
+    _refuse_unfit_labels(opened, dataset, options)
     entries, reference = _plan(opened, dataset, baseline, options, progress)
     with ExitStack() as stack:
         for entry in entries:
@@ -94,6 +95,13 @@ def open_test_data(data: str, options: BenchOptions) -> Dataset:
     if parse_uri(data).split is None:
         split = next((name for name in ("test", "validation") if name in splits), None)
     return open_dataset(data, split=split, samples=options.samples, seed=options.seed)
+
+
+def _refuse_unfit_labels(opened: Sequence[Artifact], dataset: Dataset, options: BenchOptions) -> None:
+    """Match labels with classes once before anything is loaded, so that a misfit costs no time."""
+    if dataset.labels is not None:
+        for classes in dict.fromkeys(artifact.manifest.model.classes for artifact in opened):
+            match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
 
 
 def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:

@@ -1,0 +1,77 @@
+"""``NAME=VALUE`` and batch ranges."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitdeploy.cli.build import parse_batch
+from vitdeploy.cli.quantize import parse_equalization
+from vitdeploy.cli.train import merged
+from vitdeploy.cli.values import parse_pairs, put
+from vitdeploy.errors import UsageError
+from vitdeploy.training.options import TrainOptions
+
+
+def test_pairs_are_parsed_as_yaml() -> None:
+    assert parse_pairs("--set", ["a=1", "b=x=y", "c=[1, 2]", "d=", "e=1e-3", "f=true"]) == {
+        "a": 1,
+        "b": "x=y",
+        "c": [1, 2],
+        "d": None,
+        "e": 1e-3,
+        "f": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (["a"], "--set is 'a', expected NAME=VALUE"),
+        (["=1"], "--set is '=1', expected NAME=VALUE"),
+        (["a=1", "a=2"], "--set names 'a' twice"),
+        (["a=["], r"--set has the value '\[', which is not YAML"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(pairs: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_pairs("--set", pairs)
+
+
+def test_dots_lead_into_what_is_nested_without_touching_the_original() -> None:
+    inner = {"x": 1}
+    values = {"a": inner}
+    put(values, "a.y", 2)
+    assert values == {"a": {"x": 1, "y": 2}}
+    assert inner == {"x": 1}
+
+
+def test_train_options_are_merged() -> None:
+    options = merged(TrainOptions(epochs=3), {"augmentation.mixup": 0.8, "distillation.teacher": "t.safetensors"})
+    assert options.epochs == 3
+    assert options.augmentation.mixup == 0.8
+    assert options.distillation is not None
+    assert options.distillation.teacher == "t.safetensors"
+    with pytest.raises(UsageError, match="there is no training option 'epoch': did you mean epochs"):
+        merged(options, {"epoch": 3})
+
+
+@pytest.mark.parametrize(("text", "batch"), [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32))])
+def test_a_batch_is_a_number_or_a_range(text: str, batch: tuple[int, int, int]) -> None:
+    assert parse_batch(text) == batch
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1:2", "1:2:3:4", "a", "1::3", "1.5", "٣"])
+def test_another_batch_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--batch is .*, expected a number such as 1, or MIN:OPT:MAX"):
+        parse_batch(text)
+
+
+def test_a_batch_range_ascends() -> None:
+    with pytest.raises(UsageError, match="'4:2:8', expected MIN <= OPT <= MAX"):
+        parse_batch("4:2:8")
+
+
+def test_equalization_is_a_word_or_a_number() -> None:
+    assert (parse_equalization("auto"), parse_equalization("off"), parse_equalization("0.5")) == ("auto", "off", 0.5)
+    with pytest.raises(UsageError, match="--equalization is 'on', expected 'auto', 'off' or a number"):
+        parse_equalization("on")
