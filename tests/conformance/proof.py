@@ -64,6 +64,24 @@ def shrink_norm_inputs(model: nn.Module, factor: float = 1e-3) -> None:
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor, *inputs[1:]))
 
 
+CLOSE = 1e-5
+
+
+def assert_equal(ours: nn.Module, reference: nn.Module, x: Tensor) -> None:
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+
+
+def assert_equal_eps(ours: nn.Module, reference: nn.Module, x: Tensor, wrong: float) -> None:
+    """Compare where the eps of each LayerNorm matters; with the ``wrong`` one the comparison must fail."""
+    shrink_norm_inputs(ours)
+    shrink_norm_inputs(reference)
+    assert_equal(ours, reference, x)
+    for module in ours.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = wrong
+    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+
+
 def unnoticed(model: nn.Module, x: Tensor, tolerance: float = 1e-5, seed: int = 1) -> set[str]:
     """Return the parameters whose perturbation moves no logit by more than the conformance tolerance."""
     generator = torch.Generator().manual_seed(seed)

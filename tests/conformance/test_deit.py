@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import assert_equal, assert_equal_eps, exported, gmacs, logits_of, redraw, unnoticed
 from torch import nn
 
 from vitdeploy.catalog import find
@@ -13,7 +13,6 @@ from vitdeploy.catalog.deit import VARIANTS
 from vitdeploy.models import create_model
 
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
-CLOSE = 1e-5
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
@@ -29,20 +28,12 @@ def pair() -> tuple[nn.Module, nn.Module]:
 
 def test_distilled_model_equals_timm():
     ours, reference = pair()
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+    assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
 def test_distilled_model_has_the_layer_norm_eps_of_timm():
     ours, reference = pair()
-    shrink_norm_inputs(ours)
-    shrink_norm_inputs(reference)
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
-    for module in ours.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+    assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-5)
 
 
 def test_training_gives_both_heads_and_inference_their_mean():

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import (
+    CLOSE,
+    assert_equal,
+    assert_equal_eps,
+    exported,
+    gmacs,
+    logits_of,
+    redraw,
+    relative_difference,
+    unnoticed,
+)
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,8 +25,6 @@ from vitdeploy.catalog import find
 from vitdeploy.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CLOSE = 1e-5
-
 TINY = {
     "t2t performer": (
         "t2t",
@@ -99,20 +107,12 @@ def tnt_pair() -> tuple[nn.Module, nn.Module]:
 
 def test_tnt_equals_timm():
     ours, reference = tnt_pair()
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+    assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
 def test_tnt_has_the_layer_norm_eps_of_timm():
     ours, reference = tnt_pair()
-    shrink_norm_inputs(ours)
-    shrink_norm_inputs(reference)
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
-    for module in ours.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+    assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-6)
 
 
 @pytest.mark.parametrize(("family", "eps"), [("t2t", 1e-5), ("tnt", 1e-5), ("patchconvnet", 1e-6)])

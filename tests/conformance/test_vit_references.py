@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from proof import exported, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import assert_equal, assert_equal_eps, exported, redraw, unnoticed
 from torch import nn
 
+from vitdeploy.checkpoints.layouts.vit import from_huggingface
 from vitdeploy.models import create_model
 
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
-CLOSE = 1e-5
 
 
 def with_timm() -> tuple[nn.Module, nn.Module]:
@@ -35,50 +35,22 @@ def with_hugging_face(eps: float = 1e-12) -> tuple[nn.Module, nn.Module]:
         )
     )  # fmt: skip
     redraw(reference)
-    source = reference.state_dict()
-    renamed = {
-        "vit.embeddings.cls_token": "cls_token",
-        "vit.embeddings.position_embeddings": "pos_embed",
-        "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-        "vit.layers.": "blocks.",
-        "vit.layernorm.": "norm.",
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "attention.o_proj": "attn.proj",
-        "classifier": "head",
-    }
-    target: dict[str, torch.Tensor] = {}
-    for key, value in source.items():
-        for old, new in renamed.items():
-            key = key.replace(old, new)
-        target[key] = value
-    for block in range(2):
-        for kind in ("weight", "bias"):
-            parts = [target.pop(f"blocks.{block}.attention.{name}_proj.{kind}") for name in "qkv"]
-            target[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    state = {name: value.numpy() for name, value in reference.state_dict().items()}
     ours = create_model("vit", **TINY, eps=eps)
-    ours.load_state_dict(target)
+    ours.load_state_dict({name: torch.from_numpy(value) for name, value in from_huggingface(state).items()})
     return ours, reference
 
 
 @pytest.mark.parametrize("make", [with_timm, with_hugging_face])
 def test_logits_are_those_of_the_reference(make):
     ours, reference = make()
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
+    assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("make", [with_timm, lambda: with_hugging_face(1e-6)])
 def test_layer_norm_eps_is_that_of_the_reference(make):
     ours, reference = make()
-    shrink_norm_inputs(ours)
-    shrink_norm_inputs(reference)
-    x = torch.randn(2, 3, 32, 32)
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
-    for module in ours.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
-    assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
+    assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-5)
 
 
 def test_the_comparison_notices_every_parameter():
