@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from tiny_checkpoint import TINY
 
 from vitdeploy.artifacts import open_artifact
 from vitdeploy.errors import ArtifactError, UsageError

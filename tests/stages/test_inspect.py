@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from foreign_onnx import write_foreign
 from safetensors.numpy import save_file
-from test_adoption import write_foreign
 
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.stages.inspect import Inspection, inspect

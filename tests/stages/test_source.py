@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_tiny_checkpoint
+from tiny_checkpoint import TINY, write_tiny_checkpoint
 
 from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import write_tiny_checkpoint
+from tiny_checkpoint import write_tiny_checkpoint
 
 from vitdeploy.artifacts import write_engine, write_onnx
 from vitdeploy.artifacts.golden import Golden
