@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from vitdeploy.catalog import variant, variants
 from vitdeploy.datasets import Dataset
@@ -13,13 +16,15 @@ from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitdeploy.records import ModelSpec, Preprocess
 
 SMALL_SIDE = 64
+TINY_SIDE = 16
 DEFAULT_SIDE = 32
 
-# Small members of a family for small images, taken where a family is named and no width or depth is given. At this
-# width the usual initial std of 0.02 underfits, so linears start as Xavier's and positions ten times wider.
-SMALL: dict[str, dict[str, Any]] = {
-    "vit": {"width": 64, "depth": 3, "heads": 4, "init": "xavier", "position_std": 0.2},
-}
+# Small members of a family for small images, taken where a family is named without its shape. At this width the usual
+# initial std of 0.02 underfits, so linears start as Xavier's and positions ten times wider. The other families have
+# theirs for the digits in recipes/families.
+SMALL_VIT = {"width": 64, "depth": 3, "heads": 4, "init": "xavier", "position_std": 0.2}
+SMALL: dict[str, dict[str, Any]] = {"vit": SMALL_VIT, "deit": SMALL_VIT}
+NO_SHAPE = {"image_size", "channels", "num_classes", "drop_path"}  # arguments that say nothing of a model's shape
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,24 @@ def choose_subject(
         family = _family(model)
         preprocess = preprocess or train.preprocess or _square(_side(arguments), int(arguments.get("channels", 3)))
         preprocess = _fitted(preprocess, arguments)
-        given = dict(arguments)
-        if family in SMALL and not {"width", "depth"} & set(arguments) and max(preprocess.size) <= SMALL_SIDE:
-            given = {**SMALL[family], "patch": _patch(preprocess.size), **arguments}
+        small = _small_member(family, preprocess.size, arguments)
+        given = {**small, **arguments}
+        if small:
             listed = ", ".join(f"{name}={value}" for name, value in given.items())
             note = f"{family} of small size: {listed}"
     return Subject(_spec(model, family, given, preprocess, train), preprocess, note)
+
+
+def _small_member(family: str, size: tuple[int, int], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a small member that takes images of ``size``; empty where none is known or wanted."""
+    if family in SMALL:
+        wanted = max(size) <= SMALL_SIDE and not {"width", "depth"} & set(given)
+        return {**SMALL[family], "patch": _patch(size)} if wanted else {}
+    file = resources.files("vitdeploy") / "recipes" / "families" / f"{family}.yaml"
+    if max(size) > TINY_SIDE or set(given) - NO_SHAPE or not file.is_file():
+        return {}
+    arguments: dict[str, Any] = yaml.safe_load(file.read_text("utf8"))["train"]["arguments"]
+    return arguments
 
 
 def _family(name: str) -> str:
