@@ -191,6 +191,26 @@ def test_cosine_attentions_normalisation_stays_in_fp32():
     assert run(model, input=np.zeros((1, 4, 8), np.float32))[0].max() == 0, "0 / 1e-12 is 0, not NaN"
 
 
+def test_group_norm_stays_in_fp32_and_nothing_behind_it():
+    """As opset 20 writes it: Reshape, InstanceNormalization, Reshape, and the affine part, which may be FP16."""
+    model = parse(
+        """g (float[batch, 4, 2, 2] input) => (float[batch, 4, 2, 2] logits) {
+            [fold] r = Reshape(input, s) [norm] n = InstanceNormalization <epsilon = 1e-5> (r, ones, zeros)
+            [unfold] u = Reshape(n, t) [gamma] m = Mul(u, g) [beta] logits = Add(m, b)
+        }""",
+        s=np.array([-1, 2, 8]),
+        t=np.array([-1, 4, 2, 2]),
+        ones=np.ones(2, np.float32),
+        zeros=np.zeros(2, np.float32),
+        g=normal(4, 1, 1),
+        b=normal(4, 1, 1),
+    )
+    x = normal(3, 4, 2, 2, scale=1000)
+    expected = run(model, input=x)[0]
+    assert convert(model) == {"norm": "a normalisation sums squares over many elements"}
+    np.testing.assert_allclose(run(model, input=x)[0], expected, atol=5e-3)
+
+
 @pytest.mark.parametrize("fill", [-np.inf, -3.4e38, -1e9])
 def test_masks_become_finite(fill):
     mask = np.triu(np.full((4, 4), fill, np.float32), 1)

@@ -22,9 +22,11 @@ FLOAT16_TINY = 2.0**-14
 
 _REDUCTIONS = frozenset(
     ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
-     "ReduceSumSquare", "CumSum", "LpNormalization", "InstanceNormalization", "GroupNormalization",
-     "BatchNormalization", "RMSNormalization")
+     "ReduceSumSquare", "CumSum")
 )  # fmt: skip
+_NORMALISATIONS = frozenset(
+    ("LpNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization")
+)
 _STOPS = frozenset(("LayerNormalization", "Softmax", "Conv", "Gelu", "QuantizeLinear", "DequantizeLinear"))
 _GUARDS = frozenset(("Add", "Sub", "Max", "Min", "Clip"))
 _ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Clip"))
@@ -60,6 +62,8 @@ def _seed(node: ir.Node) -> tuple[str, Upstream] | None:
     """
     if node.op_type == "Exp":
         return "an exponential outside a softmax leaves the FP16 range", "to a normalisation"
+    if node.op_type in _NORMALISATIONS:
+        return "a normalisation sums squares over many elements", "none"
     if node.op_type in _REDUCTIONS:
         return "a sum over many elements can leave the FP16 range", "none"
     if _squares(node):
@@ -129,8 +133,8 @@ def _grow(seed: ir.Node, upstream: Upstream) -> set[ir.Node]:
             if producer is not None and producer not in island and _reaches(producer, upstream):
                 island.add(producer)
                 front.append(producer)
-    if seed.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return island
+    if seed.op_type in _NORMALISATIONS | {"QuantizeLinear", "DequantizeLinear"}:
+        return island  # what they give is of normal size
     front = list(island) if seed.op_type == "Exp" else [seed]
     while front:
         for reader in _readers(front.pop()):
