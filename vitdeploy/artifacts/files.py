@@ -150,6 +150,7 @@ def _umask() -> int:
 
 
 def write_error(path: Path, error: OSError) -> ArtifactError:
+    """Return the one-line error for a file that cannot be written."""
     if error.errno == errno.ENOSPC:
         return ArtifactError(f"the disk is full: {str(path)!r} was not written, what was there before is untouched")
     return ArtifactError(f"cannot write {str(path)!r}: {error.strerror or error}")

@@ -15,7 +15,7 @@ class PlanEntry(Record):
     """One group of nodes that changes precision together, and the reason for its precision.
 
     ``group`` is a readable path (``blocks.3.attn.qkv``); ``nodes`` are the ONNX node names it stands for.
-    ``equalization`` is the alpha with which the group's channels were equalised by folding into the LayerNorm before it,
+    ``equalization`` is the alpha with which the group's channels were equalised by folding into the norm before it,
     None where they were not.
     """
 

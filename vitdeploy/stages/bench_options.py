@@ -47,7 +47,7 @@ class BenchOptions:
             "warmup": self.warmup,
             "iterations": self.iterations,
             "accuracy_batch": self.accuracy_batch,
-            **{"batch size": batch for batch in self.batches if batch < 1},
+            "batch size": min(self.batches, default=1),
         }
         for name, count in counts.items():
             if count < 1:
