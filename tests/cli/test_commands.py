@@ -33,10 +33,8 @@ def record(line: str, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_train_writes_a_checkpoint_and_shows_its_metrics(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = say(
-        "train digits -o t.safetensors --epochs 1 --argument depth=1 --argument width=16 --argument patch=4 --argument heads=2 --seed 3",
-        capsys,
-    )
+    small = "--argument depth=1 --argument width=16 --argument patch=4 --argument heads=2"
+    text = say(f"train digits -o t.safetensors --epochs 1 {small} --seed 3", capsys)
     assert "wrote t.safetensors" in text
     assert "top1" in text
     manifest = open_artifact(work / "t.safetensors").manifest
