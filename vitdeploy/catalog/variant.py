@@ -14,8 +14,8 @@ class Variant:
 
     ``arguments`` go to the family's constructor. ``parameters`` counts trainable and fixed parameters in the state dict
     that count as parameters in the source, ``gmacs`` are 10⁹ multiply-accumulates of convolutions, linears and
-    attention products at batch 1 and ``preprocess.size``. ``top1`` is the published ImageNet-1k accuracy as a fraction, with
-    ``source`` saying by whom; ``checkpoints`` names the known weight files.
+    attention products at batch 1 and ``preprocess.size``. ``top1`` is the published ImageNet-1k accuracy as a fraction,
+    with ``source`` saying by whom; ``checkpoints`` names the known weight files.
     """
 
     name: str
