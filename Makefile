@@ -8,13 +8,15 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports unit format bench-startup clean distclean
+.PHONY: help demo test lint types imports unit format bench-startup families matrix clean distclean
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
 	@echo "make test           lint, types, imports and unit; each is a target of its own"
 	@echo "make format         let ruff reformat"
 	@echo "make bench-startup  seconds and modules of 'vitdeploy --help' and of an up-to-date 'vitdeploy run'"
+	@echo "make families       train every family on the digits, take it through the pipeline, renew docs/support-matrix.md"
+	@echo "make matrix         every family at full size through every stage; renews docs/support-matrix.md, graph-size.md"
 	@echo "make clean          remove the demo's folder and caches; make distclean also .venv"
 
 # Runs again when pyproject.toml or constraints.txt changed; a killed installation leaves no stamp.
@@ -49,6 +51,14 @@ format: $(STAMP)
 
 bench-startup: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
+
+# Both end with an error where a family falls short, and write the tables all the same; see docs/support-matrix.md.
+families: $(STAMP)
+	$(BIN)/python benchmarks/families.py
+
+matrix: $(STAMP)
+	$(BIN)/python benchmarks/matrix.py
+	$(BIN)/python benchmarks/graph_size.py
 
 clean:
 	rm -rf vitdeploy-run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, write_checkpoint
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import VitdeployError
+from vitdeploy.graph.legality import findings
 from vitdeploy.measure.load import watch_other_load
 from vitdeploy.records import Manifest
 from vitdeploy.sessions import BuildTarget
@@ -120,9 +122,12 @@ def redrawn_checkpoint(name: str, path: Path) -> int:
 def export_row(model: OnnxModel, seconds: float) -> dict[str, Any]:
     """Return what export found when it compared the graph with PyTorch."""
     against = [check for check in model.manifest.checks if "batch" in check.name]
+    graph = model.load()
     return {
         "s": seconds,
-        "nodes": len(model.load().graph),
+        "nodes": len(graph.graph),
+        "operators": dict(sorted(Counter(node.op_type for node in graph.graph).items())),
+        "findings": [str(finding) for finding in findings(graph)],
         "delta": {check.name.rpartition(" ")[2]: check.value for check in against},
     }
 

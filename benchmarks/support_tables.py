@@ -171,7 +171,6 @@ engines were built, were executed by ONNX Runtime on the CPU to measure them.{no
                 [digits_row(row) for row in good],
             ),
             "What fell short:\n\n" + "\n".join(misses) if misses else "All are as expected.",
-            "An engine of TensorRT-RTX for a model this small is mostly what every such engine holds, about 4 MB.",
             conditions_line(good),
         ]
     )
