@@ -17,7 +17,8 @@ FOLD_LIMIT = 1 << 24
 
 _REWRITES = (
     # Left out on purpose: the no-op arithmetic rules (see RemoveNoOps), and the removal of biases that happen to be
-    # zero, because then the graph of a fresh model would differ from that of the trained one.
+    # zero, because then the graph of a fresh model would differ from that of the trained one. Neither is there the one
+    # rule with two outputs (two Slices into a Split), whose search grows with the square of the graph.
     rules.dropout_zero_rule,
     rules.dropout_inference_rule,
     rules.collapse_slice_rule,
@@ -29,7 +30,6 @@ _REWRITES = (
     rules.transpose_transpose_rule,
     rules.reshape_reshape_rule,
     rules.unsqueeze_unsqueeze_rule,
-    rules.slice_split_rule,
     rules.flatten_to_reshape_rule,
     rules.no_op_static_scatter_nd_rule,
     rules.no_op_dynamic_scatter_nd_rule,
