@@ -10,7 +10,7 @@ from vitdeploy.checkpoints.files import Tensors
 from vitdeploy.checkpoints.positions import ResizeRule
 from vitdeploy.records import Preprocess
 
-Preprocessing = Literal["catalogue", "torchvision", "google"]
+Preprocessing = Literal["catalogue", "torchvision", "google", "unstated"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Converted:
     that a configuration states, which win over the catalogue. ``complete`` says that a configuration gave them all, so
     that no catalogue name is needed. ``position_tokens`` maps each position table to its rows without a place in the
     grid. ``dropped`` maps tensors that are left out to the reason. ``preprocess`` is the file's own record;
-    ``preprocessing`` the convention of the code base where it has none.
+    ``preprocessing`` the convention of the code base where it has none. ``notes`` say what was assumed.
     """
 
     tensors: Tensors
@@ -35,3 +35,4 @@ class Converted:
     dropped: Mapping[str, str] = field(default_factory=dict)
     preprocess: Preprocess | None = None
     preprocessing: Preprocessing = "catalogue"
+    notes: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ import numpy as np
 from vitdeploy.checkpoints import huggingface
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.files import Tensors, WeightFile
-from vitdeploy.checkpoints.layouts import pvt, swin, tnt, vit
+from vitdeploy.checkpoints.layouts import hybrid, pvt, swin, tnt, vit, vit_pytorch
 from vitdeploy.errors import CheckpointError
 
 
@@ -24,14 +24,16 @@ from vitdeploy.errors import CheckpointError
 class Dialect:
     """How one code base names one family's tensors.
 
-    ``keys`` are regular expressions that must each match a key, ``absent`` ones that must match none.
+    ``keys`` are regular expressions that must each match a key, ``absent`` ones that must match none. ``settle``
+    takes the place of ``convert`` where keys do not tell all: it is given the constructor arguments that the user says.
     """
 
     name: str
     family: str
     keys: tuple[str, ...]
-    convert: Callable[[WeightFile], Converted]
+    convert: Callable[[WeightFile], Converted] | None
     absent: tuple[str, ...] = field(default=())
+    settle: Callable[[WeightFile, Mapping[str, Any]], Converted] | None = None
 
     def reason(self, names: list[str]) -> str | None:
         """Return which keys give the dialect away, None where they do not."""
@@ -40,6 +42,17 @@ class Dialect:
             return None
         lacks = f", and none like {', '.join(self.absent)}" if self.absent else ""
         return f"it has {', '.join(str(name) for name in found)}{lacks}"
+
+    def converted(self, file: WeightFile, given: Mapping[str, Any]) -> Converted:
+        """Return what the dialect makes of a file and of the constructor arguments that the user says.
+
+        Raises:
+            CheckpointError: Something that the keys do not tell is not said either.
+        """
+        if self.settle is not None:
+            return self.settle(file, given)
+        assert self.convert is not None
+        return self.convert(file)
 
 
 def detect(file: WeightFile) -> tuple[Dialect, str]:
@@ -85,6 +98,43 @@ def _from_google(file: WeightFile) -> Converted:
     tensors = vit.from_google(file.tensors)
     heads = {"heads": vit.heads_of_google(file.tensors), "eps": 1e-6}
     return _vit(tensors, overrides=heads, resize_rule="bilinear_align_corners", preprocessing="google")
+
+
+def _hybrid(convert: Callable[[Mapping[str, Any]], Tensors], **changes: Any) -> Callable[[WeightFile], Converted]:
+    def converted(file: WeightFile) -> Converted:
+        tensors = convert(file.tensors)
+        return Converted(
+            tensors, hybrid.describe(tensors), position_tokens={"pos_embed": _class_token(tensors)}, **changes
+        )
+
+    return converted
+
+
+def _hybrid_from_google(file: WeightFile) -> Converted:
+    overrides = {"heads": vit.heads_of_google(file.tensors), "eps": 1e-6}
+    return _hybrid(
+        hybrid.from_google, overrides=overrides, resize_rule="bilinear_align_corners", preprocessing="google"
+    )(file)
+
+
+def _class_token(tensors: Tensors) -> int:
+    return int("cls_token" in tensors)
+
+
+def _settle_vit_pytorch(file: WeightFile, given: Mapping[str, Any]) -> Converted:
+    layout = vit_pytorch.layout_of(file.tensors)
+    renamed = vit_pytorch.from_package(file.tensors)
+    tensors, arguments, notes = vit_pytorch.settled(renamed, layout, given)
+    left_out = "cls_token" in file.tensors and "cls_token" not in tensors
+    return Converted(
+        tensors,
+        arguments,
+        complete=True,
+        position_tokens={"pos_embed": _class_token(tensors)},
+        dropped={"cls_token": "it is empty, the mean is that of patches alone"} if left_out else {},
+        preprocessing="unstated",
+        notes=notes,
+    )
 
 
 def _t2t(file: WeightFile) -> Converted:
@@ -156,6 +206,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect("Hugging Face", "pvt", (r"pvt\.encoder\.patch_embeddings\.0",), huggingface.pvt_any),
     Dialect("Hugging Face", "swin_v2", (r"swinv2\.embeddings",), huggingface.swin_any),
     Dialect("Hugging Face", "swin", (r"swin\.embeddings",), huggingface.swin_any),
+    Dialect("Google JAX", "hybrid", (r"(opt/target/|params/)?conv_root/kernel",), _hybrid_from_google),
     Dialect("Google JAX", "vit", (r"(opt/target/|params/)?embedding/kernel", r".*encoderblock_0/"), _from_google),
     Dialect("torchvision", "vit", (r"class_token$", r"conv_proj\.weight"), _from_torchvision_vit),
     Dialect(
@@ -169,6 +220,13 @@ DIALECTS: tuple[Dialect, ...] = (
         "swin",
         (r"features\.1\.0\.attn\.relative_position_bias_table", r"features\.0\.0\.weight"),
         _swin(swin.from_torchvision, preprocessing="torchvision"),
+    ),
+    Dialect(
+        "vit-pytorch",
+        "vit_pytorch",
+        (r"pos_embedding$", r"(to_patch_embedding\.1|patch_to_embedding)\.weight", r"transformer\.(layers|net)\.0\."),
+        None,
+        settle=_settle_vit_pytorch,
     ),
     Dialect("T2T-ViT repository", "t2t", (r"tokens_to_token\.attention1\.", r"blocks\.0\.attn\.qkv\.weight"), _t2t),
     Dialect("timm", "tnt", (r"pixel_pos$", r"patch_pos$"), _tnt_timm),
@@ -197,6 +255,12 @@ DIALECTS: tuple[Dialect, ...] = (
     ),
     Dialect("DeiT repository", "patchconvnet", (r"blocks\.0\.attn\.qkv_pos\.0\.weight",), _patchconvnet),
     Dialect("DeiT repository", "vit", (r"blocks\.0\.gamma_1$", r"blocks\.0\.attn\.qkv\.weight"), _from_deit3),
+    Dialect(
+        "timm",
+        "hybrid",
+        (r"patch_embed\.backbone\.(stem\.)?conv\.weight", r"patch_embed\.backbone\.(stem\.)?norm\.weight"),
+        _hybrid(_same, overrides={"eps": 1e-6}, resize_rule="bicubic_antialias"),
+    ),
     Dialect("timm or DeiT repository", "deit", (r"dist_token$", r"head_dist\.weight"), _from_timm_vit),
     Dialect(
         "timm or DeiT repository",

@@ -67,11 +67,13 @@ def load_foreign(path: Path, name: str | None = None, request: LoadRequest = Loa
 
     file = read_weights(Path(path))
     dialect, reason = detect(file)
-    converted = dialect.convert(file)
+    said = {**request.arguments, "image_size": request.image_size}
+    converted = dialect.converted(file, {key: value for key, value in said.items() if value is not None})
     notes = [f"{path}: {dialect.name} weights of {dialect.family}, because {reason}"]
     if file.entry:
         notes.append(f"took the weights under {file.entry!r}")
     notes += [f"left out {name}: {why}" for name, why in converted.dropped.items()]
+    notes += converted.notes
     variant = _variant(name, dialect.family, converted, path)
     arguments = _arguments(variant, converted, request, file)
     label = variant.name if variant is not None else Path(path).resolve().name
@@ -188,6 +190,8 @@ def _preprocess(variant: Variant | None, converted: Converted, image_size: Any, 
         record = _torchvision(variant, size[0])
     elif converted.preprocessing == "google":
         record = squashed(size[0], "Google JAX ViT: squash, mean and std 0.5", half=True, interpolation="bilinear")
+    elif converted.preprocessing == "unstated":
+        record = squashed(size[0], "a default: squash, mean and std 0.5", half=True, interpolation="bilinear")
     elif variant is not None:
         record = variant.preprocess
     else:

@@ -1,0 +1,223 @@
+"""vit-pytorch: eight layouts of one model, told apart by their keys, to the names of ``models.vit_pytorch``.
+
+What the versions changed without a change of keys is read off shapes where it can be; ``settled`` decides the rest from
+what the user says, takes vit-pytorch's own defaults with a note, or asks.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.checkpoints.layouts.rename import Rules, renamed
+from vitdeploy.errors import CheckpointError
+
+State = Mapping[str, NDArray[Any]]
+Tensors = dict[str, NDArray[Any]]
+
+DEFAULT_HEAD_WIDTH = 64
+DEFAULT_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a range of versions stores and means.
+
+    ``asks_scale``: some of the versions scale attention by the width, others by the head's width. ``asks_heads``: some
+    have heads of the width / heads, so that 64 is no default. ``one_pool``: only one pool fits the keys.
+    """
+
+    versions: str
+    norm_after_pool: bool = False
+    asks_scale: bool = False
+    asks_heads: bool = False
+    one_pool: bool = False
+
+
+BLOCK: Rules = (
+    (r"^transformer\.layers\.(\d+)\.0\.(?:fn\.)*norm\.", r"blocks.\1.norm1."),
+    (r"^transformer\.layers\.(\d+)\.0\.(?:fn\.)*to_qkv\.", r"blocks.\1.attn.qkv."),
+    (r"^transformer\.layers\.(\d+)\.0\.(?:fn\.)*to_out\.0\.", r"blocks.\1.attn.proj."),
+    (r"^transformer\.layers\.(\d+)\.1\.(?:fn\.)*norm\.", r"blocks.\1.norm2."),
+    (r"^transformer\.layers\.(\d+)\.1\.(?:fn\.)+net\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^transformer\.layers\.(\d+)\.1\.(?:fn\.)+net\.3\.", r"blocks.\1.mlp.fc2."),
+    (r"^transformer\.layers\.(\d+)\.1\.net\.0\.", r"blocks.\1.norm2."),  # since 1.4.0 the norm is inside
+    (r"^transformer\.layers\.(\d+)\.1\.net\.1\.", r"blocks.\1.mlp.fc1."),
+    (r"^transformer\.layers\.(\d+)\.1\.net\.4\.", r"blocks.\1.mlp.fc2."),
+    (r"^transformer\.norm\.", "norm."),
+    (r"^pos_embedding$", "pos_embed"),
+    (r"^mlp_head\.0\.", "norm."),
+    (r"^mlp_head\.1\.", "head."),
+    (r"^mlp_head\.", "head."),
+)
+LINEAR_PATCHES: Rules = ((r"^(?:patch_to_embedding|to_patch_embedding\.1)\.", "patch_embed.proj."),)
+NORMED_PATCHES: Rules = (
+    (r"^to_patch_embedding\.1\.", "patch_embed.norm1."),
+    (r"^to_patch_embedding\.2\.", "patch_embed.proj."),
+    (r"^to_patch_embedding\.3\.", "patch_embed.norm2."),
+)
+
+
+def layout_of(state: State) -> Layout:
+    """Return the versions that write these keys, the newest first that fits.
+
+    Raises:
+        CheckpointError: They are of a version before 0.3.0, whose head has two layers.
+    """
+    if any(re.match(r"transformer\.net\.|mlp_head\.[2-9]\.", name) for name in state):
+        raise CheckpointError(
+            "these are weights of vit-pytorch 0.0.1–0.2.7, whose head has two layers: versions from 0.3.0 on are read, "
+            "so train the head anew in a newer one"
+        )
+    if state["pos_embedding"].ndim == 2:
+        return Layout("1.16.1 and later", one_pool=True)
+    if "transformer.norm.weight" in state:
+        patches_alone = "cls_token" in state and state["cls_token"].shape[1] == 0
+        return Layout("1.16.0", one_pool=True) if patches_alone else Layout("1.4.0–1.16.0")
+    if "to_patch_embedding.2.weight" in state:
+        return Layout("1.0.0–1.3.x", norm_after_pool=True)
+    if "patch_to_embedding.weight" in state:
+        return Layout("0.3.0–0.6.8", norm_after_pool=True, asks_scale=True, asks_heads=True)
+    if any(".fn.fn." in name for name in state):
+        return Layout("0.7.0–0.9.x", norm_after_pool=True)
+    return Layout("0.10.0–0.40.x", norm_after_pool=True)
+
+
+def from_package(state: State) -> Tensors:
+    """Return the weights under our names, the linear projection of patches still as rows of pixels.
+
+    The class token of a model that has none is an empty tensor there, and left out here.
+    """
+    patches = NORMED_PATCHES if "to_patch_embedding.2.weight" in state else LINEAR_PATCHES
+    ours = renamed(renamed(state, patches), BLOCK)
+    for name in ("cls_token", "pos_embed"):
+        if name in ours and ours[name].ndim == 2:
+            ours[name] = ours[name][None]
+    if "cls_token" in ours and ours["cls_token"].size == 0:
+        del ours["cls_token"]
+    return ours
+
+
+def settled(
+    tensors: State, layout: Layout, given: Mapping[str, Any]
+) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
+    """Return the tensors, the constructor's arguments, and what was assumed, in words.
+
+    ``given`` is what the user says: ``heads`` or ``head_width``, ``pool``, ``channels`` or ``patch``, ``image_size``,
+    and for versions before 0.7.0 ``scale_by_width``.
+
+    Raises:
+        CheckpointError: The keys cannot tell an argument that has no default, or what is given does not fit them.
+    """
+    notes = [f"its layout is that of vit-pytorch {layout.versions}"]
+    width = tensors["norm.weight"].shape[0]
+    heads, head_width = _heads(tensors, layout, given, notes)
+    channels, patch = _patch(tensors, given)
+    tokens = int("cls_token" in tensors)
+    arguments: dict[str, Any] = {
+        "image_size": _image_size(tensors, patch, tokens, given),
+        "patch": patch,
+        "channels": channels,
+        "width": int(width),
+        "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        "heads": heads,
+        "head_width": head_width,
+        "hidden": int(tensors["blocks.0.mlp.fc1.weight"].shape[0]),
+        "pool": _pool(layout, tokens, given, notes),
+        "pixel_norm": "patch_embed.norm1.weight" in tensors,
+        "class_token": bool(tokens),
+        "norm_after_pool": layout.norm_after_pool,
+        "scale_by_width": _scale_by_width(layout, int(width), head_width, given),
+        "project_out": "blocks.0.attn.proj.weight" in tensors,
+    }
+    if "head.weight" in tensors:
+        arguments["num_classes"] = int(tensors["head.weight"].shape[0])
+    ours = dict(tensors)
+    if not arguments["pixel_norm"]:
+        # A patch's pixels are in the order row, column, channel; without a norm on them the linear is a convolution.
+        rows = ours["patch_embed.proj.weight"].reshape(-1, patch, patch, channels)
+        ours["patch_embed.proj.weight"] = np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
+    return ours, arguments, tuple(notes)
+
+
+def _heads(tensors: State, layout: Layout, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
+    """Return the number of heads and the width of one; their product is what the keys tell."""
+    inner = int(tensors["blocks.0.attn.qkv.weight"].shape[0]) // 3
+    if "blocks.0.attn.proj.weight" not in tensors:  # only a single head as wide as the model goes without
+        found = (1, inner)
+    elif "heads" in given or "head_width" in given:
+        heads = int(given.get("heads") or inner // max(int(given["head_width"]), 1))
+        found = (heads, int(given.get("head_width") or inner // max(heads, 1)))
+    elif inner % DEFAULT_HEAD_WIDTH or (layout.asks_heads and inner == tensors["norm.weight"].shape[0]):
+        raise CheckpointError(
+            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in --argument heads=8"
+        )
+    else:
+        found = (inner // DEFAULT_HEAD_WIDTH, DEFAULT_HEAD_WIDTH)
+        notes.append(
+            f"took {found[0]} heads of {DEFAULT_HEAD_WIDTH}, vit-pytorch's default dim_head, as the keys do not tell: "
+            "--argument heads=N where there were others"
+        )
+    wanted = {"heads": found[0], "head_width": found[1]}
+    if math.prod(found) != inner or any(given.get(name, value) != value for name, value in wanted.items()):
+        raise CheckpointError(f"{found[0]} heads of {found[1]} do not make the {inner} rows of q that the weights have")
+    return found
+
+
+def _pool(layout: Layout, tokens: int, given: Mapping[str, Any], notes: list[str]) -> str:
+    """Return how tokens are pooled: without a class token by their mean, else the keys of most versions do not tell."""
+    if layout.one_pool or not tokens:
+        return "cls" if tokens else "mean"
+    if "pool" not in given:
+        notes.append(
+            "took pool=cls, vit-pytorch's default, as the keys do not tell: --argument pool=mean where it was that"
+        )
+    return str(given.get("pool", "cls"))
+
+
+def _scale_by_width(layout: Layout, width: int, head_width: int, given: Mapping[str, Any]) -> bool:
+    """Return whether attention is scaled by the width; where the keys cannot tell and it matters, the user says so."""
+    if not layout.asks_scale or width == head_width:
+        return bool(given.get("scale_by_width", False))
+    if "scale_by_width" not in given:
+        raise CheckpointError(
+            "vit-pytorch 0.3.0–0.6.6 scale attention by dim ** -0.5, 0.6.7 and 0.6.8 by dim_head ** -0.5, under the "
+            "same keys: pass --argument scale_by_width=true for the former, scale_by_width=false for the latter"
+        )
+    return bool(given["scale_by_width"])
+
+
+def _patch(tensors: State, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and the side of a patch; their product, channels · side², is what the keys tell."""
+    pixels = int(tensors["patch_embed.proj.weight"].shape[1])
+    if "patch" in given and "channels" not in given:
+        patch = int(given["patch"])
+        channels = pixels // max(patch**2, 1)
+    else:
+        channels = int(given.get("channels", DEFAULT_CHANNELS))
+        patch = int(given.get("patch", math.isqrt(pixels // max(channels, 1))))
+    if channels * patch**2 != pixels:
+        raise CheckpointError(
+            f"{channels} channels and patches of {patch}×{patch} do not make the {pixels} values that a patch has: say "
+            "which, as in --argument channels=1"
+        )
+    return channels, patch
+
+
+def _image_size(tensors: State, patch: int, tokens: int, given: Mapping[str, Any]) -> Any:
+    if given.get("image_size") is not None:
+        return given["image_size"]
+    cells = int(tensors["pos_embed"].shape[1]) - tokens
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise CheckpointError(
+            f"{cells} positions are no square, so the keys do not tell the image's sides: say them, as in "
+            "--argument image_size=[224,160]"
+        )
+    return side * patch
