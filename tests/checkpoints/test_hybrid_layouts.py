@@ -1,0 +1,149 @@
+"""Hybrid R+ViT: timm's files, and Google's .npz as timm's own reader understands them."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
+from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitdeploy.checkpoints import LoadRequest, load_foreign
+from vitdeploy.errors import CheckpointError
+
+CLOSE = 1e-5
+SAID = LoadRequest(arguments={"heads": 3, "groups": 8})
+
+
+def timms(units: list[int], patch: int = 1) -> nn.Module:
+    parts: dict[str, Any] = {
+        "stem_type": "same",
+        "preact": False,
+        "conv_layer": partial(StdConv2dSame, eps=1e-8),
+        "norm_layer": partial(GroupNormAct, num_groups=8),
+    }
+    backbone = create_resnetv2_stem(3, 16, **parts)
+    if units:
+        widths = tuple(64 * 2**index for index in range(len(units)))
+        backbone = ResNetV2(units, widths, num_classes=0, global_pool="", stem_chs=16, **parts)
+    model = VisionTransformer(
+        img_size=64, patch_size=patch, num_classes=7, embed_dim=24, depth=2, num_heads=3,
+        embed_layer=partial(HybridEmbed, backbone=backbone),
+    )  # fmt: skip
+    return redrawn(model)
+
+
+def redrawn(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fresh = torch.randn(parameter.shape, generator=generator)
+            one_dimensional = parameter.dim() == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.2 * fresh if one_dimensional else fresh / max(parameter[0].numel(), 4) ** 0.5)
+    return model.eval()
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, size: int = 64) -> None:
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = theirs(x)
+        assert (ours(x) - expected).abs().max() <= CLOSE * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
+def test_timms_weights_load(tmp_path, units, patch):
+    theirs = timms(units, patch)
+    torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
+    loaded = load_foreign(tmp_path / "hybrid.pth", "hybrid", SAID)
+    assert (loaded.dialect, loaded.spec.family) == ("timm", "hybrid")
+    assert loaded.spec.arguments["units"] == units
+    assert_same(loaded.module, theirs)
+
+
+def test_a_published_variant_is_told_from_its_shapes(tmp_path):
+    theirs = redrawn(timm.create_model("vit_tiny_r_s16_p8_224"))
+    torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
+    loaded = load_foreign(tmp_path / "hybrid.pth")
+    assert loaded.spec.name == "vit_tiny_r_s16_p8_224"
+    assert loaded.preprocess.resize_size == 248
+    assert_same(loaded.module, theirs, 224)
+
+
+def as_google(state: dict[str, torch.Tensor], heads: int = 3) -> dict[str, NDArray[Any]]:
+    """Write timm's weights as Google's JAX code names and lays them out."""
+    out: dict[str, NDArray[Any]] = {}
+    for key, tensor in state.items():
+        value = tensor.numpy()
+        kind = "kernel" if key.endswith("weight") else "bias"
+        if found := re.match(r"patch_embed\.backbone\.(?:stem\.)?(?:stages\.(\d)\.blocks\.(\d)\.)?(.*)\.\w+$", key):
+            place = f"block{int(found[1]) + 1}/unit{int(found[2]) + 1}/" if found[1] else ""
+            part = found[3].replace("norm", "gn").replace("downsample.", "")
+            part = part if re.search(r"\d", part) else f"{part}_{'proj' if found[1] else 'root'}"
+            if part.startswith("conv"):
+                out[f"{place}{part}/kernel"] = value.transpose(2, 3, 1, 0)
+            else:
+                out[f"{place}{part}/{'scale' if kind == 'kernel' else 'bias'}"] = value.reshape(1, 1, 1, -1)
+        elif found := re.match(r"blocks\.(\d)\.(.*)\.\w+$", key):
+            block = f"Transformer/encoderblock_{found[1]}"
+            attention = f"{block}/MultiHeadDotProductAttention_1"
+            if found[2] == "attn.qkv":
+                for name, part in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+                    shaped = part.T.reshape(-1, heads, 24 // heads) if kind == "kernel" else part.reshape(heads, -1)
+                    out[f"{attention}/{name}/{kind}"] = shaped
+            elif found[2] == "attn.proj":
+                out[f"{attention}/out/{kind}"] = value.T.reshape(heads, -1, 24) if kind == "kernel" else value
+            elif found[2].startswith("norm"):
+                layer = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}[found[2]]
+                out[f"{block}/{layer}/{'scale' if kind == 'kernel' else 'bias'}"] = value
+            else:
+                layer = {"mlp.fc1": "Dense_0", "mlp.fc2": "Dense_1"}[found[2]]
+                out[f"{block}/MlpBlock_3/{layer}/{kind}"] = value.T
+        elif key.startswith("patch_embed.proj"):
+            out[f"embedding/{kind}"] = value.transpose(2, 3, 1, 0) if kind == "kernel" else value
+        elif key.startswith("norm"):
+            out[f"Transformer/encoder_norm/{'scale' if kind == 'kernel' else 'bias'}"] = value
+        elif key.startswith("head"):
+            out[f"head/{kind}"] = value.T
+        else:
+            name = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding"}[key]
+            out[name] = value
+    return out
+
+
+@pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
+def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch):
+    path = tmp_path / "R_Ti.npz"
+    np.savez(path, **as_google(timms(units, patch).state_dict()))
+    theirs = timms(units, patch)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.zero_()
+    theirs.load_pretrained(str(path))
+    loaded = load_foreign(path, "hybrid", LoadRequest(arguments={"groups": 8}))
+    assert (loaded.dialect, loaded.spec.arguments["heads"]) == ("Google JAX", 3)
+    assert "Google JAX" in loaded.preprocess.source
+    assert_same(loaded.module, theirs)
+
+
+def test_a_unit_that_is_missing_is_named(tmp_path):
+    state = timms([1, 2]).state_dict()
+    del state["patch_embed.backbone.stages.1.blocks.1.conv2.weight"]
+    torch.save(state, tmp_path / "hybrid.pth")
+    message = r"1 missing \(patch_embed\.backbone\.stages\.1\.blocks\.1\.conv2\.weight"
+    with pytest.raises(CheckpointError, match=message):
+        load_foreign(tmp_path / "hybrid.pth", "hybrid", SAID)
+
+
+def test_another_variant_is_refused(tmp_path):
+    torch.save(timms([1, 2]).state_dict(), tmp_path / "hybrid.pth")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load_foreign(tmp_path / "hybrid.pth", "vit_tiny_r_s16_p8_224", LoadRequest(num_classes=7))
