@@ -23,7 +23,7 @@ from PIL import Image
 from vitdeploy.artifacts import open_artifact, read_checkpoint
 from vitdeploy.errors import ArtifactError, BackendError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
-from vitdeploy.pipeline.folder import Made, changes
+from vitdeploy.pipeline.folder import Made, changes, locked
 from vitdeploy.progress import Task
 from vitdeploy.report import read_report
 
@@ -326,6 +326,23 @@ def test_two_runs_in_one_folder_are_refused(finished_run: Path, quick_changes: d
         run(quick(quick_changes), finished_run)
     holder.communicate("")
     run(quick(quick_changes), finished_run)
+
+
+def test_the_children_of_a_killed_run_are_waited_for(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys, time; from vitdeploy.pipeline.folder import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    if os.fork() == 0: time.sleep(1.5); os._exit(0)  # a loader process that inherited the lock\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, quick_changes: dict[str, Any]) -> None:

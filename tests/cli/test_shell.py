@@ -100,6 +100,7 @@ def test_the_shell_completes_commands_and_choices(shell_name: str) -> None:
     assert "quantize" in complete("vitdeploy qu")
     assert "bench" not in complete("vitdeploy qu")
     assert "int8-weight-only" in complete("vitdeploy quantize --precision int8")
+    assert "vit_tiny_patch16_224" in complete("vitdeploy train digits --model vit_tiny")
 
 
 @pytest.mark.parametrize(

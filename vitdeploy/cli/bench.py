@@ -60,6 +60,7 @@ def bench(
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
     from vitdeploy import BenchOptions, write_report
     from vitdeploy import bench as measure
+    from vitdeploy.artifacts.files import refuse_unwritable_folder
     from vitdeploy.cli.output import print_json
     from vitdeploy.cli.progress import make_progress
 
@@ -77,6 +78,8 @@ def bench(
         tf32=tf32,
         processes=processes,
     )
+    if report is not None:
+        refuse_unwritable_folder(report)
     found = measure(list(artifacts), data, baseline=baseline, options=options, progress=make_progress())
     page = write_report(found, report) if report is not None else None
     if as_json:

@@ -32,9 +32,9 @@ def inspect(
 
 def describe(found: Inspection) -> list[tuple[str, str]]:
     """Return name and text of each line."""
-    from vitdeploy.cli.output import size_words
+    from vitdeploy.measure.wording import size_text
 
-    lines = [("file", found.path), ("kind", f"{found.kind}, {size_words(found.size_bytes)}")]
+    lines = [("file", found.path), ("kind", f"{found.kind}, {size_text(found.size_bytes)}")]
     if found.manifest is not None:
         lines += _manifest_lines(found.manifest)
     if found.graph is not None:

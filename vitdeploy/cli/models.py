@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json
+from vitdeploy.cli.options import Json, complete_model
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Name or family, as in 'swin*'.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(metavar="GLOB", help="Name or family, as in 'swin*'.", autocompletion=complete_model)
+    ] = "*",
     as_json: Json = False,
 ) -> None:
     """List the models that can be named: family, input, parameters, GMACs, published top-1."""

@@ -14,6 +14,14 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 Split = Literal["train", "validation", "test"]
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the catalogue's names that begin so, for shell completion."""
+    from vitdeploy.catalog import variants
+
+    return [name for name in variants() if name.startswith(incomplete)]
+
+
 DATA_HELP = "'digits', a folder of class folders, a calibration set, or 'timm:NAME'."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]

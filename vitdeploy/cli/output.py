@@ -42,11 +42,13 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
     if as_json:
         print_json({"path": str(artifact.path), "manifest": artifact.manifest})
         return
+    from vitdeploy.measure.wording import size_text
+
     for check in artifact.manifest.checks:
         typer.echo(f"{check.name}: {check_words(check)}")
     for line in summary:
         typer.echo(line)
-    typer.echo(f"wrote {artifact.path} ({size_words(artifact.path.stat().st_size)})")
+    typer.echo(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")
 
 
 def check_words(check: Any) -> str:
@@ -56,15 +58,6 @@ def check_words(check: Any) -> str:
     limit = f" (limit {check.limit:.4g}{unit})" if check.limit is not None else ""
     detail = f", {check.detail}" if check.detail else ""
     return f"{value}{check.status}{limit}{detail}"
-
-
-def size_words(size: float) -> str:
-    """Return a number of bytes with a decimal unit."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

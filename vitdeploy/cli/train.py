@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json
+from vitdeploy.cli.options import DATA_HELP, Json, complete_model
 
 if TYPE_CHECKING:
     from vitdeploy.training.options import TrainOptions
@@ -20,7 +20,12 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.safetensors", help="The file to write.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="SOURCE", help="A catalogue name, a family, or a model to train further."),
+        typer.Option(
+            "--model",
+            metavar="SOURCE",
+            help="A catalogue name, a family, or a model to train further.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="Weights to start from, for a model by name.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from vitdeploy.records import Record
 
 MEMORY = "run.json"
 LOCK = ".lock"
+ORPHANS_S = 15.0  # torch's loader processes look every 5 s whether their parent is there
 
 
 class Made(Record):
@@ -93,20 +95,45 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ArtifactError(f"cannot write in {str(folder)!r}: {error.strerror}") from error
     with stream:
-        if not _try_lock(stream):
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
+        if not _wait_for_lock(stream):
             raise ArtifactError(
-                f"another 'vitdeploy run' is at work in {str(folder)!r} (process {holder}): "
+                f"another 'vitdeploy run' is at work in {str(folder)!r} (process {_holder(stream) or 'unknown'}): "
                 f"wait for it, or take another folder with --output"
             )
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
-        for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
         yield
+
+
+def _wait_for_lock(stream: IO[str]) -> bool:
+    """Take the lock; where its holder was killed, wait for the processes that it had started to notice."""
+    until = time.monotonic() + ORPHANS_S
+    while not _try_lock(stream):
+        holder = _holder(stream)
+        if holder is None or _lives(holder) or time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _holder(stream: IO[str]) -> int | None:
+    stream.seek(0)
+    text = stream.read().strip()
+    return int(text) if text.isdigit() else None
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _try_lock(stream: IO[str]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitdeploy.errors import RecipeError, UsageError
 from vitdeploy.pipeline.yaml_text import load_yaml
@@ -17,6 +18,17 @@ from vitdeploy.records import Target
 from vitdeploy.stages.bench_options import BenchOptions
 from vitdeploy.stages.quantize_request import QuantizeOptions
 from vitdeploy.training.options import DEFAULTS, TrainOptions
+
+
+def _capability(value: Any) -> Any:
+    """Return ``8.9`` as text: YAML reads a number."""
+    text = str(value) if isinstance(value, float) else value
+    if not isinstance(text, str) or re.fullmatch(r"[0-9]+\.[0-9]", text) is None:
+        raise ValueError("expected a compute capability such as 8.9")
+    return text
+
+
+ComputeCapability = Annotated[str, BeforeValidator(_capability)]
 
 
 class Section(BaseModel):
@@ -70,7 +82,7 @@ class BuildSection(Section):
     precisions: tuple[Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"], ...] = ("fp16", "int8")
     backend: Literal["tensorrt", "tensorrt-rtx"] | None = None
     batch: tuple[int, int, int] = (1, 1, 1)
-    compute_capabilities: tuple[str, ...] = ()
+    compute_capabilities: tuple[ComputeCapability, ...] = ()
     workspace_mib: int | None = Field(None, ge=1)
     tf32: bool = False
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, open_artifact
 from vitdeploy.datasets import open_dataset, splits_of
-from vitdeploy.errors import ArtifactError, BackendError, TrainingError
-from vitdeploy.pipeline.folder import Made, Memory, changes, locked
+from vitdeploy.errors import ArtifactError, BackendError, RecipeError, TrainingError, VitdeployError
+from vitdeploy.pipeline.folder import LOCK, Made, Memory, changes, locked
 from vitdeploy.pipeline.recipe import BuildSection, QuantizeSection, Recipe, read_recipe
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Report, Row, stage_key
@@ -80,8 +80,23 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     folder = Path(folder)
-    with locked(folder):
-        return _Run(recipe, folder, progress).all()
+    is_new = not folder.exists()
+    try:
+        with locked(folder):
+            run = _Run(recipe, folder, progress)
+            run.refuse_early()
+            return run.all()
+    except VitdeployError:
+        if is_new:
+            _remove_unused(folder)
+        raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that wrote nothing but its lock."""
+    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 class _Run:
@@ -94,6 +109,22 @@ class _Run:
         self.memory = Memory(folder)
         self.outcomes: list[StageOutcome] = []
         self.not_built: list[Row] = []
+
+    def refuse_early(self) -> None:
+        """Open what later stages need, so that a wrong name costs no training."""
+        from vitdeploy.stages.bench import open_test_data
+        from vitdeploy.stages.quantize_request import refuse_missing
+
+        source = self.recipe.source
+        if source is not None and Path(source).suffix == ".onnx":
+            raise RecipeError(
+                f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
+                f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
+            )
+        for section in self.recipe.quantize:
+            refuse_missing(section.calibration, section.options)
+        if self.recipe.bench.data is not None:
+            open_test_data(self.recipe.bench.data, self.recipe.bench.options)
 
     def all(self) -> RunResult:
         checkpoint = self.train() if self.recipe.source is None else None

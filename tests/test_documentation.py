@@ -1,0 +1,167 @@
+"""The documentation is true: its commands exist, its links lead somewhere, its example runs, its table was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from vitdeploy.cli.app import app
+from vitdeploy.pipeline import Recipe
+from vitdeploy.report import read_report
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text("utf8")
+
+
+def lines_of_code(text: str) -> Iterator[str]:
+    """Yield the lines of code blocks, indented or fenced (but not of Python or YAML), and what stands in backticks."""
+    fenced: str | None = None
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = None if fenced is not None else line.removeprefix("```")
+        elif line.startswith("    ") or fenced in ("", "sh"):
+            yield line.strip()
+        elif fenced is None:
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+def commands(program: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for line in lines_of_code(page.read_text("utf8")):
+            line = re.sub(r"^(?:\.venv|venv)/bin/", "", line)
+            if line.startswith(f"{program} ") and "…" not in line and "…" not in line:
+                found.append((page.name, line))
+    return sorted(set(found))
+
+
+def without_effects(command: Any) -> Any:
+    """Return a click command whose subcommands parse and check their options and do nothing."""
+    for inner in getattr(command, "commands", {}).values():
+        without_effects(inner)
+    if not hasattr(command, "commands"):
+        command.callback = lambda **values: None
+    return command
+
+
+def is_a_form(line: str) -> bool:
+    """Tell ``vitdeploy quantize`` and ``vitdeploy bench ARTIFACT`` from a command that can be typed."""
+    words = line.split()[1:]
+    return len(words) == 1 or any(re.fullmatch(r"[\[(]?[A-Z]{3,}[^ ]*", word) for word in words)
+
+
+COMMANDS = [(page, line) for page, line in commands("vitdeploy") if not is_a_form(line)]
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(COMMANDS) > 40
+    assert {"train", "export", "quantize", "build", "bench", "run"} <= {line.split()[1] for _, line in COMMANDS}
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_of_the_pages_has_the_options_that_it_uses(page: str, line: str) -> None:
+    command = without_effects(typer.main.get_command(app))
+    words = shlex.split(line, comments=True)[1:]
+    assert command.main(words, prog_name="vitdeploy", standalone_mode=False) in (None, 0)
+
+
+def test_what_is_only_named_exists() -> None:
+    command = typer.main.get_command(app)
+    help_text = command.get_help(command.make_context("vitdeploy", [], resilient_parsing=True))
+    for _, line in commands("vitdeploy"):
+        assert re.search(rf"^ +{line.split()[1]}\b", help_text, re.MULTILINE), line
+
+
+def test_the_check_of_commands_notices_a_wrong_one() -> None:
+    command = without_effects(typer.main.get_command(app))
+    for words in (["train", "x", "-o", "y", "--epoch", "3"], ["quantise", "x"], ["build", "x", "-o", "y", "-z"]):
+        with pytest.raises(Exception, match="No such"):
+            command.main(words, prog_name="vitdeploy", standalone_mode=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_targets_of_make_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for _, line in commands("make"):
+        for target in shlex.split(line, comments=True)[1:]:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), line
+
+
+def test_extras_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    names = {
+        name for page in PAGES for name in re.findall(r"(?:vitdeploy|'\.)\[([a-z0-9,-]+)\]", page.read_text("utf8"))
+    }
+    assert {"torch", "tensorrt-rtx", "all"} <= names
+    for name in names:
+        assert re.search(rf"^{name} = \[", project, re.MULTILINE), name
+
+
+def test_recipes_of_the_pages_are_valid() -> None:
+    blocks = [block for page in PAGES for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf8"), re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        Recipe.model_validate(yaml.safe_load(block.replace("1:8:32", '"1:8:32"')))
+
+
+def test_the_example_for_notebooks_has_seven_lines_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) == 7
+    source = "\n".join(lines)
+    for slow, quick in {
+        "epochs=140": "epochs=1",
+        "rounds=10": "rounds=1, iterations=2, samples=40, processes=False",
+        'calibration="digits:train"': 'calibration="digits:train", options=vd.QuantizeOptions(samples=64)',
+    }.items():
+        assert slow in source
+        source = source.replace(slow, quick)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "README.md", "exec"), {})
+    assert "ship" in capsys.readouterr().out
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_the_table_of_the_readme_is_that_of_the_report_beside_it() -> None:
+    place = ROOT / "benchmarks" / "readme.py"
+    spec = importlib.util.spec_from_file_location("readme", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    report = read_report(ROOT / "docs" / "demo")
+    shown = README.split(module.BEGIN)[1].split(module.END)[0]
+    assert shown.strip() == module.printed(report).strip()
+
+
+def test_the_report_in_the_readme_is_what_the_demo_promises() -> None:
+    rows = {(row.backend, row.precision): row for row in read_report(ROOT / "docs" / "demo").rows}
+    assert len(rows) == 5
+    baseline, int8 = rows["pytorch", "fp32"], rows["onnxruntime", "int8"]
+    assert baseline.top1 is not None
+    assert baseline.top1 >= 0.97
+    assert int8.delta_top1_pp is not None
+    assert abs(int8.delta_top1_pp) <= 0.5
+    assert int8.logits_sqnr_db is not None
+    assert int8.logits_sqnr_db >= 30
+    for precision in ("fp16", "int8"):
+        engine = rows["tensorrt-rtx", precision]
+        assert engine.status in {"ok", "built"}
+        assert engine.precision_by_layer is not None or engine.reason
