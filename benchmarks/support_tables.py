@@ -6,6 +6,7 @@ python benchmarks/support_tables.py    # renew docs/support-matrix.md and docs/g
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ TRAINED = tuple(name for name in FAMILIES if name != "hybrid")
 LEAST_TOP1, MOST_TRAIN_S, MOST_DELTA_PP = 0.95, 300.0, 1.0
 INT8_GRAPHS = {"model.int8.onnx": "TensorRT", "model.int8.onnxruntime.onnx": "ONNX Runtime"}
 FORBIDDEN = ("Shape", "Expand", "Squeeze", "If", "Loop", "Resize", "Einsum", "ScatterND")
+COUNTED_WITH = ("torch", "onnxscript", "onnx-ir", "timm", "transformers")
+NEVER_EXECUTED = "**The engines were built, never executed**: no NVIDIA GPU was here."
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Results = dict[str, Any]
@@ -96,36 +99,44 @@ Every family, every stage, with what was measured. This page is rendered from `b
 
 def full_size(matrix: Results) -> str:
     """Return the section about catalogue variants at full size."""
-    rows = [stage_row(row) for row in matrix["rows"]]
-    engines_run = any(e.get("executed") for row in matrix["rows"] for e in row["engines"].values())
-    executed = (
-        "The engines were executed on the GPU named below."
-        if engines_run
-        else "**The engines were built, never executed**: no NVIDIA GPU was here. That they give the right logits "
-        "is shown for the graphs that they were built from, not for the engines."
-    )
-    misses = [f"* {FAMILIES[row['family']]}: {miss}" for row in matrix["rows"] for miss in misses_of_stages(row)]
+    rows = matrix["rows"]
+    if any(engine.get("executed") for row in rows for engine in row["engines"].values()):
+        executed = "The engines ran their golden samples on the GPU named below."
+    else:
+        executed = (
+            f"{NEVER_EXECUTED} That they give the right logits is shown for the graphs that they were built from, "
+            "not for the engines."
+        )
+    misses = [f"* {FAMILIES[row['family']]}: {miss}" for row in rows for miss in misses_of_stages(row)]
     return "\n\n".join(
         [
-            f"""## At full size
-
-One catalogue variant per family, with weights redrawn so that every tensor matters (norm weights U(0.5, 1.5), biases
-N(0, 0.1), weights N(0, 1/fan-in), LayerScale U(0.25, 0.75)): what is proven is that the graph computes what the model
-computes. Random weights have no accuracy; how much noise INT8 adds to a trained model is in the table below this one.
-
-* **Export**: largest |Δlogit| against PyTorch in float32, as a share of the logits' range, at batch 1, 2 and 5.
-* **FP16, INT8**: logits SQNR of the quantized graph for TensorRT against the FP32 graph, both under ONNX Runtime on the
-  CPU. {matrix["calibration"]}
-* **Engine**: TensorRT-RTX, compute capability 8.9, batch 1 to 5; seconds of building and size. {executed}""",
+            "## At full size",
+            prose(
+                """One catalogue variant per family, with weights redrawn so that every tensor matters (norm weights
+                U(0.5, 1.5), biases N(0, 0.1), weights N(0, 1/fan-in), LayerScale U(0.25, 0.75)): what is proven
+                is that the graph computes what the model computes. Random weights have no accuracy; how much
+                noise INT8 adds to a trained model is in the table below this one."""
+            ),
+            "\n".join(
+                bullet(text)
+                for text in (
+                    "**Δ batch N**: largest |Δlogit| of the exported graph against PyTorch in float32, as a share of "
+                    "the logits' range.",
+                    "**FP16, INT8**: logits SQNR of the quantized graph for TensorRT against the FP32 graph, both "
+                    f"under ONNX Runtime on the CPU. {matrix['calibration']}",
+                    "**Engine**: TensorRT-RTX, compute capability 8.9, batch 1 to 5; seconds of building, and size. "
+                    f"{executed}",
+                )
+            ),
             table(
                 [
                     *("family", "variant", "parameters", "nodes", "Δ batch 1", "Δ batch 2", "Δ batch 5"),
                     *("FP16 SQNR", "INT8 SQNR", "engine FP32", "engine FP16", "engine INT8"),
                 ],
-                rows,
+                [stage_row(row) for row in rows],
             ),
             "What fell short:\n\n" + "\n".join(misses) if misses else "No family fell short at any stage.",
-            conditions_line(matrix["rows"]),
+            conditions_line(rows),
         ]
     )
 
@@ -153,17 +164,20 @@ def digits(families: Results) -> str:
     misses += [f"* {name}: not measured" for name in lacking]
     good = [row for row in rows if "error" not in row]
     executed = any(engine["status"] == "ok" for row in good for engine in row["engines"].values())
-    note = "" if executed else " **The engines were built, never executed**: no NVIDIA GPU was here."
-    images = sorted({row["test_images"] for row in good})
+    minutes = f"{MOST_TRAIN_S / 60:.0f}"
+    images = " or ".join(str(count) for count in sorted({row["test_images"] for row in good}))
     return "\n\n".join(
         [
-            f"""## Trained, on the digits
-
-A small variant of each family (`vitdeploy/recipes/families/`), trained from nothing on the training split, and measured
-on the {" or ".join(map(str, images))} images of the test split, which neither training nor calibration saw. Expected:
-top-1 of at least {LEAST_TOP1:.0%}, training within {MOST_TRAIN_S / 60:.0f} minutes on 2 cores, INT8 within
-{MOST_DELTA_PP:g} pp of PyTorch. Intervals are 95 % (Wilson; Tango for differences). Graphs for TensorRT, from which the
-engines were built, were executed by ONNX Runtime on the CPU to measure them.{note}""",
+            "## Trained, on the digits",
+            prose(
+                f"""A small variant of each family (`vitdeploy/recipes/families/`), trained from nothing on the
+                training split, and measured on the {images} images of the test split, which neither training nor
+                calibration saw. Expected: top-1 of at least {LEAST_TOP1:.0%}, training within {minutes} minutes on
+                2 cores, INT8 within {MOST_DELTA_PP:g} pp of PyTorch. Intervals are 95 %
+                (Wilson's for top-1, Tango's for differences against PyTorch on the same images). The graphs for
+                TensorRT, from which the engines were built, were executed by ONNX Runtime on the CPU to measure
+                them. {"" if executed else NEVER_EXECUTED}"""
+            ),
             table(
                 ["family", "parameters", "epochs", "training", "top-1 (PyTorch, FP32)", "FP16 Δ", "FP16 SQNR"]
                 + [f"INT8 {what}, {target}" for target in INT8_GRAPHS.values() for what in ("Δ", "SQNR")]
@@ -201,31 +215,28 @@ def delta_cells(graph: Mapping[str, Any]) -> list[str]:
 
 def size_page(nodes: Results) -> str:
     """Return ``docs/graph-size.md``."""
-    rows = []
-    for row in nodes["rows"]:
-        before, after = row["before"], row["after"]["nodes"]
-        if "nodes" in before:
-            rows.append([*size_head(row), str(before["nodes"]), str(after), f"{after / before['nodes']:.0%}"])
-        else:
-            rows.append([*size_head(row), before["reason"], str(after), "–"])
+    rows = [size_row(row) for row in nodes["rows"]]
     misses = [f"* {FAMILIES[row['family']]}: {miss}" for row in nodes["rows"] for miss in misses_of_nodes(row)]
     found = (
         "These departures were found:\n\n" + "\n".join(misses)
         if misses
-        else f"No graph of ours has one of {', '.join(FORBIDDEN)}, nor anything else that `vitdeploy.graph.legality` "
-        "objects to; the command that renews this page fails where that changes."
+        else prose(
+            f"""No graph of ours has one of {", ".join(FORBIDDEN)}, nor anything else that `vitdeploy.graph.legality`
+            objects to; the command that renews this page fails where that changes."""
+        )
     )
-    versions = nodes["versions"]
+    versions = ", ".join(f"{name} {version}" for name, version in nodes["versions"].items() if name in COUNTED_WITH)
     return (
         "\n\n".join(
             [
-                f"""# Graph size
-
-How many nodes a model has, before and after. Before: the model of another package, exported by
-`torch.onnx.export(dynamo=True, opset_version=20)` with a dynamic batch and its own optimizer. After: `vitdeploy export`
-of ours, same function (`tests/conformance`). Constants are counted as nodes where the graph holds them as such.
-Rendered from `benchmarks/results/nodes.json`; `make matrix` measures again. torch {versions["torch"]},
-timm {versions["timm"]}, onnxscript {versions["onnxscript"]}.""",
+                "# Graph size",
+                prose(
+                    f"""How many nodes a model has, before and after. Before: the model of another package, exported
+                    by `torch.onnx.export(dynamo=True, opset_version={nodes["opset"]})` with a dynamic batch and
+                    its own optimizer. After: `vitdeploy export` of ours, which computes the same function
+                    (`tests/conformance`). Rendered from `benchmarks/results/nodes.json`; `make matrix` counts
+                    again. {versions}."""
+                ),
                 table(["family", "variant", "before", "nodes before", "nodes after", "share"], rows),
                 found,
                 block_section(nodes["vit_block"]),
@@ -235,8 +246,12 @@ timm {versions["timm"]}, onnxscript {versions["onnxscript"]}.""",
     )
 
 
-def size_head(row: Mapping[str, Any]) -> list[str]:
-    return [FAMILIES[row["family"]], f"`{row['model']}`", row["before"]["source"]]
+def size_row(row: Mapping[str, Any]) -> list[str]:
+    before, after = row["before"], row["after"]["nodes"]
+    head = [FAMILIES[row["family"]], f"`{row['model']}`", before["source"]]
+    if "nodes" not in before:
+        return [*head, before["reason"], str(after), "–"]
+    return [*head, str(before["nodes"]), str(after), f"{after / before['nodes']:.0%}"]
 
 
 def block_section(block: Mapping[str, Any]) -> str:
@@ -246,11 +261,12 @@ def block_section(block: Mapping[str, Any]) -> str:
     rows.append(["**all**", *(f"**{sum(block[when].values())}**" for when in ("before", "after"))])
     return "\n\n".join(
         [
-            """## One block of ViT
-
-Operators that one more encoder block adds (`vit_tiny_patch16_224` at depth 12, less that at depth 11). A block needs
-two LayerNorm, four linears as MatMul and Add, the split into q, k and v, their Reshape and Transpose into heads, the
-scale, two products, Softmax, Gelu and two residual Add.""",
+            "## One block of ViT",
+            prose(
+                """Operators that one more encoder block adds (`vit_tiny_patch16_224` at depth 12, less that at depth
+                11). A block needs two LayerNorm, four linears as MatMul and Add, the split into q, k and v, their
+                Reshape and Transpose into heads, the scale, two products, Softmax, Gelu and two residual Add."""
+            ),
             table(["operator", "before (timm)", "after"], rows),
         ]
     )
@@ -273,7 +289,7 @@ def conditions_line(rows: Sequence[Mapping[str, Any]]) -> str:
             f"Other processes kept {min(busy):.1f} to {max(busy):.1f} cores busy meanwhile, so seconds are longer than "
             f"they would be on an idle machine."
         )
-    return " ".join(parts)
+    return prose(" ".join(parts))
 
 
 def unique(conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -283,6 +299,14 @@ def unique(conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         rest = {key: value for key, value in condition.items() if key != "other_load_cores"}
         seen.setdefault(json.dumps(rest, sort_keys=True), condition)
     return list(seen.values())
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def bullet(text: str) -> str:
+    return textwrap.fill(f"* {text}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
