@@ -363,7 +363,7 @@ def test_positions_are_resized_once_by_the_rule_of_the_checkpoint_s_own_code(wri
 
 def test_another_number_of_classes_needs_the_reset_to_be_asked_for(tmp_path):
     _, path, _, _ = as_timm_safetensors(tmp_path)
-    with pytest.raises(CheckpointError, match=r"has 7 classes, 3 were asked for.*reset_head"):
+    with pytest.raises(CheckpointError, match=r"has 7 classes, 3 were asked for.*reset.head"):
         load_foreign(path, "vit", LoadRequest(num_classes=3, arguments={"heads": 3}))
     loaded = load_foreign(path, "vit", LoadRequest(num_classes=3, reset_head=True, arguments={"heads": 3}))
     assert loaded.module.head.weight.shape == (3, 24)

@@ -179,7 +179,16 @@ def test_channels_other_than_three_must_be_said(tmp_path):
         load(path)
     x = torch.randn(2, 1, 32, 32)
     for said in ({"channels": 1}, {"patch": 8}):
-        assert difference(load(path, **said), x, model(x).detach()) <= CLOSE
+        loaded = load(path, **said)
+        assert difference(loaded, x, model(x).detach()) <= CLOSE
+        record = loaded.preprocess
+        assert (record.channels, record.mean, record.std) == (1, (0.5,), (0.5,))
+
+
+def test_images_that_no_file_holds_are_refused(tmp_path):
+    path, _ = current(tmp_path, channels=4)
+    with pytest.raises(CheckpointError, match="images of 4 channels, only 1 and 3 can be read"):
+        load(path, channels=4)
 
 
 def test_sides_of_an_image_that_is_no_square_must_be_said(tmp_path):

@@ -184,11 +184,11 @@ def _patchconvnet(file: WeightFile) -> Converted:
         (name for name in tensors if re.fullmatch(r"head\.\d+\.weight", name)), key=lambda name: int(name.split(".")[1])
     )
     if not heads:
-        return Converted(tensors, _classes(tensors, "head.weight"))
+        return Converted(tensors, _classes(tensors, "head.weight"), overrides={"heads": 1})
     # One linear per class, stacked: row k of our head is the original's head k.
     tensors["head.weight"] = np.concatenate([tensors.pop(name) for name in heads])
     tensors["head.bias"] = np.concatenate([tensors.pop(name.replace("weight", "bias")) for name in heads])
-    return Converted(tensors, {**_classes(tensors, "head.weight"), "multi_token": True})
+    return Converted(tensors, {**_classes(tensors, "head.weight"), "multi_token": True}, overrides={"heads": 1})
 
 
 def _same(state: Mapping[str, Any]) -> Tensors:

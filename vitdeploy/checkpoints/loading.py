@@ -82,7 +82,7 @@ def load_foreign(path: Path, name: str | None = None, request: LoadRequest = Loa
     module = model_from_spec(spec)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
     _assign(module, tensors, f"{str(path)!r} as {label}")
-    preprocess = _preprocess(variant, converted, arguments["image_size"], notes)
+    preprocess = _preprocess(variant, converted, arguments, notes)
     return LoadedWeights(module.eval(), spec, preprocess, dialect.name, reason, tuple(notes))
 
 
@@ -116,6 +116,11 @@ def _arguments(variant: Variant | None, converted: Converted, request: LoadReque
         size = request.image_size
         arguments["image_size"] = size if isinstance(size, int) else list(size)
     arguments.setdefault("image_size", 224)
+    if variant is None and not converted.complete and "heads" not in arguments:
+        raise CheckpointError(
+            f"the keys of {str(file.path)!r} do not tell how many heads there are: name the variant, or say it, as in "
+            "--argument heads=8"
+        )
     found = converted.arguments.get("num_classes")
     if found is None and not request.reset_head:
         raise CheckpointError(f"{str(file.path)!r} has no classification head: pass num_classes and reset_head")
@@ -124,7 +129,7 @@ def _arguments(variant: Variant | None, converted: Converted, request: LoadReque
         raise CheckpointError(f"{str(file.path)!r} has no classification head: say num_classes for the new one")
     if found is not None and wanted != found and not request.reset_head:
         raise CheckpointError(
-            f"{str(file.path)!r} has {found} classes, {wanted} were asked for: pass reset_head to draw a new head"
+            f"{str(file.path)!r} has {found} classes, {wanted} were asked for: --reset-head draws a new head"
         )
     arguments["num_classes"] = wanted
     return arguments
@@ -181,8 +186,11 @@ def _assign(module: nn.Module, tensors: Tensors, where: str) -> None:
         parameter.requires_grad_(trainable[name])
 
 
-def _preprocess(variant: Variant | None, converted: Converted, image_size: Any, notes: list[str]) -> Preprocess:
-    """Return the file's own preprocessing, else the convention of its code base, fitted to the image size."""
+def _preprocess(
+    variant: Variant | None, converted: Converted, arguments: Mapping[str, Any], notes: list[str]
+) -> Preprocess:
+    """Return the file's own preprocessing, else the convention of its code base, fitted to the image's size."""
+    image_size = arguments["image_size"]
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if converted.preprocess is not None:
         record = converted.preprocess
@@ -198,7 +206,19 @@ def _preprocess(variant: Variant | None, converted: Converted, image_size: Any, 
         record = squashed(size[0], "Hugging Face ViTImageProcessor's default", half=True, interpolation="bilinear")
     if converted.preprocess is None:
         notes.append(f"the file says nothing of preprocessing: took {record.source}")
-    return _at_size(record, size)
+    return _at_size(_with_channels(record, int(arguments.get("channels", 3)), notes), size)
+
+
+def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Preprocess:
+    """Return the record for greyscale images where the model takes those: the mean of what each colour has."""
+    if channels == record.channels:
+        return record
+    if channels not in (1, 3):
+        raise CheckpointError(f"the weights take images of {channels} channels, only 1 and 3 can be read from files")
+    mean, std = (sum(values) / len(values) for values in (record.mean, record.std))
+    notes.append(f"the model takes {channels} channels: took mean {mean:.4g} and std {std:.4g}")
+    update = {"channels": channels, "mean": (mean,) * channels, "std": (std,) * channels}
+    return record.model_copy(update=update)
 
 
 def _torchvision(variant: Variant | None, size: int) -> Preprocess:
