@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from proof import exported, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from rtx import built_for_sm89
 from torch import nn
 from torch.nn import functional as F
 from vit_pytorch import ViT
@@ -117,6 +118,7 @@ def test_graph_is_small_and_right_at_every_batch(tmp_path):
     operators = exported(redrawn(), torch.randn(2, 2, 16, 24), tmp_path / "model.onnx")
     assert operators[:3] == ["Reshape", "Transpose", "Reshape"]
     assert len(operators) <= 70
+    assert built_for_sm89(tmp_path / "model.onnx") > 10_000
 
 
 @pytest.mark.parametrize(
