@@ -352,5 +352,6 @@ def _record(values: Mapping[str, Any], source: str) -> Preprocess:
         return Preprocess.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "values"
-        raise DataError(f"{source} is not a valid Preprocess: {where}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise DataError(f"{source!r} is not a valid Preprocess: {where}{message}") from error

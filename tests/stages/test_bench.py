@@ -16,7 +16,7 @@ import onnx_ir as ir
 import pytest
 
 from vitdeploy import backends, environment
-from vitdeploy.artifacts import OnnxModel, write_checkpoint, write_engine, write_onnx
+from vitdeploy.artifacts import OnnxModel, write_calibration_table, write_checkpoint, write_engine, write_onnx
 from vitdeploy.backends.session import CheckedSession
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
@@ -520,6 +520,11 @@ def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path
         bench([], "digits")
     with pytest.raises(ArtifactError, match="there is no file"):
         bench([tmp_path / "absent.onnx"], "digits")
+    table = write_calibration_table(
+        tmp_path / "t.calib.json", {}, Manifest(kind="calibration-table", model=ModelSpec(family="vit", name="vit"))
+    )
+    with pytest.raises(ArtifactError, match="is a calibration table, which does not run"):
+        bench([table.path], "digits")
     model = _onnx(tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="no runtime 'tflite'"):
         bench([model.path], "digits", options=BenchOptions(runtimes=("tflite",)))

@@ -54,6 +54,14 @@ def test_a_foreign_onnx_file(tmp_path):
     assert any("not the one 'input'" in finding for finding in found.graph.findings)
 
 
+def test_a_graph_whose_input_has_no_dimension_at_all_is_described(tmp_path):
+    import onnx
+
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float input) => (float logits) { logits = Neg(input) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "scalar.onnx")
+    assert any("no dynamic dimension" in finding for finding in inspect(tmp_path / "scalar.onnx").graph.findings)
+
+
 def test_foreign_weights_with_their_dialect(tmp_path):
     import timm
 
@@ -71,6 +79,7 @@ def test_weights_of_no_known_dialect_are_still_described(tmp_path):
     found = inspect(tmp_path / "w.safetensors")
     assert (found.weights.tensors, found.weights.parameters, found.weights.dialect) == (1, 6, None)
     assert "no dialect that is known" in found.weights.reason
+    assert found.remedy == ""
 
 
 @pytest.mark.parametrize(

@@ -472,6 +472,7 @@ def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_pat
         ({"profile": "all"}, "profile 'all' is not known"),
         ({"method": "entropy"}, "method 'entropy' is not known"),
         ({"percentile": 5.0}, "percentile 5.0 is out of range"),
+        ({"min_sqnr_db": float("nan")}, "min_sqnr_db is nan, expected a number of decibels"),
         ({"percentile": 100.5}, "percentile 100.5 is out of range"),
         ({"equalization": "smooth"}, "equalization 'smooth' is not known"),
         ({"equalization": 1.5}, "equalization 1.5 is out of range"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.datasets import load_pixels, match_labels, open_dataset
-from vitdeploy.errors import CheckpointError, DataError, ModelError, TrainingError, UsageError
+from vitdeploy.errors import ArtifactError, CheckpointError, DataError, ModelError, TrainingError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Preprocess
@@ -316,3 +316,24 @@ def test_a_given_preprocessing_is_taken_as_it_is(tmp_path):
     checkpoint = train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, preprocess=spec)
     assert checkpoint.manifest.preprocess == spec
     assert checkpoint.manifest.model.arguments["image_size"] == [16, 16]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_damaged_image_is_found_before_the_first_update_in_whichever_split_it_is(tmp_path, split):
+    data, output = tmp_path / "data", tmp_path / "model.safetensors"
+    for part in ("train", "validation", "test"):
+        for label in ("a", "b"):
+            (data / part / label).mkdir(parents=True)
+            for index in range(2):
+                Image.new("L", (8, 8), 60 * index).save(data / part / label / f"{index}.png")
+    damaged = data / split / "a" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"a/1\.png"):
+        train(str(data), output, arguments=TINY, options=QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="is not a folder that can be written"):
+        train("digits", tmp_path / "file" / "model.safetensors", arguments=TINY, options=QUICK)

@@ -14,7 +14,14 @@ from vitdeploy.artifacts.calibration_table import (
 )
 from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, safetensors_metadata, write_checkpoint
 from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
-from vitdeploy.artifacts.files import atomic_folder, atomic_path, read_bytes, sha256_of_file, write_atomically
+from vitdeploy.artifacts.files import (
+    atomic_folder,
+    atomic_path,
+    is_safetensors,
+    read_bytes,
+    sha256_of_file,
+    write_atomically,
+)
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.errors import ArtifactError
@@ -48,6 +55,9 @@ __all__ = [
     "write_onnx",
 ]
 
+ONNX_START = b"\x08"
+"""The tag of ``ir_version``, with which protobuf begins every ONNX file."""
+
 
 def open_artifact(path: Path | str) -> Artifact:
     """Open and verify a checkpoint, an ONNX model, an engine or a calibration table, whichever the file holds.
@@ -57,7 +67,7 @@ def open_artifact(path: Path | str) -> Artifact:
     """
     path = Path(path)
     head = read_head(path)
-    if len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
+    if is_safetensors(path):
         return read_checkpoint(path)
     if sidecar_of(path).is_file():
         return read_engine(path)
@@ -67,6 +77,8 @@ def open_artifact(path: Path | str) -> Artifact:
         return read_calibration_table(path)
     if not head:
         raise ArtifactError(f"{str(path)!r} is empty, expected a checkpoint, an ONNX model or an engine")
+    if path.suffix == ".safetensors" and head[:1] != ONNX_START:
+        return read_checkpoint(path)  # no safetensors file, and its reader says so
     return read_onnx(path)
 
 

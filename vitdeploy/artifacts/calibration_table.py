@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import atomic_path, missing, read_bytes, write_atomically
+from vitdeploy.artifacts.files import atomic_path, missing, read_bytes, save_tensors, write_atomically
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError, CalibrationError
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
@@ -65,13 +65,11 @@ class CalibrationTable(Artifact):
 
 def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> CalibrationTable:
     """Write arrays, then the JSON that names them; a JSON whose arrays do not match it is refused when read."""
-    from safetensors.numpy import save_file
-
     path = Path(path)
     numbers, arrays = _split(ranges)
     sealed = manifest.sealed(_digest(numbers, arrays))
     with atomic_path(arrays_of(path)) as temporary:
-        save_file(arrays, temporary)
+        save_tensors(temporary, arrays)
     body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
     write_atomically(path, canonical_json(body))
     return CalibrationTable(path, sealed, dict(ranges))

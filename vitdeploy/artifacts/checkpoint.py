@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import atomic_path, missing
+from vitdeploy.artifacts.files import atomic_path, missing, save_tensors
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Manifest
@@ -31,12 +31,10 @@ class Checkpoint(Artifact):
 
 def write_checkpoint(path: Path, tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> Checkpoint:
     """Write weights and manifest atomically and return the artifact."""
-    from safetensors.numpy import save_file
-
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     sealed = manifest.sealed(tensors_digest(contiguous))
     with atomic_path(Path(path)) as temporary:
-        save_file(contiguous, temporary, metadata={METADATA_KEY: manifest_text(sealed)})
+        save_tensors(temporary, contiguous, {METADATA_KEY: manifest_text(sealed)})
     return Checkpoint(Path(path), sealed)
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ArtifactError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 TEMPORARY_PREFIX = ".vitdeploy-"
+KIND_OF_SUFFIX = {
+    ".safetensors": "a checkpoint",
+    ".onnx": "an ONNX file",
+    ".engine": "an engine file",
+    ".plan": "an engine file",
+}
 
 
 @contextmanager
@@ -89,14 +100,52 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; what the system refuses is an ``OSError``, which safetensors itself hides.
+
+    Raises:
+        OSError: It cannot be written, for instance because the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
+
+
 def refuse_unwritable(path: Path, what: str) -> None:
     """Raise now, rather than after minutes of work, where ``what`` (``an engine file``) could not be written.
 
+    A name that belongs to another kind of file is refused too: most often it is the input, named by mistake.
+
     Raises:
-        ArtifactError: ``path`` is a folder, or lies where nothing can be written.
+        ArtifactError: ``path`` is a folder, lies where nothing can be written, or is called like another kind of file.
     """
+    belongs = KIND_OF_SUFFIX.get(path.suffix, what)
+    if belongs != what:
+        raise ArtifactError(f"{str(path)!r} is the name of {belongs}, and this writes {what}: choose another name")
     if path.is_dir():
         raise ArtifactError(f"{str(path)!r} is a folder, expected the name of {what}")
+    _refuse_unwritable_parent(path)
+
+
+def refuse_unwritable_folder(path: Path) -> None:
+    """Raise now where no files could be written into the folder ``path``, which need not be there yet.
+
+    Raises:
+        ArtifactError: ``path`` is a file, or lies where nothing can be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
+    _refuse_unwritable_parent(path / "file")
+
+
+def _refuse_unwritable_parent(path: Path) -> None:
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
@@ -112,6 +161,13 @@ def read_bytes(path: Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise missing(path, error) from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell from its first bytes, a length and then JSON, whether a file is meant as safetensors."""
+    with Path(path).open("rb") as stream:
+        head = stream.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20
 
 
 def missing(path: Path, error: OSError) -> ArtifactError:

@@ -31,10 +31,11 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
         raise ArtifactError(f"{where} is not JSON: the file is damaged") from error
     if not isinstance(raw, dict) or "manifest_sha256" not in raw:
         raise ArtifactError(f"{where} has no digest: the file is damaged or not one of vitdeploy's")
-    if raw.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{where} has schema {raw['schema_version']}, this vitdeploy reads up to {SCHEMA_VERSION}: update it"
-        )
+    version = raw.get("schema_version")
+    if not isinstance(version, int):
+        raise ArtifactError(f"{where} has schema {version!r}, expected a number: it was edited or damaged")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(f"{where} has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}: update it")
     if sha256_of({key: value for key, value in raw.items() if key != "manifest_sha256"}) != raw["manifest_sha256"]:
         raise ArtifactError(f"{where} does not match its digest: it was edited or damaged")
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import onnx_digest, release
-from vitdeploy.artifacts.files import atomic_path, missing
+from vitdeploy.artifacts.files import atomic_path, is_safetensors, missing
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
@@ -164,7 +164,7 @@ def load_ir(path: Path) -> ir.Model:
 
     path = Path(path)
     try:
-        proto = onnx.load_model(path, load_external_data=False)
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)  # whatever its name ends in
         if not proto.graph.node or not proto.graph.output:
             raise ArtifactError(f"{str(path)!r} is not an ONNX model: it has no nodes or no outputs")
         model = ir.serde.deserialize_model(proto)
@@ -179,6 +179,11 @@ def load_ir(path: Path) -> ir.Model:
     except ArtifactError:
         raise
     except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if is_safetensors(path):
+            raise ArtifactError(
+                f"{str(path)!r} holds weights, expected an ONNX model: make one with 'vitdeploy export {path} -o "
+                f"{path.stem}.onnx'"
+            ) from error
         raise ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
 
 

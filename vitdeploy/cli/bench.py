@@ -88,6 +88,7 @@ def bench(
         print_report(found)
         if page is not None:
             typer.echo(f"wrote {page}")
+    refuse_all_failed(found)
     if max_drop is not None:
         hold_drop(found, max_drop)
 
@@ -100,6 +101,19 @@ def print_report(report: Report) -> None:
     print_rich(table(report))
     for line in report.verdict:
         typer.echo(line)
+
+
+def refuse_all_failed(report: Report) -> None:
+    """Pass where something was measured, or nothing went wrong: engines that are only built are no failure.
+
+    Raises:
+        BackendError: Nothing was measured, and something failed.
+    """
+    from vitdeploy.errors import BackendError
+
+    failed = [row for row in report.rows if row.status == "failed"]
+    if failed and all(row.status != "ok" for row in report.rows):
+        raise BackendError(f"nothing could be measured: {failed[0].name} failed, {failed[0].reason}")
 
 
 def hold_drop(report: Report, limit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     own = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in own
     rest = [argument for argument in own if argument != "--debug"] + given[len(own) :]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name need not be valid text
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:

@@ -70,7 +70,7 @@ def _structure(graph: ir.Graph) -> list[Finding]:
         found.append(Finding("input or output", 1, f"is not the one {INPUT!r} and the one {OUTPUT!r}"))
     elif graph.inputs[0].dtype != ir.DataType.FLOAT:
         found.append(Finding("input", 1, f"is {graph.inputs[0].dtype}, expected FLOAT"))
-    elif graph.inputs[0].shape is None or str(graph.inputs[0].shape[0]) != BATCH:
+    elif not graph.inputs[0].shape or str(graph.inputs[0].shape[0]) != BATCH:
         found.append(Finding("input", 1, f"has no dynamic dimension {BATCH!r}"))
     return found
 

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from vitdeploy.errors import ModelError
+
+
+def check_types(constructor: type, arguments: Mapping[str, Any]) -> None:
+    """Refuse the first argument whose value is not of the type that the constructor's annotation names.
+
+    Raises:
+        ModelError: The message names the argument, its value and what was expected.
+    """
+    hints = get_type_hints(constructor.__init__)  # type: ignore[misc]
+    for name, value in arguments.items():
+        if not _is_a(value, hints[name]):
+            raise ModelError(f"{name} is {value!r}, expected {_in_words(hints[name])}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in {Union, UnionType}:
+        return any(_is_a(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is Sequence:
+        return isinstance(value, (list, tuple)) and all(_is_a(entry, options[0]) for entry in value)
+    if hint in {int, float}:
+        allowed = int if hint is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in {Union, UnionType}:
+        return " or ".join(_in_words(option) for option in options)
+    if origin is Literal:
+        return " or ".join(map(repr, options))
+    if origin is Sequence:
+        return f"a list, each entry {_in_words(options[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(hint, "a text")
 
 
 def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -15,7 +54,7 @@ def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ModelError: It is neither one number nor two.
     """
-    sizes = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    sizes: list[Any] = list(image_size) if isinstance(image_size, (list, tuple)) else [image_size, image_size]
     if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ModelError(f"image_size is {image_size!r}, expected a positive number of pixels or [height, width]")
     return sizes[0], sizes[1]

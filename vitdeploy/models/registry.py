@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from vitdeploy.errors import ModelError
+from vitdeploy.models.arguments import check_types
 from vitdeploy.records import ModelSpec
 
 FAMILIES: dict[str, str] = {
@@ -74,4 +75,5 @@ def model_from_spec(spec: ModelSpec) -> nn.Module:
         raise ModelError(
             f"family {spec.family!r} has no argument {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
         )
+    check_types(cls, spec.arguments)
     return cls(**spec.arguments)

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vitdeploy import __version__, environment
-from vitdeploy.artifacts import Artifact, open_artifact, sha256_of_file
+from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact, sha256_of_file
 from vitdeploy.datasets import Dataset, match_labels, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
@@ -108,7 +108,14 @@ def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:
     if not artifacts:
         raise UsageError("there is nothing to bench: name at least one checkpoint, ONNX model or engine")
     paths = dict.fromkeys(Path(path) for path in artifacts)
-    return [open_artifact(path) for path in paths]
+    opened = [open_artifact(path) for path in paths]
+    for artifact in opened:
+        if isinstance(artifact, CalibrationTable):
+            raise ArtifactError(
+                f"{str(artifact.path)!r} is a calibration table, which does not run: name checkpoints, ONNX models and "
+                "engines"
+            )
+    return opened
 
 
 def _plan(

@@ -145,18 +145,20 @@ def _inspect_weights(path: Path) -> Inspection:
 
     file = read_weights(path)
     info = _weights_info({name: (array.shape, array.dtype) for name, array in file.tensors.items()})
+    remedy = f"'vitdeploy export NAME --weights {path} -o model.onnx' makes a model of it"
     try:
         dialect, reason = detect(file)
         info = info.model_copy(update={"dialect": f"{dialect.name} {dialect.family}", "reason": reason})
     except CheckpointError as error:
         info = info.model_copy(update={"reason": str(error)})
+        remedy = ""
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
     return Inspection(
         path=str(path),
         kind="weights",
         size_bytes=sum(one.stat().st_size for one in files),
         weights=info,
-        remedy=f"'vitdeploy export NAME --weights {path} -o model.onnx' makes a model of it",
+        remedy=remedy,
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, open_artifact
 from vitdeploy.backends import get_backend
-from vitdeploy.errors import ArtifactError, BackendError, UsageError
+from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize, open_image, to_pixels
 from vitdeploy.records import Preprocess, Record
@@ -96,9 +96,17 @@ def _logits(
 ) -> NDArray[np.float32]:
     parts = []
     for start in range(0, len(paths), BATCH):
-        pixels = np.stack([to_pixels(open_image(path), spec) for path in paths[start : start + BATCH]])
+        pixels = np.stack([_pixels(path, spec) for path in paths[start : start + BATCH]])
         parts.append(run_batch(session, normalize(pixels, spec), limits))
     return np.concatenate(parts)
+
+
+def _pixels(path: Path, spec: Preprocess) -> NDArray[np.uint8]:
+    image = open_image(path)
+    try:
+        return to_pixels(image, spec)
+    except DataError as error:
+        raise DataError(f"{str(path)!r}: {error}") from error
 
 
 def _prediction(path: Path, logits: NDArray[np.float32], names: Sequence[str], top: int) -> Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,8 @@ class QuantizeOptions:
         _one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
+        if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
+            raise UsageError(f"min_sqnr_db is {self.min_sqnr_db!r}, expected a number of decibels")
         if self.table is not None and not str(self.table).endswith(SUFFIX):
             raise UsageError(f"the calibration table {str(self.table)!r} must be called NAME{SUFFIX}")
         if isinstance(self.equalization, str):
@@ -207,6 +210,22 @@ def _open_calibration(
 def _needs_ranges(precision: NodePrecision, edits: Edits | None) -> bool:
     entries = () if edits is None else edits.plan.entries
     return any(wanted in ("int8", "fp8") for wanted in (precision, *(entry.precision for entry in entries)))
+
+
+def refuse_missing(calibration: str | Path | None, options: QuantizeOptions) -> None:
+    """Open what ``quantize`` would read beside the model; whether it fits the model shows later.
+
+    Raises:
+        ArtifactError, DataError: Calibration or validation data, or the plan, is not there or is damaged.
+        CalibrationError: The calibration data is a test split.
+    """
+    _edits(options.plan)
+    if calibration is not None and is_calibration_table(Path(calibration)):
+        read_calibration_table(Path(calibration))
+    elif calibration is not None:
+        open_dataset(str(calibration), split=calibration_split(str(calibration)))
+    if options.validation is not None:
+        open_dataset(options.validation)
 
 
 def _edits(plan: PrecisionPlan | Path | str | None) -> Edits | None:

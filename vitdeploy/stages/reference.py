@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, atomic_path, safetensors_metadata
 from vitdeploy.artifacts.digest import tensors_digest
+from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Record, canonical_json, sha256_of
 
@@ -53,14 +54,12 @@ def reference_path(onnx: Path) -> Path:
 
 def write_reference(onnx: Path, info: ReferenceInfo, logits: NDArray[np.float32]) -> Reference:
     """Write the logits beside the ONNX file, atomically; ``info.logits_sha256`` is filled in."""
-    from safetensors.numpy import save_file
-
     tensors = {"logits": np.ascontiguousarray(logits)}
     sealed = info.model_copy(update={"logits_sha256": tensors_digest(tensors)})
     text = canonical_json({**sealed.model_dump(mode="json"), "info_sha256": sha256_of(sealed.model_dump(mode="json"))})
     path = reference_path(onnx)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: text})
+        save_tensors(temporary, tensors, {METADATA_KEY: text})
     return Reference(path, sealed, logits)
 
 

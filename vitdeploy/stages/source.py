@@ -9,7 +9,7 @@ from typing import Any
 from vitdeploy.artifacts import Checkpoint, read_checkpoint, safetensors_metadata
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.files import missing
-from vitdeploy.errors import ArtifactError, CheckpointError, UsageError
+from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.stages.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 
@@ -91,7 +91,8 @@ def _load_file(path: Path, arguments: dict[str, Any], reset_head: bool) -> Loade
     if not _is_ours(path):
         return _load_foreign(path, None, arguments, reset_head)
     if arguments or reset_head:
-        raise UsageError(f"{str(path)!r} says itself which model it is, so arguments have no place: leave them out")
+        option = "--argument" if arguments else "--reset-head"
+        raise UsageError(f"{str(path)!r} says itself which model it is, so {option} has no place: leave it out")
     return _load_checkpoint(read_checkpoint(path))
 
 
@@ -176,7 +177,11 @@ def _describe(name: str, arguments: dict[str, Any]) -> tuple[ModelSpec, Preproce
 
 def _plain_preprocess(size: Any, channels: int, base: Preprocess | None) -> Preprocess:
     """Return a centre crop without margin, for another size or number of channels than the published one."""
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    from vitdeploy.models.arguments import pair
+
+    height, width = pair(size)
+    if channels not in (1, 3):
+        raise ModelError(f"channels is {channels!r}, expected 1 or 3: images are grey or RGB")
     keep = base is not None and base.channels == channels
     return Preprocess(
         size=(height, width),

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Checkpoint, read_checkpoint
+from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.datasets import Dataset, Split, open_dataset, require_labels, splits_of
 from vitdeploy.errors import ArtifactError, DataError, UsageError
 from vitdeploy.progress import SILENT, Progress
@@ -62,6 +63,7 @@ def train(
         DataError: The dataset has no labels, fewer than two classes, or splits with other classes.
         ModelError: The model's name or arguments are wrong.
         UsageError: Options contradict each other, or the dataset.
+        ArtifactError: The output cannot be written, or weights to start from are missing or damaged.
         TrainingError: The loss is not a number, or the state does not fit.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the output has the best weights so far, and ``resume`` goes on.
     """
@@ -69,6 +71,7 @@ def train(
         progress = SILENT
     request = TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess)
     output = Path(output)
+    refuse_unwritable(output, "a checkpoint")
     key = request.key()
     if resume and (finished := _finished(output, key)) is not None:
         progress.note(f"{str(output)!r} is finished: nothing to resume")

@@ -17,9 +17,9 @@ class Journal:
     """Writes one row per epoch; starts from the rows of the epochs before, so that a resumed training leaves no gap."""
 
     def __init__(self, output: Path, history: list[Row], *, tensorboard: bool = False) -> None:
-        """Start the file anew with the rows so far."""
+        """Take the rows so far; the first row after them starts the file anew, so that a false start leaves none."""
         self._path = metrics_path(output)
-        write_atomically(self._path, "".join(_line(row) for row in history))
+        self._before: list[Row] | None = list(history)
         self._board: Any = _open_board(tensorboard_path(output), len(history) + 1) if tensorboard else None
 
     def __enter__(self) -> Journal:
@@ -33,8 +33,12 @@ class Journal:
 
     def add(self, row: Row) -> None:
         """Append a row."""
-        with self._path.open("a", encoding="utf8") as stream:
-            stream.write(_line(row))
+        if self._before is not None:
+            write_atomically(self._path, "".join(map(_line, [*self._before, row])))
+            self._before = None
+        else:
+            with self._path.open("a", encoding="utf8") as stream:
+                stream.write(_line(row))
         if self._board is not None:
             for name, value in row.items():
                 if name != "epoch":

@@ -99,6 +99,8 @@ class Trainer:
         )
         self.samples = open_samples(job.train, preprocess, options, self.plan, fabric.device, progress)
         self.validation = Evaluation(job.validation, preprocess, fabric)
+        # opened now, for what fits the memory, so that a damaged image shows before the training and not after it
+        self.test = None if job.test is None else Evaluation(job.test, preprocess, fabric)
         self.criterion = Criterion(options.label_smoothing, options.distillation)
         self.teacher = None if job.teacher is None else job.teacher.to(fabric.device)
         self.mixing = self._make_mixing()
@@ -244,10 +246,9 @@ class Trainer:
         assert best is not None
         last_weights = _weights(self.average or self.module) if self.options.keep_last else None
         metrics = self._metrics()
-        if self.job.test is not None:
+        if self.test is not None:
             (self.average or self.module).load_state_dict(best.weights)
-            assert self.job.manifest.preprocess is not None
-            score = self._evaluate(Evaluation(self.job.test, self.job.manifest.preprocess, self.fabric))
+            score = self._evaluate(self.test)
             metrics |= {"test_top1": score.top1, "test_loss": score.loss, "test_images": score.images}
         if self.fabric.is_global_zero:
             if last_weights is not None:

@@ -1,0 +1,47 @@
+"""A run refuses what it could only fail on later before it trains, and leaves no folder behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitdeploy.errors import ArtifactError, DataError, RecipeError
+from vitdeploy.pipeline import run
+from vitdeploy.pipeline.recipe import read_recipe
+
+
+@pytest.mark.parametrize("value", [[8.9, 12.0], ["8.9", "12.0"]])
+def test_compute_capabilities_may_be_numbers_as_yaml_reads_them(value: list[Any]) -> None:
+    recipe = read_recipe(changes={"build.compute_capabilities": value})
+    assert recipe.build.compute_capabilities == ("8.9", "12.0")
+
+
+@pytest.mark.parametrize("value", ["abc", 8, "sm_89", "8.9.1"])
+def test_what_is_no_compute_capability_is_refused_with_the_recipe(value: Any) -> None:
+    with pytest.raises(RecipeError, match=r"compute_capabilities.0 is .*: expected a compute capability such as 8\.9"):
+        read_recipe(changes={"build.compute_capabilities": [value]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"quantize": [{"precision": "int8", "calibration": "nowhere"}]}, DataError, "there is no dataset 'nowhere'"),
+        (
+            {"quantize": [{"precision": "int8", "options": {"plan": "nowhere.json"}}]},
+            ArtifactError,
+            "there is no file 'nowhere.json'",
+        ),
+        ({"bench.data": "nowhere"}, DataError, "there is no dataset 'nowhere'"),
+        ({"source": "foreign.onnx"}, RecipeError, "a run starts from weights: 'vitdeploy export foreign.onnx"),
+        ({"data": "nowhere"}, DataError, "there is no dataset 'nowhere'"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_said_before_training(
+    changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        run(read_recipe(changes=changes), "folder")
+    assert list(tmp_path.iterdir()) == []
