@@ -110,7 +110,7 @@ def test_calibration_is_made_shown_and_checked(work: Path, capsys: pytest.Captur
     text = say("calibration show c", capsys)
     assert "images per class: 0 2, 1 2" in text
     assert "licence: CC" in text
-    assert "overlap: 0 passed" in say("calibration check c --against digits:test", capsys)
+    assert "overlap: passed: 0" in say("calibration check c --against digits:test", capsys)
     assert record("calibration show c", capsys)["samples"] == 20
     assert {check["status"] for check in record("calibration check c", capsys)} <= {"passed", "unchecked"}
     Path("recipe.yaml").write_text("data: digits\nsamples: 10\nseed: 4\n")
@@ -150,7 +150,7 @@ def test_inspect_tells_what_a_file_is(work: Path, capsys: pytest.CaptureFixture[
 
 def test_verify_prints_every_check(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = say("verify model.int8.onnx", capsys)
-    assert "digest: passed" in text
+    assert "digest: passed: content" in text
     assert "golden samples: " in text
     checks = {check["name"]: check for check in record("verify model.onnx --data digits:test", capsys)["checks"]}
     assert checks["agreement with PyTorch"]["value"] == 1.0

@@ -27,7 +27,7 @@ def inspect(
         print_json(found)
     else:
         for name, text in describe(found):
-            typer.echo(f"{name + ':':15}{text}")
+            typer.echo(f"{name + ':' if name else '':15}{text}")
 
 
 def describe(found: Inspection) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from vitdeploy.artifacts import Artifact
+    from vitdeploy.records import Check
 
 LOG_WIDTH = 140
 
@@ -51,13 +52,13 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
     typer.echo(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")
 
 
-def check_words(check: Any) -> str:
-    """Return a check as words: value, unit, limit and status."""
+def check_words(check: Check) -> str:
+    """Return a check as words: ``passed: 44.2 dB (limit 20 dB), against the FP32 graph``."""
     unit = f" {check.unit}" if check.unit else ""
-    value = f"{check.value:.4g}{unit} " if check.value is not None else ""
     limit = f" (limit {check.limit:.4g}{unit})" if check.limit is not None else ""
-    detail = f", {check.detail}" if check.detail else ""
-    return f"{value}{check.status}{limit}{detail}"
+    value = f"{check.value:.4g}{unit}{limit}" if check.value is not None else ""
+    said = ", ".join(filter(None, [value, check.detail]))
+    return f"{check.status}: {said}" if said else check.status
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
