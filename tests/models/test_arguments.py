@@ -18,7 +18,7 @@ from vitdeploy.models.registry import create_model
         ("depth", None, "depth is None, expected a whole number"),
         ("width", "64", "width is '64', expected a whole number"),
         ("mlp_ratio", "x", "mlp_ratio is 'x', expected a number"),
-        ("pool", "max", "pool is 'max', expected 'cls' or 'mean'"),
+        ("pool", "max", "pool is 'max', expected one of cls, mean"),
         ("class_token", 3, "class_token is 3, expected true or false or null"),
         ("image_size", "abc", "image_size is 'abc', expected a whole number or a list, each entry a whole number"),
         ("image_size", [8], r"image_size is \[8\], expected a positive number of pixels"),

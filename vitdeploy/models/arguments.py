@@ -42,7 +42,7 @@ def _in_words(hint: Any) -> str:
     if origin in {Union, UnionType}:
         return " or ".join(_in_words(option) for option in options)
     if origin is Literal:
-        return " or ".join(map(repr, options))
+        return f"one of {', '.join(map(str, options))}"
     if origin is Sequence:
         return f"a list, each entry {_in_words(options[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(hint, "a text")
