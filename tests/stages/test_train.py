@@ -337,3 +337,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="is not a folder that can be written"):
         train("digits", tmp_path / "file" / "model.safetensors", arguments=TINY, options=QUICK)
+
+
+def test_a_model_of_timm_s_own_is_not_trained_and_the_line_says_what_is(tmp_path):
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match=r"'timm:test_vit' is built by timm.*name a model of the catalogue"):
+        train("digits", tmp_path / "o.safetensors", model="timm:test_vit", weights=tmp_path / "w.safetensors")
+    assert not (tmp_path / "o.safetensors").exists()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitdeploy.cli.options import Json, complete_model
+from vitdeploy.errors import ModelError
 
 
 def models(
@@ -20,11 +21,10 @@ def models(
     from vitdeploy.cli.output import print_json, print_table
 
     found = list_models(pattern)
+    if not found:
+        raise ModelError(f"no model matches {pattern!r}: 'vitdeploy models' lists all of them")
     if as_json:
         print_json(found)
-        return
-    if not found:
-        typer.echo(f"no model matches {pattern!r}; 'vitdeploy models' lists all of them")
         return
     rows = [
         [
@@ -35,8 +35,9 @@ def models(
             f"{entry.gmacs:.2f}",
             f"{100 * entry.top1:.2f}" if entry.top1 is not None else "–",
             entry.source,
+            ", ".join(entry.checkpoints) or "–",
         ]
         for entry in found
     ]
-    print_table(["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source"], rows)
+    print_table(["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source", "checkpoints"], rows)
     typer.echo(f"{len(found)} models; any other of timm's is 'timm:NAME'")

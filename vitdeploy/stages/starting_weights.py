@@ -57,9 +57,17 @@ def trained_start(
 
     Raises:
         CheckpointError: An argument changes weights other than the head's.
-        UsageError: ``num_classes`` or ``channels`` contradicts dataset or weights.
+        UsageError: The model is timm's or torchvision's own, or ``num_classes`` or ``channels`` contradicts dataset or
+            weights.
     """
+    from vitdeploy.models import FAMILIES
+
     loaded = load_source(model, weights=weights)
+    if loaded.spec.family not in FAMILIES:
+        raise UsageError(
+            f"{model!r} is built by {loaded.spec.family}, which vitdeploy exports as it is and does not train: "
+            "name a model of the catalogue, with '--weights FILE'"
+        )
     classes = len(train.classes)
     if arguments.get("num_classes", classes) != classes:
         raise UsageError(

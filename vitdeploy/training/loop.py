@@ -312,8 +312,8 @@ class Trainer:
         self._write(self.job.output, weights, self._metrics(), key="")
         done, epochs = len(self.state.history), self.options.epochs
         self.progress.note(
-            f"stopped after {done} of {epochs} epochs: {str(self.job.output)!r} has the best weights so far, "
-            f"and --resume goes on"
+            f"stopped after {done} of {epochs} epochs: {str(self.job.output)!r} has the best weights so far; "
+            "'vitdeploy run' goes on from here, 'vitdeploy train' with --resume"
         )
 
     def _write(self, path: Path, weights: dict[str, Tensor], metrics: dict[str, float], *, key: str) -> None:
