@@ -256,6 +256,8 @@ def keyed(text: str) -> str:
         (edited, r"does not match its digest: it was edited or damaged"),
         (truncated, r"is not JSON: it is damaged"),
         (keyed, r"is not a calibration set's manifest: note: "),
+        (lambda text: "{}", r"is not a calibration set's manifest"),
+        (lambda text: "[]", r"is not a calibration set's manifest"),
     ],
 )
 def test_a_manifest_that_was_edited_or_damaged_is_refused(tmp_path, change, message):

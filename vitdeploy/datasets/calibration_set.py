@@ -98,7 +98,7 @@ def is_calibration_set(root: Path) -> bool:
         return False
     except ValueError:
         return True
-    return isinstance(raw, dict) and raw.get("kind") == KIND
+    return not raw or (isinstance(raw, dict) and raw.get("kind") == KIND)
 
 
 def read_calibration_manifest(root: Path) -> CalibrationSet:
