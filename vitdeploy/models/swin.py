@@ -10,7 +10,7 @@ B batch, C channels, H W grid of tokens, w window side, n windows, N = w² token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,7 +315,62 @@ class Stem(nn.Module):
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
 
 
-class SwinTransformer(nn.Module):
+class WindowTransformer(nn.Module):
+    """What both versions share: a stem, stages whose tokens are in window order, last norm, mean over tokens, head."""
+
+    image_size: tuple[int, int]
+    patch_embed: nn.Module
+    norm: nn.Module
+    head: nn.Module
+
+    def assemble(
+        self,
+        grid: tuple[int, int],
+        plans: Sequence[StagePlan],
+        block: Callable[[StagePlan, Windows, float], nn.Module],
+        merging: Callable[[StagePlan, Reorder], nn.Module],
+        *,
+        absolute_position: bool,
+    ) -> None:
+        """Build the stages from the version's own blocks and patch merging."""
+
+        def stage(plan: StagePlan) -> Stage:
+            blocks = [block(plan, windows, rate) for windows, rate in zip(plan.windows, plan.rates, strict=True)]
+            if plan.exit_order is None:
+                return Stage(plan, blocks, None)
+            return Stage(plan, blocks, merging(plan, Reorder(plan.windows[-1].order(), plan.exit_order)))
+
+        position = torch.zeros(1, grid[0] * grid[1], plans[0].width)
+        self.absolute_pos_embed = nn.Parameter(position) if absolute_position else None
+        self.arrange = Reorder(raster_order(grid), plans[0].windows[0].order())
+        self.layers = nn.ModuleList(stage(plan) for plan in plans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to logits [B, num_classes].
+
+        Raises:
+            ModelError: The images are not of the size that the model was built for.
+        """
+        check_input(x, self.image_size)
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            x = x + self.absolute_pos_embed
+        x = self.arrange(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.head(self.norm(x).mean(dim=1))  # a mean asks for no order
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return regular expressions that sort parameters into layers: per stage if ``coarse``, else per block."""
+        fine = [
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^layers\.(\d+)\.downsample", (99998,)),
+            (r"^norm", (99999,)),
+        ]
+        return {"stem": r"^absolute_pos_embed|^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
+
+
+class SwinTransformer(WindowTransformer):
     """Swin Transformer.
 
     Args:
@@ -357,27 +412,15 @@ class SwinTransformer(nn.Module):
         grid = patch_grid(self.image_size, patch)
         plans = plan_stages(grid, width, depths, heads, window=window, drop_path=drop_path)
 
-        def stage(plan: StagePlan) -> Stage:
-            blocks = [
-                Block(
-                    plan.width,
-                    WindowAttention(plan.width, plan.heads, windows, qkv_bias=qkv_bias),
-                    mlp_ratio=mlp_ratio,
-                    eps=eps,
-                    drop_path=rate,
-                )
-                for windows, rate in zip(plan.windows, plan.rates, strict=True)
-            ]
-            if plan.exit_order is None:
-                return Stage(plan, blocks, None)
-            reorder = Reorder(plan.windows[-1].order(), plan.exit_order)
-            return Stage(plan, blocks, PatchMerging(plan.width, reorder, eps=eps))
+        def block(plan: StagePlan, windows: Windows, rate: float) -> nn.Module:
+            attention = WindowAttention(plan.width, plan.heads, windows, qkv_bias=qkv_bias)
+            return Block(plan.width, attention, mlp_ratio=mlp_ratio, eps=eps, drop_path=rate)
+
+        def merging(plan: StagePlan, reorder: Reorder) -> nn.Module:
+            return PatchMerging(plan.width, reorder, eps=eps)
 
         self.patch_embed = Stem(channels, width, patch, eps=eps)
-        position = torch.zeros(1, grid[0] * grid[1], width)
-        self.absolute_pos_embed = nn.Parameter(position) if absolute_position else None
-        self.arrange = Reorder(raster_order(grid), plans[0].windows[0].order())
-        self.layers = nn.ModuleList(stage(plan) for plan in plans)
+        self.assemble(grid, plans, block, merging, absolute_position=absolute_position)
         self.norm = nn.LayerNorm(plans[-1].width, eps=eps)
         self.head = nn.Linear(plans[-1].width, num_classes)
         self.initialise(init)
@@ -392,32 +435,7 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to logits [B, num_classes].
-
-        Raises:
-            ModelError: The images are not of the size that the model was built for.
-        """
-        check_input(x, self.image_size)
-        x = self.patch_embed(x)
-        if self.absolute_pos_embed is not None:
-            x = x + self.absolute_pos_embed
-        x = self.arrange(x)
-        for stage in self.layers:
-            x = stage(x)
-        return self.head(self.norm(x).mean(dim=1))  # a mean asks for no order
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters, besides biases and norms, that are not decayed."""
         kept = ("relative_position_bias_table", "absolute_pos_embed")
         return {name for name, _ in self.named_parameters() if name.endswith(kept)}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return regular expressions that sort parameters into layers, from the stem up; the rest is the head."""
-        return layer_groups(coarse)
-
-
-def layer_groups(coarse: bool) -> dict[str, Any]:
-    """Return the layers of a Swin: per stage if ``coarse``, else per block, patch merging with the block after it."""
-    fine = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99998,)), (r"^norm", (99999,))]
-    return {"stem": r"^absolute_pos_embed|^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}

@@ -11,28 +11,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_input, check_one_of, check_positive, pair, patch_grid
+from vitdeploy.models.arguments import check_one_of, check_positive, pair, patch_grid
 from vitdeploy.models.derived import DerivedConstants
 from vitdeploy.models.layers import DropPath, Mlp
 from vitdeploy.models.swin import (
     Reorder,
-    Stage,
     StagePlan,
     Stem,
     Windows,
+    WindowTransformer,
     add_mask,
     join_groups,
-    layer_groups,
     merge_windows,
     plan_stages,
-    raster_order,
     split_windows,
 )
 from vitdeploy.models.vit import Initialisation, initialise_linear
@@ -135,7 +132,7 @@ class PatchMerging(nn.Module):
         return self.norm(self.reduction(join_groups(self.reorder(x))))
 
 
-class SwinTransformerV2(nn.Module):
+class SwinTransformerV2(WindowTransformer):
     """Swin Transformer V2.
 
     Args:
@@ -184,29 +181,17 @@ class SwinTransformerV2(nn.Module):
                 f"pretrained_windows is {trained!r}, expected a number of tokens for each of {len(plans)} stages"
             )
 
-        def stage(plan: StagePlan) -> Stage:
-            blocks = [
-                PostNormBlock(
-                    plan.width,
-                    CosineWindowAttention(
-                        plan.width, plan.heads, windows, qkv_bias=qkv_bias, pretrained_window=trained[plan.index]
-                    ),
-                    mlp_ratio=mlp_ratio,
-                    eps=eps,
-                    drop_path=rate,
-                )
-                for windows, rate in zip(plan.windows, plan.rates, strict=True)
-            ]
-            if plan.exit_order is None:
-                return Stage(plan, blocks, None)
-            reorder = Reorder(plan.windows[-1].order(), plan.exit_order)
-            return Stage(plan, blocks, PatchMerging(plan.width, reorder, eps=eps))
+        def block(plan: StagePlan, windows: Windows, rate: float) -> nn.Module:
+            attention = CosineWindowAttention(
+                plan.width, plan.heads, windows, qkv_bias=qkv_bias, pretrained_window=trained[plan.index]
+            )
+            return PostNormBlock(plan.width, attention, mlp_ratio=mlp_ratio, eps=eps, drop_path=rate)
+
+        def merging(plan: StagePlan, reorder: Reorder) -> nn.Module:
+            return PatchMerging(plan.width, reorder, eps=eps)
 
         self.patch_embed = Stem(channels, width, patch, eps=eps)
-        position = torch.zeros(1, grid[0] * grid[1], width)
-        self.absolute_pos_embed = nn.Parameter(position) if absolute_position else None
-        self.arrange = Reorder(raster_order(grid), plans[0].windows[0].order())
-        self.layers = nn.ModuleList(stage(plan) for plan in plans)
+        self.assemble(grid, plans, block, merging, absolute_position=absolute_position)
         self.norm = nn.LayerNorm(plans[-1].width, eps=eps)
         self.head = nn.Linear(plans[-1].width, num_classes)
         self.initialise(init)
@@ -228,26 +213,7 @@ class SwinTransformerV2(nn.Module):
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to logits [B, num_classes].
-
-        Raises:
-            ModelError: The images are not of the size that the model was built for.
-        """
-        check_input(x, self.image_size)
-        x = self.patch_embed(x)
-        if self.absolute_pos_embed is not None:
-            x = x + self.absolute_pos_embed
-        x = self.arrange(x)
-        for stage in self.layers:
-            x = stage(x)
-        return self.head(self.norm(x).mean(dim=1))  # a mean asks for no order
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters, besides biases and norms, that are not decayed."""
         parts = ("cpb_mlp", "logit_scale", "absolute_pos_embed")
         return {name for name, _ in self.named_parameters() if any(part in name for part in parts)}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return regular expressions that sort parameters into layers, from the stem up; the rest is the head."""
-        return layer_groups(coarse)
