@@ -95,7 +95,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(source, options, error, me
 
 
 def test_arguments_have_no_place_beside_a_checkpoint_of_ours(tiny_checkpoint):
-    with pytest.raises(UsageError, match="says itself which model it is, so arguments have no place"):
+    with pytest.raises(UsageError, match="says itself which model it is, so --argument has no place"):
         load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3})
 
 
