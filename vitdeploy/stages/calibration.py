@@ -62,7 +62,7 @@ class Origin:
 
 def make_calibration_set(
     data: str,
-    output: Path,
+    output: Path | str,
     *,
     samples: int,
     seed: int = 0,
@@ -114,7 +114,7 @@ def make_calibration_set(
 
 
 def make_from_recipe(
-    recipe: CalibrationRecipe, output: Path, *, data: str | None = None, progress: Progress = SILENT
+    recipe: CalibrationRecipe, output: Path | str, *, data: str | None = None, progress: Progress = SILENT
 ) -> CalibrationSet:
     """Make the set that a recipe describes; ``data`` here takes the place of the recipe's.
 

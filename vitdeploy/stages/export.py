@@ -58,7 +58,7 @@ class ExportOptions:
 
 
 def export(
-    source: str | Path, output: Path, *, options: ExportOptions = ExportOptions(), progress: Progress = SILENT
+    source: str | Path, output: Path | str, *, options: ExportOptions = ExportOptions(), progress: Progress = SILENT
 ) -> OnnxModel:
     """Write ``source`` as an ONNX model and return it.
 

@@ -31,7 +31,7 @@ from vitdeploy.training.subject import Subject, choose_subject
 
 def train(
     data: str,
-    output: Path,
+    output: Path | str,
     *,
     model: str = "vit",
     weights: Path | None = None,
