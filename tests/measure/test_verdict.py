@@ -298,3 +298,17 @@ def test_the_baseline_of_a_second_device_is_one_too():
         "On this GPU, keep the baseline vit (CUDA)"
     )
     assert give_verdict([cpu, gpu, fast], baseline, CONDITIONS)[1].endswith("500 B instead of 1.0 kB.")
+
+
+def test_a_graph_made_for_another_runtime_is_not_said_to_lose_accuracy():
+    off = _row(
+        "vit.int8.onnx",
+        "int8",
+        target="tensorrt",
+        delta_top1_pp=0.0,
+        delta_ci95_pp=(-0.9, 0.9),
+        timings=(_timing(20.0, 0.6, (0.5, 0.7)),),
+    )
+    said = _verdict(TORCH, off)
+    assert said[0].startswith("On this CPU, keep the baseline vit.safetensors")
+    assert "vit.int8.onnx was made for another runtime and not considered here" in said[0]

@@ -12,7 +12,7 @@ import pytest
 
 from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
-from vitdeploy.errors import ArtifactError, GraphError, ModelError, UsageError
+from vitdeploy.errors import ArtifactError, DataError, GraphError, ModelError, UsageError
 from vitdeploy.graph.legality import findings
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import ModelSpec
@@ -265,7 +265,6 @@ def test_where_nothing_can_be_written_no_work_begins(tmp_path, tiny_checkpoint, 
     ("options", "message"),
     [
         (ExportOptions(preprocess="digits"), "--preprocess is for adopting an ONNX file"),
-        (ExportOptions(labels="labels.txt"), "--labels is for adopting an ONNX file"),
     ],
 )
 def test_options_of_adoption_are_refused_for_a_checkpoint(tmp_path, tiny_checkpoint, options, message):
@@ -301,3 +300,15 @@ def test_a_truncated_file_is_refused(tmp_path, tiny_onnx, share):
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(ArtifactError):
         open_artifact(path)
+
+
+def test_labels_name_the_classes_of_weights_that_do_not(tmp_path):
+    arguments = {"image_size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "num_classes": 3}
+    (tmp_path / "labels.txt").write_text("circle\nsquare\nstar\n")
+    options = ExportOptions(random_weights=True, arguments=arguments, labels=tmp_path / "labels.txt")
+    named = export("vit", tmp_path / "named.onnx", options=options)
+    assert named.manifest.model.classes == ("circle", "square", "star")
+    (tmp_path / "labels.txt").write_text("circle\n")
+    with pytest.raises(DataError, match=r"labels\.txt' has 1 class names, the model has 3 outputs"):
+        export("vit", tmp_path / "wrong.onnx", options=options)
+    assert not (tmp_path / "wrong.onnx").exists()

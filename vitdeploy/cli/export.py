@@ -44,7 +44,8 @@ def export(
         typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="To adopt an ONNX file: its input."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="To adopt an ONNX file: a class name per line.")
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="A class name per line, if weights name none."),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,

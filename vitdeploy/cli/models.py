@@ -35,9 +35,16 @@ def models(
             f"{entry.gmacs:.2f}",
             f"{100 * entry.top1:.2f}" if entry.top1 is not None else "–",
             entry.source,
-            ", ".join(entry.checkpoints) or "–",
+            _first_and_count(entry.checkpoints),
         ]
         for entry in found
     ]
     print_table(["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source", "checkpoints"], rows)
     typer.echo(f"{len(found)} models; any other of timm's is 'timm:NAME'")
+
+
+def _first_and_count(checkpoints: tuple[str, ...]) -> str:
+    """Return the first file and how many more there are; ``--json`` names them all."""
+    if not checkpoints:
+        return "–"
+    return checkpoints[0] + (f" and {len(checkpoints) - 1} more" if len(checkpoints) > 1 else "")

@@ -115,6 +115,8 @@ def _refuse_shared(names: Sequence[str], targets: Sequence[int], classes: Sequen
 
 
 def _ordered(dataset: Dataset, classes: Sequence[str]) -> list[int]:
+    if not classes:
+        raise DataError("the model does not name its classes: give them, in order, at export (--labels FILE)")
     if len(dataset.classes) != len(classes):
         raise DataError(
             f"{dataset.uri!r} has {len(dataset.classes)} classes and the model {len(classes)}: labels by order need "

@@ -121,7 +121,8 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
             continue
         best = _best(fit, batch, baseline)
         if previous is None or best.name != previous.name:
-            said.append(_recommendation(best, fit, batch, where, baseline))
+            elsewhere = [row.name for row in rows if timing_of(row, batch) is not None and not on_target(row)]
+            said.append(_recommendation(best, fit, batch, where, baseline, elsewhere))
             previous = best
         elif len(conditions.batches) > 1:
             said.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
@@ -147,8 +148,13 @@ def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
     return min((row for row in rows if row is fastest or not is_faster(fastest, row, batch, baseline)), key=worth)
 
 
-def _recommendation(best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline) -> str:
+def _recommendation(
+    best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline, elsewhere: Sequence[str]
+) -> str:
     if is_baseline(best, baseline):
+        if len(fit) == 1 and elsewhere:
+            made = f"{', '.join(elsewhere)} {'was' if len(elsewhere) == 1 else 'were'} made for another runtime"
+            return f"{where}, keep the baseline {best.name} ({_speed(best, batch)}): {made} and not considered here."
         if len(fit) == 1:
             return f"{where}, only the baseline {best.name} keeps the accuracy: ship it ({_speed(best, batch)})."
         return (

@@ -23,7 +23,8 @@ def convert(
     Args:
         source: As for ``load_source``, but of a family that this package builds itself.
         output: The ``.safetensors`` file.
-        options: Those that concern weights: ``weights``, ``random_weights``, ``arguments``, ``reset_head``, ``seed``.
+        options: Those that concern weights: ``weights``, ``random_weights``, ``arguments``, ``reset_head``, ``labels``,
+            ``seed``.
         progress: Notes which dialect it was and what was decided.
     Raises:
         UsageError: The model is one of timm's or torchvision's own, or an option is for ONNX files only.
@@ -43,7 +44,8 @@ def convert(
             "export it to ONNX, or name the catalogue's model with '--weights FILE'"
         )
     # No parent is named: the weights in our layout are this very payload, and a foreign file has no digest of ours.
-    recorded = {"arguments": dict(options.arguments), "reset_head": options.reset_head, "seed": options.seed}
+    recorded: dict[str, object] = {"arguments": dict(options.arguments), "reset_head": options.reset_head}
+    recorded |= {"seed": options.seed, "classes": list(loaded.spec.classes)}
     manifest = Manifest(
         kind="checkpoint",
         key=stage_key("convert", recorded, {"weights": loaded.digest}),
@@ -63,5 +65,4 @@ def _only_for_onnx(options: ExportOptions) -> dict[str, object]:
         "--reference": options.reference,
         "--golden": options.golden,
         "--preprocess": options.preprocess,
-        "--labels": options.labels,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Golden, OnnxModel, write_onnx
+from vitdeploy.artifacts import Golden, OnnxModel, sha256_of_file, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.errors import ModelError, UsageError
@@ -20,8 +20,9 @@ from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
-from vitdeploy.stages.adoption import AdoptionOptions, adopt, is_onnx
+from vitdeploy.stages.adoption import AdoptionOptions, adopt, is_onnx, read_labels
 from vitdeploy.stages.comparison import CPU, Logits, compare, describe_graph, staged
+from vitdeploy.stages.loaded import IMAGENET_CLASSES
 from vitdeploy.stages.reference import ReferenceInfo, write_reference
 from vitdeploy.stages.samples import check_dataset, check_pixels, golden_count
 
@@ -42,7 +43,8 @@ class ExportOptions:
     weights, random_weights, arguments, reset_head, seed: For a source that is a name; see ``load_source``.
     reference: A dataset whose logits under PyTorch are stored beside the ONNX file, for machines without torch.
     golden: A dataset from which the samples come that travel with the model; default ``reference``, else made ones.
-    preprocess, labels: To adopt a foreign ONNX file: ``timm:NAME``, ``hf:DIR`` or a JSON file; one class name per line.
+    preprocess: To adopt a foreign ONNX file: ``timm:NAME``, ``hf:DIR`` or a JSON file.
+    labels: Class names, one per line, for a file or weights that do not name them.
     """
 
     opset: int = 20
@@ -79,9 +81,8 @@ def export(
     refuse_unwritable(output, "an ONNX file")
     if is_onnx(path):
         return adopt(path, output, _adoption_options(path, options), progress)
-    for name, value in (("--preprocess", options.preprocess), ("--labels", options.labels)):
-        if value is not None:
-            raise UsageError(f"{name} is for adopting an ONNX file, and {str(source)!r} is none: leave it out")
+    if options.preprocess is not None:
+        raise UsageError(f"--preprocess is for adopting an ONNX file, and {str(source)!r} is none: leave it out")
     return _export_model(str(source), output, options, progress)
 
 
@@ -95,7 +96,9 @@ def recorded_options(options: ExportOptions) -> dict[str, Any]:
     from vitdeploy.datasets import open_dataset
 
     golden = options.golden or options.reference
+    labels = {} if options.labels is None else {"labels": sha256_of_file(options.labels)}
     return {
+        **labels,
         "opset": options.opset,
         "seed": options.seed,
         "reference": None if options.reference is None else open_dataset(options.reference).digest,
@@ -160,7 +163,10 @@ def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> Lo
     )
     for note in loaded.notes:
         progress.note(note)
-    return loaded
+    if options.labels is None:
+        return loaded
+    names = read_labels(options.labels, int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES)))
+    return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
 
 
 def _trace(loaded: LoadedModel, pixels: NDArray[np.uint8], opset: int) -> ir.Model:

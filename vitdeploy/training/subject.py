@@ -68,7 +68,7 @@ def choose_subject(
         given = {**small, **arguments}
         if small:
             listed = ", ".join(f"{name}={value}" for name, value in given.items())
-            note = f"{family} of small size: {listed}"
+            note = f"{family} of small size: image_size={preprocess.size[0]}×{preprocess.size[1]}, {listed}"
     return Subject(_spec(model, family, given, preprocess, train), preprocess, note)
 
 
