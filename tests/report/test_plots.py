@@ -127,3 +127,5 @@ def test_a_long_tail_does_not_squeeze_the_bars():
     assert "p99 150 ms" in second.title
     (plot,) = scatters(report)
     assert plot.points[0].x > 0.3 * plot.frame[2]
+    assert [point.cut for point in plot.points] == [False, True]
+    assert "arrow" in plot.caption

@@ -15,6 +15,7 @@ from vitdeploy.report.view import DEVICES, runtime_text
 SCATTER_WIDTH, BAR_WIDTH = 1040, 500
 SCATTER_HEIGHT = 410
 BAR_HEIGHT, BAR_GAP = 22, 12
+ARROW = " (arrow: further than drawn)"
 LONGEST_WHISKER = 2.5  # times the longest bar: a busy machine's tail must not squeeze what is compared
 LETTER_WIDTH, LINE_HEIGHT = 6.9, 16
 SHAPES = {"pytorch": "circle", "onnxruntime": "square", "openvino": "diamond"}
@@ -37,7 +38,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate: its place, its whiskers in pixels, and where its label goes."""
+    """One candidate: its place, its whiskers in pixels, and where its label goes.
+
+    ``cut`` says that the line to p90 would go on beyond the frame.
+    """
 
     x: float
     y: float
@@ -51,6 +55,7 @@ class Point:
     anchor: str
     title: str
     leader: Box | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _scatter(report: Report, device: Device) -> Scatter | None:
     scale = ", logarithmic" if x_axis.logarithmic else ""
     return Scatter(
         caption=f"{'Top-1 accuracy' if labelled else 'Agreement with the baseline'} over latency on the "
-        f"{DEVICES[device]}, batch {batch}",
+        f"{DEVICES[device]}, batch {batch}{ARROW if any(point.cut for point in points) else ''}",
         y_name=f"{what}, %",
         x_name=f"p50 latency end to end, ms{scale}",
         x_ticks=[Tick(x_axis.at(value), _number(value)) for value in x_axis.ticks(10)],
@@ -178,6 +183,7 @@ def _point(row: Row, timing: Timing, height: Height, axes: tuple[Axis, Axis], wh
         x,
         y,
         x_whisker=(x, x_axis.at(timing.p90_ms)),
+        cut=timing.p90_ms > x_axis.high,
         y_whisker=(y_axis.at(low), y_axis.at(high)) if low != high else None,
         precision=row.precision,
         shape=SHAPES.get(row.backend, "triangle"),
@@ -237,7 +243,7 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
         )
         for index, (row, timing) in enumerate(zip(rows, times, strict=True))
     ]
-    arrow = " (arrow: further than drawn)" if any(bar.cut for bar in bars) else ""
+    arrow = ARROW if any(bar.cut for bar in bars) else ""
     caption = f"Latency on the {DEVICES[device]}, batch {batch}: bar p50, line to p99{arrow}"
     return _chart(caption, bars, left, axis, lambda value: f"{_number(value)} ms")
 
