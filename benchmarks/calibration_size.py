@@ -16,8 +16,8 @@ from pathlib import Path
 
 from vitdeploy import environment
 from vitdeploy.artifacts import read_onnx
+from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.stages.quantize import quantize
-from vitdeploy.stages.quantize_request import QuantizeOptions
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 

@@ -26,11 +26,11 @@ from support_tables import FAMILY_RESULTS, TRAINED, misses_of_family, read_resul
 
 from vitdeploy import environment
 from vitdeploy.artifacts import read_checkpoint, read_onnx
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.errors import VitdeployError
 from vitdeploy.pipeline import read_recipe, run
 from vitdeploy.records import Report, Row
 from vitdeploy.stages.bench import bench
-from vitdeploy.stages.bench_options import BenchOptions
 
 FOLDER = Path("build/families")
 RECIPES = Path(__file__).resolve().parent.parent / "vitdeploy" / "recipes" / "families"

@@ -32,8 +32,8 @@ from support_tables import (
 )
 
 from vitdeploy import environment
-from vitdeploy.stages.source import load_source
-from vitdeploy.stages.tracing import TRACED_BATCH, trace
+from vitdeploy.exporting.tracing import TRACED_BATCH, trace
+from vitdeploy.sources.load import load_source
 
 OPSET = 20
 BLOCKS_OF = "vit_tiny_patch16_224"

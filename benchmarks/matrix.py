@@ -25,17 +25,17 @@ from support_tables import FAMILIES, MATRIX_RESULTS, misses_of_stages, read_resu
 from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, write_checkpoint
 from vitdeploy.backends import get_backend
+from vitdeploy.datasets.check_images import smooth_random_pixels
 from vitdeploy.errors import VitdeployError
 from vitdeploy.graph.legality import findings
 from vitdeploy.measure.load import watch_other_load
+from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Manifest
 from vitdeploy.sessions import BuildTarget
+from vitdeploy.sources.load import load_source
 from vitdeploy.stages.build import build
 from vitdeploy.stages.export import export
 from vitdeploy.stages.quantize import quantize
-from vitdeploy.stages.quantize_request import QuantizeOptions
-from vitdeploy.stages.samples import smooth_random_pixels
-from vitdeploy.stages.source import load_source
 
 VARIANTS = {
     "vit": "vit_tiny_patch16_224",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_checkpoint import write_tiny_checkpoint
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read by the libraries when they are imported, which is later
@@ -44,3 +45,16 @@ def finished_run(_shared_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(_shared_run, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint):
+    from vitdeploy.stages.export import ExportOptions, export
+
+    options = ExportOptions(golden="digits:validation", reference="digits:test")
+    return export(tiny_checkpoint.path, tiny_checkpoint.path.with_name("tiny.onnx"), options=options)

@@ -15,8 +15,8 @@ import pytest
 from vitdeploy.artifacts import Checkpoint
 from vitdeploy.graph.legality import findings
 from vitdeploy.pipeline import Recipe, read_recipe
+from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.sessions import BuildTarget
-from vitdeploy.stages.quantize_request import QuantizeOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "vitdeploy" / "recipes" / "families"

@@ -54,16 +54,16 @@ if TYPE_CHECKING:
     )
     from vitdeploy.report import Comparison, compare, read_report, write_report
     from vitdeploy.sessions import BuildTarget, SessionOptions
+    from vitdeploy.sources.load import LoadedModel, load_source
     from vitdeploy.stages.bench import BenchOptions, bench
     from vitdeploy.stages.build import build
-    from vitdeploy.stages.calibration import check_calibration_set, make_calibration_set, show_calibration_set
+    from vitdeploy.stages.calibration_sets import check_calibration_set, make_calibration_set, show_calibration_set
     from vitdeploy.stages.convert import convert
     from vitdeploy.stages.doctor import Finding, doctor
     from vitdeploy.stages.export import ExportOptions, export
     from vitdeploy.stages.inspect import Inspection, inspect
     from vitdeploy.stages.predict import Prediction, predict
     from vitdeploy.stages.quantize import QuantizeOptions, quantize
-    from vitdeploy.stages.source import LoadedModel, load_source
     from vitdeploy.stages.train import train
     from vitdeploy.stages.verify import Verification, verify
     from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
@@ -85,14 +85,14 @@ _PLACES = {
     "sessions": "BuildTarget SessionOptions",
     "stages.bench": "BenchOptions bench",
     "stages.build": "build",
-    "stages.calibration": "check_calibration_set make_calibration_set show_calibration_set",
+    "stages.calibration_sets": "check_calibration_set make_calibration_set show_calibration_set",
     "stages.convert": "convert",
     "stages.doctor": "Finding doctor",
     "stages.export": "ExportOptions export",
     "stages.inspect": "Inspection inspect",
     "stages.predict": "Prediction predict",
     "stages.quantize": "QuantizeOptions quantize",
-    "stages.source": "LoadedModel load_source",
+    "sources.load": "LoadedModel load_source",
     "stages.train": "train",
     "stages.verify": "Verification verify",
     "training.options": "Augmentation Distillation Hardware TrainOptions",

@@ -16,8 +16,8 @@ import pytest
 
 import vitdeploy
 from vitdeploy.cli import main, options, shell
-from vitdeploy.cli.progress import LogProgress, TerminalProgress
 from vitdeploy.errors import DataError, GateError, UsageError
+from vitdeploy.terminal_progress import LogProgress, TerminalProgress
 
 COMMANDS = (
     "run",

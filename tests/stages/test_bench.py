@@ -17,16 +17,16 @@ import pytest
 
 from vitdeploy import backends, environment
 from vitdeploy.artifacts import OnnxModel, write_calibration_table, write_checkpoint, write_engine, write_onnx
+from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
 from vitdeploy.backends.session import CheckedSession
+from vitdeploy.benching import probe
+from vitdeploy.benching.candidates import of_artifact, of_loaded, with_unique_names
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
-from vitdeploy.stages import probe
 from vitdeploy.stages.bench import BenchOptions, bench, bench_key, open_test_data
-from vitdeploy.stages.candidates import of_artifact, of_loaded, with_unique_names
-from vitdeploy.stages.reference import ReferenceInfo, write_reference
 
 ROOT = Path(__file__).parents[2]
 QUICK = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False)
@@ -566,7 +566,7 @@ def test_names_of_rows_differ_when_files_share_theirs(tmp_path):
 
 
 def test_the_process_of_a_candidate_that_dies_leaves_a_note_and_the_row_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitdeploy.stages.probe.MODULE", "vitdeploy.no_such_module")
+    monkeypatch.setattr("vitdeploy.benching.probe.MODULE", "vitdeploy.no_such_module")
     model = _onnx(tmp_path / "m.onnx")
     report = bench([model.path], "digits", options=BenchOptions(**{**QUICK.__dict__, "processes": True}))
     (row,) = report.rows
@@ -646,8 +646,8 @@ def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_
 
 def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from vitdeploy.stages import source
-    from vitdeploy.stages.source import LoadedModel
+    from vitdeploy.sources import load as source
+    from vitdeploy.sources.load import LoadedModel
 
     linear = torch.nn.Linear(64, 10)
     with torch.no_grad():

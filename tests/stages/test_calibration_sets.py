@@ -19,7 +19,7 @@ from vitdeploy.datasets import open_dataset
 from vitdeploy.datasets.digits import pixels_of_ink, read_digits
 from vitdeploy.errors import ArtifactError, CalibrationError, DataError, RecipeError, UsageError
 from vitdeploy.preprocess import DIGITS_PREPROCESS
-from vitdeploy.stages.calibration import (
+from vitdeploy.stages.calibration_sets import (
     CalibrationRecipe,
     check_calibration_set,
     make_calibration_set,
@@ -174,7 +174,7 @@ def test_a_kill_while_writing_leaves_no_set_and_a_second_run_completes(tmp_path)
         import os, signal
         from pathlib import Path
         from vitdeploy.datasets.digits import Digits
-        from vitdeploy.stages import calibration
+        from vitdeploy.stages import calibration_sets as calibration
         image, calls = Digits.image, []
         def dying(self, index):
             calls.append(index)

@@ -7,9 +7,9 @@ from tiny_checkpoint import TINY
 
 from vitdeploy.artifacts import open_artifact
 from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.sources.load import load_source
 from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions
-from vitdeploy.stages.source import load_source
 
 
 def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):

@@ -13,12 +13,13 @@ import pytest
 from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.errors import ArtifactError, DataError, GraphError, ModelError, UsageError
+from vitdeploy.exporting import checking as comparison
 from vitdeploy.graph.legality import findings
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import ModelSpec
-from vitdeploy.stages import comparison, source
+from vitdeploy.sources import load as source
+from vitdeploy.sources.loaded import LoadedModel
 from vitdeploy.stages.export import ExportOptions, export, export_key
-from vitdeploy.stages.loaded import LoadedModel
 
 
 class Notes:

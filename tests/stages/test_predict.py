@@ -32,7 +32,7 @@ def test_checkpoint_and_graph_predict_the_same(tiny_checkpoint, tiny_onnx, image
 
 
 def test_probabilities_are_those_of_the_stored_logits(tiny_onnx, images):
-    from vitdeploy.stages.reference import load_reference
+    from vitdeploy.artifacts.reference import load_reference
 
     logits = load_reference(tiny_onnx).logits[0].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum()

@@ -21,9 +21,9 @@ from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT
 from vitdeploy.quantization.realize import prepare
+from vitdeploy.quantization.request import open_request
 from vitdeploy.records import PlanEntry, PrecisionPlan
 from vitdeploy.stages.quantize import QuantizeOptions, plan_of, quantize, quantize_key
-from vitdeploy.stages.quantize_request import open_request
 
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)

@@ -9,9 +9,9 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from vitdeploy.artifacts import write_engine, write_onnx
 from vitdeploy.artifacts.golden import Golden
+from vitdeploy.artifacts.reference import reference_path
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import BuildInfo
-from vitdeploy.stages.reference import reference_path
 from vitdeploy.stages.verify import verify
 
 
@@ -81,7 +81,7 @@ def test_disagreement_with_pytorch_fails(tmp_path, tiny_onnx):
     weight = model.graph.initializers["head.weight"]
     weight.const_value = ir.tensor(weight.const_value.numpy()[::-1].copy(), name="head.weight")
     from vitdeploy.artifacts.digest import onnx_digest
-    from vitdeploy.stages.reference import load_reference, write_reference
+    from vitdeploy.artifacts.reference import load_reference, write_reference
 
     reference = load_reference(tiny_onnx)
     path = write_onnx(tmp_path / "reversed.onnx", model, tiny_onnx.manifest).path

@@ -62,7 +62,7 @@ def bench(
     from vitdeploy import bench as measure
     from vitdeploy.artifacts.files import refuse_unwritable_folder
     from vitdeploy.cli.output import print_json
-    from vitdeploy.cli.progress import make_progress
+    from vitdeploy.terminal_progress import make_progress
 
     options = BenchOptions(
         batches=tuple(batch or (1,)),

@@ -37,8 +37,8 @@ def build(
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
     from vitdeploy import build as build_engine
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.sessions import BuildTarget
+    from vitdeploy.terminal_progress import make_progress
 
     target = BuildTarget(
         batch=parse_batch(batch),

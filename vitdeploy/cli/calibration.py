@@ -34,10 +34,10 @@ def make(
     """Choose images, seeded and stratified, and write them with a manifest of digests, labels, source and licence."""
     from vitdeploy import make_calibration_set
     from vitdeploy.cli.output import print_json
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.errors import UsageError
     from vitdeploy.preprocess import preprocess_from
-    from vitdeploy.stages.calibration import make_from_recipe, read_calibration_recipe
+    from vitdeploy.stages.calibration_sets import make_from_recipe, read_calibration_recipe
+    from vitdeploy.terminal_progress import make_progress
 
     if recipe is not None:
         if samples is not None or preprocess is not None or seed != 0:
@@ -60,7 +60,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
     from collections import Counter
 
     from vitdeploy.cli.output import print_json
-    from vitdeploy.stages.calibration import show_calibration_set
+    from vitdeploy.stages.calibration_sets import show_calibration_set
 
     found = show_calibration_set(folder)
     if as_json:
@@ -86,7 +86,7 @@ def check(
     """Check files, labels, duplicates, size and overlap; exits with 1 where a check fails."""
     from vitdeploy.cli.output import check_words, print_json
     from vitdeploy.errors import CalibrationError
-    from vitdeploy.stages.calibration import check_calibration_set
+    from vitdeploy.stages.calibration_sets import check_calibration_set
 
     checks = check_calibration_set(folder, against=against)
     if as_json:

@@ -57,8 +57,8 @@ def export(
     from vitdeploy import ExportOptions, convert
     from vitdeploy import export as to_onnx
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.cli.values import parse_pairs
+    from vitdeploy.terminal_progress import make_progress
 
     options = ExportOptions(
         opset=opset,

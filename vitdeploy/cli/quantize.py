@@ -62,8 +62,8 @@ def quantize(
     from vitdeploy import QuantizeOptions
     from vitdeploy import quantize as convert
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.errors import UsageError
+    from vitdeploy.terminal_progress import make_progress
 
     if percentile is not None and method != "percentile":
         raise UsageError(f"--percentile {percentile:g} goes with --method percentile, and the method is {method!r}")

@@ -34,9 +34,9 @@ def run(
     from vitdeploy import run as carry_out
     from vitdeploy.cli.bench import print_report
     from vitdeploy.cli.output import print_json
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
+    from vitdeploy.terminal_progress import make_progress
 
     changes: dict[str, Any] = parse_pairs("--set", settings)
     if print_recipe:

@@ -63,9 +63,9 @@ def train(
     """Train a model, or train one further; the weights that are best on the validation split are written."""
     from vitdeploy import train as fit
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
+    from vitdeploy.terminal_progress import make_progress
     from vitdeploy.training.recipe import TrainingRecipe, read_training_recipe
 
     base = TrainingRecipe() if recipe is None else read_training_recipe(recipe)

@@ -21,8 +21,8 @@ def verify(
     """Check digests, graph, parents and golden samples; exits with 1 where a check fails."""
     from vitdeploy import verify as check
     from vitdeploy.cli.output import check_words, print_json
-    from vitdeploy.cli.progress import make_progress
     from vitdeploy.errors import ArtifactError
+    from vitdeploy.terminal_progress import make_progress
 
     found = check(artifact, data, progress=make_progress())
     if as_json:

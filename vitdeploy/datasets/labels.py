@@ -257,3 +257,23 @@ def _words() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
 
 def _frozen(table: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
     return {word: frozenset(ids) for word, ids in table.items()}
+
+
+def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
+    """Return the class names of a text file, one per line; none without a file.
+
+    Raises:
+        ArtifactError: There is no such file.
+        DataError: It is not text, or has another number of names than the model has classes.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not a text file with one class name per line") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if len(lines) != classes:
+        raise DataError(f"{str(path)!r} has {len(lines)} class names, the model has {classes} outputs")
+    return tuple(lines)

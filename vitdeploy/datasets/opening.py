@@ -11,7 +11,7 @@ from vitdeploy.datasets.folder import ImageFolder
 from vitdeploy.datasets.partition import choose
 from vitdeploy.datasets.timm_source import TIMM, open_timm, timm_splits
 from vitdeploy.datasets.uri import DatasetUri, exists, parse_uri
-from vitdeploy.errors import DataError
+from vitdeploy.errors import CalibrationError, DataError
 
 
 def open_dataset(uri: str, *, split: Split | None = None, samples: int | None = None, seed: int = 0) -> Dataset:
@@ -77,3 +77,15 @@ def _take(dataset: Dataset, samples: int, seed: int) -> Dataset:
         raise DataError(f"{samples} samples were asked of {dataset.uri!r}, which has {len(dataset)}: ask for fewer")
     names = [dataset.name(index) for index in range(len(dataset))]
     return Subset(dataset, choose(names, dataset.labels, samples, seed))
+
+
+def calibration_split(data: str) -> Split | None:
+    """Return the split of ``data`` that calibration takes: the training split where there is one, else all.
+
+    Raises:
+        CalibrationError: ``data`` is a test split.
+    """
+    parsed = parse_uri(data)
+    if parsed.split == "test":
+        raise CalibrationError(f"{data!r} is a test split, which calibration must not see: take '{parsed.where}:train'")
+    return "train" if parsed.split is None and "train" in splits_of(data) else parsed.split

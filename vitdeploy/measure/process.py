@@ -2,7 +2,7 @@
 
 In the process that opens several runtimes in turn, the second one finds libraries loaded and memory already taken, so
 these three are asked of a child that opens one candidate and nothing else. The child is a module given by name
-(``vitdeploy.stages.probe``): it reads a request as JSON on stdin and answers with ``answer`` on stdout.
+(``vitdeploy.benching.probe``): it reads a request as JSON on stdin and answers with ``answer`` on stdout.
 """
 
 from __future__ import annotations

@@ -190,3 +190,10 @@ def _root(decreasing: Callable[[float], float], low: float, high: float) -> floa
 def _same_shape(candidate: Logits, baseline: Logits) -> None:
     if candidate.shape != baseline.shape or candidate.ndim != 2 or not candidate.size:
         raise ValueError(f"logits {candidate.shape} and {baseline.shape}: expected two equal, non-empty matrices")
+
+
+def fraction_of_range(apart: float, span: float) -> float:
+    """Return a difference as a fraction of the logits' range; equal logits differ by 0 even where the range is 0."""
+    if apart == 0.0:
+        return 0.0
+    return apart / span if span > 0.0 else float("inf")

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.errors import RecipeError, UsageError
 from vitdeploy.pipeline.yaml_text import load_yaml
+from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Target
-from vitdeploy.stages.bench_options import BenchOptions
-from vitdeploy.stages.quantize_request import QuantizeOptions
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 
 

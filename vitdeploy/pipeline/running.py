@@ -112,8 +112,8 @@ class _Run:
 
     def refuse_early(self) -> None:
         """Open what later stages need, so that a wrong name costs no training."""
+        from vitdeploy.quantization.request import refuse_missing
         from vitdeploy.stages.bench import open_test_data
-        from vitdeploy.stages.quantize_request import refuse_missing
 
         source = self.recipe.source
         if source is not None and Path(source).suffix == ".onnx":
@@ -174,8 +174,8 @@ class _Run:
         return True
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
+        from vitdeploy.artifacts.reference import reference_path
         from vitdeploy.stages.export import ExportOptions, export, export_key
-        from vitdeploy.stages.reference import reference_path
 
         section = self.recipe.export
         test = self.test_data()
@@ -404,6 +404,6 @@ class _Run:
 
     def source_digest(self, source: str) -> str:
         """Return what identifies a model that was not trained here: the content of its file, else its name."""
-        from vitdeploy.stages.starting_weights import source_digest
+        from vitdeploy.training.start import source_digest
 
         return source_digest(source)

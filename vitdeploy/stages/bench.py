@@ -9,6 +9,10 @@ from pathlib import Path
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact, sha256_of_file
+from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline
+from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
+from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, match_labels, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, UsageError
@@ -17,10 +21,6 @@ from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, stage_key
 from vitdeploy.records.report import Device
-from vitdeploy.stages.baseline import BaselineChoice, Scene, choose_baseline
-from vitdeploy.stages.bench_options import BenchOptions
-from vitdeploy.stages.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
-from vitdeploy.stages.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 
 __all__ = ["BenchOptions", "bench", "bench_key", "open_test_data"]
 

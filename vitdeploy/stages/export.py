@@ -15,21 +15,22 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, sha256_of_file, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.files import refuse_unwritable
+from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
+from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
+from vitdeploy.datasets.labels import read_labels
 from vitdeploy.errors import ModelError, UsageError
+from vitdeploy.exporting.adoption import AdoptionOptions, adopt, is_onnx
+from vitdeploy.exporting.checking import CPU, Logits, compare, describe_graph, staged
 from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
-from vitdeploy.stages.adoption import AdoptionOptions, adopt, is_onnx, read_labels
-from vitdeploy.stages.comparison import CPU, Logits, compare, describe_graph, staged
-from vitdeploy.stages.loaded import IMAGENET_CLASSES
-from vitdeploy.stages.reference import ReferenceInfo, write_reference
-from vitdeploy.stages.samples import check_dataset, check_pixels, golden_count
+from vitdeploy.sources.loaded import IMAGENET_CLASSES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from vitdeploy.stages.source import LoadedModel
+    from vitdeploy.sources.load import LoadedModel
 
 REFERENCE_BATCH = 32
 CHECKPOINT_SUFFIX = ".safetensors"
@@ -151,7 +152,7 @@ def _export_model(source: str, output: Path, options: ExportOptions, progress: P
 
 def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> LoadedModel:
     """Load a source with the options that concern it, and note what was decided on the way."""
-    from vitdeploy.stages.source import load_source
+    from vitdeploy.sources.load import load_source
 
     loaded = load_source(
         source,
@@ -170,7 +171,7 @@ def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> Lo
 
 
 def _trace(loaded: LoadedModel, pixels: NDArray[np.uint8], opset: int) -> ir.Model:
-    from vitdeploy.stages.tracing import TRACED_BATCH, trace
+    from vitdeploy.exporting.tracing import TRACED_BATCH, trace
 
     images = normalize(np.resize(pixels, (TRACED_BATCH, *pixels.shape[1:])), loaded.preprocess)
     return trace(loaded.module, images, loaded.origin, opset=opset)

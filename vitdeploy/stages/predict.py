@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, open_artifact
-from vitdeploy.backends import get_backend
-from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
+from vitdeploy.artifacts import Artifact, open_artifact
+from vitdeploy.backends.opening import open_session
+from vitdeploy.errors import ArtifactError, DataError, UsageError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize, open_image, to_pixels
 from vitdeploy.records import Preprocess, Record
@@ -62,28 +62,6 @@ def predict(
         logits = _logits(session, paths, spec, _batch_limits(opened))
     names = opened.manifest.model.classes
     return [_prediction(path, row, names, top) for path, row in zip(paths, logits, strict=True)]
-
-
-def open_session(artifact: Artifact, options: SessionOptions = SessionOptions()) -> Session:
-    """Open an artifact with the backend that belongs to its kind.
-
-    Raises:
-        ArtifactError: It is of a kind that does not run.
-        BackendError: The runtime is not installed, or cannot run it on this machine.
-    """
-    if isinstance(artifact, Checkpoint):
-        name = "pytorch"
-    elif isinstance(artifact, OnnxModel):
-        name = "onnxruntime"
-    elif isinstance(artifact, Engine) and artifact.manifest.build is not None:
-        name = artifact.manifest.build.backend
-    else:
-        raise ArtifactError(f"{str(artifact.path)!r} is a {artifact.manifest.kind}, which does not run")
-    backend = get_backend(name)
-    reason = backend.unavailable() or backend.can_run()
-    if reason is not None:
-        raise BackendError(f"{str(artifact.path)!r} cannot run here: {reason}")
-    return backend.open(artifact, options)
 
 
 def _batch_limits(artifact: Artifact) -> tuple[int, int] | None:

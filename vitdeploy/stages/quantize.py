@@ -19,10 +19,10 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.plan import Intent, make_plan
+from vitdeploy.quantization.request import DEFAULTS, QuantizeOptions, QuantizeRequest, open_request
 from vitdeploy.quantization.samples import Division, divide
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
-from vitdeploy.stages.quantize_request import DEFAULTS, QuantizeOptions, QuantizeRequest, open_request
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -16,7 +16,9 @@ from vitdeploy.datasets import Dataset, Split, open_dataset, require_labels, spl
 from vitdeploy.errors import ArtifactError, DataError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
-from vitdeploy.stages.starting_weights import (
+from vitdeploy.training.options import DEFAULTS, TrainOptions
+from vitdeploy.training.paths import state_path
+from vitdeploy.training.start import (
     Start,
     brings_weights,
     fresh_start,
@@ -24,8 +26,6 @@ from vitdeploy.stages.starting_weights import (
     source_digest,
     trained_start,
 )
-from vitdeploy.training.options import DEFAULTS, TrainOptions
-from vitdeploy.training.paths import state_path
 from vitdeploy.training.subject import Subject, choose_subject
 
 

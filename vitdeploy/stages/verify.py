@@ -8,21 +8,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, load_ir, open_artifact, safetensors_metadata
-from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
-from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
-from vitdeploy.artifacts.manifests import parse_manifest
-from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
+from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
+from vitdeploy.artifacts.lineage import find_beside
+from vitdeploy.artifacts.reference import load_reference
+from vitdeploy.backends.opening import open_session
 from vitdeploy.datasets import batches, open_dataset
-from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.errors import BackendError
 from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Precision, Record
 from vitdeploy.sessions import Session
-from vitdeploy.stages.comparison import fraction_of_range
-from vitdeploy.stages.predict import open_session
-from vitdeploy.stages.reference import load_reference
 
 TOLERANCES: dict[Precision, float] = {
     "fp32": 1e-4,  # summation order
@@ -135,34 +132,6 @@ def _check_parents(artifact: Artifact) -> list[Check]:
         else:
             checks.append(Check(name=name, status="unchecked", detail=f"no sound file beside it has digest {short}"))
     return checks
-
-
-def find_beside(path: Path, digest: str) -> Artifact | None:
-    """Return the sound artifact in the same folder that has this payload digest."""
-    for other in sorted(path.absolute().parent.iterdir()):
-        if other.name == path.name or _stated_digest(other) != digest:
-            continue
-        try:
-            return open_artifact(other)
-        except ArtifactError:
-            continue  # damaged: not the parent
-    return None
-
-
-def _stated_digest(path: Path) -> str | None:
-    """Return the payload digest that a file states in its manifest, without reading its tensors."""
-    try:
-        if path.suffix == ".onnx":
-            text = load_ir(path).metadata_props.get(ONNX_KEY)
-        elif path.suffix == ".safetensors":
-            text = safetensors_metadata(path).get(CHECKPOINT_KEY)
-        elif path.name.endswith(CALIBRATION_SUFFIX):
-            return open_artifact(path).digest
-        else:
-            return None
-        return None if text is None else parse_manifest(text, path).payload_sha256
-    except ArtifactError:
-        return None
 
 
 def _check_agreement(artifact: Artifact, data: str, progress: Progress) -> Check:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
-from vitdeploy.artifacts.files import read_bytes
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
-from vitdeploy.errors import DataError, GraphError, UsageError
+from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
+from vitdeploy.datasets.labels import read_labels
+from vitdeploy.errors import GraphError, UsageError
+from vitdeploy.exporting.checking import CPU, compare, describe_graph, staged
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize, preprocess_from
 from vitdeploy.progress import Progress
 from vitdeploy.records import Manifest, ModelSpec, Preprocess, stage_key
-from vitdeploy.stages.comparison import CPU, compare, describe_graph, staged
-from vitdeploy.stages.samples import check_dataset, check_pixels, golden_count
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -149,23 +149,3 @@ def _text(value: ir.Value) -> str:
     kind = value.dtype.name.lower() if value.dtype is not None else "of unknown type"
     sizes = ", ".join(str(size) for size in value.shape) if value.shape is not None else "unknown shape"
     return f"{value.name!r} is {kind} [{sizes}]"
-
-
-def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
-    """Return the class names of a text file, one per line; none without a file.
-
-    Raises:
-        ArtifactError: There is no such file.
-        DataError: It is not text, or has another number of names than the model has classes.
-    """
-    if path is None:
-        return ()
-    try:
-        lines = [line.strip() for line in read_bytes(path).decode("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not a text file with one class name per line") from error
-    while lines and not lines[-1]:
-        lines.pop()
-    if len(lines) != classes:
-        raise DataError(f"{str(path)!r} has {len(lines)} class names, the model has {classes} outputs")
-    return tuple(lines)

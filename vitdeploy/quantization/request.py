@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, open_dataset
+from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError
 from vitdeploy.quantization.calibration import Candidates
 from vitdeploy.quantization.choice import ALPHAS, RangeChoice
@@ -18,7 +19,6 @@ from vitdeploy.quantization.observers import RangeMethod
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, read_plan
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
-from vitdeploy.stages.calibration import calibration_split
 
 Method = Literal["auto", "minmax", "percentile", "mse"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")

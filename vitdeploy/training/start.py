@@ -11,7 +11,7 @@ from vitdeploy.artifacts import read_checkpoint, sha256_of_file
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import ArtifactError, CheckpointError, DataError, UsageError
 from vitdeploy.records import ModelSpec, Preprocess, sha256_of
-from vitdeploy.stages.source import load_source
+from vitdeploy.sources.load import load_source
 from vitdeploy.training.schedule import seed_of
 from vitdeploy.training.subject import Subject
 

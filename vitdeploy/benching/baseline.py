@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +15,23 @@ from vitdeploy.artifacts import (
     Checkpoint,
     OnnxModel,
     open_artifact,
-    read_onnx,
     safetensors_metadata,
     sidecar_of,
 )
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
-from vitdeploy.artifacts.manifests import parse_manifest
-from vitdeploy.datasets import Dataset
-from vitdeploy.errors import ArtifactError, BackendError
-from vitdeploy.progress import Progress
-from vitdeploy.records.report import BACKEND_TITLES, Device
-from vitdeploy.stages.candidates import (
+from vitdeploy.artifacts.lineage import ancestors, find_parent_checkpoint
+from vitdeploy.artifacts.reference import load_reference
+from vitdeploy.benching.candidates import (
     Candidate,
     devices_of,
     list_candidates,
     list_checkpoints,
     of_loaded,
 )
-from vitdeploy.stages.reference import load_reference
+from vitdeploy.datasets import Dataset
+from vitdeploy.errors import BackendError
+from vitdeploy.progress import Progress
+from vitdeploy.records.report import BACKEND_TITLES, Device
 
 
 @dataclass(frozen=True)
@@ -95,48 +94,6 @@ def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Bas
     )
 
 
-def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
-    """Return the checkpoint from which these were made, where it lies beside them and its digest fits.
-
-    The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
-    """
-    wanted = {
-        digest
-        for artifact in ancestors(artifacts)
-        for role, digest in artifact.manifest.parents.items()
-        if role == "checkpoint"
-    }
-    for folder in _folders(artifacts):
-        for path in sorted(folder.glob("*.safetensors")):
-            if _stated_digest(path) not in wanted:
-                continue
-            try:
-                found = open_artifact(path)
-            except ArtifactError as error:
-                progress.note(f"not taken as the baseline: {error}")
-                continue
-            if isinstance(found, Checkpoint):
-                return found
-    return None
-
-
-def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """Return these artifacts and the ONNX models that they were made from, as far as they are given or lie beside."""
-    known = {artifact.digest: artifact for artifact in artifacts}
-    chain = list(artifacts)
-    looked_beside = False
-    for artifact in chain:
-        for role, digest in artifact.manifest.parents.items():
-            if role != "onnx" or any(one.digest == digest for one in chain):
-                continue
-            if digest not in known and not looked_beside:
-                looked_beside = True
-                known = {graph.digest: graph for graph in _graphs_beside(artifacts)} | known
-            if digest in known:
-                chain.append(known[digest])
-    return chain
-
-
 def _named(scene: Scene, source: str) -> BaselineChoice:
     path = Path(source)
     artifact = open_artifact(path) if _is_ours(path) else None
@@ -145,7 +102,7 @@ def _named(scene: Scene, source: str) -> BaselineChoice:
         if absent is not None:
             raise BackendError(f"the baseline {source!r} needs PyTorch: {absent}")
     if artifact is None:
-        from vitdeploy.stages.source import load_source
+        from vitdeploy.sources.load import load_source
 
         loaded = load_source(source)
         devices = devices_of(scene.others, scene.device)
@@ -189,25 +146,3 @@ def _stored(scene: Scene) -> NDArray[np.float32] | None:
             if logits is not None:
                 return logits
     return None
-
-
-def _folders(artifacts: Sequence[Artifact]) -> list[Path]:
-    return sorted({artifact.path.absolute().parent for artifact in artifacts})
-
-
-def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
-    for folder in _folders(artifacts):
-        for path in sorted(folder.glob("*.onnx")):
-            try:
-                yield read_onnx(path)
-            except ArtifactError:
-                continue  # foreign or damaged: no link of the chain
-
-
-def _stated_digest(path: Path) -> str | None:
-    """Return the payload digest that a checkpoint's header states, without reading its tensors."""
-    try:
-        text = safetensors_metadata(path).get(METADATA_KEY)
-        return None if text is None else parse_manifest(text, path).payload_sha256
-    except ArtifactError:
-        return None

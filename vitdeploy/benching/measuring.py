@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Engine
 from vitdeploy.backends.tensorrt_inspector import precision_by_layer
+from vitdeploy.benching import probe
+from vitdeploy.benching.baseline import BaselineChoice
+from vitdeploy.benching.candidates import Candidate, batch_fits, make_feed
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, match_labels
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure import statistics
@@ -20,10 +24,6 @@ from vitdeploy.measure.timing import Contestant, Turns, first_line, time_in_turn
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, Row, Timing
 from vitdeploy.sessions import Scope, Session
-from vitdeploy.stages import probe
-from vitdeploy.stages.baseline import BaselineChoice
-from vitdeploy.stages.bench_options import BenchOptions
-from vitdeploy.stages.candidates import Candidate, batch_fits, make_feed
 
 
 @dataclass

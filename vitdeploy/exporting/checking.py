@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import load_ir
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX, write_error
+from vitdeploy.datasets.check_images import CHECKED_BATCH
 from vitdeploy.errors import GraphError
 from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Preprocess
 from vitdeploy.sessions import Session, SessionOptions
-from vitdeploy.stages.samples import CHECKED_BATCH
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -114,13 +115,6 @@ def compare(
         )
         outputs = got
     return tuple(checks), outputs
-
-
-def fraction_of_range(apart: float, span: float) -> float:
-    """Return a difference as a fraction of the logits' range; equal logits differ by 0 even where the range is 0."""
-    if apart == 0.0:
-        return 0.0
-    return apart / span if span > 0.0 else float("inf")
 
 
 def describe_graph(model: ir.Model, progress: Progress) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from vitdeploy import __version__
 from vitdeploy.artifacts import atomic_folder, read_bytes, sha256_of_file
-from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset, splits_of
+from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset
 from vitdeploy.datasets.calibration_set import (
     MANIFEST_NAME,
     CalibrationEntry,
@@ -24,8 +24,9 @@ from vitdeploy.datasets.calibration_set import (
     open_calibration_set,
     read_calibration_manifest,
 )
+from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, CalibrationError, DataError, RecipeError, UsageError
+from vitdeploy.errors import ArtifactError, DataError, RecipeError, UsageError
 from vitdeploy.preprocess import preprocess_from, to_pixels
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Preprocess, Record
@@ -199,18 +200,6 @@ def _existing(path: Path) -> Path:
             f"'vitdeploy calibration make DATA -o {path}'"
         )
     return path
-
-
-def calibration_split(data: str) -> Split | None:
-    """Return the split of ``data`` that calibration takes: the training split where there is one, else all.
-
-    Raises:
-        CalibrationError: ``data`` is a test split.
-    """
-    parsed = parse_uri(data)
-    if parsed.split == "test":
-        raise CalibrationError(f"{data!r} is a test split, which calibration must not see: take '{parsed.where}:train'")
-    return "train" if parsed.split is None and "train" in splits_of(data) else parsed.split
 
 
 def _refuse_output(output: Path, data: str) -> None:

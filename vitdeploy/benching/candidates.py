@@ -18,7 +18,7 @@ from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
 from vitdeploy.sessions import Feed, Session, SessionOptions
 
 if TYPE_CHECKING:
-    from vitdeploy.stages.source import LoadedModel
+    from vitdeploy.sources.load import LoadedModel
 
 GPU_PROVIDERS = ("cuda", "tensorrt")
 GRAPH_RUNTIMES = ("onnxruntime", "openvino")

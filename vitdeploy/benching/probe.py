@@ -1,4 +1,4 @@
-"""The child process of a bench: ``python -m vitdeploy.stages.probe`` opens one candidate and says what that costs.
+"""The child process of a bench: ``python -m vitdeploy.benching.probe`` opens one candidate and says what that costs.
 
 It reads a request (``request_of``) as JSON on stdin. The parent has verified the artifact, so the manifest comes with
 the request: verifying again would read the file, and count as the candidate's memory.
@@ -14,13 +14,13 @@ from typing import Any
 
 from vitdeploy import backends
 from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
+from vitdeploy.benching.candidates import Candidate, make_feed, of_artifact, of_loaded
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.process import ProcessCost, answer, observe
 from vitdeploy.measure.timing import first_line
 from vitdeploy.records import Manifest, Preprocess
-from vitdeploy.stages.candidates import Candidate, make_feed, of_artifact, of_loaded
 
-MODULE = "vitdeploy.stages.probe"
+MODULE = "vitdeploy.benching.probe"
 KINDS = {"checkpoint": Checkpoint, "onnx": OnnxModel, "engine": Engine}
 
 
@@ -56,7 +56,7 @@ def probe(request: dict[str, Any]) -> ProcessCost:
 def _candidate(request: dict[str, Any]) -> Candidate:
     device, provider = request["device"], request["provider"]
     if request["manifest"] is None:
-        from vitdeploy.stages.source import load_source
+        from vitdeploy.sources.load import load_source
 
         return of_loaded(request["source"], load_source(request["source"]), device)
     manifest = Manifest.model_validate(request["manifest"])

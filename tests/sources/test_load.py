@@ -8,8 +8,8 @@ from tiny_checkpoint import TINY, write_tiny_checkpoint
 from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.preprocess import preprocess_from
-from vitdeploy.stages import hubs
-from vitdeploy.stages.source import load_source
+from vitdeploy.sources import hubs
+from vitdeploy.sources.load import load_source
 
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
 

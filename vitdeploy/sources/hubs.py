@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
-from vitdeploy.stages.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill, one_line
+from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill, one_line
 
 if TYPE_CHECKING:
     from torch import nn

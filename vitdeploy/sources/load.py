@@ -11,7 +11,7 @@ from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.files import missing
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.records import ModelSpec, Preprocess
-from vitdeploy.stages.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
+from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 
 __all__ = ["LoadedModel", "load_source"]
 
@@ -48,12 +48,12 @@ def load_source(
     chosen = _weights(weights, random_weights, seed)
     arguments = dict(arguments or {})
     if source.startswith((TIMM, TORCHVISION)):
-        from vitdeploy.stages.hubs import load_timm, load_torchvision
+        from vitdeploy.sources.hubs import load_timm, load_torchvision
 
         hub, _, name = source.partition(":")
         return (load_timm if f"{hub}:" == TIMM else load_torchvision)(name, chosen, arguments)
     if source.startswith(HUGGING_FACE):
-        from vitdeploy.stages.hubs import hugging_face_folder
+        from vitdeploy.sources.hubs import hugging_face_folder
 
         _refuse_weights(source, chosen)
         return _load_foreign(hugging_face_folder(source.removeprefix(HUGGING_FACE)), None, arguments, reset_head)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from vitdeploy.artifacts.reference import find_reference, load_reference, read_reference, reference_path
 from vitdeploy.datasets import open_dataset
 from vitdeploy.errors import ArtifactError
-from vitdeploy.stages.reference import find_reference, load_reference, read_reference, reference_path
 
 
 def test_rows_come_by_sample_in_any_order(tiny_onnx):

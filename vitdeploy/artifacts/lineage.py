@@ -1,0 +1,97 @@
+"""Where an artifact comes from: its parents among the files beside it, found by the digests that manifests state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx, safetensors_metadata
+from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
+from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
+from vitdeploy.artifacts.manifests import parse_manifest
+from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
+from vitdeploy.errors import ArtifactError
+from vitdeploy.progress import Progress
+
+
+def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
+    """Return the checkpoint from which these were made, where it lies beside them and its digest fits.
+
+    The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
+    """
+    wanted = {
+        digest
+        for artifact in ancestors(artifacts)
+        for role, digest in artifact.manifest.parents.items()
+        if role == "checkpoint"
+    }
+    for folder in _folders(artifacts):
+        for path in sorted(folder.glob("*.safetensors")):
+            if _stated_digest(path) not in wanted:
+                continue
+            try:
+                found = open_artifact(path)
+            except ArtifactError as error:
+                progress.note(f"not taken as the baseline: {error}")
+                continue
+            if isinstance(found, Checkpoint):
+                return found
+    return None
+
+
+def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Return these artifacts and the ONNX models that they were made from, as far as they are given or lie beside."""
+    known = {artifact.digest: artifact for artifact in artifacts}
+    chain = list(artifacts)
+    looked_beside = False
+    for artifact in chain:
+        for role, digest in artifact.manifest.parents.items():
+            if role != "onnx" or any(one.digest == digest for one in chain):
+                continue
+            if digest not in known and not looked_beside:
+                looked_beside = True
+                known = {graph.digest: graph for graph in _graphs_beside(artifacts)} | known
+            if digest in known:
+                chain.append(known[digest])
+    return chain
+
+
+def find_beside(path: Path, digest: str) -> Artifact | None:
+    """Return the sound artifact in the same folder that has this payload digest."""
+    for other in sorted(path.absolute().parent.iterdir()):
+        if other.name == path.name or _stated_digest(other) != digest:
+            continue
+        try:
+            return open_artifact(other)
+        except ArtifactError:
+            continue  # damaged: not the parent
+    return None
+
+
+def _stated_digest(path: Path) -> str | None:
+    """Return the payload digest that a file states in its manifest, without reading its tensors."""
+    try:
+        if path.suffix == ".onnx":
+            text = load_ir(path).metadata_props.get(ONNX_KEY)
+        elif path.suffix == ".safetensors":
+            text = safetensors_metadata(path).get(CHECKPOINT_KEY)
+        elif path.name.endswith(CALIBRATION_SUFFIX):
+            return open_artifact(path).digest
+        else:
+            return None
+        return None if text is None else parse_manifest(text, path).payload_sha256
+    except ArtifactError:
+        return None
+
+
+def _folders(artifacts: Sequence[Artifact]) -> list[Path]:
+    return sorted({artifact.path.absolute().parent for artifact in artifacts})
+
+
+def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
+    for folder in _folders(artifacts):
+        for path in sorted(folder.glob("*.onnx")):
+            try:
+                yield read_onnx(path)
+            except ArtifactError:
+                continue  # foreign or damaged: no link of the chain

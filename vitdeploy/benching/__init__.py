@@ -1,0 +1,1 @@
+"""What a bench measures: candidates, baseline, turns and processes."""

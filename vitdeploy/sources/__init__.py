@@ -1,0 +1,1 @@
+"""Where models come from: files, names and hubs, as one ``LoadedModel``."""
