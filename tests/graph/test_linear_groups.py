@@ -9,7 +9,7 @@ from onnx_text import parse
 from small_vit import small_vit
 
 from vitdeploy.graph.linear_groups import find_linear_groups, path_of, shapes_at_batch_one
-from vitdeploy.quantization.realize import prepare
+from vitdeploy.quantization.prepared import prepare
 
 RNG = np.random.default_rng(0)
 

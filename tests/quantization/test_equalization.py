@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.quantization.equalization import equalize, foldable_norm, smoothing_factor
-from vitdeploy.quantization.realize import prepare
+from vitdeploy.quantization.prepared import prepare
 
 RNG = np.random.default_rng(0)
 NORM = "n = LayerNormalization (x, gamma, beta)"

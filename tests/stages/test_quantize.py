@@ -20,10 +20,9 @@ from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT
-from vitdeploy.quantization.realize import prepare
-from vitdeploy.quantization.request import open_request
+from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
-from vitdeploy.stages.quantize import QuantizeOptions, plan_of, quantize, quantize_key
+from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, plan_of, quantize
 
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
@@ -60,6 +59,10 @@ def made(source, tmp_path_factory):
         )
         for case in cases
     }  # fmt: skip
+
+
+def key_of(source, **options) -> str:
+    return QuantizeRequest.open(source, "unwritten.onnx", **options).key
 
 
 def ops(model: ir.Model):
@@ -207,9 +210,9 @@ def test_the_source_is_left_as_it_was(source, made):
 
 def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(source, made):
     case = {"precision": "int8", "target": "tensorrt", "calibration": "digits", "options": ONE_THREAD}
-    key = quantize_key(source, **case)
+    key = key_of(source, **case)
     assert key == made["int8", "tensorrt"].manifest.key
-    assert key == quantize_key(source, **{**case, "options": QuantizeOptions(samples=200, threads=2)}), "not on threads"
+    assert key == key_of(source, **{**case, "options": QuantizeOptions(samples=200, threads=2)}), "not on threads"
     others = [
         {**case, "precision": "fp8"},
         {**case, "target": "openvino"},
@@ -220,7 +223,7 @@ def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(sour
         {**case, "options": QuantizeOptions(samples=200, validation="digits:validation")},
         {**case, "options": QuantizeOptions(samples=200, plan=PrecisionPlan(profile="x", remainder="fp16"))},
     ]
-    keys = {quantize_key(source, **other) for other in others}
+    keys = {key_of(source, **other) for other in others}
     assert len(keys) == len(others)
     assert key not in keys
 
@@ -387,8 +390,8 @@ def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
 
 
 def _plan(source):
-    request = open_request(source, "int8", "tensorrt", "digits", FAST)
-    return plan_of(prepare(source.load()), request).entries
+    request = QuantizeRequest.open(source, "plan.onnx", precision="int8", calibration="digits", options=FAST)
+    return plan_of(Prepared.of(source.load()), request).entries
 
 
 def test_the_model_is_not_written_over_itself(source):

@@ -1,6 +1,6 @@
 """Datasets: digits, image folders, calibration sets and timm's datasets, behind one ``open_dataset(uri)``."""
 
-from vitdeploy.datasets.base import SPLITS, Dataset, Split, content_digest, pixels_id
+from vitdeploy.datasets.base import SPLITS, Dataset, DataSource, Split, content_digest, pixels_id
 from vitdeploy.datasets.calibration_set import CalibrationSet, is_calibration_set
 from vitdeploy.datasets.imagenet import imagenet_classes, imagenet_labels
 from vitdeploy.datasets.labels import match_labels, read_label_map, require_labels
@@ -10,6 +10,7 @@ from vitdeploy.datasets.opening import open_dataset, splits_of
 __all__ = [
     "SPLITS",
     "CalibrationSet",
+    "DataSource",
     "Dataset",
     "Split",
     "batches",

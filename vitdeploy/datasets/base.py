@@ -62,6 +62,10 @@ class Dataset(Protocol):
         ...
 
 
+DataSource = Dataset | Path | str
+"""What names a dataset: the opened one, or the text or path that ``open_dataset`` takes."""
+
+
 class DatasetBase:
     """What is the same for all datasets; a subclass adds ``image``, ``sample_id`` and, where it can, ``file``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitdeploy.datasets.base import SPLITS, Dataset, Split, Subset
+from vitdeploy.datasets.base import SPLITS, Dataset, DataSource, Split, Subset
 from vitdeploy.datasets.calibration_set import is_calibration_set, open_calibration_set
 from vitdeploy.datasets.digits import Digits
 from vitdeploy.datasets.folder import ImageFolder
@@ -14,8 +14,8 @@ from vitdeploy.datasets.uri import DatasetUri, exists, parse_uri
 from vitdeploy.errors import CalibrationError, DataError
 
 
-def open_dataset(uri: str, *, split: Split | None = None, samples: int | None = None, seed: int = 0) -> Dataset:
-    """Open the dataset that ``uri`` names.
+def open_dataset(uri: DataSource, *, split: Split | None = None, samples: int | None = None, seed: int = 0) -> Dataset:
+    """Open the dataset that ``uri`` names; one that is open already is returned as it is, or a part of it.
 
     Args:
         uri: ``digits``, a folder of class folders, a flat folder of images (no labels), a calibration set, or
@@ -27,17 +27,24 @@ def open_dataset(uri: str, *, split: Split | None = None, samples: int | None = 
     Raises:
         DataError: There is no such dataset or split, it holds no images, or fewer than ``samples``.
     """
-    dataset = _open(parse_uri(uri, split))
+    if isinstance(uri, str | Path):
+        dataset = _open(parse_uri(str(uri), split))
+    elif split is None or parse_uri(uri.uri).split == split:
+        dataset = uri
+    else:
+        raise DataError(f"{uri.uri!r} is open already, so its split cannot be chosen: open it with split={split!r}")
     return dataset if samples is None else _take(dataset, samples, seed)
 
 
-def splits_of(uri: str) -> tuple[Split, ...]:
-    """Return the splits that the source itself defines; empty for a folder without split folders.
+def splits_of(uri: DataSource) -> tuple[Split, ...]:
+    """Return the splits that the source itself defines; empty for a folder without split folders, or an open dataset.
 
     ``open_dataset`` partitions such a folder when a split is asked for; whoever evaluates a folder that was handed in
     for that purpose alone wants all of it, and can tell the two apart with this.
     """
-    where = parse_uri(uri).where
+    if not isinstance(uri, str | Path):
+        return ()
+    where = parse_uri(str(uri)).where
     if where == "digits":
         return SPLITS
     if where.startswith(TIMM):
@@ -79,13 +86,16 @@ def _take(dataset: Dataset, samples: int, seed: int) -> Dataset:
     return Subset(dataset, choose(names, dataset.labels, samples, seed))
 
 
-def calibration_split(data: str) -> Split | None:
+def calibration_split(data: DataSource) -> Split | None:
     """Return the split of ``data`` that calibration takes: the training split where there is one, else all.
 
     Raises:
         CalibrationError: ``data`` is a test split.
     """
-    parsed = parse_uri(data)
+    text = str(data) if isinstance(data, str | Path) else data.uri
+    parsed = parse_uri(text)
     if parsed.split == "test":
-        raise CalibrationError(f"{data!r} is a test split, which calibration must not see: take '{parsed.where}:train'")
+        raise CalibrationError(f"{text!r} is a test split, which calibration must not see: take '{parsed.where}:train'")
+    if not isinstance(data, str | Path):
+        return None
     return "train" if parsed.split is None and "train" in splits_of(data) else parsed.split

@@ -112,7 +112,7 @@ class _Run:
 
     def refuse_early(self) -> None:
         """Open what later stages need, so that a wrong name costs no training."""
-        from vitdeploy.quantization.request import refuse_missing
+        from vitdeploy.quantization.request import open_calibration, open_plan
         from vitdeploy.stages.bench import open_test_data
 
         source = self.recipe.source
@@ -122,7 +122,10 @@ class _Run:
                 f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
             )
         for section in self.recipe.quantize:
-            refuse_missing(section.calibration, section.options)
+            open_plan(section.options.plan)
+            open_calibration(section.calibration)
+            if section.options.validation is not None:
+                open_dataset(section.options.validation)
         if self.recipe.bench.data is not None:
             open_test_data(self.recipe.bench.data, self.recipe.bench.options)
 
@@ -202,28 +205,30 @@ class _Run:
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:
         from dataclasses import replace
 
-        from vitdeploy.stages.quantize import quantize, quantize_key
+        from vitdeploy.stages.quantize import QuantizeRequest
 
         output = self.folder / f"model.{section.name}.onnx"
         options, calibration = section.options, section.calibration
         if section.precision in ("int8", "fp8") and calibration is None:
             calibration = self.split("train")
             options = replace(options, samples=min(section.samples, len(open_dataset(calibration))))
-        asked: dict[str, Any] = {
-            "precision": section.precision,
-            "target": section.target,
-            "calibration": calibration,
-            "options": options,
-        }
+        request = QuantizeRequest.open(
+            model,
+            output,
+            precision=section.precision,
+            target=section.target,
+            calibration=calibration,
+            options=options,
+        )
         told = {"data": self.recipe.data, **section.model_dump(mode="json")}
         step = Step(
             f"quantize {section.name}",
             output,
-            quantize_key(model, **asked),
+            request.key,
             Made(options=told, parents={"onnx": model.digest}),
             "the calibration data changed",
         )
-        return self.do(step, OnnxModel, lambda: quantize(model, output, **asked, progress=self.progress))
+        return self.do(step, OnnxModel, lambda: request.run(self.progress))
 
     def build(self, model: OnnxModel, graphs: dict[str, OnnxModel]) -> list[Engine]:
         section = self.recipe.build

@@ -16,6 +16,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.choice import RangeChoice, Trial, choose
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
 from vitdeploy.quantization.placement import Format
+from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import observed_tensors, realize
 from vitdeploy.quantization.samples import Division
 from vitdeploy.records import PrecisionPlan, Preprocess
@@ -48,10 +49,12 @@ class Calibration:
     """Calibrates one prepared graph for one plan."""
 
     def __init__(
-        self, model: ir.Model, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener, form: Format
+        self, prepared: Prepared, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener, form: Format
     ) -> None:
-        self.model, self.plan, self.preprocess, self.open_graph, self.form = model, plan, preprocess, open_graph, form
-        self.tensors = observed_tensors(model, plan)
+        self.prepared, self.plan, self.preprocess = prepared, plan, preprocess
+        self.open_graph, self.form = open_graph, form
+        self.tensors = observed_tensors(prepared, plan)
+        self.batch = batch_for(prepared.graph, self.tensors)
 
     def run(self, division: Division, candidates: Candidates, progress: Progress = SILENT) -> Calibrated:
         """Observe ``fit``, compare the candidates on ``compare``, and return the observations of both.
@@ -62,7 +65,7 @@ class Calibration:
         Raises:
             CalibrationError: There are no images, or an activation is NaN or infinite.
         """
-        with Collector(self.model, self.tensors, self.open_graph) as collector:
+        with Collector(self.prepared.graph, self.tensors, self.open_graph) as collector:
             observers = self._observe(collector, division.fit, progress)
             if division.compare is None:
                 return Calibrated(observers, candidates.methods[0])
@@ -74,20 +77,20 @@ class Calibration:
         return Calibrated(everything, choice, trials)
 
     def _observe(self, collector: Collector, dataset: Dataset, progress: Progress) -> Observers:
-        stream = batches(dataset, self.preprocess, batch_for(self.model, self.tensors))
+        stream = batches(dataset, self.preprocess, self.batch)
         return collector.observe(stream, total=len(dataset), progress=progress)
 
     def _compare(
         self, dataset: Dataset, candidates: Candidates, observers: Observers, progress: Progress
     ) -> tuple[RangeChoice, tuple[Trial, ...]]:
-        images = [batch.copy() for batch in batches(dataset, self.preprocess, batch_for(self.model, self.tensors))]
-        reference = self._logits(self.model, images)
+        images = [batch.copy() for batch in batches(dataset, self.preprocess, self.batch)]
+        reference = self._logits(self.prepared.graph, images)
         total = len(candidates.methods) + len(candidates.alphas)
         with progress.task("comparing ranges", total=total) as task:
 
             def score(choice: RangeChoice) -> float:
                 task.describe(str(choice))
-                graph = realize(self.model, self.plan, observers, choice, self.form).model
+                graph = realize(self.prepared, self.plan, observers, choice, self.form).model
                 value = logits_sqnr_db(self._logits(graph, images), reference)
                 task.advance()
                 return value

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from vitdeploy.artifacts import read_bytes, read_onnx
+from vitdeploy.artifacts import OnnxModel, read_bytes, read_onnx
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.linear_groups import LinearGroup
@@ -125,10 +125,7 @@ def read_plan(path: Path) -> PrecisionPlan:
     """
     path = Path(path)
     if path.suffix == ".onnx":
-        plan = read_onnx(path).manifest.plan
-        if plan is None:
-            raise ArtifactError(f"{str(path)!r} has no precision plan: it was never quantized")
-        return plan
+        return plan_of_graph(read_onnx(path))
     try:
         raw = json.loads(read_bytes(path))
         if isinstance(raw, dict) and isinstance(raw.get("plan"), dict):
@@ -140,6 +137,17 @@ def read_plan(path: Path) -> PrecisionPlan:
         raise ArtifactError(f"{str(path)!r} is not a precision plan: {where}: {first['msg']}") from error
     except ValueError as error:
         raise ArtifactError(f"{str(path)!r} is not a precision plan: it is not JSON") from error
+
+
+def plan_of_graph(model: OnnxModel) -> PrecisionPlan:
+    """Return the plan by which a graph was quantized.
+
+    Raises:
+        ArtifactError: It was never quantized.
+    """
+    if model.manifest.plan is None:
+        raise ArtifactError(f"{str(model.path)!r} has no precision plan: it was never quantized")
+    return model.manifest.plan
 
 
 def _check_precision(precision: NodePrecision, target: Target, where: str) -> None:

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from vitdeploy.errors import CalibrationError, UsageError
-from vitdeploy.graph.attentions import Attention, find_attentions
-from vitdeploy.graph.fold_transposes import FoldTransposes
+from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ
-from vitdeploy.graph.linear_groups import LinearGroup, find_linear_groups, path_of
-from vitdeploy.graph.name_nodes import NameNodes
-from vitdeploy.graph.quiet import quiet
+from vitdeploy.graph.linear_groups import LinearGroup, path_of
 from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.equalization import equalize, foldable_norm
 from vitdeploy.quantization.observers import TensorObserver
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format, QuantizedGroup, QuantizedTensors, place
+from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan
 
 _WITH_ACTIVATIONS = ("int8", "fp8")
@@ -34,28 +31,18 @@ class Realized:
     plan: PrecisionPlan
 
 
-def prepare(model: ir.Model) -> ir.Model:
-    """Bring weights into initializers, name every node and infer shapes, in place, so that groups can be found."""
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    FoldTransposes()(model)
-    NameNodes()(model)
-    with quiet():
-        common.ShapeInferencePass()(model)
-    return model
-
-
-def observed_tensors(model: ir.Model, plan: PrecisionPlan) -> tuple[str, ...]:
+def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> tuple[str, ...]:
     """Return the names of the tensors whose range the plan needs."""
     wanted = {entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS}
-    values = [group.activation for group in find_linear_groups(model) if group.name in wanted]
-    for attention in find_attentions(model):
+    values = [group.activation for group in prepared.linears if group.name in wanted]
+    for attention in prepared.attentions:
         if attention.name in wanted:
             values.extend(value for value, _ in _factors(attention) if value is not attention.softmax.outputs[0])
     return tuple(dict.fromkeys(str(value.name) for value in values))
 
 
 def realize(
-    model: ir.Model,
+    prepared: Prepared,
     plan: PrecisionPlan,
     observers: Mapping[str, TensorObserver],
     choice: RangeChoice,
@@ -71,9 +58,9 @@ def realize(
         GraphError: A weight is not finite.
         UsageError: Attention, which has no weights, is to be quantized in weights only.
     """
-    copy = model.clone()
-    groups = {group.name: group for group in find_linear_groups(copy)}
-    attentions = {attention.name: attention for attention in find_attentions(copy)}
+    copy = prepared.clone()
+    groups = {group.name: group for group in copy.linears}
+    attentions = {attention.name: attention for attention in copy.attentions}
     quantized: list[QuantizedGroup] = []
     others: list[QuantizedTensors] = []
     entries: list[PlanEntry] = []
@@ -92,12 +79,12 @@ def realize(
             entries.append(entry.model_copy(update={"equalization": None}))
             continue
         observer = _observer(observers, group.activation, entry.group)
-        clip, used = _clip(copy.graph, group, observer, choice, alpha)
+        clip, used = _clip(copy.graph.graph, group, observer, choice, alpha)
         quantized.append(QuantizedGroup(group, entry.precision, clip))
         entries.append(entry.model_copy(update={"equalization": used}))
     for placement in place(quantized, form, others):
-        InsertQDQ(placement)(copy)
-    return Realized(copy, plan.model_copy(update={"entries": tuple(entries)}))
+        InsertQDQ(placement)(copy.graph)
+    return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
 
 
 def _quantized_attention(

@@ -1,4 +1,4 @@
-"""What ``quantize`` was asked for: options, and every source opened and checked, before any work is done."""
+"""What decides the result of ``quantize``: options, and every source, opened once and checked before any work."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import InstanceOf
+
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
-from vitdeploy.datasets import Dataset, open_dataset
+from vitdeploy.datasets import Dataset, DataSource, open_dataset
+from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError
 from vitdeploy.quantization.calibration import Candidates
 from vitdeploy.quantization.choice import ALPHAS, RangeChoice
 from vitdeploy.quantization.observers import RangeMethod
 from vitdeploy.quantization.placement import Format
-from vitdeploy.quantization.plan import Edits, Intent, Profile, read_plan
+from vitdeploy.quantization.plan import Edits, Intent, Profile, plan_of_graph, read_plan
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
 
 Method = Literal["auto", "minmax", "percentile", "mse"]
@@ -34,8 +37,8 @@ class QuantizeOptions:
     method: How clips follow from what was observed; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: ``auto`` compares, ``off`` does without, a number is the alpha to take.
-    plan: A precision plan, or the file of one, whose entries go before the profile's.
-    validation: DATA for the check, instead of a part of the calibration set.
+    plan: A precision plan, the file of one, or a quantized graph, whose entries go before the profile's.
+    validation: Images for the check, instead of a part of the calibration set.
     samples: Take that many of the calibration images, stratified, by ``seed``.
     min_sqnr_db: Fail where the logits SQNR of the check is below it.
     table: Where to keep what was observed, a CalibrationTable ``NAME.calib.json`` with its arrays beside it.
@@ -46,8 +49,8 @@ class QuantizeOptions:
     method: Method = "auto"
     percentile: float = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
-    plan: PrecisionPlan | Path | str | None = None
-    validation: str | None = None
+    plan: PrecisionPlan | InstanceOf[Edits] | InstanceOf[OnnxModel] | Path | str | None = None
+    validation: InstanceOf[DatasetBase] | Path | str | None = None
     samples: int | None = None
     seed: int = 0
     min_sqnr_db: float | None = None
@@ -80,9 +83,13 @@ class QuantizeOptions:
         }
 
 
-@dataclass(frozen=True)
-class QuantizeRequest:
-    """All that decides the result of ``quantize``."""
+CalibrationSource = CalibrationTable | DataSource
+"""What ranges are taken from: a table, opened or the file of one, or images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeInputs:
+    """All that decides the result of ``quantize``, opened."""
 
     source: OnnxModel
     precision: NodePrecision
@@ -153,14 +160,14 @@ class QuantizeRequest:
         return self.edits is not None and any(entry.equalization is not None for entry in self.edits.plan.entries)
 
 
-def open_request(
+def open_inputs(
     source: OnnxModel,
     precision: Precision,
     target: Target,
-    calibration: str | Path | None,
+    calibration: CalibrationSource | None,
     options: QuantizeOptions,
-) -> QuantizeRequest:
-    """Check what was asked for and open plan, table and datasets.
+) -> QuantizeInputs:
+    """Check the options and open plan, table and datasets.
 
     Raises:
         CalibrationError: Ranges are needed and there is nothing to take them from, or a table or split is unfit.
@@ -176,8 +183,12 @@ def open_request(
         raise GraphError(
             f"{str(source.path)!r} is {source.manifest.precision} already: quantize the FP32 graph that it came from"
         )
-    edits = _edits(options.plan)
-    table, data = _open_calibration(source, calibration, options)
+    edits = open_plan(options.plan)
+    opened = open_calibration(calibration, options.samples, options.seed)
+    table = opened if isinstance(opened, CalibrationTable) else None
+    data = None if isinstance(opened, CalibrationTable) else opened
+    if table is not None:
+        table.require_fit(source.digest, source.manifest.preprocess)
     if calibration is None and _needs_ranges(wanted, edits):
         what = f"precision {precision!r}" if edits is None else f"precision {precision!r} with the plan {edits.where}"
         raise CalibrationError(
@@ -190,21 +201,32 @@ def open_request(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "
             f"'vitdeploy export {source.path} --preprocess … -o adopted.onnx' adds it"
         )
-    return QuantizeRequest(source, wanted, target, options, edits, table, data, validation)
+    return QuantizeInputs(
+        source=source,
+        precision=wanted,
+        target=target,
+        options=options,
+        edits=edits,
+        table=table,
+        data=data,
+        validation=validation,
+    )
 
 
-def _open_calibration(
-    source: OnnxModel, calibration: str | Path | None, options: QuantizeOptions
-) -> tuple[CalibrationTable | None, Dataset | None]:
-    if calibration is None:
-        return None, None
-    if is_calibration_table(Path(calibration)):
-        table = read_calibration_table(Path(calibration))
-        table.require_fit(source.digest, source.manifest.preprocess)
-        return table, None
-    data = str(calibration)
-    split = calibration_split(data)
-    return None, open_dataset(data, split=split, samples=options.samples, seed=options.seed)
+def open_calibration(
+    source: CalibrationSource | None, samples: int | None = None, seed: int = 0
+) -> CalibrationTable | Dataset | None:
+    """Open a calibration table or calibration images; whether they fit a model is not asked.
+
+    Raises:
+        ArtifactError, DataError: It is not there or is damaged.
+        CalibrationError: The data is a test split.
+    """
+    if source is None or isinstance(source, CalibrationTable):
+        return source
+    if isinstance(source, str | Path) and is_calibration_table(Path(source)):
+        return read_calibration_table(Path(source))
+    return open_dataset(source, split=calibration_split(source), samples=samples, seed=seed)
 
 
 def _needs_ranges(precision: NodePrecision, edits: Edits | None) -> bool:
@@ -212,27 +234,18 @@ def _needs_ranges(precision: NodePrecision, edits: Edits | None) -> bool:
     return any(wanted in ("int8", "fp8") for wanted in (precision, *(entry.precision for entry in entries)))
 
 
-def refuse_missing(calibration: str | Path | None, options: QuantizeOptions) -> None:
-    """Open what ``quantize`` would read beside the model; whether it fits the model shows later.
+def open_plan(plan: Edits | PrecisionPlan | OnnxModel | Path | str | None) -> Edits | None:
+    """Read a plan, of which a quantized graph has one too.
 
     Raises:
-        ArtifactError, DataError: Calibration or validation data, or the plan, is not there or is damaged.
-        CalibrationError: The calibration data is a test split.
+        ArtifactError: The file is missing, or is not a plan.
     """
-    _edits(options.plan)
-    if calibration is not None and is_calibration_table(Path(calibration)):
-        read_calibration_table(Path(calibration))
-    elif calibration is not None:
-        open_dataset(str(calibration), split=calibration_split(str(calibration)))
-    if options.validation is not None:
-        open_dataset(options.validation)
-
-
-def _edits(plan: PrecisionPlan | Path | str | None) -> Edits | None:
-    if plan is None:
-        return None
+    if plan is None or isinstance(plan, Edits):
+        return plan
     if isinstance(plan, PrecisionPlan):
         return Edits(plan, "given")
+    if isinstance(plan, OnnxModel):
+        return Edits(plan_of_graph(plan), repr(str(plan.path)))
     return Edits(read_plan(Path(plan)), repr(str(plan)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,13 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.plan import Intent, make_plan
-from vitdeploy.quantization.request import DEFAULTS, QuantizeOptions, QuantizeRequest, open_request
+from vitdeploy.quantization.request import (
+    DEFAULTS,
+    CalibrationSource,
+    QuantizeInputs,
+    QuantizeOptions,
+    open_inputs,
+)
 from vitdeploy.quantization.samples import Division, divide
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
@@ -27,9 +33,10 @@ from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecis
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vitdeploy.quantization.prepared import Prepared
     from vitdeploy.sessions import Opener, Session
 
-__all__ = ["QuantizeOptions", "quantize", "quantize_key"]
+__all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
 
 EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
@@ -43,7 +50,7 @@ def quantize(
     *,
     precision: Precision,
     target: Target = "tensorrt",
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     options: QuantizeOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> OnnxModel:
@@ -71,66 +78,85 @@ def quantize(
         ArtifactError: A file is missing or damaged, or ``output`` cannot be written.
         DataError: Images cannot be read.
     """
-    from vitdeploy.quantization.realize import finish, prepare, realize
-
-    if not isinstance(model, OnnxModel):
-        model = read_onnx(Path(model))
-    output = Path(output)
-    if output.resolve() == model.path.resolve():
-        raise UsageError(f"the output {str(output)!r} is the model itself: choose another name")
-    refuse_unwritable(output, "an ONNX file")
-    request = open_request(model, precision, target, calibration, options)
-    before = prepare(model.load())
-    plan = plan_of(before, request)
-    _note_opset(before, plan, progress)
-    division = _divide(request)
-    open_graph = _opener(request)
-    calibrated, info = _calibrate(before, plan, division, request, progress)
-    realized = realize(before, plan, calibrated.observers, calibrated.choice, request.form)
-    realized = finish(realized, before)
-    judged = _judge(before, realized.model, _check_images(request, division), request, open_graph)
-    _gate(judged, request, progress)
-    if options.table is not None and info is not None and request.table is None:
-        _keep_table(options.table, calibrated, request, info)
-    manifest = _manifest(request, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
-    return write_onnx(output, realized.model, manifest, judged.golden)
+    request = QuantizeRequest.open(
+        model, output, precision=precision, target=target, calibration=calibration, options=options
+    )
+    return request.run(progress)
 
 
-def quantize_key(
-    model: OnnxModel,
-    *,
-    precision: Precision,
-    target: Target = "tensorrt",
-    calibration: str | Path | None = None,
-    options: QuantizeOptions = DEFAULTS,
-) -> str:
-    """Return the freshness key that ``quantize`` would give its output now; no runtime is loaded.
+@dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(QuantizeInputs):
+    """A quantization that is ready to run: every source opened and checked, and where the graph goes."""
 
-    Raises:
-        VitdeployError: As ``quantize``, where sources or options are unfit.
-    """
-    return open_request(model, precision, target, calibration, options).key
+    output: Path
+
+    @classmethod
+    def open(
+        cls,
+        model: OnnxModel | Path | str,
+        output: Path | str,
+        *,
+        precision: Precision,
+        target: Target = "tensorrt",
+        calibration: CalibrationSource | None = None,
+        options: QuantizeOptions = DEFAULTS,
+    ) -> QuantizeRequest:
+        """Open model, plan, table and data; no runtime is loaded.
+
+        Raises:
+            VitdeployError: As ``quantize``, where sources or options are unfit or the output cannot be written.
+        """
+        if not isinstance(model, OnnxModel):
+            model = read_onnx(Path(model))
+        output = Path(output)
+        if output.resolve() == model.path.resolve():
+            raise UsageError(f"the output {str(output)!r} is the model itself: choose another name")
+        refuse_unwritable(output, "an ONNX file")
+        inputs = open_inputs(model, precision, target, calibration, options)
+        return cls(output=output, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
+
+    def run(self, progress: Progress = SILENT) -> OnnxModel:
+        """Calibrate, quantize, check, and write the graph.
+
+        Raises:
+            VitdeployError: As ``quantize``.
+        """
+        from vitdeploy.quantization.prepared import Prepared
+        from vitdeploy.quantization.realize import finish, realize
+
+        before = Prepared.of(self.source.load())
+        plan = plan_of(before, self)
+        _note_opset(before.graph, plan, progress)
+        division = _divide(self)
+        open_graph = _opener(self)
+        calibrated, info = _calibrate(before, plan, division, self, open_graph, progress)
+        realized = realize(before, plan, calibrated.observers, calibrated.choice, self.form)
+        realized = finish(realized, before.graph)
+        judged = _judge(before.graph, realized.model, _check_images(self, division), self, open_graph)
+        _gate(judged, self, progress)
+        if self.options.table is not None and info is not None and self.table is None:
+            _keep_table(self.options.table, calibrated, self, info)
+        manifest = _manifest(self, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
+        return write_onnx(self.output, realized.model, manifest, judged.golden)
 
 
-def plan_of(graph: ir.Model, request: QuantizeRequest) -> PrecisionPlan:
+def plan_of(prepared: Prepared, request: QuantizeInputs) -> PrecisionPlan:
     """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
 
     Raises:
         GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
     """
-    from vitdeploy.graph.attentions import find_attentions
-    from vitdeploy.graph.linear_groups import find_linear_groups
     from vitdeploy.quantization.placement import INTEGER_PRECISIONS
 
     name = str(request.source.path)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in prepared.graph.graph):
         raise GraphError(
             f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 graph"
         )
     intent = Intent(request.precision, request.target, request.options.profile)
-    plan = make_plan(find_linear_groups(graph), find_attentions(graph), intent)
+    plan = make_plan(prepared.linears, prepared.attentions, intent)
     if request.edits is not None:
-        plan = request.edits.applied(plan, request.target, {str(node.name) for node in graph.graph})
+        plan = request.edits.applied(plan, request.target, {str(node.name) for node in prepared.graph.graph})
     if request.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
         raise GraphError(
             f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding and "
@@ -169,7 +195,12 @@ def _opener(request: QuantizeRequest) -> Opener:
 
 
 def _calibrate(
-    graph: ir.Model, plan: PrecisionPlan, division: Division | None, request: QuantizeRequest, progress: Progress
+    prepared: Prepared,
+    plan: PrecisionPlan,
+    division: Division | None,
+    request: QuantizeRequest,
+    open_graph: Opener,
+    progress: Progress,
 ) -> tuple[Calibrated, CalibrationInfo | None]:
     """Take ranges from the table or the images, as the request has them; none where only weights are quantized."""
     if not request.needs_ranges:
@@ -183,7 +214,7 @@ def _calibrate(
     assert request.data is not None
     assert division is not None
     assert request.source.manifest.preprocess is not None
-    calibration = Calibration(graph, plan, request.source.manifest.preprocess, _opener(request), request.form)
+    calibration = Calibration(prepared, plan, request.source.manifest.preprocess, open_graph, request.form)
     calibrated = calibration.run(division, candidates, progress)
     if calibrated.trials:
         compared = ", ".join(f"{trial.choice} {trial.sqnr_db:.1f} dB" for trial in calibrated.trials)
