@@ -126,7 +126,8 @@ def preprocess_of(file: WeightFile) -> Preprocess | None:
     """Return the folder's own preprocessing, None where it has no preprocessor_config.json."""
     if not file.preprocessor:
         return None
-    return preprocess_from_hf(file.preprocessor, source=f"preprocessor_config.json of {file.path.name!r}")
+    source = f"preprocessor_config.json of {file.path.name!r}"
+    return preprocess_from_hf(file.preprocessor, source, str(file.config.get("model_type") or ""))
 
 
 def _check_activation(config: Mapping[str, Any], known: tuple[str, ...]) -> None:

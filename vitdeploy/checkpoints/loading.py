@@ -206,7 +206,7 @@ def _preprocess(
         record = squashed(size[0], "Hugging Face ViTImageProcessor's default", half=True, interpolation="bilinear")
     if converted.preprocess is None:
         notes.append(f"the file says nothing of preprocessing: took {record.source}")
-    return _at_size(_with_channels(record, int(arguments.get("channels", 3)), notes), size)
+    return _with_channels(record, int(arguments.get("channels", 3)), notes).at_size((size[0], size[1]))
 
 
 def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Preprocess:
@@ -217,7 +217,7 @@ def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Prepr
         raise CheckpointError(f"the weights take images of {channels} channels, only 1 and 3 can be read from files")
     mean, std = (sum(values) / len(values) for values in (record.mean, record.std))
     notes.append(f"the model takes {channels} channels: took mean {mean:.4g} and std {std:.4g}")
-    update = {"channels": channels, "mean": (mean,) * channels, "std": (std,) * channels}
+    update = {"channels": channels, "mean": (mean,) * channels, "std": (std,) * channels, "fill": ()}
     return record.model_copy(update=update)
 
 
@@ -225,13 +225,3 @@ def _torchvision(variant: Variant | None, size: int) -> Preprocess:
     if variant is not None and "torchvision" in variant.preprocess.source:
         return variant.preprocess
     return resized(size, max(size * 256 // 224, size), "torchvision, IMAGENET1K_V1", interpolation="bilinear")
-
-
-def _at_size(record: Preprocess, size: tuple[int, ...]) -> Preprocess:
-    if record.size == size:
-        return record
-    height, width = size[0], size[1]
-    scaled = None
-    if record.resize_size is not None:
-        scaled = max(math.floor(record.resize_size * min(size) / min(record.size)), max(size))
-    return record.model_copy(update={"size": (height, width), "resize_size": scaled})

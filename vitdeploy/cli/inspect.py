@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from vitdeploy.cli.options import Json
 
 if TYPE_CHECKING:
-    from vitdeploy.records import Manifest
+    from vitdeploy.records import Manifest, Preprocess
     from vitdeploy.stages.inspect import GraphInfo, Inspection, WeightsInfo
 
 
@@ -62,11 +63,7 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
         more = f" … {len(model.classes)} in all" if len(model.classes) > 10 else ""
         lines.append(("classes", shown + more))
     if (spec := manifest.preprocess) is not None:
-        how = {"shortest": f"shorter side to {spec.resize_size}", "squash": "squashed", "none": "not resized"}
-        crop = ", centre crop" if spec.crop == "center" else ""
-        size = "x".join(map(str, (spec.channels, *spec.size)))
-        values = f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
-        lines.append(("input", f"{size}, {how[spec.resize]} ({spec.interpolation}){crop}, {values}"))
+        lines.append(("input", _input(spec)))
     target = f" for {manifest.target}" if manifest.target is not None else ""
     lines.append(("precision", f"{manifest.precision}{target}"))
     if manifest.plan is not None:
@@ -110,3 +107,25 @@ def _weights_lines(weights: WeightsInfo) -> list[tuple[str, str]]:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:.4g}" for value in values)
+
+
+def _input(spec: Preprocess) -> str:
+    """Return in words how an image becomes the network's input."""
+    size = "x".join(map(str, (spec.channels, *spec.size)))
+    target = "x".join(map(str, spec.resized_to)) if spec.resize != "shortest" else str(spec.resize_size)
+    how = {
+        "shortest": f"shorter side to {target}",
+        "cover": f"scaled to cover {target}",
+        "contain": f"scaled to lie within {target}",
+        "squash": f"squashed to {target}" if spec.resized_to != spec.size else "squashed",
+        "none": "not resized",
+    }
+    parts = [size, how[spec.resize] + ("" if spec.resize == "none" else f" ({spec.interpolation})")]
+    if spec.crop == "center":
+        parts.append("centre crop")
+    if not math.isclose(spec.scale, 1 / 255) or spec.offset:
+        parts.append(f"pixels · {spec.scale:.6g}" + (f" {spec.offset:+g}" if spec.offset else ""))
+    parts.append(f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
+    if spec.channel_order == "bgr":
+        parts.append("channels as BGR")
+    return ", ".join(parts)

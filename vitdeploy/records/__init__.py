@@ -9,7 +9,7 @@ from vitdeploy.records.manifest import (
     Manifest,
     stage_key,
 )
-from vitdeploy.records.model import Interpolation, ModelSpec, Preprocess
+from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.precision import (
     CalibrationInfo,
     NodePrecision,
@@ -18,6 +18,7 @@ from vitdeploy.records.precision import (
     PrecisionPlan,
     Target,
 )
+from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
 
 __all__ = [

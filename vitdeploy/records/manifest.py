@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitdeploy.records.base import Record, sha256_of
-from vitdeploy.records.model import ModelSpec, Preprocess
+from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.precision import CalibrationInfo, Precision, PrecisionPlan, Target
+from vitdeploy.records.preprocess import Preprocess
 
 Kind = Literal["checkpoint", "onnx", "calibration-table", "engine"]
 SCHEMA_VERSION = 1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitdeploy.preprocess import denormalized
 from vitdeploy.records import Preprocess
 from vitdeploy.training.options import Augmentation
 
@@ -25,8 +26,7 @@ class RandomAffine:
     def __init__(self, options: Augmentation, preprocess: Preprocess) -> None:
         self.options = options
         self.height, self.width = preprocess.size
-        black = [-mean / std for mean, std in zip(preprocess.mean, preprocess.std, strict=True)]
-        self.black = torch.tensor(black).view(1, -1, 1, 1)
+        self.black = torch.tensor(denormalized((0.0,) * preprocess.channels, preprocess)).view(1, -1, 1, 1)
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Return ``count`` matrices [count, 2, 3] from output to input coordinates, in units of −1…1 per axis."""
@@ -81,10 +81,10 @@ def numpy_seed(seed: int) -> Iterator[None]:
 
 
 def photograph_transform(options: Augmentation, preprocess: Preprocess) -> Any:
-    """Return timm's training transform from an RGB image to a normalised tensor [3, H, W]."""
+    """Return timm's training transform from an RGB image to a normalised tensor [3, H, W], its channels still RGB."""
     from timm.data import create_transform
 
-    mean, std = preprocess.mean, preprocess.std
+    mean, std = preprocess.unit_mean, preprocess.unit_std
     if preprocess.channels == 1:
         mean, std = mean * 3, std * 3
     return create_transform(

@@ -20,10 +20,13 @@ class Teacher:
     def __init__(self, module: nn.Module, preprocess: Preprocess, student: Preprocess) -> None:
         """Fold the step from one normalisation to the other into one factor and one offset per channel.
 
-        x · std_s + mean_s is in 0…1, so the teacher's input is x · std_s / std_t + (mean_s − mean_t) / std_t.
+        x · std_s + mean_s is in 0…1, so the teacher's input is x · std_s / std_t + (mean_s − mean_t) / std_t, with
+        means and deviations for pixels in 0…1.
         """
         self.module = module.eval().requires_grad_(False)
-        pairs = zip(student.mean, student.std, preprocess.mean, preprocess.std, strict=True)
+        self.reversed = student.channel_order != preprocess.channel_order
+        per_channel = (student.unit_mean, student.unit_std, preprocess.unit_mean, preprocess.unit_std)
+        pairs = zip(*(preprocess.network_order(values) for values in per_channel), strict=True)
         rows = [(std / its_std, (mean - its_mean) / its_std) for mean, std, its_mean, its_std in pairs]
         factor, offset = torch.tensor(rows).T
         self.factor, self.offset = factor.view(1, -1, 1, 1), offset.view(1, -1, 1, 1)
@@ -37,6 +40,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Map the student's inputs [B, C, H, W] to logits [B, K]."""
+        images = images.flip(1) if self.reversed else images
         logits: Tensor = self.module(images * self.factor + self.offset)
         return logits
 

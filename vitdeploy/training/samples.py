@@ -215,7 +215,9 @@ class _TrainingImages:
             return torch.from_numpy(normalize(pixels[None], self.preprocess)[0]), label
         with _all_seeds(seed_of(self.seed, "image", place, index)):
             tensor: Tensor = self.transform(image.convert("RGB"))
-        return (tensor if self.preprocess.channels == 3 else tensor.mean(dim=0, keepdim=True)), label
+        if self.preprocess.channels == 1:
+            return tensor.mean(dim=0, keepdim=True), label
+        return (tensor.flip(0) if self.preprocess.channel_order == "bgr" else tensor), label
 
 
 class _Passes:

@@ -120,14 +120,9 @@ def _fitted(preprocess: Preprocess, arguments: Mapping[str, Any]) -> Preprocess:
         return preprocess
     value = arguments["image_size"]
     size = (value, value) if isinstance(value, int) else tuple(value)
-    if size == preprocess.size:
-        return preprocess
-    update: dict[str, Any] = {"size": size}
-    if preprocess.resize == "none":
-        update["resize"] = "squash"
-    if preprocess.resize_size is not None:
-        update["resize_size"] = round(preprocess.resize_size * max(size) / max(preprocess.size))
-    return preprocess.model_copy(update=update)
+    if preprocess.resize == "none" and size != preprocess.size:
+        preprocess = preprocess.model_copy(update={"resize": "squash"})
+    return preprocess.at_size((size[0], size[1]))
 
 
 def _side(arguments: Mapping[str, Any]) -> int:

@@ -1,0 +1,22 @@
+"""From an image file to a network input: the same code trains, calibrates and runs."""
+
+from vitdeploy.preprocess.huggingface import preprocess_from_hf
+from vitdeploy.preprocess.images import open_image
+from vitdeploy.preprocess.pixels import denormalized, normalize, to_pixels
+from vitdeploy.preprocess.record import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD
+from vitdeploy.preprocess.sources import preprocess_from, preprocess_of_folder
+from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
+
+__all__ = [
+    "DIGITS_PREPROCESS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "denormalized",
+    "normalize",
+    "open_image",
+    "preprocess_from",
+    "preprocess_from_hf",
+    "preprocess_from_timm_config",
+    "preprocess_of_folder",
+    "to_pixels",
+]

@@ -1,0 +1,78 @@
+"""Decoding image files with Pillow."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vitdeploy.errors import DataError
+
+_SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def open_image(source: Path | bytes, name: str = "") -> Image.Image:
+    """Decode an image file completely and return it upright, as mode ``L`` or ``RGB``.
+
+    The EXIF orientation is applied. 16-bit greyscale is scaled to 0…255 (Pillow's own conversion would clip it).
+    Transparency is dropped without blending, as torchvision and timm do, so that accuracies compare. Of an animation
+    the first frame is taken.
+
+    Args:
+        source: A file, or the bytes of one.
+        name: What an error calls the image; the path where empty.
+    Raises:
+        DataError: There is no such file, it is not an image, or it is truncated or otherwise damaged.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        # Pillow warns of oddities in EXIF data and of very large images; neither changes the pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                plain = _as_grey_or_rgb(upright, name)
+                plain.info.clear()  # a transparent colour left in here would steer later conversions
+                return plain
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"there is no image {name!r}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name!r} is not an image that can be read (another format, or damaged): remove or replace it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image {name!r} is too large to be decoded safely: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"image {name!r} cannot be read: {error.strerror}") from error
+        raise DataError(_damaged(name, error)) from error
+    except Exception as error:  # decoders answer damaged files with SyntaxError, ValueError, struct.error and more
+        raise DataError(_damaged(name, error)) from error
+
+
+def _damaged(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"image {name!r} is truncated or damaged ({reason}): remove or replace it"
+
+
+def _as_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in {"L", "RGB"}:
+        return image.copy()
+    if image.mode in _SIXTEEN_BIT:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"image {name!r} has integer pixels outside 0…65535, expected 8 or 16 bits per channel")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"image {name!r} has floating-point pixels, expected 8 or 16 bits per channel")
+    if image.mode in {"1", "LA"}:
+        return image.convert("L")
+    if image.mode in {"P", "PA"}:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,128 @@
+"""From a decoded image to the network's input, with Pillow and NumPy alone.
+
+Resizing and cropping give, byte for byte, what torchvision's ``Resize`` and ``CenterCrop``, timm's evaluation
+transforms and transformers' Pillow processors give; ``normalize`` gives their float32 values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitdeploy.errors import DataError
+from vitdeploy.records import Preprocess
+
+LARGEST_RESIZED = 2 * 89_478_485
+"""Pixels: the limit from which on Pillow refuses to decode an image."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+def to_pixels(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+    """Return the image resized and cropped as ``spec`` says, [H, W, C] in 0…255; ``Preprocess`` has the rules.
+
+    Raises:
+        DataError: Nothing resizes or crops the image and it has another size than ``size``, or its aspect ratio is so
+            extreme that a side vanishes or the resized image would not fit into memory.
+    """
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    height, width = spec.size
+    target = _resized_size(image.size, spec)
+    if target != image.size:
+        image = image.resize(_possible(target, image.size), _RESAMPLING[spec.interpolation])
+    if spec.crop == "center" and image.size != (width, height):
+        image = _center_crop(image, spec)
+    if image.size != (width, height):
+        raise DataError(
+            f"an image of {image.width}×{image.height} pixels does not fit the input of {width}×{height}, and the "
+            f"preprocessing neither resizes nor crops it: resize the image, or give a Preprocess that does"
+        )
+    return np.asarray(image, dtype=np.uint8).reshape(height, width, spec.channels)
+
+
+def _resized_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+    """Return (width, height) after resizing an image of (width, height)."""
+    width, height = size
+    if spec.resize == "none":
+        return size
+    high, wide = spec.resized_to
+    if spec.resize == "squash":
+        return wide, high
+    if spec.resize == "shortest":
+        if width <= height:
+            return high, int(high * height / width)
+        return int(high * width / height), high
+    ratios = height / high, width / wide
+    ratio = min(ratios) if spec.resize == "cover" else max(ratios)
+    return round(width / ratio), round(height / ratio)
+
+
+def _possible(target: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    width, height = target
+    if width < 1 or height < 1 or width * height > LARGEST_RESIZED:
+        raise DataError(
+            f"an image of {size[0]}×{size[1]} pixels would be resized to {width}×{height}, which is no image that can "
+            f"be held: remove it, or cut it"
+        )
+    return target
+
+
+def _center_crop(image: Image.Image, spec: Preprocess) -> Image.Image:
+    """Crop the centre of an image that may be smaller than the crop."""
+    height, width = spec.size
+    top, left = _start(image.height, height, spec), _start(image.width, width, spec)
+    if image.height >= height and image.width >= width:
+        return image.crop((left, top, left + width, top + height))
+    fill = spec.fill or (0,) * spec.channels
+    canvas = Image.new(image.mode, (width, height), fill if len(fill) > 1 else fill[0])
+    canvas.paste(image, (-left, -top))
+    return canvas
+
+
+def _start(side: int, crop: int, spec: Preprocess) -> int:
+    """Return where the crop starts on an axis; negative where that lies before the image."""
+    if spec.crop_offset == "floor":
+        return (side - crop) // 2
+    return round((side - crop) / 2.0) if side >= crop else -((crop - side) // 2)
+
+
+def normalize(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:
+    """Return (pixels · scale + offset − mean) / std, [n, H, W, C] uint8 → [n, C, H, W] float32, owned by the caller.
+
+    A byte has 256 values, so each channel is one table look-up. The table is computed in the order and precision of
+    torchvision's ``ToTensor`` and ``Normalize``, and of transformers' ``rescale`` and ``normalize``, and therefore has
+    their bits.
+    """
+    if pixels.ndim != 4 or pixels.shape[3] != spec.channels:
+        raise DataError(f"pixels of shape {pixels.shape} were given, expected [n, H, W, {spec.channels}]")
+    count, height, width, channels = pixels.shape
+    output = np.empty((count, channels, height, width), np.float32)
+    order = range(channels)[::-1] if spec.channel_order == "bgr" else range(channels)
+    for place, channel in enumerate(order):
+        np.take(_table(spec, channel), pixels[..., channel], out=output[:, place], mode="clip")
+    return output
+
+
+def _table(spec: Preprocess, channel: int) -> NDArray[np.float32]:
+    """Return the 256 inputs that the 256 pixel values become in one channel."""
+    scaled = (np.arange(256, dtype=np.float64) * spec.scale).astype(np.float32)
+    if spec.offset:
+        scaled += np.float32(spec.offset)
+    table: NDArray[np.float32] = (scaled - np.float32(spec.mean[channel])) / np.float32(spec.std[channel])
+    return table
+
+
+def denormalized(values: Sequence[float], spec: Preprocess) -> tuple[float, ...]:
+    """Return colours in 0…1 per channel of the image as inputs per channel of the network."""
+    inputs = ((u - mean) / std for u, mean, std in zip(values, spec.unit_mean, spec.unit_std, strict=True))
+    return spec.network_order(tuple(inputs))

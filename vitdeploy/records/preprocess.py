@@ -1,0 +1,122 @@
+"""How an image becomes a network's input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from vitdeploy.records.base import Record
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Resize = Literal["shortest", "cover", "contain", "squash", "none"]
+
+_STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order")
+LARGEST_SIDE = 16384
+"""Beyond it a size is a typing error, or an attack on memory."""
+
+
+class Preprocess(Record):
+    """From an image file to a network input: resize, crop, scale, subtract ``mean``, divide by ``std``.
+
+    ``size`` is (height, width) of the input. ``resize`` says how an image gets to ``resize_size``, which is one number
+    for both sides or (height, width), and ``size`` where it is None:
+
+    * ``shortest``: the shorter side becomes ``resize_size``, the longer one follows, rounded down (torchvision,
+      transformers).
+    * ``cover``, ``contain``: the aspect ratio is kept, and the result covers (height, width) or lies within it; sides
+      are rounded to the nearest number (timm's ``ResizeKeepRatio``).
+    * ``squash``: both sides are scaled, the aspect ratio is not kept.
+    * ``none``: the image stays as it is.
+
+    A centre crop then gives ``size``; what it takes from outside the image is filled with ``fill``, a colour in 0…255
+    per channel of the image, black where it is empty. ``crop_offset`` is how half a pixel is rounded: ``round`` to the
+    even number (torchvision, timm), ``floor`` down (transformers). Where padding is needed, ``round`` puts the smaller
+    half in front and ``floor`` the larger one.
+
+    A pixel p in 0…255 becomes (p · ``scale`` + ``offset`` − ``mean``) / ``std``, with one mean and one std per channel
+    of the image. Last, ``channel_order`` ``bgr`` reverses the channels. ``source`` says where the values come from.
+    """
+
+    size: tuple[int, int]
+    channels: Literal[1, 3] = 3
+    resize: Resize = "shortest"
+    resize_size: int | tuple[int, int] | None = None
+    crop: Literal["center", "none"] = "center"
+    crop_offset: Literal["round", "floor"] = "round"
+    fill: tuple[int, ...] = ()
+    interpolation: Interpolation = "bicubic"
+    scale: float = 1 / 255
+    offset: float = 0.0
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preprocess:
+        resized = () if self.resize_size is None else self.resized_to
+        for side in (*self.size, *resized):
+            if not 1 <= side <= LARGEST_SIDE:
+                raise ValueError(f"a side of {side} pixels is out of range, expected 1 to {LARGEST_SIDE}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} entries each, one per channel")
+        if self.fill and (len(self.fill) != self.channels or not all(0 <= value <= 255 for value in self.fill)):
+            raise ValueError(f"fill {self.fill} must be {self.channels} numbers from 0 to 255, one per channel")
+        if not all(math.isfinite(value) for value in (self.scale, self.offset, *self.mean, *self.std)):
+            raise ValueError("scale, offset, mean and std must be finite")
+        if self.scale <= 0:
+            raise ValueError(f"scale {self.scale} must be positive: 0.00392… gives 0 to 1")
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"std {self.std} must be positive")
+        if self.resize == "shortest" and not isinstance(self.resize_size, int):
+            raise ValueError(f"resize_size {self.resize_size} must be one number with resize 'shortest'")
+        if self.crop == "none" and self.resize == "squash" and self.resized_to != self.size:
+            raise ValueError(f"resize 'squash' to {self.resize_size} and no crop never give the size {self.size}")
+        if self.channels == 1 and self.channel_order == "bgr":
+            raise ValueError("channel_order 'bgr' needs 3 channels")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out steps that do nothing unusual, so that digests of records from before them stay."""
+        values: dict[str, Any] = serialize(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in _STEPS or getattr(self, name) != type(self).model_fields[name].default
+        }
+
+    @property
+    def resized_to(self) -> tuple[int, int]:
+        """What ``resize_size`` means, as (height, width)."""
+        target = self.size if self.resize_size is None else self.resize_size
+        return (target, target) if isinstance(target, int) else target
+
+    def at_size(self, size: tuple[int, int]) -> Preprocess:
+        """Return what this is at another input size: the margin around the crop keeps its share, rounded down."""
+        if size == self.size:
+            return self
+        update: dict[str, object] = {"size": size}
+        if isinstance(self.resize_size, int):
+            scaled = math.floor(self.resize_size * min(size) / min(self.size))
+            update["resize_size"] = max(scaled, max(size)) if self.resize_size >= max(self.size) else scaled
+        elif self.resize_size is not None:
+            sides = zip(self.resize_size, size, self.size, strict=True)
+            update["resize_size"] = tuple(math.floor(old * new / before) for old, new, before in sides)
+        return self.model_copy(update=update)
+
+    @property
+    def unit_mean(self) -> tuple[float, ...]:
+        """The mean per channel of the image that says the same for pixels in 0…1: (u − unit_mean) / unit_std."""
+        return tuple((value - self.offset) / (255 * self.scale) for value in self.mean)
+
+    @property
+    def unit_std(self) -> tuple[float, ...]:
+        """The standard deviation that belongs to ``unit_mean``."""
+        return tuple(value / (255 * self.scale) for value in self.std)
+
+    def network_order(self, per_channel: tuple[float, ...]) -> tuple[float, ...]:
+        """Return one value per channel of the image in the order in which the network has the channels."""
+        return per_channel[::-1] if self.channel_order == "bgr" else per_channel
