@@ -241,11 +241,11 @@ def test_the_choice_of_ranges_is_told_with_what_was_compared(source, tmp_path: P
         assert name in line
 
 
-def test_equalisation_is_recorded_for_the_groups_behind_a_norm_and_replayed_from_the_plan(source, tmp_path: Path):
+def test_scaling_is_recorded_for_the_groups_that_take_it_and_replayed_from_the_plan(source, tmp_path: Path):
     options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5)
     first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
     alphas = {entry.group.rpartition(".")[2]: entry.equalization for entry in first.manifest.plan.entries}
-    assert (alphas["qkv"], alphas["fc1"], alphas["proj"], alphas["fc2"]) == (0.5, 0.5, None, None)
+    assert (alphas["qkv"], alphas["fc1"], alphas["proj"], alphas["fc2"]) == (0.5, 0.5, 0.5, None)
     replay = QuantizeOptions(threads=1, samples=60, method="minmax", plan=first.path)
     second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration="digits", options=replay)
     assert second.digest == first.digest

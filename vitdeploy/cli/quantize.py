@@ -42,7 +42,8 @@ def quantize(
         float | None, typer.Option("--percentile", help="For --method percentile; default 99.99.")
     ] = None,
     equalization: Annotated[
-        str, typer.Option("--equalization", metavar="auto|off|ALPHA", help="Fold ranges into LayerNorm; auto compares.")
+        str,
+        typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
     ] = "auto",
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that goes before the profile.")

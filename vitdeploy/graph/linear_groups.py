@@ -88,7 +88,12 @@ def find_linear_groups(model: ir.Model) -> tuple[LinearGroup, ...]:
 
 
 def shapes_at_batch_one(model: ir.Model) -> dict[str, tuple[int | None, ...]]:
-    """Return the shape of every value for a batch of one image; an unknown dimension is None.
+    """Return the shape of every value for a batch of one image; an unknown dimension is None."""
+    return shapes_at_batch(model, 1)
+
+
+def shapes_at_batch(model: ir.Model, batch: int) -> dict[str, tuple[int | None, ...]]:
+    """Return the shape of every value for a batch of that many images; an unknown dimension is None.
 
     Shapes are inferred anew with the batch fixed, because a symbolic batch is lost behind the first Reshape. A graph
     with a fixed batch keeps it.
@@ -97,7 +102,7 @@ def shapes_at_batch_one(model: ir.Model) -> dict[str, tuple[int | None, ...]]:
     for value in copy.graph.inputs:
         if value.shape is not None:
             sizes = [size if isinstance(size, int) else None for size in value.shape]
-            value.shape = ir.Shape([1 if axis == 0 and size is None else size for axis, size in enumerate(sizes)])
+            value.shape = ir.Shape([batch if axis == 0 and size is None else size for axis, size in enumerate(sizes)])
     for node in copy.graph:
         for value in node.outputs:
             value.shape = None

@@ -25,7 +25,7 @@ from vitdeploy.sessions import Opener
 
 @dataclass(frozen=True)
 class Candidates:
-    """Choices to compare: range methods, simplest first, and alphas of equalisation to try on the best of them."""
+    """Choices to compare: range methods, simplest first, and alphas of channel scaling to try on the best of them."""
 
     methods: tuple[RangeChoice, ...]
     alphas: tuple[float, ...] = ()
@@ -85,7 +85,7 @@ class Calibration:
     ) -> tuple[RangeChoice, tuple[Trial, ...]]:
         images = [batch.copy() for batch in batches(dataset, self.preprocess, self.batch)]
         reference = self._logits(self.prepared.graph, images)
-        total = len(candidates.methods) + len(candidates.alphas)
+        total = len(candidates.methods) + len(candidates.alphas) + bool(candidates.alphas)
         with progress.task("comparing ranges", total=total) as task:
 
             def score(choice: RangeChoice) -> float:

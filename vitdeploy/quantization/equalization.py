@@ -1,4 +1,4 @@
-"""Equalise channels before a linear by folding a factor into the LayerNorm that feeds it."""
+"""Scale channels in front of a linear: by constants that take the factor for free, else by one Mul."""
 
 from __future__ import annotations
 
@@ -8,44 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.insert_qdq import new_initializer
+from vitdeploy.graph.channel_places import Channels, Places, absorb, insert_scaling, scale_rows
 from vitdeploy.graph.linear_groups import LinearGroup
-from vitdeploy.graph.values import array_of
 
-_MOVES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose", "Slice", "Concat"))
-_LARGEST_FACTOR = 1e3
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The affine end of a normalisation, y = x̂ · gamma + beta: where its two constants are read.
-
-    The node of ``gamma`` and that of ``beta`` are one LayerNormalization, or a Mul and an Add of a decomposed one.
-    """
-
-    gamma: tuple[ir.Node, int]
-    beta: tuple[ir.Node, int] | None
-
-
-def foldable_norm(group: LinearGroup) -> Norm | None:
-    """Return the normalisation into which a factor per input channel of ``group`` can be folded, or None.
-
-    All that reads its output must be linears of the group, directly or through operators that leave the channels
-    where they are (reshapes, transposes, windows and rolls on other axes), and nothing else may read their weights:
-    then y / s and s · W give the same products.
-    """
-    linears = {linear.node for linear in group.linears}
-    width = group.linears[0].in_features
-    if any(linear.node.op_type == "Conv" or linear.in_features != width for linear in group.linears):
-        return None
-    if any(consumer not in linears for linear in group.linears for consumer in linear.weight.consumers()):
-        return None
-    value = _origin(group.activation)
-    norm = _norm(value)
-    if norm is None or not _leads_only_to(value, linears, width):
-        return None
-    constants = [use for use in (norm.gamma, norm.beta) if use is not None]
-    return norm if all(_size(node.inputs[index]) == width for node, index in constants) else None
+_LARGEST_FACTOR = 1e4
 
 
 def smoothing_factor(
@@ -54,7 +20,7 @@ def smoothing_factor(
     """Return s = max|X_j|^alpha / max|W_j|^(1 - alpha) per channel j (Xiao et al. 2023, arXiv:2211.10438, eq. 4).
 
     X / s and s · W then share the difficulty; alpha 0 leaves all of it to the activations, 1 to the weights. Factors
-    are divided by their geometric mean, so that the typical channel stays as it is, and kept within 1e±3. A channel
+    are divided by their geometric mean, so that the typical channel stays as it is, and kept within 1e±4. A channel
     that is zero on either side gets 1.
     """
     used = (activation_amax > 0) & (weight_amax > 0)
@@ -66,137 +32,65 @@ def smoothing_factor(
     return factor.astype(np.float32)
 
 
-def equalize(
-    graph: ir.Graph, group: LinearGroup, activation_amax: NDArray[np.float32], alpha: float
-) -> NDArray[np.float32] | None:
-    """Fold ``smoothing_factor`` into the norm and the weights of ``group``, in place; return it, or None if impossible.
+@dataclass(frozen=True)
+class Scaled:
+    """A group after scaling: the group to quantize, the factor [in_features] its activation was divided by.
 
-    gamma / s, beta / s and row j of every weight times s_j: no node changes, and neither does the function beyond
-    rounding.
+    ``tensors`` maps every tensor that shrank on the way to its channels (``Places.tensors``), the group's own
+    activation among them.
     """
-    norm = foldable_norm(group)
-    if norm is None:
-        return None
-    weights = [_input_rows(linear.weight, linear.channel_axis) for linear in group.linears]
-    weight_amax = np.max([np.abs(rows).max(axis=1) for rows in weights], axis=0)
-    factor = smoothing_factor(activation_amax, weight_amax, alpha)
-    for use in (norm.gamma, norm.beta):
-        if use is not None:
-            node, index = use
-            value = node.inputs[index]
-            assert value is not None
-            assert value.const_value is not None
-            node.replace_input_with(
-                index, _replacement(graph, value, (value.const_value.numpy() / factor).astype("f4"))
-            )
-    done: set[ir.Value] = set()
+
+    group: LinearGroup
+    factor: NDArray[np.float32]
+    tensors: dict[str, Channels]
+
+
+def weight_amax(group: LinearGroup) -> NDArray[np.float32]:
+    """Return the largest magnitude in each row of all weights of a group, [in_features]."""
+    return np.max([np.abs(rows).max(axis=1) for rows in _rows(group)], axis=0)
+
+
+def row_norms(group: LinearGroup) -> NDArray[np.float64]:
+    """Return ‖w_j‖² of each row of all weights of a group together, [in_features]."""
+    return np.sum([np.square(rows, dtype=np.float64).sum(axis=1) for rows in _rows(group)], axis=0)
+
+
+def gain_db(
+    group: LinearGroup, activation_amax: NDArray[np.float32], factor: NDArray[np.float32], clip: float
+) -> float:
+    """Return by how much scaling shrinks the rounding error of the activation in the group's outputs, in dB.
+
+    A step of Δ in every channel gives Δ²/12 · Σ_j ‖w_j‖²; after scaling Δ is that of x / s and row j is s_j · w_j.
+    ``clip`` is the largest magnitude represented without it.
+    """
+    norms = row_norms(group)
+    before = clip**2 * norms.sum()
+    after = float(np.max(activation_amax / factor)) ** 2 * float(np.square(factor, dtype=np.float64) @ norms)
+    return 10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
+
+
+def scale_freely(graph: ir.Graph, group: LinearGroup, factor: NDArray[np.float32], places: Places) -> Scaled:
+    """Divide the activation by ``factor`` in constants before it and multiply the weights' rows, in place.
+
+    No node changes, and neither does the function beyond rounding.
+    """
+    absorb(graph, places, 1 / factor.astype(np.float64))
+    scale_rows(group, factor)
+    return Scaled(group, factor, dict(places.tensors))
+
+
+def scale_by_mul(graph: ir.Graph, group: LinearGroup, factor: NDArray[np.float32], axis: int) -> Scaled:
+    """Divide the activation by ``factor`` in a Mul of its own and multiply the weights' rows, in place."""
+    scale_rows(group, factor)
+    return Scaled(insert_scaling(graph, group, 1 / factor.astype(np.float64), axis), factor, {})
+
+
+def _rows(group: LinearGroup) -> list[NDArray[np.float32]]:
+    """Return the weights of a group, each as [in_features, out_features]."""
+    arrays = []
     for linear in group.linears:
-        if linear.weight in done:
-            continue
-        done.add(linear.weight)
         assert linear.weight.const_value is not None
-        shaped = factor[:, None] if linear.channel_axis == 1 else factor[None, :]
-        scaled = (linear.weight.const_value.numpy() * shaped).astype(np.float32)
-        linear.weight.const_value = ir.tensor(scaled, name=linear.weight.name)
-    return factor
-
-
-def _norm(value: ir.Value) -> Norm | None:
-    node = value.producer()
-    if node is None:
-        return None
-    if node.op_type == "LayerNormalization" and value.index() == 0 and _is_initializer(node.inputs[1]):
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return Norm((node, 1), (node, 2) if _is_initializer(bias) else None) if _constant_or_none(bias) else None
-    if node.op_type != "Add":
-        return None
-    for index in (0, 1):
-        computed = node.inputs[1 - index]
-        product = computed.producer() if computed is not None else None
-        if not _is_initializer(node.inputs[index]) or product is None or product.op_type != "Mul":
-            continue
-        if len(product.outputs[0].uses()) != 1:
-            continue
-        for side in (0, 1):
-            if _is_initializer(product.inputs[side]):
-                return Norm((product, side), (node, index))
-    return None
-
-
-def _replacement(graph: ir.Graph, old: ir.Value, array: NDArray[np.float32]) -> ir.Value:
-    """Return a new initializer; the old one goes when nothing else reads it, and leaves its name."""
-    alone = len(old.uses()) == 1
-    name = str(old.name) if alone else _free_name(graph, f"{old.name}.equalised")
-    if alone:
-        del graph.initializers[name]
-    return new_initializer(graph, name, array)
-
-
-def _free_name(graph: ir.Graph, name: str) -> str:
-    while name in graph.initializers:
-        name += "_"
-    return name
-
-
-def _origin(value: ir.Value) -> ir.Value:
-    """Return where a tensor was computed, before it was moved about."""
-    while (node := value.producer()) is not None and node.op_type in _MOVES and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
-
-
-def _leads_only_to(source: ir.Value, linears: set[ir.Node], width: int) -> bool:
-    """Return whether every way from ``source`` ends at the linears, which all are reached, with channels in place."""
-    reached: set[ir.Node] = set()
-    seen, pending = {source}, [source]
-    joins: list[ir.Node] = []
-    while pending:
-        value = pending.pop()
-        if value.is_graph_output() or value.shape is None or value.shape[-1] != width:
-            return False
-        for node, index in value.uses():
-            if node in linears and index == 0:
-                reached.add(node)
-            elif _keeps_channels(node, index):
-                joins += [node] if node.op_type == "Concat" else []
-                pending += [output for output in node.outputs if output not in seen]
-                seen.update(node.outputs)
-            else:
-                return False
-    return reached == linears and all(value in seen for node in joins for value in node.inputs)
-
-
-def _keeps_channels(node: ir.Node, index: int) -> bool:
-    """Return whether a node leaves the last axis alone, given that it is as long after it as before.
-
-    A Reshape is row-major, so with the last axis as long as before every channel stays where it was.
-    """
-    if node.domain or node.op_type not in _MOVES:
-        return False
-    if node.op_type == "Transpose":
-        order = node.attributes.get("perm")
-        return order is not None and order.as_ints()[-1] == len(order.as_ints()) - 1
-    if node.op_type == "Slice":
-        axes = array_of(node.inputs[3]) if len(node.inputs) > 3 else None
-        rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
-        return index == 0 and axes is not None and rank is not None and not {-1, rank - 1} & set(axes.tolist())
-    return index == 0 or node.op_type == "Concat"
-
-
-def _input_rows(weight: ir.Value, channel_axis: int) -> NDArray[np.float32]:
-    """Return the weight as [K, N]."""
-    assert weight.const_value is not None
-    array: NDArray[np.float32] = weight.const_value.numpy()
-    return array if channel_axis == 1 else array.T
-
-
-def _is_initializer(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
-
-
-def _constant_or_none(value: ir.Value | None) -> bool:
-    return value is None or _is_initializer(value)
-
-
-def _size(value: ir.Value | None) -> int:
-    return 0 if value is None or value.const_value is None else int(value.const_value.size)
+        array: NDArray[np.float32] = linear.weight.const_value.numpy()
+        array = array.reshape(*array.shape[:2], -1)[..., 0] if array.ndim > 2 else array
+        arrays.append(array if linear.channel_axis == 1 else array.T)
+    return arrays

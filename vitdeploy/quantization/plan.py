@@ -114,7 +114,8 @@ class Edits:
             )
         told = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
         reason = edit.reason if told else entry.reason if precision == entry.precision else f"set by {self.where}"
-        return entry.model_copy(update={"precision": precision, "reason": reason, "equalization": edit.equalization})
+        scaling = {"equalization": edit.equalization, "scaled_by": edit.scaled_by}
+        return entry.model_copy(update={"precision": precision, "reason": reason, **scaling})
 
 
 def read_plan(path: Path) -> PrecisionPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,19 @@ import onnx_ir as ir
 
 from vitdeploy.errors import CalibrationError, UsageError
 from vitdeploy.graph.attentions import Attention
+from vitdeploy.graph.channel_places import Shapes, channel_axis, find_places, rows_are_private
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ
-from vitdeploy.graph.linear_groups import LinearGroup, path_of
-from vitdeploy.quantization.choice import RangeChoice
-from vitdeploy.quantization.equalization import equalize, foldable_norm
+from vitdeploy.graph.linear_groups import LinearGroup, path_of, shapes_at_batch
+from vitdeploy.quantization.choice import LEAST_GAIN_OF_MUL_DB, RangeChoice
+from vitdeploy.quantization.equalization import (
+    Scaled,
+    gain_db,
+    scale_by_mul,
+    scale_freely,
+    smoothing_factor,
+    weight_amax,
+)
 from vitdeploy.quantization.observers import TensorObserver
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format, QuantizedGroup, QuantizedTensors, place
 from vitdeploy.quantization.prepared import Prepared
@@ -25,7 +34,7 @@ _WITH_ACTIVATIONS = ("int8", "fp8")
 
 @dataclass(frozen=True)
 class Realized:
-    """A graph with integers, and the plan as it was carried out (with the alpha of each group that was equalised)."""
+    """A graph with integers, and the plan as it was carried out (with the alpha of each group that was scaled)."""
 
     model: ir.Model
     plan: PrecisionPlan
@@ -50,8 +59,9 @@ def realize(
 ) -> Realized:
     """Return a copy of a prepared graph in which the plan's groups are integers; the original is untouched.
 
-    ``choice.alpha`` equalises every group that can be; an alpha in a plan's entry goes before it. Clips of equalised
-    groups are the exact maxima of their scaled channels, because a histogram cannot be rescaled per channel.
+    ``choice.alpha`` scales the channels of every group that can be; what a plan's entry says of it goes before that.
+    Clips of scaled groups are the exact maxima of their scaled channels, because a histogram cannot be rescaled per
+    channel.
 
     Raises:
         CalibrationError: The range of a tensor was not observed.
@@ -64,6 +74,7 @@ def realize(
     quantized: list[QuantizedGroup] = []
     others: list[QuantizedTensors] = []
     entries: list[PlanEntry] = []
+    scaling = _Scaling(copy.graph.graph, shapes_at_batch(copy.graph, 2), _attention_tensors(plan, attentions))
     for entry in plan.entries:
         if entry.precision not in INTEGER_PRECISIONS:
             entries.append(entry)
@@ -73,15 +84,21 @@ def realize(
             entries.append(entry)
             continue
         group = groups[entry.group]
-        alpha = entry.equalization if entry.equalization is not None else choice.alpha
         if entry.precision not in _WITH_ACTIVATIONS:
             quantized.append(QuantizedGroup(group, entry.precision))
-            entries.append(entry.model_copy(update={"equalization": None}))
+            entries.append(entry.model_copy(update={"equalization": None, "scaled_by": None}))
             continue
         observer = _observer(observers, group.activation, entry.group)
-        clip, used = _clip(copy.graph.graph, group, observer, choice, alpha)
+        clip = observer.clip(choice.method, percent=choice.percent)
+        wanted = _wanted_scaling(entry, choice)
+        scaled = scaling.apply(group, observer, clip, wanted) if wanted.alpha is not None else None
+        if scaled is not None:
+            assert observer.channels.amax is not None
+            group, clip = scaled.group, float(np.max(observer.channels.amax / scaled.factor))
+        by = None if scaled is None else "constants" if scaled.tensors else "mul"
         quantized.append(QuantizedGroup(group, entry.precision, clip))
-        entries.append(entry.model_copy(update={"equalization": used}))
+        used = None if scaled is None else wanted.alpha
+        entries.append(entry.model_copy(update={"equalization": used, "scaled_by": by}))
     for placement in place(quantized, form, others):
         InsertQDQ(placement)(copy.graph)
     return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
@@ -117,16 +134,49 @@ def _observer(observers: Mapping[str, TensorObserver], value: ir.Value, group: s
     return observers[str(value.name)]
 
 
-def _clip(
-    graph: ir.Graph, group: LinearGroup, observer: TensorObserver, choice: RangeChoice, alpha: float | None
-) -> tuple[float, float | None]:
-    """Return the clip of a group's activation and the alpha with which it was equalised, doing that."""
-    channels = observer.channels.amax
-    if alpha is not None and channels is not None and foldable_norm(group) is not None:
-        factor = equalize(graph, group, channels, alpha)
-        if factor is not None:
-            return float(np.max(channels / factor)), alpha
-    return observer.clip(choice.method, percent=choice.percent), None
+@dataclass(frozen=True)
+class _WantedScaling:
+    """The alpha of a group, and from which gain on a Mul of its own is worth it (infinite: never)."""
+
+    alpha: float | None
+    least_gain_of_mul_db: float = math.inf
+
+
+def _wanted_scaling(entry: PlanEntry, choice: RangeChoice) -> _WantedScaling:
+    if entry.equalization is not None:
+        return _WantedScaling(entry.equalization, -math.inf if entry.scaled_by == "mul" else math.inf)
+    return _WantedScaling(choice.alpha, LEAST_GAIN_OF_MUL_DB if choice.mul else math.inf)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Scales the groups of one graph; ``fixed`` are tensors whose ranges were taken as they are."""
+
+    graph: ir.Graph
+    shapes: Shapes
+    fixed: frozenset[str]
+
+    def apply(self, group: LinearGroup, observer: TensorObserver, clip: float, wanted: _WantedScaling) -> Scaled | None:
+        """Scale a group's channels in place; None where no constant takes the factor and a Mul gains too little."""
+        channels, axis = observer.channels.amax, channel_axis(group, self.shapes)
+        rank = len(self.shapes.get(str(group.activation.name), ()))
+        if wanted.alpha is None or channels is None or axis != rank - 1:
+            return None
+        factor = smoothing_factor(channels, weight_amax(group), wanted.alpha)
+        places = find_places(group, self.shapes)
+        if places is not None and not self.fixed & places.tensors.keys():
+            return scale_freely(self.graph, group, factor, places)
+        if rows_are_private(group) and gain_db(group, channels, factor, clip) >= wanted.least_gain_of_mul_db:
+            return scale_by_mul(self.graph, group, factor, axis)
+        return None
+
+
+def _attention_tensors(plan: PrecisionPlan, attentions: Mapping[str, Attention]) -> frozenset[str]:
+    """Return the names of the factors of attentions that the plan quantizes."""
+    chosen = [entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS]
+    return frozenset(
+        str(value.name) for name in chosen if name in attentions for value, _ in _factors(attentions[name])
+    )
 
 
 def finish(realized: Realized, float_model: ir.Model) -> Realized:

@@ -136,7 +136,7 @@ class QuantizeInputs:
         """Return the range choices to compare: one, where options or a table fix it.
 
         FP8 has steps that grow with the value, so clipping gains it nothing. A plan that says which groups are
-        equalised is replayed as it is.
+        scaled is replayed as it is.
         """
         options = self.options
         methods: Sequence[RangeChoice]

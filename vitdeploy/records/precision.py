@@ -15,8 +15,8 @@ class PlanEntry(Record):
     """One group of nodes that changes precision together, and the reason for its precision.
 
     ``group`` is a readable path (``blocks.3.attn.qkv``); ``nodes`` are the ONNX node names it stands for.
-    ``equalization`` is the alpha with which the group's channels were equalised by folding into the norm before it,
-    None where they were not.
+    ``equalization`` is the alpha with which the channels of the group's activation were scaled, None where they were
+    not; ``scaled_by`` says where the factors went: into constants before it, or into a Mul of their own.
     """
 
     group: str
@@ -24,6 +24,7 @@ class PlanEntry(Record):
     precision: NodePrecision
     reason: str = ""
     equalization: float | None = None
+    scaled_by: Literal["constants", "mul"] | None = None
 
 
 class PrecisionPlan(Record):
