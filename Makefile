@@ -8,11 +8,13 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports unit format bench-startup families matrix clean distclean
+.PHONY: help demo test quick lint types imports unit jetpack package format bench-startup families matrix clean distclean
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
-	@echo "make test           lint, types, imports and unit; each is a target of its own"
+	@echo "make test           lint, types, imports, unit and jetpack; each is a target of its own"
+	@echo "make quick          lint, types, imports and the tests that take a moment: for the inner loop, under a minute"
+	@echo "make package        wheel and sdist into dist/"
 	@echo "make format         let ruff reformat"
 	@echo "make bench-startup  seconds and modules of 'vitdeploy --help' and of an up-to-date 'vitdeploy run'"
 	@echo "make families       train every family on the digits, take it through the pipeline, renew docs/support-matrix.md"
@@ -30,7 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/vitdeploy run
 
-test: lint types imports unit
+test: lint types imports unit jetpack
+
+quick: lint types imports
+	$(BIN)/pytest -n 2 -m "not slow and not moderate"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -43,7 +48,14 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+
+# What JetPack 6 gets: the built wheel with NumPy 2.2 and ONNX Runtime 1.23, no torch; everything from an ONNX file onwards.
+jetpack: $(STAMP)
+	$(BIN)/python tests/jetpack/run.py
+
+package: $(STAMP)
+	$(BIN)/python -m build
 
 format: $(STAMP)
 	$(BIN)/ruff format .

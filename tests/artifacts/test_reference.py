@@ -18,6 +18,7 @@ def test_rows_come_by_sample_in_any_order(tiny_onnx):
     assert reference.rows([*ids, "0" * 64]) is None
 
 
+@pytest.mark.torch
 def test_they_are_pytorchs_logits(tiny_onnx, tiny_checkpoint):
     from vitdeploy.backends import get_backend
     from vitdeploy.datasets import load_pixels

@@ -30,6 +30,7 @@ def test_case_blanks_hyphens_and_underscores_do_not_matter_but_an_exact_name_win
     assert matched(labelled("Cat", "cat"), ("cat", "Cat")) == [1, 0]
 
 
+@pytest.mark.torch
 def test_the_imagenet_table_has_the_order_and_ids_of_timm_and_the_labels_of_torchvision():
     import timm.data
     from torchvision.models import ViT_B_16_Weights

@@ -26,6 +26,7 @@ def write_mnist(root: Path, name: str, count: int, seed: int) -> np.ndarray:
     return pixels
 
 
+@pytest.mark.torch
 def test_a_torchvision_dataset_opens_through_timm_with_a_validation_split_out_of_train(tmp_path):
     train_pixels = write_mnist(tmp_path, "train", 50, seed=1)
     test_pixels = write_mnist(tmp_path, "t10k", 20, seed=2)
@@ -43,6 +44,7 @@ def test_a_torchvision_dataset_opens_through_timm_with_a_validation_split_out_of
     assert len(parts["test"].classes) == 10
 
 
+@pytest.mark.torch
 def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monkeypatch):
     # timm's own ImageDataset answers an unreadable image with the next one, under the same index.
     import timm.data
@@ -77,6 +79,7 @@ def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monk
         dataset.image(1)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

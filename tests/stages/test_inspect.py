@@ -62,6 +62,7 @@ def test_a_graph_whose_input_has_no_dimension_at_all_is_described(tmp_path):
     assert any("no dynamic dimension" in finding for finding in inspect(tmp_path / "scalar.onnx").graph.findings)
 
 
+@pytest.mark.torch
 def test_foreign_weights_with_their_dialect(tmp_path):
     import timm
 
@@ -74,6 +75,7 @@ def test_foreign_weights_with_their_dialect(tmp_path):
     assert "--weights" in found.remedy
 
 
+@pytest.mark.torch
 def test_weights_of_no_known_dialect_are_still_described(tmp_path):
     save_file({"some.tensor": np.zeros((2, 3), np.float32)}, tmp_path / "w.safetensors")
     found = inspect(tmp_path / "w.safetensors")

@@ -19,6 +19,7 @@ def images(tmp_path_factory):
     return paths
 
 
+@pytest.mark.torch
 def test_checkpoint_and_graph_predict_the_same(tiny_checkpoint, tiny_onnx, images):
     by_torch = predict(tiny_checkpoint.path, images, top=3)
     by_onnx = predict(tiny_onnx, images, top=3)

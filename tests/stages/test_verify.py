@@ -33,6 +33,7 @@ def test_a_sound_model_passes_everything(tiny_onnx):
     assert "tiny.safetensors is the one" in by_name(result)["parent checkpoint"].detail
 
 
+@pytest.mark.torch
 def test_without_its_parents_and_logits_they_are_unchecked(tmp_path, tiny_onnx):
     shutil.copy(tiny_onnx.path, tmp_path / "alone.onnx")
     write_tiny_checkpoint(tmp_path / "another.safetensors", seed=5)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
 from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Precision
+from vitdeploy.records import Manifest, Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
 
 if TYPE_CHECKING:
@@ -87,7 +88,14 @@ class OnnxRuntimeBackend:
                 f"onnxruntime opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
                 f"'vitdeploy export' makes one from a checkpoint"
             )
+        if _quantizes_fp16(artifact.manifest) and truncates_fp16_quantize():
+            return open_graph(artifact.load(), options)
         return OnnxRuntimeSession(str(artifact.path), options, artifact.manifest.precision)
+
+
+def _quantizes_fp16(manifest: Manifest) -> bool:
+    """Return whether a graph of ours has QuantizeLinear nodes that read FP16."""
+    return manifest.plan is not None and manifest.plan.remainder == "fp16" and manifest.precision != "fp16"
 
 
 def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> OnnxRuntimeSession:
@@ -101,6 +109,11 @@ def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> O
     """
     import onnx_ir as ir
 
+    if _has_fp16_quantize(model) and truncates_fp16_quantize():
+        from vitdeploy.graph.quantize_in_float32 import QuantizeInFloat32
+
+        model = model.clone()
+        QuantizeInFloat32()(model)
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     fp8 = any(tensor.dtype == ir.DataType.FLOAT8E4M3FN for tensor in tensors)
@@ -111,6 +124,17 @@ def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> O
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
         return OnnxRuntimeSession(str(path), options, precision)
+
+
+def _has_fp16_quantize(model: ir.Model) -> bool:
+    import onnx_ir as ir
+
+    return any(
+        node.op_type == "QuantizeLinear"
+        and (scale := node.inputs[1]) is not None
+        and scale.dtype == ir.DataType.FLOAT16
+        for node in model.graph
+    )
 
 
 class OnnxRuntimeSession(CheckedSession):
