@@ -17,7 +17,7 @@ from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
 from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
-from vitdeploy.datasets.labels import read_labels
+from vitdeploy.datasets.class_names import read_class_names
 from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.exporting.adoption import AdoptionOptions, adopt, is_onnx
 from vitdeploy.exporting.checking import CPU, Logits, compare, describe_graph, staged
@@ -166,7 +166,7 @@ def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> Lo
         progress.note(note)
     if options.labels is None:
         return loaded
-    names = read_labels(options.labels, int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES)))
+    names = read_class_names(options.labels, int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES)))
     return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
 
 
