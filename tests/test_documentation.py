@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 
 from vitdeploy.cli.app import app
 from vitdeploy.pipeline import Recipe
+from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def test_recipes_of_the_pages_are_valid() -> None:
     blocks = [block for page in PAGES for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf8"), re.DOTALL)]
     assert blocks
     for block in blocks:
-        Recipe.model_validate(yaml.safe_load(block.replace("1:8:32", '"1:8:32"')))
+        Recipe.model_validate(parse_yaml(block))
 
 
 def test_the_example_for_notebooks_has_seven_lines_and_runs(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, read_checkpoint
@@ -25,6 +24,7 @@ from vitdeploy.errors import ArtifactError, BackendError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
 from vitdeploy.pipeline.folder import Made, changes, locked
 from vitdeploy.progress import Task
+from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 
 STAGES = (
@@ -69,7 +69,7 @@ def quick(changes: Mapping[str, Any], **more: Any) -> Recipe:
 
 
 def test_the_printed_recipe_is_the_default() -> None:
-    assert Recipe.model_validate(yaml.safe_load(default_text())) == Recipe()
+    assert Recipe.model_validate(parse_yaml(default_text())) == Recipe()
 
 
 def test_the_printed_recipe_shows_every_key() -> None:
@@ -91,7 +91,7 @@ def test_the_printed_recipe_shows_every_key() -> None:
                 found |= printed(inner, f"{prefix}{name}.")
         return found
 
-    shown = yaml.safe_load(default_text())
+    shown = parse_yaml(default_text())
     assert printed(shown) == keys(Recipe())
     assert printed(shown["quantize"][1]) == keys(Recipe().quantize[1])
 

@@ -454,13 +454,13 @@ def test_truncated_files_are_refused_by_name(suffix, part, tmp_path):
     else:
         (torch.save if suffix == "pth" else save_file)(timm_vit().state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    with pytest.raises(CheckpointError, match=rf"m\.{suffix}"):
+    with pytest.raises((ArtifactError, CheckpointError), match=rf"m\.{suffix}"):
         read_weights(path)
 
 
 def test_object_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "m.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(CheckpointError, match="object arrays"):
+    with pytest.raises((ArtifactError, CheckpointError), match="object arrays"):
         read_weights(tmp_path / "m.npz")
 
 

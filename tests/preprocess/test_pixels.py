@@ -250,7 +250,7 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"there is no image '.*dog\.jpg'"):
         open_image(tmp_path / "dog.jpg")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(DataError, match=r"image '.*folder\.png' cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"'.*folder\.png' is a folder, expected a file"):
         open_image(tmp_path / "folder.png")
     floats = encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
     with pytest.raises(DataError, match=r"'f\.tif' has floating-point pixels, expected 8 or 16 bits"):

@@ -34,7 +34,7 @@ def test_a_record_in_a_json_file_is_taken_as_it_is(tmp_path):
 def test_a_file_that_says_no_preprocessing_is_refused_in_one_line(tmp_path, content, message):
     file = tmp_path / "p.json"
     file.write_text(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises((ArtifactError, DataError), match=message) as caught:
         preprocess_from(str(file))
     assert "\n" not in str(caught.value)
 

@@ -137,7 +137,7 @@ def test_a_plan_is_read_from_json_from_a_manifest_and_from_a_model(model, tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "it is not JSON"),
+        ("{", "is not JSON"),
         ('{"profile": "x"}', "remainder: Field required"),
         (
             '{"profile": "x", "remainder": "fp32", "entries": [{"group": "a", "precision": "int4"}]}',

@@ -254,7 +254,7 @@ def keyed(text: str) -> str:
     ("change", "message"),
     [
         (edited, r"does not match its digest: it was edited or damaged"),
-        (truncated, r"is not JSON: it is damaged"),
+        (truncated, r"is not JSON .*damaged"),
         (keyed, r"is not a calibration set's manifest: note: "),
         (lambda text: "{}", r"is not a calibration set's manifest"),
         (lambda text: "[]", r"is not a calibration set's manifest"),

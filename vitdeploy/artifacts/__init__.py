@@ -12,19 +12,13 @@ from vitdeploy.artifacts.calibration_table import (
     read_calibration_table,
     write_calibration_table,
 )
-from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, safetensors_metadata, write_checkpoint
+from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
-from vitdeploy.artifacts.files import (
-    atomic_folder,
-    atomic_path,
-    is_safetensors,
-    read_bytes,
-    sha256_of_file,
-    write_atomically,
-)
+from vitdeploy.artifacts.files import atomic_folder, atomic_path, write_atomically
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import is_safetensors, read_head
 
 __all__ = [
     "IR_VERSION",
@@ -40,13 +34,10 @@ __all__ = [
     "is_calibration_table",
     "load_ir",
     "open_artifact",
-    "read_bytes",
     "read_calibration_table",
     "read_checkpoint",
     "read_engine",
     "read_onnx",
-    "safetensors_metadata",
-    "sha256_of_file",
     "sidecar_of",
     "write_atomically",
     "write_calibration_table",
@@ -66,7 +57,7 @@ def open_artifact(path: Path | str) -> Artifact:
         ArtifactError: There is no such file, it is none of these, or it is damaged.
     """
     path = Path(path)
-    head = read_head(path)
+    head = read_head(path, 16)
     if is_safetensors(path):
         return read_checkpoint(path)
     if sidecar_of(path).is_file():
@@ -80,14 +71,3 @@ def open_artifact(path: Path | str) -> Artifact:
     if path.suffix == ".safetensors" and head[:1] != ONNX_START:
         return read_checkpoint(path)  # no safetensors file, and its reader says so
     return read_onnx(path)
-
-
-def read_head(path: Path, size: int = 16) -> bytes:
-    """Return the first bytes of a file, from which its kind can be told."""
-    from vitdeploy.artifacts.files import missing
-
-    try:
-        with path.open("rb") as stream:
-            return stream.read(size)
-    except OSError as error:
-        raise missing(path, error) from error

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import atomic_path, missing, read_bytes, save_tensors, write_atomically
-from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.artifacts.files import atomic_path, save_tensors, write_atomically
+from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
 from vitdeploy.errors import ArtifactError, CalibrationError
+from vitdeploy.reading import read_head, read_json, read_tensors
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
 
 SUFFIX = ".calib.json"
@@ -82,17 +83,21 @@ def read_calibration_table(path: Path) -> CalibrationTable:
         ArtifactError: It is missing, of another kind, damaged, or its arrays are not beside it.
     """
     path = Path(path)
-    try:
-        body = json.loads(read_bytes(path))
-        manifest_json, numbers = canonical_json(body["manifest"]), dict(body["tensors"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged") from error
-    manifest = parse_manifest(manifest_json, path)
+    body = read_json(path, "a calibration table")
+    if not isinstance(body, dict) or not isinstance(numbers := body.get("tensors"), dict) or "manifest" not in body:
+        raise ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged")
+    manifest = manifest_of(body["manifest"], path)
     if manifest.kind != "calibration-table":
         raise ArtifactError(f"{str(path)!r} is of kind {manifest.kind!r}, expected a calibration table")
-    arrays = _read_arrays(arrays_of(path))
+    arrays = read_tensors(arrays_of(path))
     check_payload(manifest, _digest(numbers, arrays), path, _REMEDY)
-    return CalibrationTable(path, manifest, {name: _joined(name, numbers[name], arrays) for name in numbers})
+    try:
+        ranges = {name: _joined(name, numbers[name], arrays) for name in numbers}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} is not a calibration table: a tensor lacks its numbers; {_REMEDY}"
+        ) from error
+    return CalibrationTable(path, manifest, ranges)
 
 
 def arrays_of(path: Path) -> Path:
@@ -107,8 +112,7 @@ def is_calibration_table(path: Path) -> bool:
     path = Path(path)
     if not path.is_file():
         return path.name.endswith(SUFFIX)
-    with path.open("rb") as stream:
-        return stream.read(1) == b"{"
+    return read_head(path, 1) == b"{"
 
 
 def _split(ranges: Mapping[str, TensorRange]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -135,18 +139,6 @@ def _joined(name: str, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[
 
 def _digest(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
     return sha256_of({"tensors": dict(numbers), "arrays": tensors_digest(arrays)})
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise missing(path, error) from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{str(path)!r} is not a whole safetensors file: {error}") from error
 
 
 def _brief(preprocess: Preprocess | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import atomic_path, missing, save_tensors
+from vitdeploy.artifacts.files import atomic_path, save_tensors
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import read_tensors, safetensors_metadata
 from vitdeploy.records import Manifest
 
 METADATA_KEY = "vitdeploy"
@@ -26,7 +25,7 @@ class Checkpoint(Artifact):
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return name → array, as stored."""
-        return _read_tensors(self.path)
+        return read_tensors(self.path)
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> Checkpoint:
@@ -52,39 +51,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"'vitdeploy export NAME --weights {path} -o model.onnx'"
         )
     manifest = parse_manifest(metadata[METADATA_KEY], path)
-    check_payload(manifest, tensors_digest(_read_tensors(path)), path, "train or convert it again")
+    check_payload(manifest, tensors_digest(read_tensors(path)), path, "train or convert it again")
     return Checkpoint(path, manifest)
-
-
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """Return the ``__metadata__`` of a safetensors file without reading its tensors.
-
-    Raises:
-        ArtifactError: It is missing, or its header is not one of a whole safetensors file.
-    """
-    try:
-        with Path(path).open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100 << 20:
-                raise ValueError(f"header of {length} bytes")
-            header = json.loads(stream.read(length))
-        metadata = header.get("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("metadata is not a table")
-        return metadata
-    except OSError as error:
-        raise missing(path, error) from error
-    except (struct.error, ValueError, AttributeError, MemoryError) as error:
-        raise ArtifactError(f"{str(path)!r} is not a safetensors file, or is damaged") from error
-
-
-def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise missing(path, error) from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{str(path)!r} is not a whole safetensors file: {error}") from error

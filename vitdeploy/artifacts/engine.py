@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
-from vitdeploy.artifacts.files import atomic_path, read_bytes
+from vitdeploy.artifacts.files import atomic_path
 from vitdeploy.artifacts.golden import Golden
-from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import read_bytes, read_json, require_regular, sha256_of_file
 from vitdeploy.records import Manifest
 
 
@@ -53,12 +54,12 @@ def read_engine(path: Path) -> Engine:
         ArtifactError: Plan or sidecar is missing, or the plan was changed.
     """
     path = Path(path)
-    plan = read_bytes(path)
+    require_regular(path)
     sidecar = sidecar_of(path)
     if not sidecar.is_file():
         raise ArtifactError(
             f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with 'vitdeploy build MODEL.onnx'"
         )
-    manifest = parse_manifest(read_bytes(sidecar), path)
-    check_payload(manifest, hashlib.sha256(plan).hexdigest(), path, "build it again with 'vitdeploy build MODEL.onnx'")
+    manifest = manifest_of(read_json(sidecar, "an engine's manifest"), path)
+    check_payload(manifest, sha256_of_file(path), path, "build it again with 'vitdeploy build MODEL.onnx'")
     return Engine(path, manifest)

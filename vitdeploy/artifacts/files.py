@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -149,46 +148,6 @@ def _refuse_unwritable_parent(path: Path) -> None:
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return the file's bytes.
-
-    Raises:
-        ArtifactError: There is no such file, it is a folder, or it cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise missing(path, error) from error
-
-
-def is_safetensors(path: Path) -> bool:
-    """Tell from its first bytes, a length and then JSON, whether a file is meant as safetensors."""
-    with Path(path).open("rb") as stream:
-        head = stream.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20
-
-
-def missing(path: Path, error: OSError) -> ArtifactError:
-    """Return the one-line error for a file that cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return ArtifactError(f"there is no file {str(path)!r}")
-    if isinstance(error, IsADirectoryError):
-        return ArtifactError(f"{str(path)!r} is a folder, expected a file")
-    return ArtifactError(f"cannot read {str(path)!r}: {error.strerror}")
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of the file's bytes, read in blocks."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise missing(path, error) from error
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import parse_json
+from vitdeploy.text import size_text
+
+LARGEST = 64 << 20
+"""Bytes that one array may have: eight images of 1000×1000 pixels are 24 MB."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Golden:
             ArtifactError: The text is damaged.
         """
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
             return cls(_unpack(raw["pixels"]), _unpack(raw["reference"]), _unpack(raw["outputs"]))
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, zlib.error, OverflowError) as error:
             raise ArtifactError("the golden samples are damaged") from error
 
 
@@ -51,6 +57,20 @@ def _pack(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def _unpack(raw: dict[str, Any]) -> NDArray[Any]:
-    data = zlib.decompress(base64.b64decode(raw["data"]))
-    array: NDArray[Any] = np.frombuffer(data, np.dtype(raw["dtype"]))
-    return array.reshape(raw["shape"])
+    """Return an array, unpacked to no more than its shape says.
+
+    Raises:
+        ValueError: The shape claims more than a graph's samples ever take, or another size than the data has.
+    """
+    dtype, shape = np.dtype(raw["dtype"]), tuple(raw["shape"])
+    if dtype.hasobject or not all(isinstance(side, int) and 0 <= side < LARGEST for side in shape):
+        raise ValueError("no array of numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if size > LARGEST:
+        raise ValueError(f"{size_text(size)} of samples")
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(base64.b64decode(raw["data"], validate=True), size + 1)
+    if len(data) != size:
+        raise ValueError(f"{size_text(size)} claimed")
+    array: NDArray[Any] = np.frombuffer(data, dtype)
+    return array.reshape(shape)

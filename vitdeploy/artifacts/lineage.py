@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx, safetensors_metadata
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.manifests import parse_manifest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
+from vitdeploy.reading import safetensors_metadata
 
 
 def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:

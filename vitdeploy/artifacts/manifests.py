@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import first_problem, parse_json
 from vitdeploy.records import Manifest, canonical_json, sha256_of
 from vitdeploy.records.manifest import SCHEMA_VERSION
 
@@ -19,16 +19,24 @@ def manifest_text(manifest: Manifest) -> str:
 
 
 def parse_manifest(text: str | bytes, path: Path) -> Manifest:
-    """Read a manifest and verify its own digest over the text as stored, unknown keys included.
+    """Read a manifest from its JSON, see ``manifest_of``.
 
     Raises:
-        ArtifactError: It is not JSON, is of a newer schema, lacks a key, or was changed after it was written.
+        ArtifactError: It is not JSON, or ``manifest_of`` refuses it.
+    """
+    try:
+        return manifest_of(parse_json(text), path)
+    except ValueError as error:
+        raise ArtifactError(f"the manifest of {str(path)!r} is not JSON: the file is damaged ({error})") from error
+
+
+def manifest_of(raw: Any, path: Path) -> Manifest:
+    """Return a manifest that was read as JSON, its own digest verified over what is stored, unknown keys included.
+
+    Raises:
+        ArtifactError: It is no table, is of a newer schema, lacks a key, or was changed after it was written.
     """
     where = f"the manifest of {str(path)!r}"
-    try:
-        raw: dict[str, Any] = json.loads(text)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where} is not JSON: the file is damaged") from error
     if not isinstance(raw, dict) or "manifest_sha256" not in raw:
         raise ArtifactError(f"{where} has no digest: the file is damaged or not one of vitdeploy's")
     version = raw.get("schema_version")
@@ -41,8 +49,7 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(f"{where} is not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ArtifactError(f"{where} is not valid: {first_problem(error)}") from error
 
 
 def check_payload(manifest: Manifest, digest: str, path: Path, remedy: str) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import onnx_digest, release
-from vitdeploy.artifacts.files import atomic_path, is_safetensors, missing
+from vitdeploy.artifacts.files import atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import is_safetensors, missing
 from vitdeploy.records import Manifest
 
 if TYPE_CHECKING:

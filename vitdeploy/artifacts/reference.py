@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import Artifact, atomic_path, safetensors_metadata
+from vitdeploy.artifacts import Artifact, atomic_path
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import parse_json, read_tensors, safetensors_metadata
 from vitdeploy.records import Record, canonical_json, sha256_of
 
 METADATA_KEY = "vitdeploy.reference"
@@ -80,7 +80,7 @@ def find_reference(folder: Path, digests: Collection[str]) -> Reference | None:
     """
     for path in sorted(folder.glob("*.reference.safetensors")):
         try:
-            stated = json.loads(safetensors_metadata(path)[METADATA_KEY])["onnx_sha256"]
+            stated = parse_json(safetensors_metadata(path)[METADATA_KEY])["onnx_sha256"]
         except (ArtifactError, KeyError, ValueError, TypeError):
             continue  # not a file of ours, or not whole: it cannot be the one that is looked for
         if stated in digests:
@@ -94,24 +94,21 @@ def read_reference(path: Path) -> Reference:
     Raises:
         ArtifactError: It is missing, is no reference file, or was changed.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     damaged = (
         f"the reference logits {str(path)!r} are damaged: make them again with 'vitdeploy export … --reference DATA'"
     )
     try:
-        raw = json.loads(safetensors_metadata(path)[METADATA_KEY])
+        raw = parse_json(safetensors_metadata(path)[METADATA_KEY])
         digest = raw.pop("info_sha256")
         info = ReferenceInfo.model_validate(raw)
-        tensors = load_file(path)
+        tensors = read_tensors(path)
     except KeyError as error:
         raise ArtifactError(f"{str(path)!r} holds no reference logits of vitdeploy") from error
-    except (ValueError, SafetensorError, OSError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(damaged) from error
     logits = tensors.get("logits")
     if logits is None or sha256_of(raw) != digest or tensors_digest({"logits": logits}) != info.logits_sha256:
         raise ArtifactError(damaged)
-    if logits.shape[0] != len(info.sample_ids):
+    if logits.ndim != 2 or logits.shape[0] != len(info.sample_ids):
         raise ArtifactError(damaged)
     return Reference(path, info, logits)

@@ -7,13 +7,13 @@ instead of ``Bindings``.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from vitdeploy.errors import BackendError
+from vitdeploy.reading import parse_json
 from vitdeploy.records import Precision
 
 # spelling in the inspector's text → name, the narrowest first
@@ -43,7 +43,7 @@ def precision_by_layer(text: str) -> dict[str, int]:
         BackendError: The text is no JSON, or tells no layer.
     """
     try:
-        layers = json.loads(text)["Layers"]
+        layers = parse_json(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the engine inspector's answer is not understood: {text[:80]!r}") from error
     counts: Counter[str] = Counter()

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import backends
-from vitdeploy.artifacts import (
-    Artifact,
-    Checkpoint,
-    OnnxModel,
-    open_artifact,
-    safetensors_metadata,
-    sidecar_of,
-)
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, open_artifact, sidecar_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.lineage import ancestors, find_parent_checkpoint
 from vitdeploy.artifacts.reference import load_reference
@@ -31,6 +24,7 @@ from vitdeploy.benching.candidates import (
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import BackendError
 from vitdeploy.progress import Progress
+from vitdeploy.reading import safetensors_metadata
 from vitdeploy.records.report import BACKEND_TITLES, Device
 
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.artifacts import sha256_of_file
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.timing import TurnOptions
+from vitdeploy.reading import sha256_of_file
 from vitdeploy.records.report import Device
 
 

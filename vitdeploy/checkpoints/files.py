@@ -6,9 +6,7 @@ Hugging Face folders. The container is told from the content, never from the nam
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts.files import missing
 from vitdeploy.errors import CheckpointError
+from vitdeploy.reading import check_zip, read_head, read_json, read_npz
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -56,20 +54,18 @@ def read_weights(path: Path) -> WeightFile:
     Floating-point tensors of lower precision become float32.
 
     Raises:
+        ArtifactError: It is missing, no regular file, or an archive that is damaged, claims to unpack to far more than
+            weights do, or holds objects.
         CheckpointError: It is damaged, holds no weights, or holds something besides inert data (the line names it).
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except OSError as error:
-        raise missing(path, error) from error
+    head = read_head(path, 16)
     if head[8:9] == b"{":
         return _checked(WeightFile(path, "safetensors", _read_safetensors(path)))
     if head[:2] == b"PK" and _is_npz(path):
-        return _checked(WeightFile(path, "npz", _read_npz(path)))
+        return _checked(WeightFile(path, "npz", {name: _float32(array) for name, array in read_npz(path).items()}))
     if head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar":
         tensors, entry = _select(_load_pickle(path), path)
         return _checked(WeightFile(path, "pickle", tensors, entry))
@@ -99,25 +95,8 @@ def _read_safetensors(path: Path) -> Tensors:
 
 
 def _is_npz(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{str(path)!r} is a truncated or damaged archive") from error
+    names = [member.filename for member in check_zip(path)]
     return bool(names) and all(name.endswith(".npy") for name in names)
-
-
-def _read_npz(path: Path) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise CheckpointError(f"{str(path)!r} holds object arrays, which are code, not weights: refused") from error
-        raise CheckpointError(f"{str(path)!r} is a damaged .npz: {error}") from error
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{str(path)!r} is a truncated or damaged .npz") from error
-    return {name: _float32(array) for name, array in arrays.items()}
 
 
 def _load_pickle(path: Path) -> Any:
@@ -234,10 +213,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} is not valid JSON") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{str(path)!r} is not a JSON table")
     return value

@@ -33,7 +33,7 @@ def inspect(
 
 def describe(found: Inspection) -> list[tuple[str, str]]:
     """Return name and text of each line."""
-    from vitdeploy.measure.wording import size_text
+    from vitdeploy.text import size_text
 
     lines = [("file", found.path), ("kind", f"{found.kind}, {size_text(found.size_bytes)}")]
     if found.manifest is not None:

@@ -43,7 +43,7 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
     if as_json:
         print_json({"path": str(artifact.path), "manifest": artifact.manifest})
         return
-    from vitdeploy.measure.wording import size_text
+    from vitdeploy.text import size_text
 
     for check in artifact.manifest.checks:
         typer.echo(f"{check.name}: {check_words(check)}")

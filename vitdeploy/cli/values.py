@@ -31,15 +31,13 @@ def parse_value(option: str, text: str) -> Any:
     Raises:
         UsageError: It is not YAML.
     """
-    import yaml
-
     from vitdeploy.errors import UsageError
-    from vitdeploy.pipeline.yaml_text import load_yaml
+    from vitdeploy.reading import parse_yaml
 
     try:
-        return load_yaml(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{option} has the value {text!r}, which is not YAML") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{option} has the value {text!r}, which is not YAML: {error}") from error
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, ValidationError
 
-from vitdeploy.artifacts import read_bytes, sha256_of_file
 from vitdeploy.datasets.base import content_digest, pixels_id
 from vitdeploy.datasets.folder import ImageFiles, is_image_name
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
+from vitdeploy.reading import first_problem, parse_json, read_bytes, read_json, sha256_of_file
 from vitdeploy.records import Check, Preprocess, Record, canonical_json, sha256_of
 
 MANIFEST_NAME = "manifest.json"
@@ -93,9 +93,11 @@ class CalibrationFiles(ImageFiles):
 def is_calibration_set(root: Path) -> bool:
     """Tell whether a folder has a manifest of this kind, or one so damaged that it may have been of this kind."""
     try:
-        raw = json.loads((Path(root) / MANIFEST_NAME).read_bytes())
-    except OSError:
+        data = read_bytes(Path(root) / MANIFEST_NAME)
+    except ArtifactError:
         return False
+    try:
+        raw = parse_json(data)
     except ValueError:
         return True
     return not raw or (isinstance(raw, dict) and raw.get("kind") == KIND)
@@ -108,15 +110,13 @@ def read_calibration_manifest(root: Path) -> CalibrationSet:
         ArtifactError: There is none, it is damaged or edited, or it contradicts itself.
     """
     path = Path(root) / MANIFEST_NAME
+    raw = read_json(path, f"a calibration set's manifest, so it is damaged; {_REMEDY}")
     try:
-        raw: dict[str, Any] = json.loads(read_bytes(path))
         manifest = CalibrationSet.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{str(path)!r} is not a calibration set's manifest: {where}: {first['msg']}") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{str(path)!r} is not JSON: it is damaged; {_REMEDY}") from error
+        raise ArtifactError(
+            f"{str(path)!r} is not a calibration set's manifest: {first_problem(error)}; {_REMEDY}"
+        ) from error
     if manifest.sealed().manifest_sha256 != manifest.manifest_sha256:
         raise ArtifactError(f"{str(path)!r} does not match its digest: it was edited or damaged; {_REMEDY}")
     if (problem := _contradiction(manifest)) is not None:

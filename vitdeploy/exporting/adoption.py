@@ -11,7 +11,7 @@ from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onn
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
 from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
-from vitdeploy.datasets.class_names import read_class_names
+from vitdeploy.datasets.labels import read_labels
 from vitdeploy.errors import GraphError, UsageError
 from vitdeploy.exporting.checking import CPU, compare, describe_graph, staged
 from vitdeploy.measure.accuracy import run_batch
@@ -56,7 +56,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         spec = _preprocess(path, model, options.preprocess)
         original = onnx_digest(model)
         classes = check_classifier(model, spec, path)
-        names = () if options.labels is None else read_class_names(options.labels, classes)
+        names = read_labels(options.labels, classes)
         pixels = check_pixels(spec, options.golden, seed=options.seed)
         with open_graph(model, CPU) as session:
             fixed = next(iter(session.inputs.values())).shape[0]

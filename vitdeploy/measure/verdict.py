@@ -13,10 +13,10 @@ from vitdeploy.measure.wording import (
     points_range_text,
     points_text,
     ratio_text,
-    size_text,
 )
 from vitdeploy.records import Baseline, Conditions, Row, Timing
 from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
+from vitdeploy.text import size_text
 
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99

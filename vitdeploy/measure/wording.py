@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vitdeploy.records import Interval
+from vitdeploy.text import UNKNOWN
 
-UNKNOWN = "–"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -14,17 +14,6 @@ def ms_text(value: float | None) -> str:
         return UNKNOWN
     digits = 3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}"
-
-
-def size_text(size: float | None) -> str:
-    """Return a size in decimal units: ``1.4 MB``."""
-    if size is None:
-        return UNKNOWN
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= 0.9995 * factor:
-            scaled = size / factor
-            return f"{scaled:.{1 if scaled < 99.95 else 0}f} {unit}"
-    return f"{size:.0f} B"
 
 
 def number_text(value: float, digits: int = 2) -> str:

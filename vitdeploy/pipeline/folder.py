@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import read_json
 from vitdeploy.records import Record
 
 MEMORY = "run.json"
@@ -76,9 +77,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
 
 def _read(path: Path) -> dict[str, Made]:
     try:
-        raw = json.loads(path.read_text("utf8"))
-        return {name: Made.model_validate(entry) for name, entry in raw.items()}
-    except (OSError, ValueError, AttributeError, ValidationError):
+        return {name: Made.model_validate(entry) for name, entry in read_json(path).items()}
+    except (ArtifactError, AttributeError, ValidationError):
         return {}
 
 

@@ -9,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.errors import RecipeError, UsageError
-from vitdeploy.pipeline.yaml_text import load_yaml
+from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
+from vitdeploy.reading import read_yaml
 from vitdeploy.records import Target
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 
@@ -171,17 +170,16 @@ def read_recipe(path: Path | str | None = None, changes: Mapping[str, Any] | Non
 
 def _load(path: Path, where: str) -> dict[str, Any]:
     try:
-        text = path.read_text("utf8")
-    except FileNotFoundError as error:
-        raise RecipeError(f"there is no file {str(path)!r}; 'vitdeploy run --print-recipe' shows a recipe") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{where} cannot be read: {error}") from error
-    try:
-        values = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
+        values = read_yaml(path)
+    except ArtifactError as error:
+        raise RecipeError(f"{error}; 'vitdeploy run --print-recipe' shows a recipe") from error
+    except ValueError as error:
+        raise RecipeError(f"{where} is not YAML: {error}") from error
+    if not values:
+        raise RecipeError(
+            f"{where} is empty, expected some of the keys {', '.join(Recipe.model_fields)}; without a recipe, "
+            f"'vitdeploy run' trains the demo"
+        )
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is not a recipe: expected the keys {', '.join(Recipe.model_fields)}")
     return values

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitdeploy.errors import DataError
+from vitdeploy.errors import ArtifactError, DataError
+from vitdeploy.reading import open_regular
 
 _SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -32,7 +33,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         # Pillow warns of oddities in EXIF data and of very large images; neither changes the pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            stream = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
+            with stream, Image.open(stream) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 plain = _as_grey_or_rgb(upright, name)
@@ -40,8 +42,9 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
                 return plain
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"there is no image {name!r}") from error
+    except ArtifactError as error:
+        absent = isinstance(error.__cause__, FileNotFoundError)
+        raise DataError(f"there is no image {name!r}" if absent else str(error)) from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name!r} is not an image that can be read (another format, or damaged): remove or replace it"

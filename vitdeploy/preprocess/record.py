@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitdeploy.errors import DataError
+from vitdeploy.reading import first_problem
 from vitdeploy.records import Preprocess
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,7 +35,4 @@ def make_record(values: Mapping[str, Any], source: str) -> Preprocess:
     try:
         return Preprocess.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise DataError(f"{source!r} is not a valid Preprocess: {where}{message}") from error
+        raise DataError(f"{source!r} is not a valid Preprocess: {first_problem(error)}") from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.artifacts import read_bytes
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.record import DIGITS_PREPROCESS, make_record
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm, preprocess_from_timm_config
+from vitdeploy.reading import read_json
 from vitdeploy.records import Preprocess
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -73,10 +72,7 @@ def _model_type(folder: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise DataError(f"{str(path)!r} is not JSON: {error}") from error
+    raw = read_json(path, "a Preprocess record or a preprocessor_config.json")
     if not isinstance(raw, dict):
         raise DataError(f"{str(path)!r} holds no JSON object, expected a Preprocess record or a {PREPROCESSOR}")
     return raw

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,10 +10,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from vitdeploy.artifacts import OnnxModel, read_bytes, read_onnx
+from vitdeploy.artifacts import OnnxModel, read_onnx
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
 Profile = Literal["linear", "mha"]
@@ -127,17 +127,13 @@ def read_plan(path: Path) -> PrecisionPlan:
     path = Path(path)
     if path.suffix == ".onnx":
         return plan_of_graph(read_onnx(path))
+    raw = read_json(path, "a precision plan")
+    if isinstance(raw, dict) and isinstance(raw.get("plan"), dict):
+        raw = raw["plan"]
     try:
-        raw = json.loads(read_bytes(path))
-        if isinstance(raw, dict) and isinstance(raw.get("plan"), dict):
-            raw = raw["plan"]
         return PrecisionPlan.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise ArtifactError(f"{str(path)!r} is not a precision plan: {where}: {first['msg']}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{str(path)!r} is not a precision plan: it is not JSON") from error
+        raise ArtifactError(f"{str(path)!r} is not a precision plan: {first_problem(error)}") from error
 
 
 def plan_of_graph(model: OnnxModel) -> PrecisionPlan:

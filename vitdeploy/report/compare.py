@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import GateError, UsageError
-from vitdeploy.measure.wording import UNKNOWN, ms_text, points_text, size_text
+from vitdeploy.measure.wording import ms_text, points_text
 from vitdeploy.records import Record, Report, Row
 from vitdeploy.report.files import read_report
 from vitdeploy.report.view import STATUSES
 from vitdeploy.sessions import Scope
+from vitdeploy.text import UNKNOWN, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table

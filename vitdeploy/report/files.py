@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vitdeploy.artifacts import read_bytes, write_atomically
+from vitdeploy.artifacts import write_atomically
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import Report
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
@@ -45,10 +46,7 @@ def read_report(path: Path | str) -> Report:
     path = Path(path)
     if path.is_dir():
         path = path / "report.json"
-    try:
-        raw = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise ArtifactError(f"{str(path)!r} is not JSON: expected a report.json of 'vitdeploy bench'") from error
+    raw = read_json(path, "a report.json of 'vitdeploy bench'")
     version = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(version, int):
         raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of 'vitdeploy bench'")
@@ -59,6 +57,4 @@ def read_report(path: Path | str) -> Report:
     try:
         return Report.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{str(path)!r} is not a valid report: {where}: {first['msg']}") from error
+        raise ArtifactError(f"{str(path)!r} is not a valid report: {first_problem(error)}") from error

@@ -10,6 +10,7 @@ from vitdeploy.records import Report
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.text import size_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -57,7 +58,7 @@ def _templates() -> Environment:
     )
     templates.filters |= {
         "ms": wording.ms_text,
-        "size": wording.size_text,
+        "size": size_text,
         "percent": wording.percent_text,
         "points": wording.points_text,
         "points_interval": view.points_interval_text,

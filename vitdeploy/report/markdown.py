@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitdeploy.measure.wording import (
-    UNKNOWN,
     decibel_text,
     ms_text,
     percent_text,
     points_text,
     ratio_text,
-    size_text,
 )
 from vitdeploy.records import Report, Row
 from vitdeploy.report.view import (
@@ -27,6 +25,7 @@ from vitdeploy.report.view import (
     remarks,
     runtime_text,
 )
+from vitdeploy.text import UNKNOWN, size_text
 
 
 def render_markdown(report: Report) -> str:

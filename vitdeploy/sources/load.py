@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.artifacts import Checkpoint, read_checkpoint, safetensors_metadata
+from vitdeploy.artifacts import Checkpoint, read_checkpoint
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
-from vitdeploy.artifacts.files import missing
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
+from vitdeploy.reading import missing, safetensors_metadata
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 

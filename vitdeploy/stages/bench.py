@@ -8,18 +8,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vitdeploy import __version__, environment
-from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact, sha256_of_file
+from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
-from vitdeploy.benching.labels import class_key, match_classes
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.datasets import Dataset, open_dataset, splits_of
+from vitdeploy.datasets import Dataset, match_labels, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.reading import sha256_of_file
 from vitdeploy.records import Baseline, Conditions, Report, stage_key
 from vitdeploy.records.report import Device
 
@@ -101,8 +101,8 @@ def open_test_data(data: str, options: BenchOptions) -> Dataset:
 def _refuse_unfit_labels(opened: Sequence[Artifact], dataset: Dataset, options: BenchOptions) -> None:
     """Match labels with classes once before anything is loaded, so that a misfit costs no time."""
     if dataset.labels is not None:
-        for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
-            match_classes(dataset, model, options)
+        for classes in dict.fromkeys(artifact.manifest.model.classes for artifact in opened):
+            match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
 
 
 def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:

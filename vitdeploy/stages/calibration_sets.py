@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 
 from vitdeploy import __version__
-from vitdeploy.artifacts import atomic_folder, read_bytes, sha256_of_file
+from vitdeploy.artifacts import atomic_folder
 from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset
 from vitdeploy.datasets.calibration_set import (
     MANIFEST_NAME,
@@ -29,6 +29,7 @@ from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, DataError, RecipeError, UsageError
 from vitdeploy.preprocess import preprocess_from, to_pixels
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.reading import first_problem, read_yaml, sha256_of_file
 from vitdeploy.records import Check, Preprocess, Record
 
 RECOMMENDED_SAMPLES = 128
@@ -145,22 +146,17 @@ def read_calibration_recipe(path: Path) -> CalibrationRecipe:
         RecipeError: It is not YAML, or a key or value is not allowed.
         ArtifactError: The file cannot be read.
     """
-    import yaml
     from pydantic import ValidationError
 
     try:
-        raw = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+        raw = read_yaml(path)
+    except ValueError as error:
+        raise RecipeError(f"the recipe {str(path)!r} is not YAML: {error}") from error
     try:
         return CalibrationRecipe.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         known = ", ".join(CalibrationRecipe.model_fields)
-        raise RecipeError(
-            f"the recipe {str(path)!r} is not valid: {where}: {first['msg']}; keys are {known}"
-        ) from error
+        raise RecipeError(f"the recipe {str(path)!r} is not valid: {first_problem(error)}; keys are {known}") from error
 
 
 def show_calibration_set(path: Path) -> CalibrationSet:

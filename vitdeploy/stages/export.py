@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Golden, OnnxModel, sha256_of_file, write_onnx
+from vitdeploy.artifacts import Golden, OnnxModel, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
 from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
-from vitdeploy.datasets.class_names import read_class_names
+from vitdeploy.datasets.labels import read_labels
 from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.exporting.adoption import AdoptionOptions, adopt, is_onnx
 from vitdeploy.exporting.checking import CPU, Logits, compare, describe_graph, staged
 from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.reading import sha256_of_file
 from vitdeploy.records import Manifest, stage_key
 from vitdeploy.sources.loaded import IMAGENET_CLASSES
 
@@ -166,7 +167,7 @@ def load(source: str, options: ExportOptions, progress: Progress = SILENT) -> Lo
         progress.note(note)
     if options.labels is None:
         return loaded
-    names = read_class_names(options.labels, int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES)))
+    names = read_labels(options.labels, int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES)))
     return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
 
 

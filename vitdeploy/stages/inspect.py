@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vitdeploy.artifacts import (
-    Artifact,
-    CalibrationTable,
-    Checkpoint,
-    OnnxModel,
-    load_ir,
-    open_artifact,
-    safetensors_metadata,
-)
+from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
-from vitdeploy.artifacts.files import missing
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError, CheckpointError
+from vitdeploy.reading import is_safetensors, missing, read_head, safetensors_metadata
 from vitdeploy.records import Manifest, Record
 
 if TYPE_CHECKING:
@@ -120,18 +112,10 @@ def _size(artifact: Artifact) -> int:
 
 def _is_foreign_weights(path: Path) -> bool:
     """Return whether a file looks like weights (safetensors, zip, pickle, tar) and has no manifest of ours."""
-    head = _head(path)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
+    if is_safetensors(path):
         return CHECKPOINT_KEY not in safetensors_metadata(path)
+    head = read_head(path, 512)
     return head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar"
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(512)
-    except OSError as error:
-        raise missing(path, error) from error
 
 
 def _is_foreign_onnx(path: Path) -> bool:

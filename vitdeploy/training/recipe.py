@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.errors import RecipeError, UsageError
+from vitdeploy.errors import ArtifactError, RecipeError, UsageError
+from vitdeploy.reading import parse_yaml, read_yaml
 from vitdeploy.training.options import DEFAULTS, TrainOptions, options_from
 
 KEYS = ("about", "model", "arguments", "options")
@@ -37,13 +38,12 @@ def read_training_recipe(source: str | Path) -> TrainingRecipe:
     Raises:
         RecipeError: There is none, it is not YAML, or a key or value in it is wrong.
     """
-    import yaml
-
-    text = _text(source)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{str(source)!r} is not YAML: {' '.join(str(error).split())}") from error
+        values = _values(source)
+    except ValueError as error:
+        raise RecipeError(f"{str(source)!r} is not YAML: {error}") from error
+    if values is None:
+        raise RecipeError(f"{str(source)!r} is empty, expected some of the keys {', '.join(KEYS)}")
     if not isinstance(values, dict):
         raise RecipeError(f"{str(source)!r} is no training recipe, expected the keys {', '.join(KEYS)}")
     unknown = [str(key) for key in values if key not in KEYS]
@@ -61,14 +61,15 @@ def read_training_recipe(source: str | Path) -> TrainingRecipe:
     )
 
 
-def _text(source: str | Path) -> str:
+def _values(source: str | Path) -> Any:
     if str(source) in recipe_names():
-        return _folder().joinpath(f"{source}.yaml").read_text("utf8")
+        return parse_yaml(_folder().joinpath(f"{source}.yaml").read_text("utf8"))
     try:
-        return Path(source).read_text("utf8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_yaml(source)
+    except ArtifactError as error:
         raise RecipeError(
-            f"there is no training recipe {str(source)!r}, expected a YAML file or one of {', '.join(recipe_names())}"
+            f"there is no training recipe {str(source)!r}, expected a YAML file or one of {', '.join(recipe_names())} "
+            f"({error})"
         ) from error
 
 

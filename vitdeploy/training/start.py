@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.artifacts import read_checkpoint, sha256_of_file
+from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import ArtifactError, CheckpointError, DataError, UsageError
+from vitdeploy.reading import sha256_of_file
 from vitdeploy.records import ModelSpec, Preprocess, sha256_of
 from vitdeploy.sources.load import load_source
 from vitdeploy.training.schedule import seed_of

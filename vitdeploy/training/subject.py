@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from vitdeploy.catalog import variant, variants
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vitdeploy.reading import parse_yaml
 from vitdeploy.records import ModelSpec, Preprocess
 
 SMALL_SIDE = 64
@@ -80,7 +79,7 @@ def _small_member(family: str, size: tuple[int, int], given: Mapping[str, Any]) 
     file = resources.files("vitdeploy") / "recipes" / "families" / f"{family}.yaml"
     if max(size) > TINY_SIDE or set(given) - NO_SHAPE or not file.is_file():
         return {}
-    arguments: dict[str, Any] = yaml.safe_load(file.read_text("utf8"))["train"]["arguments"]
+    arguments: dict[str, Any] = parse_yaml(file.read_text("utf8"))["train"]["arguments"]
     return arguments
 
 

@@ -1,0 +1,36 @@
+"""Text that a terminal does not act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitdeploy.text import printable, size_text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain – naïve 猫 🐱 ß", "plain – naïve 猫 🐱 ß"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x9b2J", r"\x9b2J"),
+        ("\x7f\x08\x00", r"\x7f\x08\x00"),
+        ("gpj.\u202etxt", r"gpj.\u202etxt"),
+        ("a\u2028b", r"a\u2028b"),
+        ("caf\udce9.png", r"caf\xe9.png"),
+        (r"C:\new\table", r"C:\new\table"),
+    ],
+)
+def test_what_acts_is_escaped_and_what_is_read_stays(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0 B"), (999, "999 B"), (23_600, "23.6 kB"), (999_949, "1.0 MB"), (2e12, "2.0 TB"), (2**62, "4.6 EB")],
+)
+def test_sizes(size: float, shown: str) -> None:
+    assert size_text(size) == shown

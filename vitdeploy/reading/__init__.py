@@ -1,0 +1,35 @@
+"""Reading what comes from outside: regular files only, of bounded size and depth, and nothing in them is executed."""
+
+from vitdeploy.reading.archives import check_zip, read_npz
+from vitdeploy.reading.json_text import decode_text, first_problem, parse_json, read_json
+from vitdeploy.reading.regular import (
+    missing,
+    open_regular,
+    read_bytes,
+    read_head,
+    require_regular,
+    sha256_of_file,
+)
+from vitdeploy.reading.safetensors_file import is_safetensors, read_tensors, safetensors_layout, safetensors_metadata
+from vitdeploy.reading.yaml_text import parse_yaml, read_yaml
+
+__all__ = [
+    "check_zip",
+    "decode_text",
+    "first_problem",
+    "is_safetensors",
+    "missing",
+    "open_regular",
+    "parse_json",
+    "parse_yaml",
+    "read_bytes",
+    "read_head",
+    "read_json",
+    "read_npz",
+    "read_tensors",
+    "read_yaml",
+    "require_regular",
+    "safetensors_layout",
+    "safetensors_metadata",
+    "sha256_of_file",
+]

@@ -1,0 +1,79 @@
+"""Zip archives of arrays: what they claim to hold is compared with what they are before any of it is unpacked."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.errors import ArtifactError
+from vitdeploy.reading.regular import require_regular
+from vitdeploy.text import size_text
+
+ALWAYS_FINE = 256 << 20
+MOST_GROWTH = 30
+"""Trained weights shrink to nine tenths in a zip archive; zeros, of which bombs are made, to a thousandth."""
+
+
+def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
+    """Return the members of an archive that unpacks to a size in proportion to its own.
+
+    Raises:
+        ArtifactError: It is missing, is not a whole zip archive, or claims to unpack to more than thirty times its
+            size and more than 256 MB.
+    """
+    size = require_regular(path).st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise ArtifactError(f"{str(path)!r} is a truncated or damaged archive") from error
+    claimed = sum(member.file_size for member in members)
+    if claimed > max(ALWAYS_FINE, MOST_GROWTH * size):
+        raise ArtifactError(
+            f"{str(path)!r} has {size_text(size)} and claims to unpack to {size_text(claimed)}: weights do not shrink "
+            f"so far, so it is refused"
+        )
+    return members
+
+
+def read_npz(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz``; each is as large as its member of the archive before memory is taken for it.
+
+    Raises:
+        ArtifactError: The archive is refused by ``check_zip`` or damaged, or holds objects, which are code.
+    """
+    members = check_zip(path)
+    where = repr(str(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in members:
+                _check_array(archive, member, where)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except ArtifactError:
+        raise
+    except (
+        *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, TypeError),
+        *(NotImplementedError, SyntaxError, OverflowError, RuntimeError),
+    ) as error:
+        raise ArtifactError(f"{where} is a truncated or damaged .npz") from error
+
+
+def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> None:
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        if dtype.hasobject:
+            raise ArtifactError(f"{where} holds object arrays, which are code, not weights: refused")
+        claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if claimed != held:
+        raise ArtifactError(
+            f"{where} is damaged: {member.filename!r} claims {size_text(claimed)} and holds {size_text(held)}"
+        )

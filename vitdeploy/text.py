@@ -1,0 +1,43 @@
+"""Text for people: sizes in words, and nothing that a terminal would carry out."""
+
+from __future__ import annotations
+
+import re
+
+UNKNOWN = "–"
+_UNITS = (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_ACTIVE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters, C0 and C1: a terminal moves, colours, or answers
+    "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing
+    "\u2028\u2029"  # ends of lines
+    "\ud800-\udfff]"  # halves of characters: bytes of a file's name that are no UTF-8
+)
+
+
+def printable(text: str) -> str:
+    r"""Return text in one line, each character that a terminal or a log would act on as an escape (``\x1b``, ``\n``).
+
+    Letters of every script stay as they are; a backslash does too, so that names on Windows are readable.
+    """
+    return _ACTIVE.sub(lambda found: _escape(found.group()), text)
+
+
+def size_text(size: float | None) -> str:
+    """Return a size in decimal units: ``512 B``, ``1.4 MB``, ``120 GB``; a dash where it is not known."""
+    if size is None:
+        return UNKNOWN
+    for unit, factor in _UNITS:
+        if size >= 0.9995 * factor:
+            scaled = size / factor
+            return f"{scaled:.{1 if scaled < 99.95 else 0}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def _escape(character: str) -> str:
+    known = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(character)
+    if known is not None:
+        return known
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: the byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
