@@ -300,11 +300,11 @@ def test_a_killed_training_goes_on_where_it_stopped(tmp_path: Path, quick_change
 
 
 def test_a_state_of_another_training_is_no_hindrance(tmp_path: Path, quick_changes: dict[str, Any]) -> None:
-    from vitdeploy.pipeline.running import _Run
+    from vitdeploy.stages.train import TrainRequest
 
     (tmp_path / "model.state.pt").write_bytes(b"not a state")
-    work = _Run(quick(quick_changes), tmp_path, Notes())
-    assert not work.can_resume(tmp_path / "model.safetensors", "key")
+    request = TrainRequest.open("digits", tmp_path / "model.safetensors", resume="auto")
+    assert not request._state_fits(Notes())
 
 
 def test_two_runs_in_one_folder_are_refused(finished_run: Path, quick_changes: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from vitdeploy.report import Comparison, compare, read_report, write_report
     from vitdeploy.sessions import BuildTarget, SessionOptions
     from vitdeploy.sources.load import LoadedModel, load_source
+    from vitdeploy.sources.source import SourceOptions
     from vitdeploy.stages.bench import BenchOptions, bench
     from vitdeploy.stages.build import build
     from vitdeploy.stages.calibration_sets import check_calibration_set, make_calibration_set, show_calibration_set
@@ -93,6 +94,7 @@ _PLACES = {
     "stages.predict": "Prediction predict",
     "stages.quantize": "QuantizeOptions quantize",
     "sources.load": "LoadedModel load_source",
+    "sources.source": "SourceOptions",
     "stages.train": "train",
     "stages.verify": "Verification verify",
     "training.options": "Augmentation Distillation Hardware TrainOptions",
@@ -147,6 +149,7 @@ __all__ = [
     "Row",
     "RunResult",
     "SessionOptions",
+    "SourceOptions",
     "Timing",
     "TrainOptions",
     "TrainingError",

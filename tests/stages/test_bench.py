@@ -26,7 +26,7 @@ from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
-from vitdeploy.stages.bench import BenchOptions, bench, bench_key, open_test_data
+from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench, open_test_data
 
 ROOT = Path(__file__).parents[2]
 QUICK = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False)
@@ -268,7 +268,7 @@ def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path, checkpoint, sc
     assert [row.name for row in report.rows] == ["o.safetensors", "linear.safetensors", "m.onnx"]
     graph = bench([checkpoint.path], "digits", baseline=str(model.path), options=QUICK)
     assert graph.baseline.row == "m.onnx"
-    assert graph.baseline.accuracy_against == "m.onnx under ONNX Runtime, as asked for"
+    assert graph.baseline.accuracy_against == "m.onnx under ONNX Runtime, as named"
 
 
 def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path, checkpoint, script):
@@ -532,20 +532,24 @@ def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path
         bench([model.path], "digits", options=BenchOptions(runtimes=("openvino",), device="cuda"))
 
 
+def key_of(artifacts, data, **options) -> str:
+    return BenchRequest.open(artifacts, data, **options).key
+
+
 def test_key_is_the_same_for_the_same_work_and_another_for_other_work(tmp_path):
     model = _onnx(tmp_path / "m.onnx")
     options = BenchOptions(**{**QUICK.__dict__, "samples": 40})
     report = bench([model.path], "digits", options=options)
     shutil.copy(model.path, tmp_path / "renamed.onnx")
-    assert bench_key([tmp_path / "renamed.onnx"], "digits", options=options) == report.key
+    assert key_of([tmp_path / "renamed.onnx"], "digits", options=options) == report.key
     others = [
-        bench_key([model.path], "digits:validation", options=options),
-        bench_key([model.path], "digits", options=BenchOptions(**{**options.__dict__, "rounds": 4})),
-        bench_key([model.path], "digits", baseline="timm:vit_tiny_patch16_224", options=options),
-        bench_key([_onnx(tmp_path / "o.onnx", WEIGHT * 2).path], "digits", options=options),
+        key_of([model.path], "digits:validation", options=options),
+        key_of([model.path], "digits", options=BenchOptions(**{**options.__dict__, "rounds": 4})),
+        key_of([model.path], "digits", baseline="timm:vit_tiny_patch16_224", options=options),
+        key_of([_onnx(tmp_path / "o.onnx", WEIGHT * 2).path], "digits", options=options),
     ]
     assert len({report.key, *others}) == 5
-    assert bench_key([model.path], "digits", options=BenchOptions(**{**options.__dict__, "timeout_s": 1})) == report.key
+    assert key_of([model.path], "digits", options=BenchOptions(**{**options.__dict__, "timeout_s": 1})) == report.key
 
 
 def test_names_of_rows_differ_when_files_share_theirs(tmp_path):
@@ -592,12 +596,12 @@ def test_the_key_is_known_without_torch_or_onnxruntime(tmp_path):
     model = _onnx(tmp_path / "m.onnx")
     code = """
 import sys
-from vitdeploy.stages.bench import bench_key
-print(bench_key([sys.argv[1]], "digits"))
+from vitdeploy.stages.bench import BenchRequest
+print(BenchRequest.open([sys.argv[1]], "digits").key)
 print(sorted({"torch", "onnxruntime", "openvino", "tensorrt_rtx", "matplotlib"} & set(sys.modules)))
 """
     key, loaded = _run_python(code, str(model.path)).split()
-    assert key == bench_key([model.path], "digits")
+    assert key == key_of([model.path], "digits")
     assert loaded == "[]"
 
 
@@ -646,7 +650,7 @@ def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_
 
 def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from vitdeploy.sources import load as source
+    from vitdeploy.sources import load as sources
     from vitdeploy.sources.load import LoadedModel
 
     linear = torch.nn.Linear(64, 10)
@@ -655,7 +659,7 @@ def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp
         linear.bias.copy_(torch.from_numpy(BIAS))
     loaded = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), linear), SPEC, PREPROCESS, "d" * 64, "a hub")
     asked = []
-    monkeypatch.setattr(source, "load_source", lambda text: asked.append(text) or loaded)
+    monkeypatch.setattr(sources, "_load", lambda source: asked.append(source.text) or loaded)
 
     report = bench([_onnx(tmp_path / "m.onnx").path], "digits", baseline="timm:linear", options=QUICK)
     base, row = report.rows

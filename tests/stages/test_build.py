@@ -10,7 +10,7 @@ from vitdeploy.artifacts import read_engine, read_onnx
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import ArtifactError, BackendError, BuildError, UsageError
 from vitdeploy.sessions import BuildTarget
-from vitdeploy.stages.build import build, build_key, choose_builder
+from vitdeploy.stages.build import BuildRequest, build, note_default
 
 needs_rtx = pytest.mark.skipif(
     get_backend("tensorrt-rtx").unavailable() is not None,
@@ -37,6 +37,10 @@ def model(tmp_path_factory):
     return write_small_vit(tmp_path_factory.mktemp("model") / "vit.onnx", "fp16")
 
 
+def key_of(model, backend=None, target=BuildTarget()) -> str:
+    return BuildRequest.open(model, "unwritten.engine", backend=backend, target=target).key
+
+
 @pytest.fixture
 def no_gpu(monkeypatch):
     be(monkeypatch, machine(None), tensorrt_rtx=get_backend("tensorrt-rtx").version())
@@ -58,25 +62,24 @@ def test_build_takes_rtx_where_tensorrt_is_not_installed_and_says_so(no_gpu, tmp
 @needs_rtx
 def test_key_of_the_engine_is_the_one_that_freshness_asks_for(no_gpu, tmp_path, model):
     engine = build(str(model.path), str(tmp_path / "vit.engine"), target=FOR_89)
-    assert engine.manifest.key == build_key(model.digest, target=FOR_89)
-    assert engine.manifest.key == build_key(model.digest, "tensorrt-rtx", FOR_89)
-    assert engine.manifest.key != build_key(model.digest, target=BuildTarget())
-    assert engine.manifest.key != build_key("0" * 64, target=FOR_89)
+    assert engine.manifest.key == key_of(model, target=FOR_89)
+    assert engine.manifest.key == key_of(model, "tensorrt-rtx", FOR_89)
+    assert engine.manifest.key != key_of(model)
 
 
 def test_freshness_loads_no_tensorrt(monkeypatch, model):
     be(monkeypatch, machine(None), tensorrt_rtx="1.7.1.116")
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    key = build_key(model.digest, "tensorrt-rtx")
+    key = key_of(model, "tensorrt-rtx")
     be(monkeypatch, machine(None), tensorrt_rtx="1.8.0.1")
-    assert build_key(model.digest, "tensorrt-rtx") != key
+    assert key_of(model, "tensorrt-rtx") != key
 
 
 def test_engine_is_stale_on_another_gpu_unless_gpus_are_named(monkeypatch, model):
     def keys(capability):
         be(monkeypatch, machine(capability), tensorrt_rtx="1.7.1.116")
-        return build_key(model.digest, "tensorrt-rtx"), build_key(model.digest, "tensorrt-rtx", FOR_89)
+        return key_of(model, "tensorrt-rtx"), key_of(model, "tensorrt-rtx", FOR_89)
 
     here, named = keys("8.9")
     elsewhere, named_elsewhere = keys("12.0")
@@ -95,10 +98,12 @@ def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(monkeypatch, tmp_
     ]
 
 
-def test_tensorrt_without_a_gpu_gives_way_to_rtx(monkeypatch):
+def test_tensorrt_without_a_gpu_gives_way_to_rtx(monkeypatch, model):
     be(monkeypatch, machine(None), tensorrt="10.16.0", tensorrt_rtx="1.7.1.116")
     notes = Notes()
-    assert choose_builder(None, notes) == "tensorrt-rtx"
+    request = BuildRequest.open(model, "unwritten.engine")
+    assert (request.backend, request.is_default) == ("tensorrt-rtx", True)
+    note_default(request.backend, notes)
     assert "tensorrt is installed, but needs a GPU to build on" in notes.lines[0]
 
 

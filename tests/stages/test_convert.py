@@ -8,6 +8,7 @@ from tiny_checkpoint import TINY
 from vitdeploy.artifacts import open_artifact
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.sources.load import load_source
+from vitdeploy.sources.source import SourceOptions
 from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions
 
@@ -19,7 +20,7 @@ def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):
     torch.manual_seed(2)
     module = timm.create_model("vit_tiny_patch16_224").eval()
     save_file(module.state_dict(), tmp_path / "timm.safetensors")
-    options = ExportOptions(weights=tmp_path / "timm.safetensors")
+    options = SourceOptions(weights=tmp_path / "timm.safetensors")
     checkpoint = convert("vit_tiny_patch16_224", tmp_path / "ours.safetensors", options=options)
     assert open_artifact(checkpoint.path).digest == checkpoint.digest
     assert checkpoint.manifest.preprocess.size == (224, 224)
@@ -30,7 +31,7 @@ def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):
 
 
 def test_random_weights_can_be_kept(tmp_path):
-    options = ExportOptions(random_weights=True, arguments=TINY, seed=3)
+    options = SourceOptions(random_weights=True, arguments=TINY, seed=3)
     first = convert("vit", tmp_path / "a.safetensors", options=options)
     second = convert("vit", tmp_path / "b.safetensors", options=options)
     assert first.digest == second.digest
@@ -42,8 +43,6 @@ def test_random_weights_can_be_kept(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ("vit", {"reference": "digits"}, UsageError, "--reference is for ONNX files, and .* is a checkpoint"),
-        ("vit", {"preprocess": "digits"}, UsageError, "--preprocess is for ONNX files"),
         (
             "torchvision:squeezenet1_1",
             {},
@@ -58,11 +57,17 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path, source, options, err
         convert(
             source,
             tmp_path / "x.safetensors",
-            options=ExportOptions(random_weights=True, arguments=arguments, **options),
+            options=SourceOptions(random_weights=True, arguments=arguments, **options),
         )
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_of_export_are_refused(tmp_path):
+    options = ExportOptions(random_weights=True, arguments=TINY, reference="digits")
+    with pytest.raises(UsageError, match="convert takes SourceOptions and was handed ExportOptions, which has more"):
+        convert("vit", tmp_path / "x.safetensors", options=options)
+
+
 def test_a_folder_is_no_place_for_a_checkpoint(tmp_path):
     with pytest.raises(ArtifactError, match="is a folder, expected the name of a checkpoint"):
-        convert("vit", tmp_path, options=ExportOptions(random_weights=True, arguments=TINY))
+        convert("vit", tmp_path, options=SourceOptions(random_weights=True, arguments=TINY))

@@ -17,9 +17,9 @@ from vitdeploy.exporting import checking as comparison
 from vitdeploy.graph.legality import findings
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import ModelSpec
-from vitdeploy.sources import load as source
+from vitdeploy.sources import load as sources
 from vitdeploy.sources.loaded import LoadedModel
-from vitdeploy.stages.export import ExportOptions, export, export_key
+from vitdeploy.stages.export import ExportOptions, ExportRequest, export
 
 
 class Notes:
@@ -76,8 +76,9 @@ def test_the_manifest_says_what_it_is_and_what_it_was_made_from(tiny_onnx, tiny_
     assert manifest.metrics["nodes"] == 60
     assert manifest.versions["onnx"] == onnx.__version__
     options = ExportOptions(golden="digits:validation", reference="digits:test")
-    assert manifest.key == export_key(tiny_checkpoint.digest, options)
-    assert manifest.key != export_key(tiny_checkpoint.digest, ExportOptions())
+    assert manifest.key == ExportRequest.open(tiny_checkpoint, "unwritten.onnx", options=options).key
+    assert manifest.key == ExportRequest.open(tiny_checkpoint.path, "unwritten.onnx", options=options).key
+    assert manifest.key != ExportRequest.open(tiny_checkpoint, "unwritten.onnx").key
 
 
 def test_real_samples_travel_with_their_logits(tiny_onnx):
@@ -131,7 +132,7 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
         "nan": right * np.nan,
     }
     bias.const_value = ir.tensor(wrong[damage], name="head.bias")
-    monkeypatch.setattr("vitdeploy.stages.export._trace", lambda *_: model)
+    monkeypatch.setattr("vitdeploy.exporting.tracing.trace", lambda *_, **__: model)
     path = tmp_path / "x.onnx"
     path.write_bytes(b"what was there before")
     with pytest.raises(
@@ -158,8 +159,8 @@ def test_a_small_constant_survives(tmp_path, monkeypatch):
 
     spec = ModelSpec(family="vit", name="guarded", arguments={"num_classes": 10})
     loaded = LoadedModel(Guarded().eval(), spec, DIGITS_PREPROCESS, "0" * 64, "guarded")
-    monkeypatch.setattr(source, "load_source", lambda *_, **__: loaded)
-    model = export("guarded", tmp_path / "x.onnx")
+    monkeypatch.setattr(sources, "_load", lambda source: loaded)
+    model = export("timm:guarded", tmp_path / "x.onnx")
     constants = [value.const_value.numpy() for value in model.load().graph.initializers.values()]
     assert any(array.size == 1 and array.reshape(-1)[0] == np.float32(1e-8) for array in constants)
 
@@ -173,10 +174,10 @@ def test_a_batch_that_is_baked_in_is_refused(tmp_path, monkeypatch):
 
     loaded = LoadedModel(Baked(), ModelSpec(family="vit", name="baked"), DIGITS_PREPROCESS, "0" * 64, "model 'baked'")
     loaded.module.weight = torch.nn.Parameter(torch.zeros(1))
-    monkeypatch.setattr(source, "load_source", lambda *_, **__: loaded)
+    monkeypatch.setattr(sources, "_load", lambda source: loaded)
     monkeypatch.setattr("vitdeploy.stages.export.torch_logits", lambda *_: np.zeros((5, 10), np.float32))
     with pytest.raises(ModelError, match="model 'baked' cannot be traced with a dynamic batch: "):
-        export("baked", tmp_path / "x.onnx")
+        export("timm:baked", tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,7 +199,7 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
 
     monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
     monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_LIMIT", 1000)
-    honest_load, honest_compare, weights = source.load_source, comparison.compare, []
+    honest_load, honest_compare, weights = sources._load, comparison.compare, []
 
     def load(*args, **options):
         loaded = honest_load(*args, **options)
@@ -210,7 +211,7 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
         assert all(parameter() is None for parameter in weights), "PyTorch's weights are still held"
         return honest_compare(*args)
 
-    monkeypatch.setattr(source, "load_source", load)
+    monkeypatch.setattr(sources, "_load", load)
     monkeypatch.setattr("vitdeploy.stages.export.compare", compare)
     model = export(tiny_checkpoint.path, tmp_path / "large.onnx")
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -225,7 +226,7 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
     monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
-    monkeypatch.setattr("vitdeploy.stages.export._trace", lambda *_: tiny_onnx.load())
+    monkeypatch.setattr("vitdeploy.exporting.tracing.trace", lambda *_, **__: tiny_onnx.load())
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

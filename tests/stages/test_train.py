@@ -15,7 +15,7 @@ from vitdeploy.errors import ArtifactError, CheckpointError, DataError, ModelErr
 from vitdeploy.models import model_from_spec
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Preprocess
-from vitdeploy.stages.train import train, train_key
+from vitdeploy.stages.train import TrainRequest, train
 from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
 from vitdeploy.training.paths import metrics_path
 
@@ -95,15 +95,19 @@ def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(monkeypat
     assert other.manifest.metrics["test_top1"] != digits.manifest.metrics["test_top1"]
 
 
+def key_of(data, **options) -> str:
+    return TrainRequest.open(data, "unwritten.safetensors", **options).key
+
+
 def test_the_key_needs_no_training_and_follows_data_model_and_options(digits):
     key = digits.manifest.key
-    assert key == train_key("digits", arguments=TINY, options=QUICK)
+    assert key == key_of("digits", arguments=TINY, options=QUICK)
     for changed in (
-        train_key("digits@1", arguments=TINY, options=QUICK),
-        train_key("digits", arguments={**TINY, "depth": 2}, options=QUICK),
-        train_key("digits", arguments=TINY, options=replace(QUICK, seed=1)),
-        train_key("digits", arguments=TINY, options=replace(QUICK, drop_path=0.1)),
-        train_key("digits", options=QUICK),
+        key_of("digits@1", arguments=TINY, options=QUICK),
+        key_of("digits", arguments={**TINY, "depth": 2}, options=QUICK),
+        key_of("digits", arguments=TINY, options=replace(QUICK, seed=1)),
+        key_of("digits", arguments=TINY, options=replace(QUICK, drop_path=0.1)),
+        key_of("digits", options=QUICK),
     ):
         assert changed != key
 
@@ -111,10 +115,10 @@ def test_the_key_needs_no_training_and_follows_data_model_and_options(digits):
 def test_the_key_is_computed_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from vitdeploy.stages.train import train_key; print(train_key('digits'))"
+        "from vitdeploy.stages.train import TrainRequest; print(TrainRequest.open('digits', 'x.safetensors').key)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == train_key("digits")
+    assert found.stdout.strip() == key_of("digits")
 
 
 def test_a_finished_training_is_not_repeated(digits):

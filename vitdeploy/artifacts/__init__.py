@@ -34,6 +34,7 @@ __all__ = [
     "is_calibration_table",
     "load_ir",
     "open_artifact",
+    "open_onnx",
     "read_calibration_table",
     "read_checkpoint",
     "read_engine",
@@ -50,13 +51,17 @@ ONNX_START = b"\x08"
 """The tag of ``ir_version``, with which protobuf begins every ONNX file."""
 
 
-def open_artifact(path: Path | str) -> Artifact:
+def open_artifact(source: Artifact | Path | str) -> Artifact:
     """Open and verify a checkpoint, an ONNX model, an engine or a calibration table, whichever the file holds.
 
+    An artifact that is open already is returned as it is; it is verified again where its file was written since.
+
     Raises:
-        ArtifactError: There is no such file, it is none of these, or it is damaged.
+        ArtifactError: There is no such file, it is none of these, it is damaged, or it holds something else by now.
     """
-    path = Path(path)
+    if isinstance(source, Artifact):
+        return source if source.is_current else _reopened(source)
+    path = Path(source)
     head = read_head(path, 16)
     if is_safetensors(path):
         return read_checkpoint(path)
@@ -71,3 +76,30 @@ def open_artifact(path: Path | str) -> Artifact:
     if path.suffix == ".safetensors" and head[:1] != ONNX_START:
         return read_checkpoint(path)  # no safetensors file, and its reader says so
     return read_onnx(path)
+
+
+def open_onnx(source: Artifact | Path | str) -> OnnxModel:
+    """Open and verify an ONNX model, as ``open_artifact`` does.
+
+    Raises:
+        ArtifactError: There is no such file, it is of another kind, or it is damaged.
+    """
+    if isinstance(source, Artifact) and not isinstance(source, OnnxModel):
+        raise ArtifactError(
+            f"{str(source.path)!r} is a file of kind {source.manifest.kind!r}, expected an ONNX model: "
+            + (f"'vitdeploy export {source.path}' makes one" if isinstance(source, Checkpoint) else "name its graph")
+        )
+    if isinstance(source, OnnxModel):
+        found = open_artifact(source)
+        assert isinstance(found, OnnxModel)
+        return found
+    return read_onnx(Path(source))
+
+
+def _reopened(artifact: Artifact) -> Artifact:
+    found = open_artifact(artifact.path)
+    if type(found) is not type(artifact) or found.digest != artifact.digest:
+        raise ArtifactError(
+            f"{str(artifact.path)!r} was written anew since it was opened, and holds something else: open it again"
+        )
+    return found

@@ -39,7 +39,7 @@ class TensorRange:
     channels: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CalibrationTable(Artifact):
     """Ranges of a graph's activations; ``manifest.parents["onnx"]`` says of which graph."""
 

@@ -14,7 +14,7 @@ from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import atomic_path, save_tensors
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import read_tensors, safetensors_metadata
+from vitdeploy.reading import open_safetensors
 from vitdeploy.records import Manifest
 
 METADATA_KEY = "vitdeploy"
@@ -25,7 +25,8 @@ class Checkpoint(Artifact):
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return name → array, as stored."""
-        return read_tensors(self.path)
+        with open_safetensors(self.path) as file:
+            return dict(file.tensors)
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> Checkpoint:
@@ -44,12 +45,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ArtifactError: It is missing, truncated, changed, or written by something else (the line names ``--weights``).
     """
     path = Path(path)
-    metadata = safetensors_metadata(path)
-    if METADATA_KEY not in metadata:
-        raise ArtifactError(
-            f"{str(path)!r} has no vitdeploy manifest: name its model, as in "
-            f"'vitdeploy export NAME --weights {path} -o model.onnx'"
-        )
-    manifest = parse_manifest(metadata[METADATA_KEY], path)
-    check_payload(manifest, tensors_digest(read_tensors(path)), path, "train or convert it again")
+    with open_safetensors(path) as file:
+        if METADATA_KEY not in file.metadata:
+            raise ArtifactError(
+                f"{str(path)!r} has no vitdeploy manifest: name its model, as in "
+                f"'vitdeploy export NAME --weights {path} -o model.onnx'"
+            )
+        manifest = parse_manifest(file.metadata[METADATA_KEY], path)
+        check_payload(manifest, tensors_digest(file.tensors), path, "train or convert it again")
     return Checkpoint(path, manifest)

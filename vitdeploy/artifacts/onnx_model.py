@@ -27,7 +27,7 @@ EXTERNAL_ALIGNMENT = 4096
 IR_VERSION = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class OnnxModel(Artifact):
     """A verified ONNX file.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import backends
-from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, open_artifact, sidecar_of
+from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, open_artifact, sidecar_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.lineage import ancestors, find_parent_checkpoint
 from vitdeploy.artifacts.reference import load_reference
@@ -22,10 +22,11 @@ from vitdeploy.benching.candidates import (
     of_loaded,
 )
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import BackendError
+from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
 from vitdeploy.records.report import BACKEND_TITLES, Device
+from vitdeploy.sources.source import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,37 @@ class Scene:
     dataset: Dataset
 
 
-def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> BaselineChoice:
+def open_baseline(source: Source | Artifact | Path | str | None) -> Source | Artifact | None:
+    """Open what is to be the baseline: an artifact where it is one, else a source that PyTorch loads.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or does not run.
+        UsageError, ModelError: The source names no weights, or no model.
+    """
+    if source is None:
+        return None
+    if isinstance(source, Source):
+        return source.checkpoint or source
+    if not isinstance(source, Artifact) and not _is_ours(Path(source)):
+        return open_source(source)
+    artifact = open_artifact(source)
+    if isinstance(artifact, CalibrationTable):
+        raise ArtifactError(f"{str(artifact.path)!r} is a calibration table, which does not run: name another baseline")
+    return artifact
+
+
+def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Progress) -> BaselineChoice:
     """Return the baseline.
 
-    In this order: ``source``; a checkpoint among the artifacts; the checkpoint that they were made from, where it lies
+    In this order: ``named``; a checkpoint among the artifacts; the checkpoint that they were made from, where it lies
     beside them and its digest fits; PyTorch's logits as export stored them; the FP32 graph itself.
 
     Raises:
-        BackendError: ``source`` needs torch, and it is not installed.
-        ArtifactError, CheckpointError: ``source`` cannot be loaded.
+        BackendError: ``named`` needs torch, and it is not installed.
+        ArtifactError, CheckpointError: ``named`` cannot be loaded.
     """
-    if source is not None:
-        return _named(scene, source)
+    if named is not None:
+        return _named(scene, named)
     absent = backends.get_backend("pytorch").unavailable()
     if absent is None:
         checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
@@ -88,26 +108,25 @@ def choose_baseline(scene: Scene, source: str | None, progress: Progress) -> Bas
     )
 
 
-def _named(scene: Scene, source: str) -> BaselineChoice:
-    path = Path(source)
-    artifact = open_artifact(path) if _is_ours(path) else None
-    if isinstance(artifact, Checkpoint) or artifact is None:
+def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
+    text = named.text if isinstance(named, Source) else named.path.name
+    if isinstance(named, Checkpoint | Source):
         absent = backends.get_backend("pytorch").unavailable()
         if absent is not None:
-            raise BackendError(f"the baseline {source!r} needs PyTorch: {absent}")
-    if artifact is None:
-        from vitdeploy.sources.load import load_source
+            raise BackendError(f"the baseline {text!r} needs PyTorch: {absent}")
+    if isinstance(named, Source):
+        from vitdeploy.sources.load import load
 
-        loaded = load_source(source)
+        loaded = load(named)
         devices = devices_of(scene.others, scene.device)
-        rows = [of_loaded(source, loaded, device) for device in devices]
-        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {source}")
-    if isinstance(artifact, Checkpoint):
-        rows = list_checkpoints([artifact], scene.others, scene.device)
-        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {path.name}")
-    rows = list(_first_per_device(list_candidates([artifact], scene.runtimes, scene.device)))
+        rows = [of_loaded(text, loaded, device) for device in devices]
+        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+    if isinstance(named, Checkpoint):
+        rows = list_checkpoints([named], scene.others, scene.device)
+        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+    rows = list(_first_per_device(list_candidates([named], scene.runtimes, scene.device)))
     title = BACKEND_TITLES.get(rows[0].backend, rows[0].backend)
-    return BaselineChoice(tuple(rows), accuracy_against=f"{path.name} under {title}, as asked for")
+    return BaselineChoice(tuple(rows), accuracy_against=f"{text} under {title}, as named")
 
 
 def _is_ours(path: Path) -> bool:

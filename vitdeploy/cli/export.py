@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitdeploy.cli.options import Json, Output, Seed
+
+if TYPE_CHECKING:
+    from vitdeploy.artifacts import Artifact
 
 
 def export(
@@ -54,23 +57,28 @@ def export(
 
     An output called .safetensors gets the weights as a checkpoint of vitdeploy's.
     """
-    from vitdeploy import ExportOptions, convert
+    from vitdeploy import ExportOptions, SourceOptions, convert
     from vitdeploy import export as to_onnx
     from vitdeploy.cli.output import print_artifact
     from vitdeploy.cli.values import parse_pairs
+    from vitdeploy.errors import UsageError
     from vitdeploy.terminal_progress import make_progress
 
-    options = ExportOptions(
-        opset=opset,
-        weights=weights,
-        random_weights=random_weights,
-        arguments=parse_pairs("--argument", argument),
-        reset_head=reset_head,
-        seed=seed,
-        reference=reference,
-        golden=golden,
-        preprocess=preprocess,
-        labels=labels,
-    )
-    write = convert if output.suffix == ".safetensors" else to_onnx
-    print_artifact(write(source, output, options=options, progress=make_progress()), as_json)
+    arguments = parse_pairs("--argument", argument)
+    common: dict[str, Any] = {
+        "weights": weights,
+        "random_weights": random_weights,
+        "arguments": arguments,
+        "reset_head": reset_head,
+        "seed": seed,
+        "labels": labels,
+    }
+    if output.suffix == ".safetensors":
+        for option, value in {"--reference": reference, "--golden": golden, "--preprocess": preprocess}.items():
+            if value is not None:
+                raise UsageError(f"{option} is for ONNX files, and {str(output)!r} is a checkpoint: leave it out")
+        made: Artifact = convert(source, output, options=SourceOptions(**common), progress=make_progress())
+    else:
+        options = ExportOptions(opset=opset, reference=reference, golden=golden, preprocess=preprocess, **common)
+        made = to_onnx(source, output, options=options, progress=make_progress())
+    print_artifact(made, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.datasets import Dataset, load_pixels, open_dataset
+from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
 from vitdeploy.records import Preprocess
 
 CHECKED_BATCH = 5
@@ -13,16 +13,16 @@ GOLDEN_BYTES = 600_000
 MOST_GOLDEN = 8
 
 
-def check_dataset(data: str, *, seed: int = 0) -> Dataset:
+def check_dataset(data: DataSource, *, seed: int = 0) -> Dataset:
     """Return the few images of a dataset that a graph is checked with: 8, or all of a smaller one."""
     whole = open_dataset(data)
-    return open_dataset(data, samples=min(MOST_GOLDEN, len(whole)), seed=seed)
+    return open_dataset(whole, samples=min(MOST_GOLDEN, len(whole)), seed=seed)
 
 
-def check_pixels(spec: Preprocess, data: str | None = None, *, seed: int = 0) -> NDArray[np.uint8]:
+def check_pixels(spec: Preprocess, data: DataSource | None = None, *, seed: int = 0) -> NDArray[np.uint8]:
     """Return pixels [n, H, W, C] to check a graph with.
 
-    data: A dataset's URI; None for images that are made, 5 of them.
+    data: A dataset; None for images that are made, 5 of them.
     """
     if data is None:
         return smooth_random_pixels(spec, CHECKED_BATCH, seed)

@@ -47,6 +47,7 @@ class ImageFiles(DatasetBase):
     def __init__(self, uri: str, root: Path, names: list[str], labels: list[int] | None, classes: list[str]) -> None:
         super().__init__(uri, names, None if labels is None else np.array(labels, np.int64), classes)
         self.root = root
+        self._ids: dict[int, str] = {}
 
     def file(self, index: int) -> Path:
         return self.root / self._names[index]
@@ -55,10 +56,12 @@ class ImageFiles(DatasetBase):
         return open_image(self.file(index))
 
     def sample_id(self, index: int) -> str:
-        try:
-            return sha256_of_file(self.file(index))
-        except ArtifactError as error:
-            raise DataError(f"image {str(self.file(index))!r} cannot be read: {error}") from error
+        if index not in self._ids:
+            try:
+                self._ids[index] = sha256_of_file(self.file(index))
+            except ArtifactError as error:
+                raise DataError(f"image {str(self.file(index))!r} cannot be read: {error}") from error
+        return self._ids[index]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
+from vitdeploy.datasets import DataSource
 from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
 from vitdeploy.datasets.labels import read_labels
 from vitdeploy.errors import GraphError, UsageError
@@ -30,7 +31,7 @@ class AdoptionOptions:
     preprocess: str | None
     labels: Path | None
     opset: int
-    golden: str | None
+    golden: DataSource | None
     seed: int
 
 
@@ -89,6 +90,18 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
             written = write_onnx(output, graph, manifest, Golden(pixels[:count], expected[:count], outputs[:count]))
             task.advance()
     return written
+
+
+def adoption_key(path: Path, options: AdoptionOptions) -> str:
+    """Return the freshness key that the adopted graph would have.
+
+    Raises:
+        VitdeployError: As ``adopt``, where file, preprocessing or labels are unfit.
+    """
+    model = load_ir(path)
+    spec = _preprocess(path, model, options.preprocess)
+    names = read_labels(options.labels, check_classifier(model, spec, path))
+    return stage_key("adopt", _recorded(options, spec, names), {"onnx": onnx_digest(model)})
 
 
 def _preprocess(path: Path, model: ir.Model, source: str | None) -> Preprocess:

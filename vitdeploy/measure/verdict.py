@@ -31,7 +31,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
     """Return sentences in the order in which a reader needs them.
 
     What to ship on each device that was measured; where INT8 does not pay; what lost accuracy; what was built and not
-    run; what failed; what the numbers are against where that is not PyTorch.
+    run, or not even built; what failed; what the numbers are against where that is not PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
     said: list[str] = []
@@ -42,6 +42,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
     said.extend(_where_int8_does_not_pay(measured, baseline))
     said.extend(_what_lost_accuracy(measured, baseline))
     said.extend(_what_was_only_built(rows))
+    said.extend(_what_was_not_built(rows))
     said.extend(_weight_only(rows))
     said.extend(f"{row.name} failed: {row.reason.rstrip('.')}." for row in rows if row.status == "failed")
     said.extend(_caveats(measured, baseline, conditions))
@@ -228,6 +229,18 @@ def _what_was_only_built(rows: Sequence[Row]) -> list[str]:
             f"Bench {it} on the device."
         )
     return said
+
+
+def _what_was_not_built(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence per reason for the engines that there are none of: rows without a payload."""
+    absent: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status == "skipped" and row.payload_sha256 is None:
+            absent.setdefault(row.reason.rstrip("."), []).append(row.name)
+    return [
+        f"{_list(names)} {'was' if len(names) == 1 else 'were'} not built: {reason}."
+        for reason, names in absent.items()
+    ]
 
 
 def _weight_only(rows: Sequence[Row]) -> list[str]:

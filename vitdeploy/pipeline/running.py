@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
-from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, open_artifact
-from vitdeploy.datasets import open_dataset, splits_of
-from vitdeploy.errors import ArtifactError, BackendError, RecipeError, TrainingError, VitdeployError
+from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
+from vitdeploy.errors import ArtifactError, BackendError, VitdeployError
 from vitdeploy.pipeline.folder import LOCK, Made, Memory, changes, locked
-from vitdeploy.pipeline.recipe import BuildSection, QuantizeSection, Recipe, read_recipe
+from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
+from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Report, Row, stage_key
+from vitdeploy.records import Report, Row
 
-Kind = TypeVar("Kind", bound=Artifact)
 FOLDER = Path("vitdeploy-run")
 MIB = 1 << 20
+Result = TypeVar("Result", Artifact, Checkpoint, OnnxModel, Engine, Report)
+Result_co = TypeVar("Result_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,31 @@ class RunResult:
     stages: tuple[StageOutcome, ...]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One stage, ready to be done.
+class Request(Protocol[Result_co]):
+    """A stage that is ready to run: its sources are open, and its key says what its result would be."""
 
-    ``key`` is what its artifact's manifest has when it is fresh; None where that cannot be known before it is made.
-    ``made`` is what it is told and given, ``otherwise`` what must have changed where neither of these did. ``beside``
-    are files that have to be there too.
+    @property
+    def key(self) -> str: ...
+    def run(self, progress: Progress = SILENT) -> Result_co: ...
+
+
+@dataclass(frozen=True)
+class Step(Generic[Result]):
+    """One stage of a run.
+
+    ``read`` opens the output of an earlier run, whose key is compared with the request's. ``made`` are the options and
+    parents, which say in words what has changed; ``fallback_reason`` is what must have changed where neither of these
+    did. ``beside`` are files that have to be there too.
     """
 
     name: str
+    request: Request[Result]
     output: Path
-    key: str | None
+    read: Callable[[Path], Result]
     made: Made
-    otherwise: str
+    fallback_reason: str
     beside: tuple[Path, ...] = ()
+    needs_torch: bool = False
 
 
 def run(
@@ -83,9 +94,7 @@ def run(
     is_new = not folder.exists()
     try:
         with locked(folder):
-            run = _Run(recipe, folder, progress)
-            run.refuse_early()
-            return run.all()
+            return _Run(recipe, folder, progress).all()
     except VitdeployError:
         if is_new:
             _remove_unused(folder)
@@ -107,30 +116,14 @@ class _Run:
         self.folder = folder
         self.progress = progress
         self.memory = Memory(folder)
+        self.sources = RunSources(recipe)
         self.outcomes: list[StageOutcome] = []
         self.not_built: list[Row] = []
 
-    def refuse_early(self) -> None:
-        """Open what later stages need, so that a wrong name costs no training."""
-        from vitdeploy.quantization.request import open_calibration, open_plan
-        from vitdeploy.stages.bench import open_test_data
-
-        source = self.recipe.source
-        if source is not None and Path(source).suffix == ".onnx":
-            raise RecipeError(
-                f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
-                f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
-            )
-        for section in self.recipe.quantize:
-            open_plan(section.options.plan)
-            open_calibration(section.calibration)
-            if section.options.validation is not None:
-                open_dataset(section.options.validation)
-        if self.recipe.bench.data is not None:
-            open_test_data(self.recipe.bench.data, self.recipe.bench.options)
-
     def all(self) -> RunResult:
-        checkpoint = self.train() if self.recipe.source is None else None
+        if self.recipe.bench.data is not None:
+            _ = self.sources.bench  # what is not there is found before anything is trained
+        checkpoint = self.train() if self.sources.model is None else None
         model = self.export(checkpoint)
         graphs = {section.name: self.quantize(model, section) for section in self.recipe.quantize}
         engines = self.build(model, graphs)
@@ -140,78 +133,45 @@ class _Run:
         return RunResult(self.folder, report, self.folder / "report.html", tuple(self.outcomes))
 
     def train(self) -> Checkpoint:
-        from vitdeploy.stages.train import train, train_key
+        from vitdeploy.stages.train import TrainRequest
 
-        recipe, section = self.recipe, self.recipe.train
-        output = self.folder / "model.safetensors"
-        asked: dict[str, Any] = {
-            "model": section.model,
-            "weights": section.weights,
-            "arguments": section.arguments,
-            "options": section.options,
-        }
-        told = {"data": recipe.data, **section.model_dump(mode="json")}
-        key = train_key(recipe.data, **asked)
-        step = Step("train", output, key, Made(options=told), "the data changed")
-
-        def make() -> Checkpoint:
-            self.need_torch("train")
-            resume = self.can_resume(output, key)
-            return train(recipe.data, output, **asked, resume=resume, progress=self.progress)
-
-        return self.do(step, Checkpoint, make)
-
-    def can_resume(self, output: Path, key: str) -> bool:
-        """Return whether a killed training left a state from which this one can go on."""
-        from vitdeploy.training.paths import state_path
-        from vitdeploy.training.state import read_state
-
-        path = state_path(output)
-        if not path.exists():
-            return False
-        try:
-            read_state(path, key)
-        except TrainingError:
-            return False
-        self.progress.note("train: going on from where the last one stopped")
-        return True
+        section, output = self.recipe.train, self.folder / "model.safetensors"
+        request = TrainRequest.open(
+            self.sources.splits,
+            output,
+            model=section.model,
+            weights=section.weights,
+            arguments=section.arguments,
+            options=section.options,
+            resume="auto",
+        )
+        made = Made(options={"data": self.recipe.data, **section.model_dump(mode="json")})
+        step = Step("train", request, output, read_checkpoint, made, "the data changed", needs_torch=True)
+        return self.do(step, key_of)
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
         from vitdeploy.artifacts.reference import reference_path
-        from vitdeploy.stages.export import ExportOptions, export, export_key
+        from vitdeploy.stages.export import ExportOptions, ExportRequest
 
-        section = self.recipe.export
-        test = self.test_data()
+        section, output = self.recipe.export, self.folder / "model.onnx"
+        source = checkpoint if checkpoint is not None else self.sources.model
+        assert source is not None
         options = ExportOptions(
-            opset=section.opset, reference=test if section.reference else None, golden=self.split("validation")
+            opset=section.opset,
+            reference=self.sources.test if section.reference else None,
+            golden=self.sources.split("validation"),
         )
-        output = self.folder / "model.onnx"
-        if checkpoint is not None:
-            source: str = str(checkpoint.path)
-            given, key = {"checkpoint": checkpoint.digest}, export_key(checkpoint.digest, options)
-        else:
-            source = self.recipe.source or ""
-            given, key = {"source": self.source_digest(source)}, None
-        told = {"source": self.recipe.source, **section.model_dump(mode="json")}
+        request = ExportRequest.open(source, output, options=options)
+        made = Made(options={"source": self.recipe.source, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
-        step = Step("export", output, key, Made(options=told, parents=given), "the data changed", beside)
-
-        def make() -> OnnxModel:
-            self.need_torch("export")
-            return export(source, output, options=options, progress=self.progress)
-
-        return self.do(step, OnnxModel, make)
+        step = Step("export", request, output, read_onnx, made, "the data changed", beside, needs_torch=True)
+        return self.do(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:
-        from dataclasses import replace
-
         from vitdeploy.stages.quantize import QuantizeRequest
 
         output = self.folder / f"model.{section.name}.onnx"
-        options, calibration = section.options, section.calibration
-        if section.precision in ("int8", "fp8") and calibration is None:
-            calibration = self.split("train")
-            options = replace(options, samples=min(section.samples, len(open_dataset(calibration))))
+        calibration, options = self.sources.quantization(section)
         request = QuantizeRequest.open(
             model,
             output,
@@ -220,37 +180,32 @@ class _Run:
             calibration=calibration,
             options=options,
         )
-        told = {"data": self.recipe.data, **section.model_dump(mode="json")}
-        step = Step(
-            f"quantize {section.name}",
-            output,
-            request.key,
-            Made(options=told, parents={"onnx": model.digest}),
-            "the calibration data changed",
+        made = Made(
+            options={"data": self.recipe.data, **section.model_dump(mode="json")}, parents={"onnx": model.digest}
         )
-        return self.do(step, OnnxModel, lambda: request.run(self.progress))
+        step = Step(f"quantize {section.name}", request, output, read_onnx, made, "the calibration data changed")
+        return self.do(step, key_of)
 
     def build(self, model: OnnxModel, graphs: dict[str, OnnxModel]) -> list[Engine]:
+        from vitdeploy.stages.build import default_builder
+
         section = self.recipe.build
         known = {"fp32": model, **graphs}
         wanted = [known[precision] for precision in section.precisions if precision in known]
         if not wanted:
             return []
-        backend: str | None = section.backend
-        if backend is None:
-            from vitdeploy.stages.build import default_builder
+        try:
+            backend = section.backend or default_builder()
+        except BackendError as error:
+            self.skip_build(wanted, str(error))
+            return []
+        return [self.engine(graph, backend) for graph in wanted]
 
-            try:
-                backend = default_builder()
-            except BackendError as error:
-                self.skip_build(wanted, str(error))
-                return []
-        return [self.engine(graph, section, backend) for graph in wanted]
-
-    def engine(self, graph: OnnxModel, section: BuildSection, backend: str) -> Engine:
+    def engine(self, graph: OnnxModel, backend: str) -> Engine:
         from vitdeploy.sessions import BuildTarget
-        from vitdeploy.stages.build import build, build_key
+        from vitdeploy.stages.build import BuildRequest
 
+        section = self.recipe.build
         target = BuildTarget(
             batch=section.batch,
             compute_capabilities=section.compute_capabilities,
@@ -259,17 +214,11 @@ class _Run:
         )
         precision = graph.manifest.precision
         output = self.folder / f"model.{precision}.engine"
-        told = {**section.model_dump(mode="json", exclude={"precisions"}), "backend": backend}
-        step = Step(
-            f"build {precision}",
-            output,
-            build_key(graph.digest, backend, target),
-            Made(options=told, parents={"onnx": graph.digest}),
-            f"the version of {backend} or the GPU changed",
-        )
-        return self.do(
-            step, Engine, lambda: build(graph, output, backend=backend, target=target, progress=self.progress)
-        )
+        request = BuildRequest.open(graph, output, backend=backend, target=target)
+        options = {**section.model_dump(mode="json", exclude={"precisions"}), "backend": backend}
+        made = Made(options=options, parents=request.parents)
+        reason = f"the version of {backend} or the GPU changed"
+        return self.do(Step(f"build {precision}", request, output, read_engine, made, reason), key_of)
 
     def skip_build(self, wanted: list[OnnxModel], reason: str) -> None:
         """Leave the engines out, with the reason in a note and in a row of the report for each."""
@@ -291,124 +240,81 @@ class _Run:
 
     def bench(self, artifacts: list[Artifact]) -> Report:
         from vitdeploy.report import read_report, write_report
-        from vitdeploy.stages.bench import bench, bench_key
+        from vitdeploy.stages.bench import BenchRequest
 
-        section = self.recipe.bench
-        data = section.data or self.test_data()
-        paths = [artifact.path for artifact in artifacts]
+        options = self.recipe.bench.options
+        request = BenchRequest.open(
+            artifacts, self.sources.bench, baseline=self.sources.model, options=options, not_built=self.not_built
+        )
+        made = Made(
+            options={"data": self.sources.bench.uri, **options.identity(), "baseline": self.recipe.source},
+            parents={artifact.path.name: artifact.digest for artifact in artifacts},
+        )
         output = self.folder / "report.json"
-        told = {"data": data, **section.options.identity(), "baseline": self.recipe.source}
-        given = {artifact.path.name: artifact.digest for artifact in artifacts}
-        key = stage_key(
-            "report",
-            {"not_built": [row.model_dump(mode="json") for row in self.not_built]},
-            {"bench": bench_key(paths, data, baseline=self.recipe.source, options=section.options)},
-        )
-        name = "bench"
-        reason = self._stale_report(Made(options=told, parents=given), key)
-        if reason is None:
-            self._fresh(name, output)
-            return read_report(output)
-        start = self._start(name, reason)
-        report = bench(paths, data, baseline=self.recipe.source, options=section.options, progress=self.progress)
-        report = report.model_copy(update={"key": key, "rows": (*report.rows, *self.not_built)})
-        write_report(report, self.folder)
-        self._done(name, reason, output, start, Made(options=told, parents=given))
-        return report
+        beside = (self.folder / "report.md", self.folder / "report.html")
+        reason = "the data, the machine, a runtime or the engines that could not be built changed"
+        step = Step("bench", request, output, read_report, made, reason, beside)
+        return self.do(step, lambda report: report.key, lambda report: write_report(report, self.folder))
 
-    def _stale_report(self, made: Made, key: str) -> str | None:
-        from vitdeploy.report import read_report
-
-        files = [self.folder / f"report.{kind}" for kind in ("json", "md", "html")]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            return "not made yet" if self.memory.get("bench") is None else f"{missing[0]} is gone"
-        try:
-            report = read_report(files[0])
-        except ArtifactError as error:
-            return str(error)
-        return (
-            None
-            if report.key == key
-            else self._what_changed("bench", made, "the data, the machine or a runtime changed")
-        )
-
-    def do(self, step: Step, kind: type[Kind], make: Callable[[], Kind]) -> Kind:
-        """Return the step's artifact: the one that is there where it is fresh, else a new one."""
-        found, reason = self._look(step, kind)
+    def do(
+        self,
+        step: Step[Result],
+        key_of: Callable[[Result], str],
+        write: Callable[[Result], object] | None = None,
+    ) -> Result:
+        """Return the result of a step: the one that is there where it is fresh, else a new one."""
+        found, reason = self._look(step, key_of)
         if found is not None:
-            self._fresh(step.name, step.output)
+            self.outcomes.append(StageOutcome(step.name, "fresh", "", step.output))
+            self.progress.note(f"{step.name}: fresh")
             self.memory.put(step.name, step.made)
             return found
-        start = self._start(step.name, reason)
-        artifact = make()
-        self._done(step.name, reason, step.output, start, step.made)
-        return artifact
+        self.progress.note(f"{step.name}: {reason}, so it runs now")
+        start = time.monotonic()
+        if step.needs_torch:
+            need_torch(step.name)
+        result = step.request.run(self.progress)
+        if write is not None:
+            write(result)
+        seconds = time.monotonic() - start
+        self.memory.put(step.name, step.made)
+        self.outcomes.append(StageOutcome(step.name, "done", reason, step.output, seconds))
+        self.progress.note(f"{step.name}: done in {seconds:.1f} s")
+        return result
 
-    def _look(self, step: Step, kind: type[Kind]) -> tuple[Kind | None, str]:
-        """Return the fresh artifact of a step, or why there is none."""
-        if not step.output.exists():
-            return None, "not made yet" if self.memory.get(step.name) is None else f"{step.output.name} is gone"
-        for file in step.beside:
-            if not file.exists():
-                return None, f"{file.name} is gone"
+    def _look(self, step: Step[Result], key_of: Callable[[Result], str]) -> tuple[Result | None, str]:
+        """Return the fresh result of a step, or why there is none."""
+        before = self.memory.get(step.name)
+        for file in (step.output, *step.beside):
+            if not file.is_file():
+                return None, "not made yet" if before is None else f"{file.name} is gone"
         try:
-            artifact = open_artifact(step.output)
+            result = step.read(step.output)
         except ArtifactError as error:
             return None, str(error)
-        if not isinstance(artifact, kind):
-            return None, f"{step.output.name} is a {artifact.manifest.kind}"
-        if step.key is not None and artifact.manifest.key != step.key:
-            if not artifact.manifest.key:
-                return None, "it was interrupted"
-            return None, self._what_changed(step.name, step.made, step.otherwise)
-        if step.key is None and self.memory.get(step.name) != step.made:
-            return None, self._what_changed(step.name, step.made, step.otherwise)
-        return artifact, ""
-
-    def _what_changed(self, name: str, made: Made, otherwise: str) -> str:
-        before = self.memory.get(name)
+        key = key_of(result)
+        if key == step.request.key:
+            return result, ""
+        if not key:
+            return None, "it was interrupted"
         if before is None:
-            return "what is there was made by something else"
-        return "; ".join(changes(before, made)) or otherwise
+            return None, "what is there was made by something else"
+        return None, "; ".join(changes(before, step.made)) or step.fallback_reason
 
-    def _fresh(self, name: str, output: Path) -> None:
-        self.outcomes.append(StageOutcome(name, "fresh", "", output))
-        self.progress.note(f"{name}: fresh")
 
-    def _start(self, name: str, reason: str) -> float:
-        self.progress.note(f"{name}: {reason}, so it runs now")
-        return time.monotonic()
+def key_of(artifact: Artifact) -> str:
+    """Return the freshness key with which an artifact was made."""
+    return artifact.manifest.key
 
-    def _done(self, name: str, reason: str, output: Path, start: float, made: Made) -> None:
-        seconds = time.monotonic() - start
-        self.memory.put(name, made)
-        self.outcomes.append(StageOutcome(name, "done", reason, output, seconds))
-        self.progress.note(f"{name}: done in {seconds:.1f} s")
 
-    def need_torch(self, stage: str) -> None:
-        """Raise where torch is absent.
+def need_torch(stage: str) -> None:
+    """Raise where torch is absent.
 
-        Raises:
-            BackendError: As said, with the command that adds it.
-        """
-        from vitdeploy.backends import get_backend
+    Raises:
+        BackendError: It is; the line has the command that adds it.
+    """
+    from vitdeploy.backends import get_backend
 
-        missing = get_backend("pytorch").unavailable()
-        if missing is not None:
-            raise BackendError(f"the stage {stage!r} has to run, and it needs torch: {missing}")
-
-    def split(self, name: str) -> str:
-        """Return the run's data with a split."""
-        return f"{self.recipe.data}:{name}"
-
-    def test_data(self) -> str:
-        """Return the data of the report: the test split, else validation where the source has splits and no test."""
-        own = splits_of(self.recipe.data)
-        return self.split("test" if not own or "test" in own else "validation")
-
-    def source_digest(self, source: str) -> str:
-        """Return what identifies a model that was not trained here: the content of its file, else its name."""
-        from vitdeploy.training.start import source_digest
-
-        return source_digest(source)
+    missing = get_backend("pytorch").unavailable()
+    if missing is not None:
+        raise BackendError(f"the stage {stage!r} has to run, and it needs torch: {missing}")

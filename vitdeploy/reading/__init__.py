@@ -10,7 +10,13 @@ from vitdeploy.reading.regular import (
     require_regular,
     sha256_of_file,
 )
-from vitdeploy.reading.safetensors_file import is_safetensors, read_tensors, safetensors_layout, safetensors_metadata
+from vitdeploy.reading.safetensors_file import (
+    is_safetensors,
+    open_safetensors,
+    read_tensors,
+    safetensors_layout,
+    safetensors_metadata,
+)
 from vitdeploy.reading.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
     "is_safetensors",
     "missing",
     "open_regular",
+    "open_safetensors",
     "parse_json",
     "parse_yaml",
     "read_bytes",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,43 @@ def safetensors_metadata(path: Path | str) -> dict[str, str]:
     """
     with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+class _Tensors(Mapping[str, NDArray[Any]]):
+    """The tensors of an open file, each read when it is asked for, so that no copy of all is held."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = self._file.get_tensor(name)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """An open file: its metadata, and its tensors by name."""
+
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, NDArray[Any]]
+
+
+@contextmanager
+def open_safetensors(path: Path | str) -> Iterator[SafetensorsFile]:
+    """Open a file once for metadata and tensors.
+
+    Raises:
+        ArtifactError: It is missing, is no whole safetensors file, or has a dtype that NumPy lacks.
+    """
+    with _opened(path) as file:
+        yield SafetensorsFile(dict(file.metadata() or {}), _Tensors(file))
 
 
 def safetensors_layout(path: Path | str) -> Layout:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill, one_line
+from vitdeploy.sources.source import TIMM, TORCHVISION
 
 if TYPE_CHECKING:
     from torch import nn
 
-TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 

@@ -1,28 +1,27 @@
-"""``load_source``: from a text to a PyTorch model in evaluation mode, its preprocessing and a digest of its weights."""
+"""From what names a model to a PyTorch module in evaluation mode, its preprocessing and a digest of its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.artifacts import Checkpoint, read_checkpoint
-from vitdeploy.artifacts.checkpoint import METADATA_KEY
-from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
-from vitdeploy.reading import missing, safetensors_metadata
+from vitdeploy.artifacts import Artifact, Checkpoint
+from vitdeploy.datasets.labels import read_labels
+from vitdeploy.errors import ArtifactError, ModelError
+from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
+from vitdeploy.sources.source import HUGGING_FACE, TIMM, TORCHVISION, Source, SourceOptions, open_source
 
-__all__ = ["LoadedModel", "load_source"]
-
-TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
-_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".onnx", ".bin", ".tar")
+__all__ = ["LoadedModel", "load", "load_source"]
 
 
 def load_source(
-    source: str,
+    source: Artifact | Path | str,
     *,
-    weights: Path | None = None,
+    weights: Checkpoint | Path | str | None = None,
     random_weights: bool = False,
     arguments: Mapping[str, Any] | None = None,
     reset_head: bool = False,
@@ -34,7 +33,7 @@ def load_source(
         source: A checkpoint of ours; a catalogue or family name, with ``weights`` or ``random_weights``; a foreign
             checkpoint or Hugging Face folder (``hf:DIR``, too); ``timm:NAME`` or ``torchvision:NAME``, whose published
             weights are fetched unless ``weights`` or ``random_weights`` say otherwise.
-        weights: A weight file of any dialect, for a source that is a name.
+        weights: A weight file of any dialect, or a checkpoint, for a source that is a name.
         random_weights: Fresh weights from ``seed``: to look at graph, size and speed, never at accuracy.
         arguments: Constructor arguments, such as ``{"num_classes": 10}``; not for a checkpoint of ours.
         reset_head: Draw a new head where ``num_classes`` is another than the foreign file's.
@@ -45,67 +44,55 @@ def load_source(
         CheckpointError: The weights do not fit, or cannot be fetched.
         ArtifactError: The file is missing or damaged.
     """
-    chosen = _weights(weights, random_weights, seed)
-    arguments = dict(arguments or {})
-    if source.startswith((TIMM, TORCHVISION)):
+    options = SourceOptions(
+        weights=weights,
+        random_weights=random_weights,
+        arguments=dict(arguments or {}),
+        reset_head=reset_head,
+        seed=seed,
+    )
+    return load(open_source(source, options))
+
+
+def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
+    """Load a model that was found, and note what was decided on the way.
+
+    Raises:
+        ModelError: It does not take the arguments.
+        CheckpointError: The weights do not fit, or cannot be fetched.
+        ArtifactError: The file was changed since it was opened, or is damaged.
+    """
+    loaded = _load(source)
+    for note in loaded.notes:
+        progress.note(note)
+    if source.options.labels is None:
+        return loaded
+    classes = int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES))
+    names = read_labels(Path(source.options.labels), classes)
+    return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
+
+
+def _load(source: Source) -> LoadedModel:
+    options, arguments = source.options, dict(source.options.arguments)
+    if source.checkpoint is not None and source.hub == "":
+        return _load_checkpoint(source.checkpoint)
+    if source.hub in (TIMM, TORCHVISION):
         from vitdeploy.sources.hubs import load_timm, load_torchvision
 
-        hub, _, name = source.partition(":")
-        return (load_timm if f"{hub}:" == TIMM else load_torchvision)(name, chosen, arguments)
-    if source.startswith(HUGGING_FACE):
+        weights = Weights(source.file, options.random_weights, options.seed)
+        load_hub = load_timm if source.hub == TIMM else load_torchvision
+        return load_hub(source.text.removeprefix(source.hub), weights, arguments)
+    if source.hub == HUGGING_FACE:
         from vitdeploy.sources.hubs import hugging_face_folder
 
-        _refuse_weights(source, chosen)
-        return _load_foreign(hugging_face_folder(source.removeprefix(HUGGING_FACE)), None, arguments, reset_head)
-    path = Path(source)
-    if path.exists():
-        _refuse_weights(source, chosen)
-        return _load_file(path, arguments, reset_head)
-    _require_name(source)
-    if chosen.random:
-        return _load_random(source, arguments, seed)
-    if chosen.file is None:
-        raise UsageError(
-            f"model {source!r} needs weights: --weights FILE, or --random-weights to look at graph and speed only"
-        )
-    if _is_ours(chosen.file):
-        return _load_checkpoint(read_checkpoint(chosen.file), expected=source)
-    return _load_foreign(chosen.file, source, arguments, reset_head)
+        folder = hugging_face_folder(source.text.removeprefix(HUGGING_FACE))
+        return _load_foreign(folder, None, arguments, options.reset_head)
+    if source.file is None:
+        return _load_random(source.text, arguments, options.seed)
+    return _load_foreign(source.file, source.name or None, arguments, options.reset_head)
 
 
-def _weights(file: Path | None, random: bool, seed: int) -> Weights:
-    if file is not None and random:
-        raise UsageError("--weights and --random-weights contradict each other: give one of them")
-    if file is not None and not Path(file).exists():
-        raise missing(Path(file), FileNotFoundError())
-    return Weights(None if file is None else Path(file), random, seed)
-
-
-def _refuse_weights(source: str, weights: Weights) -> None:
-    if weights.file is not None or weights.random:
-        option = "--random-weights" if weights.random else "--weights"
-        raise UsageError(f"{source!r} brings its own weights, so {option} has no place: leave it out")
-
-
-def _load_file(path: Path, arguments: dict[str, Any], reset_head: bool) -> LoadedModel:
-    if not _is_ours(path):
-        return _load_foreign(path, None, arguments, reset_head)
-    if arguments or reset_head:
-        option = "--argument" if arguments else "--reset-head"
-        raise UsageError(f"{str(path)!r} says itself which model it is, so {option} has no place: leave it out")
-    return _load_checkpoint(read_checkpoint(path))
-
-
-def _is_ours(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    try:
-        return METADATA_KEY in safetensors_metadata(path)
-    except ArtifactError:
-        return False  # not safetensors, or damaged: the reader of foreign files says which
-
-
-def _load_checkpoint(checkpoint: Checkpoint, expected: str | None = None) -> LoadedModel:
+def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
     """Build the module that a checkpoint of ours names and fill it tensor by tensor, so that no copy is held."""
     import torch
     from safetensors import safe_open
@@ -114,10 +101,6 @@ def _load_checkpoint(checkpoint: Checkpoint, expected: str | None = None) -> Loa
     from vitdeploy.models.registry import model_from_spec
 
     manifest, where = checkpoint.manifest, repr(str(checkpoint.path))
-    if expected is not None and expected not in (manifest.model.name, manifest.model.family):
-        raise CheckpointError(
-            f"{where} is of model {manifest.model.name!r}, not {expected!r}: leave the name out, the file says it"
-        )
     if manifest.preprocess is None:
         raise ArtifactError(f"{where} carries no preprocessing, so its inputs are unknown: train or convert it again")
     module = model_from_spec(manifest.model)
@@ -193,15 +176,3 @@ def _plain_preprocess(size: Any, channels: int, base: Preprocess | None) -> Prep
         std=base.std if base is not None and keep else (0.5,) * channels,
         source="centre crop without margin: the model has another input than any published weights",
     )
-
-
-def _require_name(name: str) -> None:
-    """Raise with the nearest names unless this is a family or a variant; what looks like a file is a missing one."""
-    from vitdeploy.catalog import variant
-    from vitdeploy.models.registry import FAMILIES
-
-    if name in FAMILIES:
-        return
-    if "/" in name or "\\" in name or Path(name).suffix in _FILE_SUFFIXES:
-        raise missing(Path(name), FileNotFoundError())
-    variant(name)

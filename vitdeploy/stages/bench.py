@@ -4,44 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
-from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline
+from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.datasets import Dataset, match_labels, open_dataset, splits_of
+from vitdeploy.datasets import Dataset, DataSource, Split, match_labels, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.reading import sha256_of_file
-from vitdeploy.records import Baseline, Conditions, Report, stage_key
+from vitdeploy.records import Baseline, Conditions, Report, Row, stage_key
 from vitdeploy.records.report import Device
+from vitdeploy.sources.source import Source
 
-__all__ = ["BenchOptions", "bench", "bench_key", "open_test_data"]
+__all__ = ["BenchOptions", "BenchRequest", "bench", "open_test_data"]
 
 TIMED_LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def bench(
-    artifacts: Sequence[Path | str],
-    data: str,
+    artifacts: Sequence[Artifact | Path | str] | Artifact | Path | str,
+    data: DataSource,
     *,
-    baseline: str | None = None,
+    baseline: Artifact | Path | str | None = None,
     options: BenchOptions = BenchOptions(),
     progress: Progress = SILENT,
 ) -> Report:
     """Measure artifacts on ``data`` and return the report; one that fails gives a row that says why.
 
     Args:
-        artifacts: Checkpoints, ONNX models and engines that vitdeploy wrote.
+        artifacts: Checkpoints, ONNX models and engines that vitdeploy wrote, opened or their files.
         data: What ``open_dataset`` opens; of data with splits the test split, else validation, unless one is named.
-        baseline: A SOURCE; None for the best there is (see ``choose_baseline``).
+        baseline: An artifact, or a source as ``load_source`` takes it; None for the best there is (see
+            ``choose_baseline``).
         options: What is measured, and how.
         progress: Where to show that it goes on.
     Raises:
@@ -49,67 +52,124 @@ def bench(
         ArtifactError: A file is missing, of another kind, or damaged.
         DataError: The data cannot be read, or its labels do not fit a model.
     """
-    opened = _open(artifacts)
-    dataset = open_test_data(data, options)
-    _refuse_unfit_labels(opened, dataset, options)
-    entries, reference = _plan(opened, dataset, baseline, options, progress)
-    with ExitStack() as stack:
-        for entry in entries:
-            entry.open(stack, options)
-        measure_accuracy(entries, reference, dataset, options, progress)
-        with watch_other_load() as load:
-            for batch in options.batches:
-                measure_latency(entries, batch, options, progress)
-    if options.processes:
-        measure_processes(entries, options, progress)
-    rows = tuple(entry.row() for entry in entries)
-    record = _baseline_record(entries, reference)
-    conditions = _conditions(dataset, options, load)
-    return Report(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        producer=f"vitdeploy {__version__}",
-        key=_key(opened, dataset, baseline, options),
-        model=opened[0].manifest.model.name,
-        environment=environment.current(),
-        versions=environment.versions(),
-        baseline=record,
-        conditions=conditions,
-        rows=rows,
-        verdict=give_verdict(rows, record, conditions),
-    )
+    request = BenchRequest.open(artifacts, data, baseline=baseline, options=options)
+    return request.run(progress)
 
 
-def bench_key(
-    artifacts: Sequence[Path | str], data: str, *, baseline: str | None = None, options: BenchOptions = BenchOptions()
-) -> str:
-    """Return the key that the report of these would have now, without measuring: equal keys, nothing to do.
+@dataclass(frozen=True)
+class BenchRequest:
+    """A bench that is ready to run: artifacts, data and baseline open, labels known to fit.
 
-    It covers the artifacts' payloads, the data, the options, the machine and the versions of the runtimes.
+    ``not_built`` are rows of engines that there are none of, with the reason; the verdict knows them.
     """
-    return _key(_open(artifacts), open_test_data(data, options), baseline, options)
+
+    artifacts: tuple[Artifact, ...]
+    dataset: Dataset
+    baseline: Source | Artifact | None
+    options: BenchOptions
+    not_built: tuple[Row, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        artifacts: Sequence[Artifact | Path | str] | Artifact | Path | str,
+        data: DataSource,
+        *,
+        baseline: Source | Artifact | Path | str | None = None,
+        options: BenchOptions = BenchOptions(),
+        not_built: Sequence[Row] = (),
+    ) -> BenchRequest:
+        """Open artifacts, data and baseline; no runtime is loaded.
+
+        Raises:
+            VitdeployError: As ``bench``, where sources or options are unfit.
+        """
+        several = [artifacts] if isinstance(artifacts, Artifact | Path | str) else artifacts
+        opened = _open(several)
+        dataset = open_test_data(data, options)
+        if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
+            for classes in dict.fromkeys(artifact.manifest.model.classes for artifact in opened):
+                match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
+        return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built))
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Position → digest of the artifacts."""
+        return {str(index): artifact.digest for index, artifact in enumerate(self.artifacts)}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What else a number in the report depends on, as JSON: data, options, machine, versions of the runtimes."""
+        machine, versions = environment.current(), environment.versions()
+        return {
+            **self.options.identity(),
+            "data": self.dataset.digest,
+            "baseline": None if self.baseline is None else self.baseline.digest,
+            "machine": [machine.cpu, machine.cores, machine.gpu, machine.driver],
+            "versions": {name: versions[name] for name in TIMED_LIBRARIES if name in versions},
+            "not_built": [row.model_dump(mode="json") for row in self.not_built],
+        }
+
+    @property
+    def key(self) -> str:
+        """The key that the report would have now: equal keys, nothing to measure."""
+        return stage_key("bench", self.values, self.parents)
+
+    def run(self, progress: Progress = SILENT) -> Report:
+        """Measure, and return the report.
+
+        Raises:
+            VitdeployError: As ``bench``.
+        """
+        dataset, options = self.dataset, self.options
+        entries, reference = _plan(self, progress)
+        with ExitStack() as stack:
+            for entry in entries:
+                entry.open(stack, options)
+            measure_accuracy(entries, reference, dataset, options, progress)
+            with watch_other_load() as load:
+                for batch in options.batches:
+                    measure_latency(entries, batch, options, progress)
+        if options.processes:
+            measure_processes(entries, options, progress)
+        rows = (*(entry.row() for entry in entries), *self.not_built)
+        record = _baseline_record(entries, reference)
+        conditions = _conditions(dataset, options, load)
+        return Report(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            producer=f"vitdeploy {__version__}",
+            key=self.key,
+            model=self.artifacts[0].manifest.model.name,
+            environment=environment.current(),
+            versions=environment.versions(),
+            baseline=record,
+            conditions=conditions,
+            rows=rows,
+            verdict=give_verdict(rows, record, conditions),
+        )
 
 
-def open_test_data(data: str, options: BenchOptions) -> Dataset:
+def open_test_data(data: DataSource, options: BenchOptions) -> Dataset:
     """Open what accuracy is measured on: of data with splits the test split, else validation; else all of it."""
+    return open_dataset(data, split=split_to_test(data), samples=options.samples, seed=options.seed)
+
+
+def split_to_test(data: DataSource) -> Split | None:
+    """Return the split of ``data`` that is measured on; None for the one that its text names, or for all of it."""
     splits = splits_of(data)
-    split = None
-    if parse_uri(data).split is None:
-        split = next((name for name in ("test", "validation") if name in splits), None)
-    return open_dataset(data, split=split, samples=options.samples, seed=options.seed)
+    if not splits or parse_uri(str(data)).split is not None:
+        return None
+    known: tuple[Split, ...] = ("test", "validation")
+    return next((name for name in known if name in splits), None)
 
 
-def _refuse_unfit_labels(opened: Sequence[Artifact], dataset: Dataset, options: BenchOptions) -> None:
-    """Match labels with classes once before anything is loaded, so that a misfit costs no time."""
-    if dataset.labels is not None:
-        for classes in dict.fromkeys(artifact.manifest.model.classes for artifact in opened):
-            match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
-
-
-def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:
+def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:
     if not artifacts:
         raise UsageError("there is nothing to bench: name at least one checkpoint, ONNX model or engine")
-    paths = dict.fromkeys(Path(path) for path in artifacts)
-    opened = [open_artifact(path) for path in paths]
+    by_path: dict[Path, Artifact | Path | str] = {}
+    for one in artifacts:
+        by_path.setdefault(one.path if isinstance(one, Artifact) else Path(one), one)
+    opened = tuple(open_artifact(one) for one in by_path.values())
     for artifact in opened:
         if isinstance(artifact, CalibrationTable):
             raise ArtifactError(
@@ -119,14 +179,13 @@ def _open(artifacts: Sequence[Path | str]) -> list[Artifact]:
     return opened
 
 
-def _plan(
-    opened: Sequence[Artifact], dataset: Dataset, baseline: str | None, options: BenchOptions, progress: Progress
-) -> tuple[list[Entry], BaselineChoice]:
+def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], BaselineChoice]:
     """Return what is measured in the order of the report, the baseline first."""
+    opened, dataset, options = request.artifacts, request.dataset, request.options
     device: Device | None = options.device
     others = list_candidates(opened, options.runtimes, device)
     checkpoints = list_checkpoints(opened, others, device)
-    reference = choose_baseline(Scene(opened, others, options.runtimes, device, dataset), baseline, progress)
+    reference = choose_baseline(Scene(opened, others, options.runtimes, device, dataset), request.baseline, progress)
     progress.note(f"baseline: {reference.accuracy_against}")
     first = {_identity(one): one for one in reference.candidates}
     rest = [one for one in (*checkpoints, *others) if _identity(one) not in first]
@@ -192,19 +251,3 @@ def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad) -> Con
         tf32=options.tf32,
         seed=options.seed,
     )
-
-
-def _key(opened: Sequence[Artifact], dataset: Dataset, baseline: str | None, options: BenchOptions) -> str:
-    machine = environment.current()
-    versions = environment.versions()
-    named = baseline
-    if baseline is not None and Path(baseline).is_file():
-        named = sha256_of_file(Path(baseline))
-    identity = {
-        **options.identity(),
-        "data": dataset.digest,
-        "baseline": named,
-        "machine": [machine.cpu, machine.cores, machine.gpu, machine.driver],
-        "versions": {name: versions[name] for name in TIMED_LIBRARIES if name in versions},
-    }
-    return stage_key("bench", identity, {str(index): artifact.digest for index, artifact in enumerate(opened)})

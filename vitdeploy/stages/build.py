@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Engine, OnnxModel, read_onnx
+from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_backend import build_options
@@ -18,7 +19,7 @@ BUILDERS = ("tensorrt", "tensorrt-rtx")
 
 
 def build(
-    model: OnnxModel | Path | str,
+    model: Artifact | Path | str,
     output: Path | str,
     *,
     backend: str | None = None,
@@ -44,47 +45,86 @@ def build(
         BuildError: Graph, batch or compute capability is refused; the line names node and operator.
         UsageError: The batch range or the backend's name makes no sense.
     """
-    if not isinstance(model, OnnxModel):
-        model = read_onnx(Path(model))
-    output = Path(output)
-    refuse_unwritable(output, "an engine file")
-    name = choose_builder(backend, progress)
-    note_target(model, progress)
-    engine = get_backend(name).build(model, output, target, progress)
-    if engine.manifest.build is not None and engine.manifest.build.reason:
-        progress.note(f"{output.name} was not run here: {engine.manifest.build.reason}")
-    return engine
+    return BuildRequest.open(model, output, backend=backend, target=target).run(progress)
 
 
-def build_key(onnx_digest: str, backend: str | None = None, target: BuildTarget = BuildTarget()) -> str:
-    """Return the freshness key that ``build`` would give an engine of this graph now; no TensorRT library is loaded.
+@dataclass(frozen=True)
+class BuildRequest:
+    """A build that is ready to run: the graph open, the backend chosen; no TensorRT library is loaded yet.
 
-    Raises:
-        BackendError: No library that builds engines is installed.
+    ``is_default`` says that the backend was chosen here, which is then noted.
     """
-    name = backend if backend is not None else default_builder()
-    version = environment.versions().get(name) or get_backend(name).version()
-    return stage_key("build", build_options(name, version, target), {"onnx": onnx_digest})
+
+    model: OnnxModel
+    output: Path
+    backend: str
+    target: BuildTarget
+    is_default: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        model: Artifact | Path | str,
+        output: Path | str,
+        *,
+        backend: str | None = None,
+        target: BuildTarget = BuildTarget(),
+    ) -> BuildRequest:
+        """Open the graph and choose the backend.
+
+        Raises:
+            VitdeployError: As ``build``, where the graph or the backend's name is unfit or the output cannot be
+                written.
+        """
+        graph, output = open_onnx(model), Path(output)
+        refuse_unwritable(output, "an engine file")
+        if backend is None:
+            return cls(graph, output, default_builder(), target, is_default=True)
+        if backend not in BUILDERS:
+            raise UsageError(f"backend {backend!r} builds no engine, expected one of {', '.join(BUILDERS)}")
+        return cls(graph, output, backend, target)
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role → digest of the graph."""
+        return {"onnx": self.model.digest}
+
+    @property
+    def key(self) -> str:
+        """The freshness key of the result; no TensorRT library is loaded for it.
+
+        Raises:
+            BackendError: The library is not installed.
+        """
+        version = environment.versions().get(self.backend) or get_backend(self.backend).version()
+        return stage_key("build", build_options(self.backend, version, self.target), self.parents)
+
+    def run(self, progress: Progress = SILENT) -> Engine:
+        """Build the engine, check it as far as this machine can, and write it.
+
+        Raises:
+            VitdeployError: As ``build``.
+        """
+        if self.is_default:
+            note_default(self.backend, progress)
+        elif (missing := get_backend(self.backend).unavailable()) is not None:
+            raise BackendError(missing)
+        note_target(self.model, progress)
+        engine = get_backend(self.backend).build(self.model, self.output, self.target, progress)
+        if engine.manifest.build is not None and engine.manifest.build.reason:
+            progress.note(f"{self.output.name} was not run here: {engine.manifest.build.reason}")
+        return engine
 
 
-def choose_builder(backend: str | None, progress: Progress = SILENT) -> str:
-    """Return the name of the backend to build with; a choice that was made here is noted.
-
-    Raises:
-        UsageError: The backend builds no engines.
-        BackendError: It is not installed; the line has the command that adds it.
-    """
-    if backend is None:
-        name = default_builder()
-        why = f"a GPU is here and tensorrt is {environment.versions().get('tensorrt')}" if name == "tensorrt" else ""
-        progress.note(f"building with {name} ({why or rtx_reason()}); --backend chooses another")
-        return name
-    if backend not in BUILDERS:
-        raise UsageError(f"backend {backend!r} builds no engine, expected one of {', '.join(BUILDERS)}")
-    missing = get_backend(backend).unavailable()
-    if missing is not None:
-        raise BackendError(missing)
-    return backend
+def note_default(name: str, progress: Progress) -> None:
+    """Say which backend was chosen, and why."""
+    if name == "tensorrt":
+        why = f"a GPU is here and tensorrt is {environment.versions().get('tensorrt')}"
+    elif "tensorrt" in environment.versions():
+        why = "tensorrt is installed, but needs a GPU to build on"
+    else:
+        why = "tensorrt is not installed"
+    progress.note(f"building with {name} ({why}); --backend chooses another")
 
 
 def default_builder() -> str:
@@ -103,13 +143,6 @@ def default_builder() -> str:
         "no library that builds engines is installed: pip install 'vitdeploy[tensorrt]' on the machine with the GPU, "
         "or pip install 'vitdeploy[tensorrt-rtx]' on any x86-64 machine"
     )
-
-
-def rtx_reason() -> str:
-    """Return why ``tensorrt-rtx`` is the default here."""
-    if "tensorrt" in environment.versions():
-        return "tensorrt is installed, but needs a GPU to build on"
-    return "tensorrt is not installed"
 
 
 def note_target(model: OnnxModel, progress: Progress) -> None:

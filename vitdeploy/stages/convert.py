@@ -2,67 +2,103 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Checkpoint, write_checkpoint
+from vitdeploy.artifacts import Artifact, Checkpoint, write_checkpoint
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.errors import UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
-from vitdeploy.stages.export import ExportOptions, load
+from vitdeploy.sources.source import Source, SourceOptions, open_source
 
-DEFAULTS = ExportOptions()
+DEFAULTS = SourceOptions()
 
 
 def convert(
-    source: str | Path, output: Path | str, *, options: ExportOptions = DEFAULTS, progress: Progress = SILENT
+    source: Artifact | Path | str,
+    output: Path | str,
+    *,
+    options: SourceOptions = DEFAULTS,
+    progress: Progress = SILENT,
 ) -> Checkpoint:
     """Write the weights of ``source`` as a checkpoint in our layout and return it.
 
     Args:
         source: As for ``load_source``, but of a family that this package builds itself.
         output: The ``.safetensors`` file.
-        options: Those that concern weights: ``weights``, ``random_weights``, ``arguments``, ``reset_head``, ``labels``,
-            ``seed``.
+        options: See ``SourceOptions``.
         progress: Notes which dialect it was and what was decided.
     Raises:
-        UsageError: The model is one of timm's or torchvision's own, or an option is for ONNX files only.
+        UsageError: The model is one of timm's or torchvision's own, or options contradict each other.
         ModelError, CheckpointError, ArtifactError: The source cannot be loaded, or the file not written.
     """
-    from vitdeploy.models.registry import FAMILIES
+    return ConvertRequest.open(source, output, options=options).run(progress)
 
-    output = Path(output)
-    refuse_unwritable(output, "a checkpoint")
-    for name, value in _only_for_onnx(options).items():
-        if value is not None:
-            raise UsageError(f"{name} is for ONNX files, and {str(output)!r} is a checkpoint: leave it out")
-    loaded = load(str(source), options, progress)
-    if loaded.spec.family not in FAMILIES:
-        raise UsageError(
-            f"{str(source)!r} is built by {loaded.spec.family}, so its weights have no place in a model of ours: "
-            "export it to ONNX, or name the catalogue's model with '--weights FILE'"
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """A conversion that is ready to run: the model found and checked."""
+
+    source: Source
+    output: Path
+
+    @classmethod
+    def open(
+        cls, source: Source | Artifact | Path | str, output: Path | str, *, options: SourceOptions = DEFAULTS
+    ) -> ConvertRequest:
+        """Find the model; nothing is loaded, and torch is not needed.
+
+        Raises:
+            VitdeployError: As ``convert``, where source or options are unfit or the output cannot be written.
+        """
+        output = Path(output)
+        refuse_unwritable(output, "a checkpoint")
+        if type(options) is not SourceOptions:
+            raise UsageError(f"convert takes SourceOptions and was handed {type(options).__name__}, which has more")
+        return cls(open_source(source, options), output)
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """None: the weights in our layout are this very payload, and a foreign file has no digest of ours."""
+        return {}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What decides the result, as JSON values."""
+        return {**self.source.values, "seed": self.source.options.seed}
+
+    @property
+    def key(self) -> str:
+        """The freshness key of the result."""
+        return stage_key("convert", self.values, {"weights": self.source.digest})
+
+    def run(self, progress: Progress = SILENT) -> Checkpoint:
+        """Load the weights and write them.
+
+        Raises:
+            VitdeployError: As ``convert``.
+        """
+        from vitdeploy.models.registry import FAMILIES
+        from vitdeploy.sources.load import load
+
+        loaded = load(self.source, progress)
+        if loaded.spec.family not in FAMILIES:
+            raise UsageError(
+                f"{self.source.text!r} is built by {loaded.spec.family}, so its weights have no place in a model of "
+                "ours: export it to ONNX, or name the catalogue's model with '--weights FILE'"
+            )
+        manifest = Manifest(
+            kind="checkpoint",
+            key=self.key,
+            model=loaded.spec,
+            preprocess=loaded.preprocess,
+            options=self.values,
+            producer="vitdeploy convert",
+            versions=environment.versions(),
+            environment=environment.current(),
         )
-    # No parent is named: the weights in our layout are this very payload, and a foreign file has no digest of ours.
-    recorded: dict[str, object] = {"arguments": dict(options.arguments), "reset_head": options.reset_head}
-    recorded |= {"seed": options.seed, "classes": list(loaded.spec.classes)}
-    manifest = Manifest(
-        kind="checkpoint",
-        key=stage_key("convert", recorded, {"weights": loaded.digest}),
-        model=loaded.spec,
-        preprocess=loaded.preprocess,
-        options=recorded,
-        producer="vitdeploy export",
-        versions=environment.versions(),
-        environment=environment.current(),
-    )
-    tensors = {name: tensor.detach().numpy() for name, tensor in loaded.module.state_dict().items()}
-    return write_checkpoint(output, tensors, manifest)
-
-
-def _only_for_onnx(options: ExportOptions) -> dict[str, object]:
-    return {
-        "--reference": options.reference,
-        "--golden": options.golden,
-        "--preprocess": options.preprocess,
-    }
+        tensors = {name: tensor.detach().numpy() for name, tensor in loaded.module.state_dict().items()}
+        return write_checkpoint(self.output, tensors, manifest)

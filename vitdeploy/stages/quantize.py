@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Golden, OnnxModel, read_onnx, write_calibration_table, write_onnx
+from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import BackendError, GateError, GraphError, UsageError
@@ -45,7 +45,7 @@ FP16_SCALES_OPSET = 19
 
 
 def quantize(
-    model: OnnxModel | Path | str,
+    model: Artifact | Path | str,
     output: Path | str,
     *,
     precision: Precision,
@@ -93,7 +93,7 @@ class QuantizeRequest(QuantizeInputs):
     @classmethod
     def open(
         cls,
-        model: OnnxModel | Path | str,
+        model: Artifact | Path | str,
         output: Path | str,
         *,
         precision: Precision,
@@ -106,13 +106,11 @@ class QuantizeRequest(QuantizeInputs):
         Raises:
             VitdeployError: As ``quantize``, where sources or options are unfit or the output cannot be written.
         """
-        if not isinstance(model, OnnxModel):
-            model = read_onnx(Path(model))
-        output = Path(output)
-        if output.resolve() == model.path.resolve():
+        source, output = open_onnx(model), Path(output)
+        if output.resolve() == source.path.resolve():
             raise UsageError(f"the output {str(output)!r} is the model itself: choose another name")
         refuse_unwritable(output, "an ONNX file")
-        inputs = open_inputs(model, precision, target, calibration, options)
+        inputs = open_inputs(source, precision, target, calibration, options)
         return cls(output=output, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
 
     def run(self, progress: Progress = SILENT) -> OnnxModel:

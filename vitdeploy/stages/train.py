@@ -7,38 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Checkpoint, read_checkpoint
+from vitdeploy.artifacts import Artifact, Checkpoint, read_checkpoint
 from vitdeploy.artifacts.files import refuse_unwritable
-from vitdeploy.datasets import Dataset, Split, open_dataset, require_labels, splits_of
-from vitdeploy.errors import ArtifactError, DataError, UsageError
+from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, require_labels, splits_of
+from vitdeploy.errors import ArtifactError, DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
+from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 from vitdeploy.training.paths import state_path
-from vitdeploy.training.start import (
-    Start,
-    brings_weights,
-    fresh_start,
-    open_teacher,
-    source_digest,
-    trained_start,
-)
+from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
 from vitdeploy.training.subject import Subject, choose_subject
 
 
 def train(
-    data: str,
+    data: DataSource | Mapping[Split, Dataset],
     output: Path | str,
     *,
-    model: str = "vit",
-    weights: Path | None = None,
+    model: Artifact | Path | str = "vit",
+    weights: Checkpoint | Path | str | None = None,
     arguments: Mapping[str, Any] | None = None,
     options: TrainOptions = DEFAULTS,
     preprocess: Preprocess | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     progress: Progress = SILENT,
 ) -> Checkpoint:
     """Train a model on a dataset's training split and write the weights that are best on its validation split.
@@ -48,15 +42,17 @@ def train(
     line per epoch.
 
     Args:
-        data: ``digits``, a folder of class folders, or another dataset with labels.
+        data: ``digits``, a folder of class folders, or another dataset with labels; or the splits themselves, opened:
+            ``train``, ``validation`` and, if there is one, ``test``.
         output: The checkpoint, ``NAME.safetensors``.
         model: A catalogue name, or a family, of which a small member is taken for small images; or a trained model, as
             ``export`` takes it, which is trained further.
-        weights: A file with weights to start from, for a model that is a name.
+        weights: Weights to start from, for a model that is a name.
         arguments: Of the model's constructor; replace those of the variant.
         options: Length, learning rate, augmentation, devices and so on.
         preprocess: By default that of the variant, else what the dataset suggests; that of a trained model stays.
         resume: Go on from the state of an interrupted training; where the output is already finished, return it.
+            ``auto`` goes on where there is a state that fits, and starts anew otherwise.
         progress: Shows epoch, loss and top-1 on validation.
 
     Raises:
@@ -67,114 +63,206 @@ def train(
         TrainingError: The loss is not a number, or the state does not fit.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the output has the best weights so far, and ``resume`` goes on.
     """
-    if _is_helping_process():
-        progress = SILENT
-    request = TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess)
-    output = Path(output)
-    refuse_unwritable(output, "a checkpoint")
-    key = request.key()
-    if resume and (finished := _finished(output, key)) is not None:
-        progress.note(f"{str(output)!r} is finished: nothing to resume")
-        return finished
-    start = request.start()
-    if start.subject.note:
-        progress.note(start.subject.note)
-    options = _fitting_batch(options, len(request.splits["train"]), progress)
-    manifest = Manifest(
-        kind="checkpoint",
-        key=key,
-        model=start.subject.spec,
-        preprocess=start.subject.preprocess,
-        options=options.key(),
-        parents=request.parents(),
-        producer=f"vitdeploy {environment.versions().get('vitdeploy', '')}".strip(),
-        versions=environment.versions(),
-        environment=environment.current(),
+    request = TrainRequest.open(
+        data,
+        output,
+        model=model,
+        weights=weights,
+        arguments=arguments,
+        options=options,
+        preprocess=preprocess,
+        resume=resume,
     )
-    _run(start, manifest, options, output, request.splits, resume=resume, progress=progress)
-    return read_checkpoint(output)
-
-
-def train_key(
-    data: str,
-    *,
-    model: str = "vit",
-    weights: Path | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    options: TrainOptions = DEFAULTS,
-    preprocess: Preprocess | None = None,
-) -> str:
-    """Return the freshness key of the checkpoint that ``train`` would write; needs no torch."""
-    return TrainRequest(data, model, weights, _complete(arguments, options), options, preprocess).key()
+    return request.run(progress)
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What ``train`` is asked for; options and parents of the stage, and so its freshness, need no torch."""
+    """A training that is ready to run: splits, teacher and starting weights found and checked; no torch yet.
 
-    data: str
-    model: str
-    weights: Path | None
-    arguments: dict[str, Any]
+    Either ``subject`` is trained from fresh weights, or ``source`` further.
+    """
+
+    splits: Mapping[Split, Dataset]
+    output: Path
+    subject: Subject | None
+    source: Source | None
+    teacher: Source | None
+    arguments: Mapping[str, Any]
     options: TrainOptions
-    preprocess: Preprocess | None
+    resume: bool | Literal["auto"] = False
+
+    @classmethod
+    def open(
+        cls,
+        data: DataSource | Mapping[Split, Dataset],
+        output: Path | str,
+        *,
+        model: Artifact | Path | str = "vit",
+        weights: Checkpoint | Path | str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        options: TrainOptions = DEFAULTS,
+        preprocess: Preprocess | None = None,
+        resume: bool | Literal["auto"] = False,
+    ) -> TrainRequest:
+        """Open the splits and find the weights; torch is not needed.
+
+        Raises:
+            VitdeployError: As ``train``, where data, model or options are unfit or the output cannot be written.
+        """
+        output = Path(output)
+        refuse_unwritable(output, "a checkpoint")
+        splits = data if isinstance(data, Mapping) else open_splits(data)
+        _refuse_unfit_splits(splits)
+        extra = {} if options.drop_path is None else {"drop_path": options.drop_path}
+        complete = {**(arguments or {}), **extra}
+        teacher = None if options.distillation is None else open_source(options.distillation.teacher)
+        if brings_weights(model, weights):
+            if preprocess is not None:
+                raise UsageError(
+                    "a trained model keeps the preprocessing that it was trained with: leave preprocess out"
+                )
+            source = open_source(model, SourceOptions(weights=weights))
+            return cls(splits, output, None, source, teacher, complete, options, resume)
+        subject = choose_subject(str(model), complete, splits["train"], preprocess)
+        return cls(splits, output, subject, None, teacher, complete, options, resume)
 
     @cached_property
-    def splits(self) -> dict[str, Dataset]:
-        return open_splits(self.data)
-
-    @cached_property
-    def further(self) -> bool:
-        """Whether a trained model is trained further."""
-        return brings_weights(self.model, self.weights)
-
-    @cached_property
-    def subject(self) -> Subject:
-        return choose_subject(self.model, self.arguments, self.splits["train"], self.preprocess)
-
-    def start(self) -> Start:
-        if not self.further:
-            return fresh_start(self.subject, self.options.seed)
-        if self.preprocess is not None:
-            raise UsageError("a trained model keeps the preprocessing that it was trained with: leave preprocess out")
-        return trained_start(self.model, self.weights, self.arguments, self.splits["train"], seed=self.options.seed)
-
     def parents(self) -> dict[str, str]:
-        """Return the digests of the data, and of the weights and the teacher that are taken."""
+        """Role → digest of the data, and of the weights and the teacher that are taken."""
         parents = {"data": sha256_of({name: dataset.digest for name, dataset in self.splits.items()})}
-        if self.further:
-            parents["weights"] = source_digest(self.model, self.weights)
-        if self.options.distillation is not None:
-            parents["teacher"] = source_digest(self.options.distillation.teacher)
+        if self.source is not None:
+            parents["weights"] = self.source.digest
+        if self.teacher is not None:
+            parents["teacher"] = self.teacher.digest
         return parents
 
-    def decisive(self) -> dict[str, Any]:
-        """Return everything else that decides the result, as JSON values."""
-        if self.further:
-            model = {"name": self.model if self.weights is not None else "", "arguments": self.arguments}
-            return {"options": self.options.key(), "model": model}
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything else that decides the result, as JSON values."""
+        if self.subject is None:
+            assert self.source is not None
+            return {
+                "options": self.options.key(),
+                "model": {"name": self.source.name, "arguments": dict(self.arguments)},
+            }
         return {
             "options": self.options.key(),
             "model": self.subject.spec.model_dump(mode="json"),
             "preprocess": self.subject.preprocess.model_dump(mode="json"),
         }
 
+    @property
     def key(self) -> str:
-        """Return the freshness key."""
-        return stage_key("train", self.decisive(), self.parents())
+        """The freshness key of the result."""
+        return stage_key("train", self.values, self.parents)
+
+    def run(self, progress: Progress = SILENT) -> Checkpoint:
+        """Train, and write the best weights.
+
+        Raises:
+            VitdeployError, KeyboardInterrupt: As ``train``.
+        """
+        if _is_helping_process():
+            progress = SILENT
+        if self.resume and (finished := self._finished()) is not None:
+            progress.note(f"{str(self.output)!r} is finished: nothing to resume")
+            return finished
+        resume = self._state_fits(progress) if self.resume == "auto" else self.resume
+        start = self._start()
+        if start.subject.note:
+            progress.note(start.subject.note)
+        options = _fitting_batch(self.options, len(self.splits["train"]), progress)
+        manifest = Manifest(
+            kind="checkpoint",
+            key=self.key,
+            model=start.subject.spec,
+            preprocess=start.subject.preprocess,
+            options=options.key(),
+            parents=self.parents,
+            producer=f"vitdeploy {environment.versions().get('vitdeploy', '')}".strip(),
+            versions=environment.versions(),
+            environment=environment.current(),
+        )
+        self._launch(start, manifest, options, progress, resume=resume)
+        return read_checkpoint(self.output)
+
+    def _start(self) -> Start:
+        if self.source is None:
+            assert self.subject is not None
+            return fresh_start(self.subject, self.options.seed)
+        return trained_start(self.source, self.arguments, self.splits["train"], seed=self.options.seed)
+
+    def _state_fits(self, progress: Progress) -> bool:
+        """Return whether a killed training left a state from which this one can go on."""
+        from vitdeploy.training.state import read_state
+
+        path = state_path(self.output)
+        if not path.exists():
+            return False
+        try:
+            read_state(path, self.key)
+        except TrainingError:
+            return False
+        progress.note("train: going on from where the last one stopped")
+        return True
+
+    def _launch(
+        self, start: Start, manifest: Manifest, options: TrainOptions, progress: Progress, *, resume: bool
+    ) -> None:
+        from vitdeploy.training.launch import launch
+        from vitdeploy.training.loop import Job
+
+        unfinished = state_path(self.output)
+        if unfinished.exists() and not resume:
+            progress.note(f"starting anew; the state of an unfinished training, {str(unfinished)!r}, is dropped")
+            unfinished.unlink()
+        job = Job(
+            module=start.module,
+            manifest=manifest,
+            options=options,
+            output=self.output,
+            train=self.splits["train"],
+            validation=self.splits["validation"],
+            test=self.splits.get("test"),
+            teacher=None if self.teacher is None else open_teacher(self.teacher, start.subject),
+            resume=resume and unfinished.exists(),
+        )
+        launch(job, progress)
+
+    def _finished(self) -> Checkpoint | None:
+        """Return the checkpoint if it is whole and what this training would give."""
+        try:
+            checkpoint = read_checkpoint(self.output)
+        except ArtifactError:
+            return None
+        return checkpoint if checkpoint.manifest.key == self.key else None
 
 
-def open_splits(data: str) -> dict[str, Dataset]:
+def open_splits(data: DataSource) -> dict[Split, Dataset]:
     """Return train and validation, and test where the source has one.
 
     Raises:
-        DataError: A split is missing or empty, or its classes are not those of the training split.
+        DataError: A split is missing or empty.
     """
-    names: list[Split] = ["train", "validation"]
+    return {name: open_dataset(data, split=name) for name in names_of_splits(data)}
+
+
+def names_of_splits(data: DataSource) -> tuple[Split, ...]:
+    """Return the splits that a training uses: test too, unless the source has splits and no test among them."""
     own = splits_of(data)
-    if not own or "test" in own:
-        names.append("test")
-    splits: dict[str, Dataset] = {name: open_dataset(data, split=name) for name in names}
+    return ("train", "validation", "test") if not own or "test" in own else ("train", "validation")
+
+
+def _refuse_unfit_splits(splits: Mapping[Split, Dataset]) -> None:
+    """Pass where there are a training and a validation split, and all splits have the same labelled classes.
+
+    Raises:
+        DataError: They have not.
+    """
+    for name in ("train", "validation"):
+        if name not in splits:
+            raise DataError(f"the data has the splits {', '.join(splits) or 'none'}, expected {name!r} among them")
     for dataset in splits.values():
         require_labels(dataset)
         if dataset.classes != splits["train"].classes:
@@ -182,61 +270,12 @@ def open_splits(data: str) -> dict[str, Dataset]:
                 f"{dataset.uri!r} has the classes {_listed(dataset.classes)}, but the training split has "
                 f"{_listed(splits['train'].classes)}: give all splits the same class folders"
             )
-    return splits
-
-
-def _run(
-    start: Start,
-    manifest: Manifest,
-    options: TrainOptions,
-    output: Path,
-    splits: Mapping[str, Dataset],
-    *,
-    resume: bool,
-    progress: Progress,
-) -> None:
-    from vitdeploy.training.launch import launch
-    from vitdeploy.training.loop import Job
-
-    distillation = options.distillation
-    teacher = None if distillation is None else open_teacher(distillation.teacher, start.subject)
-    unfinished = state_path(output)
-    if unfinished.exists() and not resume:
-        progress.note(f"starting anew; the state of an unfinished training, {str(unfinished)!r}, is dropped")
-        unfinished.unlink()
-    job = Job(
-        module=start.module,
-        manifest=manifest,
-        options=options,
-        output=output,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits.get("test"),
-        teacher=teacher,
-        resume=resume and unfinished.exists(),
-    )
-    launch(job, progress)
 
 
 def _is_helping_process() -> bool:
     """Whether torchrun, a cluster or Lightning Fabric has started this process beside a first one."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return any(rank not in {None, "", "0"} for rank in ranks)
-
-
-def _complete(arguments: Mapping[str, Any] | None, options: TrainOptions) -> dict[str, Any]:
-    """Return the model's arguments with the drop path that the options ask for."""
-    extra = {} if options.drop_path is None else {"drop_path": options.drop_path}
-    return {**(arguments or {}), **extra}
-
-
-def _finished(output: Path, key: str) -> Checkpoint | None:
-    """Return the checkpoint if it is whole and what this training would give."""
-    try:
-        checkpoint = read_checkpoint(output)
-    except ArtifactError:
-        return None
-    return checkpoint if checkpoint.manifest.key == key else None
 
 
 def _fitting_batch(options: TrainOptions, images: int, progress: Progress) -> TrainOptions:

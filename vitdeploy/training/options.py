@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError, with_config
 
+from vitdeploy.artifacts import Checkpoint
 from vitdeploy.errors import UsageError
 
 AugmentationKind = Literal["auto", "none", "affine", "timm"]
@@ -74,7 +76,7 @@ class Distillation:
         teacher: A checkpoint, or any other SOURCE that ``export`` takes.
     """
 
-    teacher: str
+    teacher: InstanceOf[Checkpoint] | str | Path
     kind: DistillationKind = "hard"
     weight: float = 0.5
     temperature: float = 3.0

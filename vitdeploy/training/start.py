@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import ArtifactError, CheckpointError, DataError, UsageError
-from vitdeploy.reading import sha256_of_file
-from vitdeploy.records import ModelSpec, Preprocess, sha256_of
-from vitdeploy.sources.load import load_source
+from vitdeploy.errors import CheckpointError, DataError, UsageError
+from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.sources.load import load
+from vitdeploy.sources.source import Source
 from vitdeploy.training.schedule import seed_of
 from vitdeploy.training.subject import Subject
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.training.loss import Teacher
 
-HUBS = ("timm:", "torchvision:", "hf:")
-
 
 @dataclass(frozen=True)
 class Start:
@@ -30,11 +26,6 @@ class Start:
 
     subject: Subject
     module: nn.Module
-
-
-def brings_weights(model: str, weights: Path | None) -> bool:
-    """Whether ``model`` is trained further rather than from fresh weights."""
-    return weights is not None or model.startswith(HUBS) or Path(model).exists()
 
 
 def fresh_start(subject: Subject, seed: int) -> Start:
@@ -48,9 +39,7 @@ def fresh_start(subject: Subject, seed: int) -> Start:
         return Start(subject, model_from_spec(subject.spec))
 
 
-def trained_start(
-    model: str, weights: Path | None, arguments: Mapping[str, Any], train: Dataset, *, seed: int
-) -> Start:
+def trained_start(source: Source, arguments: Mapping[str, Any], train: Dataset, *, seed: int) -> Start:
     """Return a trained model that is to learn the dataset's classes.
 
     Where their number is another, the head is drawn anew and everything else kept; the note says so. ``arguments`` that
@@ -63,10 +52,10 @@ def trained_start(
     """
     from vitdeploy.models import FAMILIES
 
-    loaded = load_source(model, weights=weights)
+    loaded = load(source)
     if loaded.spec.family not in FAMILIES:
         raise UsageError(
-            f"{model!r} is built by {loaded.spec.family}, which vitdeploy exports as it is and does not train: "
+            f"{source.text!r} is built by {loaded.spec.family}, which vitdeploy exports as it is and does not train: "
             "name a model of the catalogue, with '--weights FILE'"
         )
     classes = len(train.classes)
@@ -88,7 +77,7 @@ def trained_start(
     return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), module)
 
 
-def open_teacher(source: str, student: Subject) -> Teacher:
+def open_teacher(source: Source, student: Subject) -> Teacher:
     """Load a teacher for a student.
 
     Raises:
@@ -97,36 +86,19 @@ def open_teacher(source: str, student: Subject) -> Teacher:
     """
     from vitdeploy.training.loss import Teacher
 
-    loaded = load_source(source)
+    loaded = load(source)
     theirs, ours = loaded.preprocess, student.preprocess
     if (theirs.size, theirs.channels) != (ours.size, ours.channels):
         raise UsageError(
-            f"teacher {source!r} takes {_shape(theirs)}, and the student {_shape(ours)}: train the student at that size"
+            f"teacher {source.text!r} takes {_shape(theirs)}, and the student {_shape(ours)}: train the student at "
+            "that size"
         )
     if loaded.spec.classes != student.spec.classes:
         raise DataError(
-            f"teacher {source!r} knows {len(loaded.spec.classes)} classes that are not the dataset's "
+            f"teacher {source.text!r} knows {len(loaded.spec.classes)} classes that are not the dataset's "
             f"{len(student.spec.classes)}: train it on the same data first"
         )
     return Teacher(loaded.module, theirs, ours)
-
-
-def source_digest(source: str, weights: Path | None = None) -> str:
-    """Return a digest of what ``source`` holds, without torch; of a hub's model, that of its name.
-
-    Raises:
-        ArtifactError: A file is missing.
-    """
-    path = Path(weights if weights is not None else source.removeprefix("hf:"))
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return sha256_of([[file.name, sha256_of_file(file)] for file in files])
-    if not path.exists() and weights is None:
-        return sha256_of(source)
-    try:
-        return read_checkpoint(path).digest
-    except ArtifactError:
-        return sha256_of_file(path)
 
 
 def _translated(family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""What a run reads: model, datasets, tables and plans, each opened once and handed to every stage that needs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from vitdeploy.artifacts import CalibrationTable, is_calibration_table
+from vitdeploy.datasets import Dataset, Split, open_dataset
+from vitdeploy.datasets.base import DatasetBase
+from vitdeploy.datasets.opening import calibration_split
+from vitdeploy.datasets.uri import parse_uri
+from vitdeploy.errors import RecipeError
+from vitdeploy.pipeline.recipe import QuantizeSection, Recipe
+from vitdeploy.quantization.request import QuantizeOptions, open_calibration, open_plan
+from vitdeploy.sources.source import Source, open_source
+from vitdeploy.stages.bench import split_to_test
+from vitdeploy.stages.train import names_of_splits
+
+
+class RunSources:
+    """The sources of one recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._datasets: dict[str, Dataset] = {}
+        self._calibrations = {section.name: self._open(section) for section in recipe.quantize}
+
+    def dataset(self, uri: str, split: Split | None = None) -> Dataset:
+        """Return a dataset, the same one for the same text.
+
+        Raises:
+            DataError: There is none.
+        """
+        text = parse_uri(uri, split).text
+        if text not in self._datasets:
+            self._datasets[text] = open_dataset(uri, split=split)
+        return self._datasets[text]
+
+    def split(self, name: Split) -> Dataset:
+        """Return a split of the run's data."""
+        return self.dataset(self._recipe.data, name)
+
+    @cached_property
+    def model(self) -> Source | None:
+        """The model that the run starts from, None where it trains one.
+
+        Raises:
+            RecipeError: It is an ONNX file.
+        """
+        source = self._recipe.source
+        if source is None:
+            return None
+        if Path(source).suffix == ".onnx":
+            raise RecipeError(
+                f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
+                f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
+            )
+        return open_source(source)
+
+    @cached_property
+    def splits(self) -> dict[Split, Dataset]:
+        """The splits that a training uses."""
+        return {name: self.split(name) for name in names_of_splits(self._recipe.data)}
+
+    @property
+    def test(self) -> Dataset:
+        """The data of the report, unless the recipe names other: test, or validation where there is no test split."""
+        return self.split(names_of_splits(self._recipe.data)[-1])
+
+    @cached_property
+    def bench(self) -> Dataset:
+        """The data of the report."""
+        data = self._recipe.bench.data
+        return self.test if data is None else self.dataset(data, split_to_test(data))
+
+    def quantization(self, section: QuantizeSection) -> tuple[CalibrationTable | Dataset | None, QuantizeOptions]:
+        """Return what a section is calibrated with, and its options; their sources open."""
+        calibration, options = self._calibrations[section.name]
+        if calibration is None and section.precision in ("int8", "fp8"):
+            calibration = self.split("train")
+            options = replace(options, samples=min(section.samples, len(calibration)))
+        return calibration, options
+
+    def _open(self, section: QuantizeSection) -> tuple[CalibrationTable | Dataset | None, QuantizeOptions]:
+        options = replace(section.options, plan=open_plan(section.options.plan))
+        if isinstance(options.validation, str | Path):
+            validation = self.dataset(str(options.validation))
+            assert isinstance(validation, DatasetBase)
+            options = replace(options, validation=validation)
+        calibration = section.calibration
+        if calibration is None or is_calibration_table(Path(calibration)):
+            table = open_calibration(calibration)
+            return table, options
+        return self.dataset(calibration, calibration_split(calibration)), options

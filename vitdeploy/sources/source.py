@@ -1,0 +1,214 @@
+"""``open_source``: what names a model is found, checked and identified, without torch and before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.artifacts import Artifact, Checkpoint, open_artifact, read_checkpoint
+from vitdeploy.artifacts.checkpoint import METADATA_KEY
+from vitdeploy.errors import ArtifactError, CheckpointError, UsageError
+from vitdeploy.reading import missing, safetensors_metadata, sha256_of_file
+from vitdeploy.records import sha256_of
+
+TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
+HUBS = (TIMM, TORCHVISION, HUGGING_FACE)
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".onnx", ".bin", ".tar")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a model is loaded.
+
+    weights: A weight file of any dialect, or a checkpoint, for a source that is a name.
+    random_weights: Fresh weights from ``seed``: to look at graph, size and speed, never at accuracy.
+    arguments: Constructor arguments, such as ``{"num_classes": 10}``; not for a checkpoint of vitdeploy's.
+    reset_head: Draw a new head where ``num_classes`` is another than the foreign file's.
+    seed: Decides random weights.
+    labels: A file of class names, one per line, for weights that do not name them.
+    """
+
+    weights: Checkpoint | Path | str | None = None
+    random_weights: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reset_head: bool = False
+    seed: int = 0
+    labels: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found: ``load`` of ``vitdeploy.sources.load`` makes a module of it.
+
+    ``text`` is what the user wrote, ``name`` the model's name where the weights do not say it themselves. The weights
+    are those of ``checkpoint``, which vitdeploy wrote, of the foreign ``file`` or folder, random, or with none of them
+    what the hub in ``text`` publishes.
+    """
+
+    text: str
+    options: SourceOptions = SourceOptions()
+    name: str = ""
+    checkpoint: Checkpoint | None = None
+    file: Path | None = None
+
+    @property
+    def hub(self) -> str:
+        """Return ``timm:``, ``torchvision:`` or ``hf:``, or "" for a model that comes from no hub."""
+        return hub_of(self.text)
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the weights: a checkpoint's payload, a foreign file's bytes, else the name.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+        if self.checkpoint is not None:
+            return self.checkpoint.digest
+        if self.file is not None and self.file.is_dir():
+            files = sorted(file for file in self.file.iterdir() if file.is_file())
+            return sha256_of([[file.name, sha256_of_file(file)] for file in files])
+        if self.file is not None:
+            return sha256_of_file(self.file)
+        return sha256_of(self.text)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What else decides the model, as JSON values; paths do not."""
+        options = self.options
+        values: dict[str, Any] = {"name": self.name} if self.name else {}
+        if options.arguments:
+            values["arguments"] = dict(options.arguments)
+        if options.reset_head:
+            values["reset_head"] = True
+        if options.random_weights:
+            values["random_weights"] = True
+        if options.labels is not None:
+            values["labels"] = sha256_of_file(Path(options.labels))
+        return values
+
+
+def hub_of(text: str) -> str:
+    """Return the hub's prefix of a source's text, "" where it has none."""
+    return next((hub for hub in HUBS if text.startswith(hub)), "")
+
+
+def brings_weights(source: Artifact | Path | str, weights: Checkpoint | Path | str | None = None) -> bool:
+    """Return whether a source names weights, and not only an architecture."""
+    if weights is not None or isinstance(source, Artifact):
+        return True
+    return bool(hub_of(str(source))) or Path(source).exists()
+
+
+def open_source(source: Source | Artifact | Path | str, options: SourceOptions = SourceOptions()) -> Source:
+    """Find what names a model and check that the options go with it; nothing is loaded, and torch is not needed.
+
+    Args:
+        source: A checkpoint of ours; a catalogue or family name, with ``weights`` or ``random_weights``; a foreign
+            checkpoint or Hugging Face folder (``hf:DIR``, too); ``timm:NAME`` or ``torchvision:NAME``, whose published
+            weights are fetched unless ``weights`` or ``random_weights`` say otherwise.
+        options: See ``SourceOptions``.
+    Raises:
+        UsageError: The options contradict each other, or a name comes with no weights.
+        ModelError: There is no such model.
+        CheckpointError: The weights are of another model than the one that is named.
+        ArtifactError: The file is missing or damaged, or the artifact holds no weights for PyTorch.
+    """
+    if isinstance(source, Source):
+        return source
+    if options.weights is not None and options.random_weights:
+        raise UsageError("--weights and --random-weights contradict each other: give one of them")
+    if isinstance(source, Artifact):
+        _refuse_weights(str(source.path), options)
+        return _of_checkpoint(str(source.path), _checkpoint(source), options)
+    text = str(source)
+    weights = options.weights
+    file = Path(weights) if isinstance(weights, str | Path) else None
+    if file is not None and not file.exists():
+        raise missing(file, FileNotFoundError())
+    hub = hub_of(text)
+    if hub in (TIMM, TORCHVISION):
+        return Source(text, options, text, file=weights.path if isinstance(weights, Checkpoint) else file)
+    if hub:
+        _refuse_weights(text, options)
+        folder = Path(text.removeprefix(hub))
+        return Source(text, options, file=folder) if folder.is_dir() else Source(text, options, text)
+    if Path(text).exists():
+        _refuse_weights(text, options)
+        if _is_ours(Path(text)):
+            return _of_checkpoint(text, read_checkpoint(Path(text)), options)
+        return Source(text, options, file=Path(text))
+    _require_name(text)
+    if options.random_weights:
+        return Source(text, options, text)
+    if weights is None:
+        raise UsageError(
+            f"model {text!r} needs weights: --weights FILE, or --random-weights to look at graph and speed only"
+        )
+    if isinstance(weights, Artifact):
+        return _named(text, _checkpoint(weights), options)
+    assert file is not None
+    return _named(text, read_checkpoint(file), options) if _is_ours(file) else Source(text, options, text, file=file)
+
+
+def _checkpoint(artifact: Artifact) -> Checkpoint:
+    if not isinstance(artifact, Checkpoint):
+        raise ArtifactError(
+            f"{str(artifact.path)!r} is a file of kind {artifact.manifest.kind!r}, expected a checkpoint: only weights "
+            "become a PyTorch model"
+        )
+    current = open_artifact(artifact)
+    assert isinstance(current, Checkpoint)
+    return current
+
+
+def _of_checkpoint(text: str, checkpoint: Checkpoint, options: SourceOptions) -> Source:
+    if options.arguments or options.reset_head:
+        option = "--argument" if options.arguments else "--reset-head"
+        raise UsageError(f"{text!r} says itself which model it is, so {option} has no place: leave it out")
+    return Source(text, options, checkpoint=checkpoint)
+
+
+def _named(name: str, checkpoint: Checkpoint, options: SourceOptions) -> Source:
+    """Return a checkpoint of ours whose model was named beside it."""
+    model = checkpoint.manifest.model
+    if name not in (model.name, model.family):
+        raise CheckpointError(
+            f"{str(checkpoint.path)!r} is of model {model.name!r}, not {name!r}: leave the name out, the file says it"
+        )
+    return Source(name, options, checkpoint=checkpoint)
+
+
+def _refuse_weights(text: str, options: SourceOptions) -> None:
+    if options.weights is not None or options.random_weights:
+        option = "--random-weights" if options.random_weights else "--weights"
+        raise UsageError(f"{text!r} brings its own weights, so {option} has no place: leave it out")
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    try:
+        return METADATA_KEY in safetensors_metadata(path)
+    except ArtifactError:
+        return False  # not safetensors, or damaged: the reader of foreign files says which
+
+
+def _require_name(name: str) -> None:
+    """Raise with the nearest names unless this is a family or a variant; what looks like a file is a missing one."""
+    from vitdeploy.catalog import variant, variants
+
+    known = variants()
+    if name in known or name in {entry.family for entry in known.values()}:
+        return
+    if "/" in name or "\\" in name or Path(name).suffix in _FILE_SUFFIXES:
+        raise missing(Path(name), FileNotFoundError())
+    try:
+        from vitdeploy.models.registry import FAMILIES  # some families have no variants; needs torch
+    except ModuleNotFoundError:
+        FAMILIES = {}
+    if name not in FAMILIES:
+        variant(name)
