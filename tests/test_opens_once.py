@@ -29,13 +29,16 @@ roots = [os.path.realpath(root) for root in roots]
 
 def note(path, counter):
     real = os.path.realpath(path)
-    if os.path.isfile(real) and any(real.startswith(root + os.sep) for root in roots) and os.path.basename(real) != ".lock":
+    inside = any(real.startswith(root + os.sep) for root in roots)
+    if inside and os.path.isfile(real) and os.path.basename(real) != ".lock":
         counter[real] += 1
 
 
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        note(os.fsdecode(arguments[0]), opened)
+        path = os.fsdecode(arguments[0])
+        if not path.endswith(".safetensors"):  # its first bytes are looked at before the library opens it
+            note(path, opened)
 
 
 sys.addaudithook(hook)
