@@ -148,7 +148,7 @@ def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, 
     arguments = checkpoint.manifest.model.arguments
     assert (arguments["image_size"], arguments["patch"], arguments["width"]) == ([32, 32], 4, 64)
     assert notes.lines == [
-        "vit of small size: image_size=32×32, width=64, depth=3, heads=4, init=xavier, position_std=0.2, patch=4",
+        "vit of small size: image_size=32×32, patch=4, width=64, depth=3, heads=4, init=xavier, position_std=0.2",
         "batch 36 instead of 64: the training split has 36 images",
     ]
 

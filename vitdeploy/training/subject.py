@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from vitdeploy.catalog import variant, variants
+from vitdeploy.catalog import Variant, variant, variants
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from vitdeploy.reading import parse_yaml
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.training.small import gives_shape, small_member, smallest_variant
 
-SMALL_SIDE = 64
-TINY_SIDE = 16
 DEFAULT_SIDE = 32
-
-# Small members of a family for small images, taken where a family is named without its shape. At this width the usual
-# initial std of 0.02 underfits, so linears start as Xavier's and positions ten times wider. The other families have
-# theirs for the digits in recipes/families.
-SMALL_VIT = {"width": 64, "depth": 3, "heads": 4, "init": "xavier", "position_std": 0.2}
-SMALL: dict[str, dict[str, Any]] = {"vit": SMALL_VIT, "deit": SMALL_VIT}
-NO_SHAPE = {"image_size", "channels", "num_classes", "drop_path"}  # arguments that say nothing of a model's shape
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,8 @@ def choose_subject(
     """Complete a model's arguments from the dataset: classes, channels and image size.
 
     Args:
-        model: A catalogue name, or a family, of which a small member is taken for small images.
+        model: A catalogue name, or a family, of which a small member is taken for images of up to 64×64 pixels, and
+            the smallest variant of the catalogue for larger ones, unless ``arguments`` give its shape.
         arguments: Replace those of the variant or of the small member.
         train: The training split.
         preprocess: Taken as it is; by default that of the variant, else what the dataset suggests.
@@ -49,38 +40,48 @@ def choose_subject(
     Raises:
         DataError: The dataset has no labels or fewer than two classes.
         ModelError: There is no such model.
-        UsageError: ``num_classes`` or ``channels`` contradicts the dataset or the preprocessing.
+        UsageError: ``num_classes`` or ``channels`` contradicts the dataset or the preprocessing, or the family has no
+            small member for images of this size.
     """
     if train.labels is None or len(train.classes) < 2:
         what = "no labels" if train.labels is None else f"{len(train.classes)} class"
         raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
     known = variants()
-    note = ""
-    if model in known:
-        family, given = known[model].family, {**known[model].arguments, **arguments}
-        preprocess = _fitted(preprocess or known[model].preprocess, given)
+    chosen, given = known.get(model), dict(arguments)
+    size = None if "image_size" not in arguments else _size(arguments["image_size"])
+    if chosen is not None:
+        family, note = chosen.family, ""
     else:
         family = _family(model)
-        preprocess = preprocess or train.preprocess or _square(_side(arguments), int(arguments.get("channels", 3)))
-        preprocess = _fitted(preprocess, arguments)
-        small = _small_member(family, preprocess.size, arguments)
-        given = {**small, **arguments}
-        if small:
-            listed = ", ".join(f"{name}={value}" for name, value in given.items())
-            note = f"{family} of small size: image_size={preprocess.size[0]}×{preprocess.size[1]}, {listed}"
-    return Subject(_spec(model, family, given, preprocess, train), preprocess, note)
+        wanted = size or (preprocess or train.preprocess or _square(DEFAULT_SIDE, 3)).size
+        small = {} if gives_shape(arguments) else small_member(family, wanted)
+        given = {**small, **given}
+        chosen = None if small or gives_shape(arguments) else smallest_variant(family, wanted)
+        note = _note(family, wanted, small, chosen)
+    if chosen is not None:
+        given = {**chosen.arguments, **given}
+    if preprocess is None and model not in known:
+        preprocess = train.preprocess
+    preprocess = _fitted(preprocess or _usual(chosen, size, given.get("channels", 3)), size)
+    name = model if chosen is None else chosen.name
+    return Subject(_spec(name, family, given, preprocess, train), preprocess, note)
 
 
-def _small_member(family: str, size: tuple[int, int], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a small member that takes images of ``size``; empty where none is known or wanted."""
-    if family in SMALL:
-        wanted = max(size) <= SMALL_SIDE and not {"width", "depth"} & set(given)
-        return {**SMALL[family], "patch": _patch(size)} if wanted else {}
-    file = resources.files("vitdeploy") / "recipes" / "families" / f"{family}.yaml"
-    if max(size) > TINY_SIDE or set(given) - NO_SHAPE or not file.is_file():
-        return {}
-    arguments: dict[str, Any] = parse_yaml(file.read_text("utf8"))["train"]["arguments"]
-    return arguments
+def _usual(variant: Variant | None, size: tuple[int, int] | None, channels: int) -> Preprocess:
+    """Return the preprocessing of a variant; without one, or with another number of channels, the usual one."""
+    if variant is not None and channels == variant.preprocess.channels:
+        return variant.preprocess
+    return _square(max(size or (DEFAULT_SIDE, DEFAULT_SIDE)), channels)
+
+
+def _note(family: str, size: tuple[int, int], small: Mapping[str, Any], variant: Variant | None) -> str:
+    if small:
+        listed = ", ".join(f"{name}={value}" for name, value in small.items())
+        return f"{family} of small size: image_size={size[0]}×{size[1]}, {listed}"
+    if variant is not None:
+        parameters = f"{variant.parameters / 1e6:.1f} M parameters"
+        return f"{family} at {size[0]}×{size[1]}: {variant.name}, the smallest of the catalogue ({parameters})"
+    return ""
 
 
 def _family(name: str) -> str:
@@ -89,7 +90,7 @@ def _family(name: str) -> str:
     Raises:
         ModelError: It is neither a family nor a catalogue name.
     """
-    if name in SMALL or name in {entry.family for entry in variants().values()}:
+    if name in {entry.family for entry in variants().values()}:
         return name
     from vitdeploy.models import FAMILIES
 
@@ -113,20 +114,26 @@ def _spec(model: str, family: str, arguments: dict[str, Any], preprocess: Prepro
     return ModelSpec(family=family, name=model, arguments={**arguments, **decided}, classes=train.classes)
 
 
-def _fitted(preprocess: Preprocess, arguments: Mapping[str, Any]) -> Preprocess:
-    """Return the preprocessing at the ``image_size`` that was asked for; images of one size are scaled to it."""
-    if "image_size" not in arguments:
+def _fitted(preprocess: Preprocess, size: tuple[int, int] | None) -> Preprocess:
+    """Return the preprocessing at another ``size``; images of one size are scaled to it."""
+    if size is None:
         return preprocess
-    value = arguments["image_size"]
-    size = (value, value) if isinstance(value, int) else tuple(value)
     if preprocess.resize == "none" and size != preprocess.size:
         preprocess = preprocess.model_copy(update={"resize": "squash"})
-    return preprocess.at_size((size[0], size[1]))
+    return preprocess.at_size(size)
 
 
-def _side(arguments: Mapping[str, Any]) -> int:
-    value = arguments.get("image_size", DEFAULT_SIDE)
-    return value if isinstance(value, int) else max(value)
+def _size(value: Any) -> tuple[int, int]:
+    """Return an ``image_size``, one number or two, as (height, width).
+
+    Raises:
+        UsageError: It is neither.
+    """
+    sides = [value, value] if isinstance(value, int) else value
+    whole = isinstance(sides, list | tuple) and all(isinstance(side, int) and side > 0 for side in sides)
+    if isinstance(value, bool) or not whole or len(sides) != 2:
+        raise UsageError(f"image_size is {value!r}, expected a positive number of pixels or [height, width]")
+    return sides[0], sides[1]
 
 
 def _square(side: int, channels: int) -> Preprocess:
@@ -137,10 +144,3 @@ def _square(side: int, channels: int) -> Preprocess:
     return Preprocess(
         size=(side, side), channels=channels, resize_size=side, mean=mean, std=std, source="vitdeploy train"
     )
-
-
-def _patch(size: tuple[int, int]) -> int:
-    """Return the patch that gives about 8 patches a side, and 4 on the smallest images."""
-    wanted = 4 if min(size) <= 8 else 8
-    divisors = [patch for patch in range(1, min(size) + 1) if not size[0] % patch and not size[1] % patch]
-    return min(divisors, key=lambda patch: abs(min(size) / patch - wanted))
