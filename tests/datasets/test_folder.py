@@ -44,6 +44,27 @@ def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path):
     assert splits_of(str(root)) == ()
 
 
+def test_class_folders_called_by_numbers_come_in_the_order_of_the_numbers(tmp_path):
+    root = classes_of(tmp_path / "photos", {"10": 1, "2": 2, "0": 1})
+    dataset = open_dataset(str(root))
+    assert dataset.classes == ("0", "2", "10")
+    folders = {dataset.name(index).partition("/")[0] for index in range(4)}
+    assert folders == {"0", "2", "10"}
+    for index in range(4):
+        assert dataset.classes[dataset.labels[index]] == dataset.name(index).partition("/")[0]
+
+
+def test_splits_whose_class_names_differ_in_unicode_form_have_the_same_classes(tmp_path):
+    root = tmp_path / "photos"
+    classes_of(root / "train", {"caf\u00e9": 2, "dog": 2})
+    classes_of(root / "val", {"cafe\u0301": 1, "dog": 1})
+    for split, labels in (("train", [0, 0, 1, 1]), ("validation", [0, 1])):
+        dataset = open_dataset(f"{root}:{split}")
+        assert dataset.classes == ("caf\u00e9", "dog")
+        assert dataset.labels.tolist() == labels
+        assert dataset.image(0).size == (8, 8)
+
+
 def test_nested_files_and_upper_case_endings_count_hidden_and_other_files_do_not(tmp_path):
     root = tmp_path
     for name in ("cat/a.JPEG", "cat/deep/er/b.Png", "dog/c.jpg", "cat/.hidden.png", ".git/d.png", "__MACOSX/e.png"):

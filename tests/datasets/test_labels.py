@@ -57,6 +57,8 @@ def test_wordnet_ids_find_imagenet_classes_however_the_model_names_them(form):
 def test_a_model_of_a_few_imagenet_classes_is_found_by_wordnet_id_and_back():
     assert matched(labelled("n01440764", "n01443537"), ("goldfish", "tench")) == [1, 0]
     assert matched(labelled("tench", "Carassius auratus"), ("n01443537", "n01440764")) == [1, 0]
+    lines = ("n01443537 goldfish, Carassius auratus", "n01440764 tench, Tinca tinca")
+    assert matched(labelled("n01440764", "goldfish"), lines) == [1, 0]
 
 
 def test_a_word_of_two_imagenet_classes_is_not_guessed():
@@ -78,11 +80,62 @@ def test_unmatched_folders_are_listed():
     )
 
 
-def test_order_is_offered_only_where_nothing_matches_and_counts_agree():
-    with pytest.raises(DataError, match=r"'a', 'b'; the model has 2: .*or --labels-by-order$"):
-        match_labels(labelled("a", "b"), ("cat", "dog"))
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("cat", "dog", "owl"), ("Hund", "Katze")])
+def test_order_is_never_advised(classes):
+    """With folders Hund and Katze for the classes cat and dog it would give a wrong accuracy."""
     with pytest.raises(DataError, match=r"or pass --label-map FILE$"):
-        match_labels(labelled("a", "b"), ("cat", "dog", "owl"))
+        match_labels(labelled("a", "b"), classes)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9"), ("A\u030a", "\u212b")]
+)
+def test_unicode_normal_forms_are_equal(tmp_path, folder, name):
+    assert matched(labelled("dog", folder), (name, "dog")) == [1, 0]
+    file = tmp_path / "map.csv"
+    file.write_text(f"{name},{folder}\ndog,dog\n", encoding="utf-8")
+    assert matched(labelled("dog", folder), (name, "dog"), label_map=file) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "count", "expected"),
+    [
+        (("1", "10", "2"), (), 11, [1, 10, 2]),
+        (("7", "0"), tuple("abcdefghij"), None, [7, 0]),
+        (("007", "010"), (), 11, [7, 10]),
+        (("0", "1", "10", "2"), ("0", "1", "10", "2"), None, [0, 1, 2, 3]),  # names of a model that has such folders
+        (("2", "10"), ("0", "1", "10", "2"), None, [3, 2]),
+    ],
+)
+def test_folders_named_by_numbers_are_indices_unless_they_are_names(folders, classes, count, expected):
+    assert matched(labelled(*folders), classes, count=count) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "count", "message"),
+    [
+        (("1", "2"), ("cat", "dog"), None, r"numbers from 1 to 2, and the model has the classes 0 to 1: say what each"),
+        (("0", "10"), (), 10, r"numbers from 0 to 10, and the model has the classes 0 to 9"),
+        (("0", "1"), (), None, r"how many classes the model has is not known"),
+        (("0", "x"), ("cat", "dog"), None, r"'0', 'x'; the model has 2: 'cat', 'dog'; rename the folders"),
+        (("1", "01"), ("cat", "dog"), None, r"'1', '01'; the model has 2"),
+    ],
+)
+def test_numbers_that_are_no_indices_are_refused(folders, classes, count, message):
+    with pytest.raises(DataError, match=message):
+        match_labels(labelled(*folders), classes, count=count)
+
+
+def test_order_and_maps_serve_models_that_name_no_classes(tmp_path):
+    assert matched(labelled("a", "b"), (), count=2, by_order=True) == [0, 1]
+    file = tmp_path / "map.csv"
+    file.write_text("a,1\nb,0\n")
+    assert matched(labelled("a", "b"), (), count=2, label_map=file) == [1, 0]
+    file.write_text("a,1\nb,2\n")
+    with pytest.raises(DataError, match=r"the label '2' in .* names no class of the model"):
+        match_labels(labelled("a", "b"), (), count=2, label_map=file)
+    with pytest.raises(DataError, match=r"has 2 classes and the model 3"):
+        match_labels(labelled("a", "b"), (), count=3, by_order=True)
 
 
 def test_order_is_taken_only_on_demand():

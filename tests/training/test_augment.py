@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitdeploy.records import Preprocess
-from vitdeploy.training.augment import Mixing, RandomAffine, photograph_transform
+from vitdeploy.training.augment import Mixing, RandomAffine
 from vitdeploy.training.options import Augmentation
 
 GREY = Preprocess(size=(8, 8), channels=1, resize="none", mean=(0.3,), std=(0.4,))
@@ -75,15 +75,3 @@ def test_cutmix_pastes_a_rectangle():
     mixed, targets = mixing(images, torch.tensor([0, 1]), seed=1)
     assert set(mixed.unique().tolist()) == {0.0, 1.0}
     assert mixed[0].mean().item() == pytest.approx(targets[0, 1].item(), abs=1e-6)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_photographs_become_normalised_tensors(channels):
-    from PIL import Image
-
-    spec = Preprocess(size=(96, 64), channels=channels, resize_size=96, mean=(0.5,) * channels, std=(0.25,) * channels)
-    tensor = photograph_transform(Augmentation(policy=None, colour_jitter=0, erase=0), spec)(
-        Image.new("RGB", (120, 100), (255, 255, 255))
-    )
-    assert tensor.shape == (3, 96, 64)
-    torch.testing.assert_close(tensor, torch.full((3, 96, 64), 2.0))

@@ -9,7 +9,7 @@ from small_job import OPTIONS, Watched, rows, run, small_job
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from vitdeploy.artifacts import read_checkpoint
-from vitdeploy.errors import TrainingError, UsageError
+from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.training.launch import launch, make_fabric
 from vitdeploy.training.options import Hardware
 
@@ -35,15 +35,21 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
             np.testing.assert_allclose(two.tensors()[name], value, atol=1e-3, err_msg=name)
 
 
-def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("last_line", "error", "message"),
+    [
+        ("vitdeploy.errors.TrainingError: no", TrainingError, "^no$"),
+        ("vitdeploy.errors.DataError: image 'a.jpg': bad", DataError, "^image 'a.jpg': bad$"),
+        ("RuntimeError: gloo: gone", TrainingError, "^a training process failed: RuntimeError: gloo: gone$"),
+    ],
+)
+def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch, last_line, error, message):
     def fail(*arguments):
-        trace = (
-            "\n\n-- Process 1 terminated with the following error:\nTraceback …\nvitdeploy.errors.TrainingError: no\n"
-        )
+        trace = f"\n\n-- Process 1 terminated with the following error:\nTraceback …\n{last_line}\n"
         raise ProcessRaisedException(trace, 1, 4711)
 
     monkeypatch.setattr(Fabric, "launch", fail)
-    with pytest.raises(TrainingError, match=r"^a training process failed: vitdeploy\.errors\.TrainingError: no$"):
+    with pytest.raises(error, match=message):
         launch(small_job(tmp_path / "v.safetensors", replace(OPTIONS, hardware=TWO)))
 
 

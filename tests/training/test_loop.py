@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_job import OPTIONS, Watched, digits, rows, run, small_job
 
 from vitdeploy.artifacts import read_checkpoint
-from vitdeploy.errors import TrainingError, UsageError
+from vitdeploy.datasets import Dataset
+from vitdeploy.datasets.base import Subset
+from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.training.loss import Teacher
 from vitdeploy.training.options import Augmentation, Distillation, Hardware
 from vitdeploy.training.paths import last_path, metrics_path, state_path, tensorboard_path
@@ -269,3 +272,51 @@ def test_impossible_settings_are_refused_before_training(tmp_path, changes, mess
     with pytest.raises(UsageError, match=message):
         run(small_job(tmp_path / "v.safetensors", options))
     assert not metrics_path(tmp_path / "v.safetensors").exists()
+
+
+class Flaky(Subset):
+    """Digits of which one cannot be read for a while, or for good."""
+
+    def __init__(self, parent: Dataset, broken: set[int]) -> None:
+        super().__init__(parent, np.arange(len(parent)))
+        self.broken = broken
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.broken:
+            raise DataError(f"image {self.name(index)!r} is truncated")
+        return super().image(index)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_image_that_cannot_be_read_keeps_the_state_and_resuming_goes_on(tmp_path, monkeypatch, split):
+    """Read again as before, the result is that of a training without the fault."""
+    monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
+    options = replace(OPTIONS, save_every_s=1e9, hardware=Hardware(workers=0))
+    job = small_job(tmp_path / "v.safetensors", options)
+    uninterrupted = run(small_job(tmp_path / "whole.safetensors", options))
+    data = Flaky(getattr(job, split), {5})
+    name = re.escape(data.name(5))
+    done = r"\d+ of 12" if split == "train" else "3 of 12"
+    with pytest.raises(DataError, match=rf"^image '{name}' is truncated; the state after {done} updates is kept: res"):
+        run(replace(job, **{split: data}))
+    assert state_path(job.output).exists()
+    with pytest.raises(DataError, match=f"^image '{name}' is truncated"):
+        run(small_job(job.output, options, resume=True, **{split: data}))
+    data.broken.clear()
+    same_training(run(small_job(job.output, options, resume=True, **{split: data})), uninterrupted)
+
+
+def test_resuming_without_the_images_that_cannot_be_read_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
+    options = replace(OPTIONS, hardware=Hardware(workers=0))
+    job = small_job(tmp_path / "v.safetensors", options)
+    data = Flaky(job.train, {5, 20})
+    with pytest.raises(DataError, match="resume with skip_unreadable=true goes on without such images"):
+        run(replace(job, train=data))
+    watched = Watched()
+    skipping = replace(options, skip_unreadable=True)
+    assert skipping.key() == options.key()
+    run(small_job(job.output, skipping, resume=True, train=data), watched)
+    left_out = sorted(note for note in watched.notes if note.startswith("left out"))
+    assert left_out == sorted(f"left out: image {data.name(index)!r} is truncated" for index in (5, 20))
+    assert len(rows(job.output)) == 4

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import re
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vitdeploy.datasets import open_dataset
-from vitdeploy.datasets.base import Subset
-from vitdeploy.errors import UsageError
+from vitdeploy.datasets.base import DatasetBase, Subset
+from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT
 from vitdeploy.records import Preprocess
 from vitdeploy.training.augment import RandomAffine
 from vitdeploy.training.options import Augmentation, Hardware, TrainOptions
-from vitdeploy.training.samples import MemorySamples, Plan, StreamedSamples, open_samples
+from vitdeploy.training.samples import MemorySamples, Plan, StreamedSamples, open_samples, worker_failure
 
 CPU = torch.device("cpu")
 NONE = TrainOptions(augmentation=Augmentation(kind="none"), hardware=Hardware(workers=0))
@@ -138,3 +144,95 @@ def _by_sample(plan, updates, epoch):
     span = range(epoch * plan.updates_per_epoch, (epoch + 1) * plan.updates_per_epoch)
     numbered = dict(plan.updates(0, len(updates)))
     return {int(n): image for u in span for n, image in zip(numbered[u], updates[u], strict=True)}
+
+
+class Faulty(DatasetBase):
+    """Images of which some cannot be read, varied, or end the process that loads them."""
+
+    def __init__(self, faults):
+        super().__init__("faulty", [f"{index}.jpg" for index in range(20)], np.arange(20) % 2, ("a", "b"))
+        self.faults = faults
+
+    def image(self, index):
+        fault = self.faults.get(index)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(fault, Exception):
+            raise fault
+        return Image.new("RGB", (12, 10), (index, 0, 0))
+
+
+PHOTO = Preprocess(size=(72, 72), resize="squash", crop="none", mean=(0,) * 3, std=(1 / 255,) * 3)
+
+
+def faulty(faults, *, skip=False, note=lambda text: None, workers=0, kind="none"):
+    options = TrainOptions(
+        augmentation=Augmentation(kind=kind), hardware=Hardware(workers=workers), skip_unreadable=skip
+    )
+    progress = SimpleNamespace(note=note, task=SILENT.task)
+    plan = Plan(count=20, batch=8, accumulate=2, seed=0)
+    return plan, open_samples(Faulty(faults), PHOTO, options, plan, CPU, progress)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (DataError("image 'photos/3.jpg' is truncated"), "^image 'photos/3.jpg' is truncated$"),
+        (DataError("an image of 3×3 pixels is too small"), "^image '3.jpg': an image of 3×3 pixels is too small$"),
+        (
+            ValueError("bits must be\nbetween 1 and 8"),
+            r"^image '3.jpg' cannot be varied for training \(ValueError: bits must be between 1 and 8\)$",
+        ),
+        (MemoryError(), r"^image '3.jpg' cannot be varied for training \(MemoryError:\)$"),
+    ],
+)
+def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(workers, fault, message):
+    before = {process.pid for process in multiprocessing.active_children()}
+    _, samples = faulty({3: fault}, workers=workers)
+    with pytest.raises(DataError, match=message):
+        list(samples.updates(0, 2))
+    assert {process.pid for process in multiprocessing.active_children()} <= before
+
+
+@pytest.mark.usefixtures("streamed")
+def test_images_that_cannot_be_used_are_left_out_on_demand_and_named_once():
+    """Their places go to other images of the same pass, each with its own label."""
+    notes = []
+    broken = DataError("damaged")
+    plan, samples = faulty({3: broken, 11: broken}, skip=True, note=notes.append)
+    for (update, indices), passes in zip(plan.updates(0, 6), samples.updates(0, 6), strict=True):
+        assert update < 6
+        for part, (images, labels) in enumerate(passes):
+            wanted = indices[plan.share(part)]
+            found = images[:, 0, 0, 0].round().int().tolist()
+            assert not {3, 11} & set(found)
+            assert [index % 2 for index in found] == labels.tolist()
+            assert all(index in (3, 11) or index == its for index, its in zip(wanted, found, strict=True))
+            assert set(found) == set(wanted) - {3, 11}
+    assert sorted(notes) == ["left out: image '11.jpg': damaged", "left out: image '3.jpg': damaged"]
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_pass_without_any_usable_image_ends_the_training_even_then():
+    _, samples = faulty({index: DataError(f"image {index} is damaged") for index in range(20)}, skip=True)
+    with pytest.raises(DataError, match=r"none of 4 images of a pass is usable: image .* is damaged"):
+        list(samples.updates(0, 1))
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_killed_worker_is_one_line_with_a_remedy():
+    _, samples = faulty({3: "kill"}, workers=2)
+    message = r"^a process that loads images ended \(DataLoader worker .*\), usually because memory ran out: lower ha"
+    with pytest.raises((TrainingError, RuntimeError)) as raised:
+        list(samples.updates(0, 2))
+    text = str(raised.value) if isinstance(raised.value, TrainingError) else worker_failure(raised.value)
+    assert re.match(message, text)
+    assert "\n" not in text
+    assert not multiprocessing.active_children()

@@ -14,8 +14,9 @@ from vitdeploy.backends.tensorrt_inspector import precision_by_layer
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
 from vitdeploy.benching.candidates import Candidate, batch_fits, make_feed
+from vitdeploy.benching.labels import ClassKey, class_key, match_classes
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.datasets import Dataset, match_labels
+from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure import statistics
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
@@ -141,19 +142,15 @@ def measure_accuracy(
                     f"it has {entry.logits.shape[1]} classes and the baseline {against.shape[1]}: not compared"
                 )
                 against = None
-            entry.accuracy = judge(entry.logits, labels.get(entry.candidate.model.classes), against)
+            entry.accuracy = judge(entry.logits, labels.get(class_key(entry.candidate.model)), against)
 
 
-def _match(
-    entries: Sequence[Entry], dataset: Dataset, options: BenchOptions
-) -> dict[tuple[str, ...], NDArray[np.int64]]:
+def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) -> dict[ClassKey, NDArray[np.int64]]:
     """Return the dataset's labels as indices of each model's classes; empty for a dataset without labels."""
     if dataset.labels is None:
         return {}
-    return {
-        classes: match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
-        for classes in dict.fromkeys(entry.candidate.model.classes for entry in entries)
-    }
+    models = {class_key(entry.candidate.model): entry.candidate.model for entry in entries}
+    return {key: match_classes(dataset, model, options) for key, model in models.items()}
 
 
 def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:

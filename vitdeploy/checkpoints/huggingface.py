@@ -8,6 +8,7 @@ from typing import Any
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.files import WeightFile
 from vitdeploy.checkpoints.layouts import pvt, swin, vit
+from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.preprocess import preprocess_from_hf
 from vitdeploy.records import Preprocess
@@ -39,7 +40,7 @@ def vit_or_deit(file: WeightFile) -> Converted:
         arguments,
         overrides={**overrides, **_classes(arguments)} if config else {"eps": 1e-12, **overrides},
         complete=bool(config),
-        classes=labels_of(config),
+        classes=class_names_of(config, "config.json"),
         position_tokens={"pos_embed": 2 if "dist_token" in tensors else 1},
         dropped=dropped,
         preprocess=preprocess_of(file),
@@ -77,7 +78,7 @@ def pvt_any(file: WeightFile) -> Converted:
         # The port gives every norm the configuration's eps; the original has 1e-5 after projections and reductions.
         overrides={**overrides, "eps": eps, "inner_eps": eps},
         complete=bool(config),
-        classes=labels_of(config),
+        classes=class_names_of(config, "config.json"),
         position_tokens=positions,
         resize_rule="bilinear",
         preprocess=preprocess_of(file),
@@ -109,17 +110,10 @@ def swin_any(file: WeightFile) -> Converted:
         {"num_classes": int(tensors["head.weight"].shape[0])} if "head.weight" in tensors else {},
         overrides=overrides,
         complete=bool(config),
-        classes=labels_of(config),
+        classes=class_names_of(config, "config.json"),
         dropped={name: "rebuilt from the architecture" for name in file.tensors if name.endswith("position_index")},
         preprocess=preprocess_of(file),
     )
-
-
-def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names in ``id2label``; placeholders such as LABEL_0 are none."""
-    table = config.get("id2label") or {}
-    names = tuple(str(table[key]) for key in sorted(table, key=int))
-    return () if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
 def preprocess_of(file: WeightFile) -> Preprocess | None:

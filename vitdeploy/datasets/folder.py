@@ -4,14 +4,15 @@
     photos/train/cat/1.jpg  photos/val/cat/2.jpg  photos/test/dog/3.jpg the same in splits
     photos/1.jpg  photos/2.jpg                                          unlabelled
 
-Order is that of the names, folder by folder, so it is the same on every machine. Names that begin with a dot are
+Order is that of the names, folder by folder, so it is the same on every machine; classes called by numbers come in the
+order of these. Class names are compared and kept in Unicode's composed form. Names that begin with a dot are
 skipped, links are followed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.datasets.base import SPLITS, DatasetBase, Split, Subset
+from vitdeploy.datasets.class_names import class_numbers, plain
 from vitdeploy.datasets.partition import partition
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
@@ -133,7 +135,7 @@ class ImageFolder:
                         f"class folder {str(self.root / folder / name)!r} holds no images: add some or remove it"
                     )
                 names += found
-                labels += [classes.index(name)] * len(found) if name else []
+                labels += [classes.index(plain(name))] * len(found) if name else []
         if not names:
             raise DataError(
                 f"{str(self.root.joinpath(*folders[:1]))!r} holds no images, expected files such as .jpg or .png, "
@@ -145,15 +147,23 @@ class ImageFolder:
         """Return the classes; those of the train folder where there is one, so that labels agree between splits."""
         train = self.split_folders.get("train")
         if train is None:
-            return sorted({name for folder in folders for name in _class_names(self.root / folder)})
-        classes = _class_names(self.root / train)
+            return _in_class_order({plain(name) for folder in folders for name in _class_names(self.root / folder)})
+        classes = _in_class_order(map(plain, _class_names(self.root / train)))
         for folder in folders:
-            if classes and (unknown := sorted(set(_class_names(self.root / folder)) - set(classes))):
+            there = {plain(name) for name in _class_names(self.root / folder)}
+            if classes and (unknown := sorted(there - set(classes))):
                 raise DataError(
                     f"{str(self.root / folder)!r} has class folders that {train!r} lacks: "
                     f"{', '.join(map(repr, unknown[:5]))}"
                 )
         return classes
+
+
+def _in_class_order(names: Iterable[str]) -> list[str]:
+    """Return each name once, sorted; numbers by their value, because they are indices."""
+    unique = sorted(set(names))
+    numbers = class_numbers(unique)
+    return unique if numbers is None else [name for _, name in sorted(zip(numbers, unique, strict=True))]
 
 
 def _part(dataset: ImageFiles, split: Split, seed: int, *, sizes: tuple[int, int] | None, smallest: int) -> Subset:

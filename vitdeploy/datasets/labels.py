@@ -1,7 +1,8 @@
 """From a dataset's classes to a model's logits.
 
 Folders are matched by name, by name without regard to case, blanks, hyphens and underscores, and by WordNet id or
-ImageNet word. A folder that matches nothing, or two classes, is an error: a guessed label is a wrong accuracy.
+ImageNet word; where all are numbers, they are indices. Names that Unicode writes in several ways are equal. A folder
+that matches nothing, or two classes, is an error: a guessed label is a wrong accuracy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.datasets.base import Dataset
+from vitdeploy.datasets.class_names import class_numbers, plain
 from vitdeploy.datasets.imagenet import imagenet_classes
 from vitdeploy.errors import DataError
 from vitdeploy.reading import decode_text, parse_json, read_bytes
@@ -43,13 +45,19 @@ def require_labels(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def match_labels(
-    dataset: Dataset, classes: Sequence[str], *, label_map: Path | None = None, by_order: bool = False
+    dataset: Dataset,
+    classes: Sequence[str],
+    *,
+    count: int | None = None,
+    label_map: Path | None = None,
+    by_order: bool = False,
 ) -> NDArray[np.int64]:
     """Return the dataset's labels as indices of the model's classes, [n].
 
     Args:
         dataset: Its classes may be fewer than the model's.
-        classes: The model's, in the order of its logits.
+        classes: The model's, in the order of its logits; empty where it does not name them.
+        count: How many classes the model has, where it does not name them; None where that is not known either.
         label_map: JSON ``{"folder": "label"}`` or CSV ``folder,label`` with a row per folder; a label is the name of
             a class of the model, or its index. Two folders may share a label.
         by_order: Take the first folder for the first class and so on; only where the counts are equal and no name
@@ -61,23 +69,26 @@ def match_labels(
     labels = require_labels(dataset)
     if by_order and label_map is not None:
         raise DataError("labels by order and a label map were both asked for: leave one of the two out")
+    known = len(classes) or count
     if label_map is not None:
-        targets = _mapped(dataset, classes, label_map)
+        targets = _mapped(dataset, classes, known, label_map)
     elif by_order:
-        targets = _ordered(dataset, classes)
+        targets = _ordered(dataset, classes, known)
     else:
-        targets = _matched(dataset, classes)
+        targets = _matched(dataset, classes, known)
     return np.array(targets, np.int64)[labels]
 
 
-def _matched(dataset: Dataset, classes: Sequence[str]) -> list[int]:
+def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> list[int]:
+    found = _candidates(dataset.classes, classes)
+    unmatched = [name for name, hits in found.items() if not hits]
+    if len(unmatched) == len(dataset.classes) and (numbers := class_numbers(dataset.classes)) is not None:
+        return _numbered(dataset, numbers, count)
     if not classes:
         raise DataError(
             "the model does not name its classes: give them at export (--labels FILE), or a label map with an index "
             "for each folder (--label-map FILE)"
         )
-    found = _candidates(dataset.classes, classes)
-    unmatched = [name for name, hits in found.items() if not hits]
     if unmatched:
         raise DataError(_unmatched_text(dataset, unmatched, classes))
     for name, hits in found.items():
@@ -91,15 +102,28 @@ def _matched(dataset: Dataset, classes: Sequence[str]) -> list[int]:
     return targets
 
 
+def _numbered(dataset: Dataset, numbers: Sequence[int], count: int | None) -> list[int]:
+    """Take numbers for indices, if the model has that many classes."""
+    if count is None:
+        raise DataError(
+            f"the folders of {dataset.uri!r} are numbers, and how many classes the model has is not known: name them "
+            f"at export (--labels FILE), or say what each folder means (--label-map FILE)"
+        )
+    if max(numbers) >= count:
+        raise DataError(
+            f"the folders of {dataset.uri!r} are numbers from {min(numbers)} to {max(numbers)}, and the model has the "
+            f"classes 0 to {count - 1}: say what each folder means in --label-map FILE"
+        )
+    return list(numbers)
+
+
 def _unmatched_text(dataset: Dataset, unmatched: Sequence[str], classes: Sequence[str]) -> str:
     listed = ", ".join(map(repr, unmatched[:_LISTED]))
     more = f" and {len(unmatched) - _LISTED} more" if len(unmatched) > _LISTED else ""
     known = ", ".join(map(repr, classes[:_LISTED])) + (", …" if len(classes) > _LISTED else "")
-    none = len(unmatched) == len(dataset.classes)
-    order = " or --labels-by-order" if none and len(dataset.classes) == len(classes) else ""
     return (
         f"{len(unmatched)} of the {len(dataset.classes)} classes of {dataset.uri!r} are not classes of the model: "
-        f"{listed}{more}; the model has {len(classes)}: {known}; rename the folders, or pass --label-map FILE{order}"
+        f"{listed}{more}; the model has {len(classes)}: {known}; rename the folders, or pass --label-map FILE"
     )
 
 
@@ -114,12 +138,12 @@ def _refuse_shared(names: Sequence[str], targets: Sequence[int], classes: Sequen
         seen[target] = name
 
 
-def _ordered(dataset: Dataset, classes: Sequence[str]) -> list[int]:
-    if not classes:
-        raise DataError("the model does not name its classes: give them, in order, at export (--labels FILE)")
-    if len(dataset.classes) != len(classes):
+def _ordered(dataset: Dataset, classes: Sequence[str], count: int | None) -> list[int]:
+    if count is None:
+        raise DataError("how many classes the model has is not known: name them, in order, at export (--labels FILE)")
+    if len(dataset.classes) != count:
         raise DataError(
-            f"{dataset.uri!r} has {len(dataset.classes)} classes and the model {len(classes)}: labels by order need "
+            f"{dataset.uri!r} has {len(dataset.classes)} classes and the model {count}: labels by order need "
             f"equal counts; pass --label-map FILE"
         )
     matching = [name for name, hits in _candidates(dataset.classes, classes).items() if hits]
@@ -128,23 +152,24 @@ def _ordered(dataset: Dataset, classes: Sequence[str]) -> list[int]:
             f"labels by order were asked for, but {len(matching)} folders match classes by name, such as "
             f"{matching[0]!r}: leave --labels-by-order out, or pass --label-map FILE"
         )
-    return list(range(len(classes)))
+    return list(range(count))
 
 
-def _mapped(dataset: Dataset, classes: Sequence[str], file: Path) -> list[int]:
-    table = read_label_map(file)
-    missing = [name for name in dataset.classes if name not in table]
+def _mapped(dataset: Dataset, classes: Sequence[str], count: int | None, file: Path) -> list[int]:
+    table = {plain(folder): label for folder, label in read_label_map(file).items()}
+    missing = [name for name in dataset.classes if plain(name) not in table]
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED]))
         raise DataError(f"the label map {str(file)!r} lacks {len(missing)} folders: {listed}; add a row for each")
-    return [_target(table[name], classes, file) for name in dataset.classes]
+    return [_target(table[plain(name)], classes, count, file) for name in dataset.classes]
 
 
-def _target(label: str | int, classes: Sequence[str], file: Path) -> int:
-    positions = [index for index, name in enumerate(classes) if name == label]
+def _target(label: str | int, classes: Sequence[str], count: int | None, file: Path) -> int:
+    wanted = plain(label) if isinstance(label, str) else label
+    positions = [index for index, name in enumerate(classes) if plain(name) == wanted]
     if len(positions) == 1:
         return positions[0]
-    if not positions and str(label).isdecimal() and (not classes or int(label) < len(classes)):
+    if not positions and str(label).isdecimal() and (count is None or int(label) < count):
         return int(label)
     what = "names no class of the model" if not positions else f"names {len(positions)} classes of the model"
     raise DataError(f"the label {label!r} in {str(file)!r} {what}, expected a class name or an index")
@@ -191,12 +216,12 @@ def _csv_map(text: str) -> dict[str, str | int]:
 
 def _candidates(names: Sequence[str], classes: Sequence[str]) -> dict[str, list[int]]:
     """Return, for each folder, the indices of the classes that it may mean, by the most exact rule that gives any."""
-    exact = _index(classes, lambda name: [name])
+    exact = _index(classes, lambda name: [plain(name)])
     loose = _index(classes, lambda name: [_loosely(name)])
     synsets: Mapping[str, list[int]] | None = None
     found: dict[str, list[int]] = {}
     for name in names:
-        hits = exact.get(name) or loose.get(_loosely(name))
+        hits = exact.get(plain(name)) or loose.get(_loosely(name))
         if not hits:
             if synsets is None:
                 synsets = _synsets_of(classes)
@@ -214,7 +239,7 @@ def _index(classes: Sequence[str], keys: Callable[[str], Sequence[str]]) -> dict
 
 
 def _loosely(name: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_\-]+", " ", plain(name)).strip().casefold()
 
 
 def _synsets_of(classes: Sequence[str]) -> dict[str, list[int]]:
@@ -229,8 +254,8 @@ def _synsets_of(classes: Sequence[str]) -> dict[str, list[int]]:
 
 def _meanings(name: str) -> frozenset[str]:
     """Return the WordNet ids that a class name may mean: itself, a label, a first word, or words shared by one id."""
-    if re.fullmatch(r"n\d{8}", name):
-        return frozenset({name})
+    if (synset := re.match(r"n\d{8}(?=\s|$)", name)) is not None:  # alone, or as in "n01440764 tench, Tinca tinca"
+        return frozenset({synset[0]})
     first, others = _words()
     if (hits := first.get(_loosely(name))) is not None:
         return hits
@@ -252,23 +277,3 @@ def _words() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
 
 def _frozen(table: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
     return {word: frozenset(ids) for word, ids in table.items()}
-
-
-def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
-    """Return the class names of a text file, one per line; none without a file.
-
-    Raises:
-        ArtifactError: There is no such file.
-        DataError: It is not text, or has another number of names than the model has classes.
-    """
-    if path is None:
-        return ()
-    try:
-        lines = [line.strip() for line in decode_text(read_bytes(path, LARGEST)).splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not a text file with one class name per line") from error
-    while lines and not lines[-1]:
-        lines.pop()
-    if len(lines) != classes:
-        raise DataError(f"{str(path)!r} has {len(lines)} class names, the model has {classes} outputs")
-    return tuple(lines)

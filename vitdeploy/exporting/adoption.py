@@ -12,7 +12,7 @@ from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
 from vitdeploy.datasets import DataSource
 from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
-from vitdeploy.datasets.labels import read_labels
+from vitdeploy.datasets.class_names import read_class_names
 from vitdeploy.errors import GraphError, UsageError
 from vitdeploy.exporting.checking import CPU, compare, describe_graph, staged
 from vitdeploy.measure.accuracy import run_batch
@@ -57,7 +57,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         spec = _preprocess(path, model, options.preprocess)
         original = onnx_digest(model)
         classes = check_classifier(model, spec, path)
-        names = read_labels(options.labels, classes)
+        names = () if options.labels is None else read_class_names(options.labels, classes)
         pixels = check_pixels(spec, options.golden, seed=options.seed)
         with open_graph(model, CPU) as session:
             fixed = next(iter(session.inputs.values())).shape[0]
@@ -100,7 +100,8 @@ def adoption_key(path: Path, options: AdoptionOptions) -> str:
     """
     model = load_ir(path)
     spec = _preprocess(path, model, options.preprocess)
-    names = read_labels(options.labels, check_classifier(model, spec, path))
+    classes = check_classifier(model, spec, path)
+    names = () if options.labels is None else read_class_names(options.labels, classes)
     return stage_key("adopt", _recorded(options, spec, names), {"onnx": onnx_digest(model)})
 
 

@@ -19,3 +19,9 @@ class ModelSpec(Record):
     name: str
     arguments: dict[str, Any] = {}
     classes: tuple[str, ...] = ()
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes the model tells apart; None where that is not recorded."""
+        count = self.arguments.get("num_classes")
+        return len(self.classes) or (count if isinstance(count, int) and count > 0 else None)

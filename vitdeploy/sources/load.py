@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.artifacts import Artifact, Checkpoint
-from vitdeploy.datasets.labels import read_labels
+from vitdeploy.datasets.class_names import read_class_names
 from vitdeploy.errors import ArtifactError, ModelError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import ModelSpec, Preprocess
@@ -68,7 +68,7 @@ def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
     if source.options.labels is None:
         return loaded
     classes = int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES))
-    names = read_labels(Path(source.options.labels), classes)
+    names = read_class_names(Path(source.options.labels), classes)
     return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
 
 

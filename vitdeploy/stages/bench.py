@@ -13,9 +13,10 @@ from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
+from vitdeploy.benching.labels import class_key, match_classes
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.datasets import Dataset, DataSource, Split, match_labels, open_dataset, splits_of
+from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -88,8 +89,8 @@ class BenchRequest:
         opened = _open(several)
         dataset = open_test_data(data, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
-            for classes in dict.fromkeys(artifact.manifest.model.classes for artifact in opened):
-                match_labels(dataset, classes, label_map=options.label_map, by_order=options.labels_by_order)
+            for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
+                match_classes(dataset, model, options)
         return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built))
 
     @property

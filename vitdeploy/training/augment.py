@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,25 +77,3 @@ def numpy_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-def photograph_transform(options: Augmentation, preprocess: Preprocess) -> Any:
-    """Return timm's training transform from an RGB image to a normalised tensor [3, H, W], its channels still RGB."""
-    from timm.data import create_transform
-
-    mean, std = preprocess.unit_mean, preprocess.unit_std
-    if preprocess.channels == 1:
-        mean, std = mean * 3, std * 3
-    return create_transform(
-        (3, *preprocess.size),
-        is_training=True,
-        scale=options.crop_area,
-        hflip=options.flip,
-        color_jitter=options.colour_jitter,
-        auto_augment=options.policy,
-        interpolation=preprocess.interpolation,
-        mean=mean,
-        std=std,
-        re_prob=options.erase,
-        re_mode="pixel",
-    )

@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from vitdeploy import errors
 from vitdeploy.errors import TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.training.loop import Job, fit
@@ -36,7 +37,7 @@ def launch(job: Job, progress: Progress = SILENT) -> None:
 
     Raises:
         UsageError: Lightning Fabric refuses the hardware options, or the strategy divides the model.
-        TrainingError: See ``fit``; with several processes also any other error in one of them.
+        TrainingError, DataError: See ``fit``; with several processes TrainingError also for an error that is not ours.
         KeyboardInterrupt: Asked to stop; see ``fit``.
     """
     fabric = make_fabric(job.options.hardware)
@@ -56,6 +57,9 @@ def _launch_children(fabric: Fabric, job: Job, progress: Progress) -> None:
         reason = str(error).strip().splitlines()[-1]
         if reason.startswith("KeyboardInterrupt"):
             raise KeyboardInterrupt from error
+        kind, _, message = reason.removeprefix("vitdeploy.errors.").partition(": ")
+        if reason.startswith("vitdeploy.errors.") and hasattr(errors, kind):
+            raise getattr(errors, kind)(message) from error
         raise TrainingError(f"a training process failed: {reason}") from error
 
 

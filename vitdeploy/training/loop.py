@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitdeploy.artifacts import write_checkpoint
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import TrainingError, UsageError
+from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress, Task
 from vitdeploy.records import Manifest
 from vitdeploy.training.augment import Mixing
@@ -32,7 +32,7 @@ from vitdeploy.training.journal import Journal
 from vitdeploy.training.loss import Criterion, Teacher
 from vitdeploy.training.options import MEMORY_PIXELS, TrainOptions
 from vitdeploy.training.paths import last_path, state_path
-from vitdeploy.training.samples import Batch, Plan, open_samples
+from vitdeploy.training.samples import Batch, Plan, open_samples, worker_failure
 from vitdeploy.training.schedule import Schedule, seed_of
 from vitdeploy.training.state import Best, State, read_state, write_state
 
@@ -69,8 +69,16 @@ def fit(fabric: Fabric, job: Job, progress: Progress = SILENT) -> None:
     """
     if not fabric.is_global_zero:
         progress = SILENT
+    failure = ""
     with _kept_generators(fabric.device), _threads_for(job), deferred_interrupts() as interrupt:
-        Trainer(fabric, job, progress).run(interrupt)
+        try:
+            Trainer(fabric, job, progress).run(interrupt)
+        except RuntimeError as error:  # torch reports a killed worker in the middle of anything
+            failure = worker_failure(error)
+            if not failure:
+                raise
+    if failure:
+        raise TrainingError(f"{failure}; resume from the last saved state")
 
 
 class Trainer:
@@ -146,18 +154,42 @@ class Trainer:
             self.progress.task(description, total=self.total) as task,
         ):
             task.advance(self.state.update)
+            if self._owes_evaluation():
+                self._end_epoch(journal)
             if not self._has_stopped():
-                for passes in self.samples.updates(self.state.update, self.total):
-                    self._update(passes)
-                    task.advance()
-                    self._describe(task)
-                    if self.state.update % self.plan.updates_per_epoch == 0:
-                        self._end_epoch(journal)
+                with closing(self._passes()) as updates:
+                    for passes in updates:
+                        self._update(passes)
+                        task.advance()
                         self._describe(task)
-                    self._save_or_stop(interrupt)
-                    if self._has_stopped():
-                        break
+                        if self._owes_evaluation():
+                            self._end_epoch(journal)
+                            self._describe(task)
+                        self._save_or_stop(interrupt)
+                        if self._has_stopped():
+                            break
         self._finish()
+
+    def _passes(self) -> Generator[list[Batch], None, None]:
+        """Yield this process's images of each update that is left."""
+        with self._kept_state("resume with skip_unreadable=true goes on without such images"):
+            yield from self.samples.updates(self.state.update, self.total)
+
+    @contextmanager
+    def _kept_state(self, advice: str) -> Iterator[None]:
+        """Save the state before an error about an image or a worker process leaves the block, and add ``advice``.
+
+        Such an error comes between two updates, so the state is whole.
+        """
+        try:
+            yield
+        except (DataError, TrainingError) as error:
+            if self.fabric.world_size > 1:  # the processes agree on a state only where all of them save
+                raise
+            self.state.loss_sum = float(self.loss_sum)
+            self._save()
+            done = f"the state after {self.state.update} of {self.total} updates is kept"
+            raise type(error)(f"{error}; {done}: {advice}") from error
 
     def _update(self, passes: list[Batch]) -> None:
         """Make one update of the weights from this process's share of its images."""
@@ -209,7 +241,8 @@ class Trainer:
         epoch = self.state.update // self.plan.updates_per_epoch
         loss = self._agreed_loss_sum() / self.plan.updates_per_epoch
         self._refuse_not_a_number(loss, epoch)
-        score = self._evaluate(self.validation)
+        with self._kept_state("resume goes on from there once the same file is readable"):
+            score = self._evaluate(self.validation)
         self._refuse_not_a_number(score.loss, epoch)
         if self.state.is_best(score):
             self.state.best = Best(epoch, score.top1, score.loss, _weights(self.average or self.module))
@@ -232,6 +265,11 @@ class Trainer:
             for buffer in module.buffers():  # statistics of batch norms differ between processes
                 buffer.copy_(self.fabric.broadcast(buffer))
         return evaluation.score(module)
+
+    def _owes_evaluation(self) -> bool:
+        """Whether an epoch is complete and not evaluated yet."""
+        complete, rest = divmod(self.state.update, self.plan.updates_per_epoch)
+        return rest == 0 and len(self.state.history) < complete
 
     def _has_stopped(self) -> bool:
         """Whether all updates are done, or validation has not become better for ``patience`` epochs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -12,6 +13,13 @@ from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError, with_
 
 from vitdeploy.artifacts import Checkpoint
 from vitdeploy.errors import UsageError
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_POLICY = re.compile(  # timm.data.auto_augment, which passes over what it does not know
+    rf"rand(-(m\d+|n[1-9]\d*|p{_NUMBER}|mstd{_NUMBER}|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
+    rf"|augmix(-(m\d+|w[1-9]\d*|d\d+|a{_NUMBER}|b[01]|mstd{_NUMBER}))*"
+    rf"|(v0r?|originalr?|3a)(-mstd{_NUMBER})?"
+)
 
 AugmentationKind = Literal["auto", "none", "affine", "timm"]
 DistillationKind = Literal["hard", "soft"]
@@ -121,6 +129,8 @@ class TrainOptions:
         keep_last: Write the last weights too, beside the best, as NAME.last.safetensors.
         tensorboard: Write metrics for TensorBoard too, into the folder NAME.tensorboard.
         save_every_s: How often, at the least, the state is saved from which a killed training goes on.
+        skip_unreadable: Train without the images that cannot be read or varied, each named once; where False such an
+            image ends the training. Images that are held in memory, and those for evaluation, must all be readable.
     """
 
     epochs: int = 140
@@ -146,6 +156,7 @@ class TrainOptions:
     keep_last: bool = False
     tensorboard: bool = False
     save_every_s: float = 20.0
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -168,10 +179,11 @@ class TrainOptions:
     def key(self) -> dict[str, Any]:
         """Return, as JSON values, everything that decides the result: not where it runs, nor what it writes beside it.
 
+        ``skip_unreadable`` is left out: it changes no training that ends without it, and is added to resume one.
         The teacher is left out too; whoever makes the key adds its digest.
         """
         values = _json(self)
-        for name in ("hardware", "keep_last", "tensorboard", "save_every_s"):
+        for name in ("hardware", "keep_last", "tensorboard", "save_every_s", "skip_unreadable"):
             del values[name]
         if values["distillation"] is not None:
             del values["distillation"]["teacher"]
@@ -251,6 +263,11 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         _between(f"augmentation.{name}", getattr(augmentation, name), 0, float("inf"))
     _between("augmentation.translate", augmentation.translate, 0, 1)
     _between("augmentation.scale", augmentation.scale, 0, 0.9)
+    if augmentation.policy and not _POLICY.fullmatch(augmentation.policy):
+        raise UsageError(
+            f"augmentation.policy is {augmentation.policy!r}, expected timm's spelling, such as rand-m9-mstd0.5-inc1, "
+            "augmix-m5-w4, original or v0, or null for none"
+        )
     low, high = augmentation.crop_area
     if not 0 < low <= high <= 1:
         raise UsageError(f"augmentation.crop_area is {augmentation.crop_area!r}, expected 0 < smallest ≤ largest ≤ 1")

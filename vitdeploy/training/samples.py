@@ -9,9 +9,10 @@ n samples, b the images of one pass of one process, C channels, H and W size.
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,11 @@ from torch.utils.data import DataLoader
 
 from vitdeploy.datasets import Dataset, load_pixels
 from vitdeploy.environment import usable_cores
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.preprocess import normalize, to_pixels
-from vitdeploy.progress import Progress
+from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Preprocess
-from vitdeploy.training.augment import RandomAffine, numpy_seed, photograph_transform
+from vitdeploy.training.augment import RandomAffine, numpy_seed
 from vitdeploy.training.options import MEMORY_BYTES, TrainOptions, augmentation_kind
 from vitdeploy.training.schedule import seed_of
 
@@ -120,29 +121,40 @@ class MemorySamples:
 
 
 class StreamedSamples:
-    """Images that are read, varied and normalised by worker processes while the model trains."""
+    """Images that are read, varied and normalised by worker processes while the model trains.
+
+    An image that cannot be used ends the training with an error that names it; with ``skip`` another image of the same
+    pass takes its place, and ``note`` names each such image once.
+    """
 
     def __init__(
-        self, images: _TrainingImages, plan: Plan, affine: RandomAffine | None, *, workers: int, device: torch.device
+        self,
+        images: _TrainingImages,
+        plan: Plan,
+        affine: RandomAffine | None,
+        *,
+        workers: int,
+        device: torch.device,
+        skip: bool = False,
+        note: Callable[[str], None] = SILENT.note,
     ) -> None:
         self.images = images
         self.plan = plan
         self.affine = affine
         self.workers = workers
         self.device = device
+        self.skip = skip
+        self.note = note
+        self._noted: set[str] = set()
 
     def updates(self, first: int, last: int) -> Iterator[list[Batch]]:
-        """Yield, for each update, this process's passes: images [b, C, H, W] and labels [b]."""
-        loader: DataLoader[Batch] = DataLoader(
-            self.images,  # type: ignore[arg-type]  # maps keys, without a length
-            batch_sampler=_Passes(self.plan, first, last),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
-            prefetch_factor=2 * self.plan.accumulate if self.workers else None,
-            generator=torch.Generator(),  # or the loader would draw from the caller's
-        )
-        batches = iter(loader)
+        """Yield, for each update, this process's passes: images [b, C, H, W] and labels [b].
+
+        Raises:
+            DataError: An image cannot be read or varied; the message names it.
+            TrainingError: A worker process was killed.
+        """
+        batches = self._loaded(first, last)
         for update in range(first, last):
             matrices = _matrices(self.affine, self.plan, update)
             passes = []
@@ -152,6 +164,45 @@ class StreamedSamples:
                     images = self.affine.apply(images, matrices[self.plan.share(part)])
                 passes.append((images, labels))
             yield passes
+
+    def _loaded(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the passes as the workers load them; the workers end with this generator."""
+        loader: DataLoader[_Pass] = DataLoader(
+            self.images,  # type: ignore[arg-type]  # maps keys, without a length
+            batch_sampler=_Passes(self.plan, first, last),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
+            prefetch_factor=2 * self.plan.accumulate if self.workers else None,
+            generator=torch.Generator(),  # or the loader would draw from the caller's
+        )
+        failure = ""
+        try:
+            for found in loader:
+                self._report(found.problems)
+                if found.images is None or found.labels is None:
+                    raise DataError(f"none of {len(found.problems)} images of a pass is usable: {found.problems[0]}")
+                yield found.images, found.labels
+        except RuntimeError as error:
+            failure = worker_failure(error)
+            if not failure:
+                raise
+        if failure:  # raised here, where no traceback keeps the loader and its other workers alive
+            raise TrainingError(failure)
+
+    def _report(self, problems: tuple[str, ...]) -> None:
+        """Note the images that were left out.
+
+        Raises:
+            DataError: Images may not be left out.
+        """
+        for problem in problems:
+            if not self.skip:
+                raise DataError(problem)
+            if problem not in self._noted:
+                self._noted.add(problem)
+                self.note(f"left out: {problem}")
 
 
 Samples = MemorySamples | StreamedSamples
@@ -165,16 +216,30 @@ def open_samples(
     device: torch.device,
     progress: Progress,
 ) -> Samples:
-    """Hold a dataset of small images in memory, or stream a larger one."""
+    """Hold a dataset of small images in memory, or stream a larger one.
+
+    Raises:
+        DataError: Images that are held in memory cannot be read.
+        UsageError: The augmentation policy does not exist.
+    """
     kind = augmentation_kind(options.augmentation, preprocess.size)
     affine = RandomAffine(options.augmentation, preprocess) if kind == "affine" else None
     if kind != "timm" and fits_memory(dataset, preprocess):
         images, labels = in_memory(dataset, preprocess, device, progress)
         return MemorySamples(images, labels, plan, affine)
-    transform = photograph_transform(options.augmentation, preprocess) if kind == "timm" else None
-    images_of = _TrainingImages(dataset, preprocess, transform, options.seed)
+    transform = None
+    if kind == "timm":
+        from vitdeploy.training.photographs import photograph_transform
+
+        transform = photograph_transform(options.augmentation, preprocess)
     return StreamedSamples(
-        images_of, plan, affine, workers=min(options.hardware.workers, usable_cores()), device=device
+        _TrainingImages(dataset, preprocess, transform, options.seed),
+        plan,
+        affine,
+        workers=min(options.hardware.workers, usable_cores()),
+        device=device,
+        skip=options.skip_unreadable,
+        note=progress.note,
     )
 
 
@@ -193,8 +258,41 @@ def in_memory(
     return images.to(device), torch.from_numpy(dataset.labels).to(device)
 
 
+@dataclass(frozen=True)
+class _Unusable:
+    """An image that could not be read or varied, and why."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The images of one pass, [b, C, H, W], and labels [b]; None where no image is usable."""
+
+    images: Tensor | None
+    labels: Tensor | None
+    problems: tuple[str, ...] = ()
+
+    def pin_memory(self) -> _Pass:
+        """Return the pass in page-locked memory, as the data loader asks for."""
+        if self.images is None or self.labels is None:
+            return self
+        return _Pass(self.images.pin_memory(), self.labels.pin_memory(), self.problems)
+
+
+def _collate(items: list[tuple[Tensor, int] | _Unusable]) -> _Pass:
+    """Stack the images of a pass; the usable ones take the places of the others, in turn."""
+    usable = [item for item in items if not isinstance(item, _Unusable)]
+    problems = tuple(item.problem for item in items if isinstance(item, _Unusable))
+    if not usable:
+        return _Pass(None, None, problems)
+    stand_ins = itertools.cycle(usable)
+    taken = [next(stand_ins) if isinstance(item, _Unusable) else item for item in items]
+    return _Pass(torch.stack([image for image, _ in taken]), torch.tensor([label for _, label in taken]), problems)
+
+
 class _TrainingImages:
-    """Maps (place, sample) to a normalised tensor [C, H, W] and its label.
+    """Maps (place, sample) to a normalised tensor [C, H, W] and its label, or to the reason why that failed.
 
     The place is a number of its own for each image of a training, and decides how the image is varied.
     """
@@ -205,19 +303,39 @@ class _TrainingImages:
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | _Unusable:
         place, index = key
         assert self.dataset.labels is not None
-        label = int(self.dataset.labels[index])
+        name = self.dataset.name(index)
+        try:
+            return self._tensor(place, index), int(self.dataset.labels[index])
+        except DataError as error:
+            text = str(error)
+            return _Unusable(text if name in text else f"image {name!r}: {text}")
+        except Exception as error:  # a transform may raise anything, and a worker's traceback does not name the image
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return _Unusable(f"image {name!r} cannot be varied for training ({reason})")
+
+    def _tensor(self, place: int, index: int) -> Tensor:
         image = self.dataset.image(index)
         if self.transform is None:
-            pixels = to_pixels(image, self.preprocess)
-            return torch.from_numpy(normalize(pixels[None], self.preprocess)[0]), label
+            return torch.from_numpy(normalize(to_pixels(image, self.preprocess)[None], self.preprocess)[0])
         with _all_seeds(seed_of(self.seed, "image", place, index)):
             tensor: Tensor = self.transform(image.convert("RGB"))
         if self.preprocess.channels == 1:
-            return tensor.mean(dim=0, keepdim=True), label
-        return (tensor.flip(0) if self.preprocess.channel_order == "bgr" else tensor), label
+            return tensor.mean(dim=0, keepdim=True)
+        return tensor.flip(0) if self.preprocess.channel_order == "bgr" else tensor
+
+
+def worker_failure(error: RuntimeError) -> str:
+    """Return one line for torch's report of a dead worker process; empty for any other error."""
+    text = " ".join(str(error).split())
+    if not text.startswith("DataLoader worker"):
+        return ""
+    return (
+        f"a process that loads images ended ({text.rstrip('. ')}), usually because memory ran out: "
+        "lower hardware.workers or the batch"
+    )
 
 
 class _Passes:

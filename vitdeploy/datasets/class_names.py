@@ -1,0 +1,134 @@
+"""Names of a model's classes, as text files and configurations of Hugging Face and timm have them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import DataError
+from vitdeploy.reading import decode_text, parse_json, read_bytes
+
+LARGEST = 8 << 20
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+
+
+def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
+    """Return the names in a file, in the order of the logits.
+
+    Args:
+        path: A text file with one name per line; a JSON list; or a JSON object, which is ``{index: name}``,
+            ``{name: index}``, or a configuration with ``id2label``, ``label2id`` or ``label_names``.
+        classes: How many the model has.
+    Raises:
+        ArtifactError: The file cannot be read.
+        DataError: It names no classes, another number of them, or one twice.
+    """
+    try:
+        text = decode_text(read_bytes(path, LARGEST))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not a text file with one class name per line") from error
+    names = _names_of_json(text, path) if text.lstrip().startswith(("{", "[")) else _names_of_lines(text)
+    if len(names) != classes:
+        raise DataError(f"{str(path)!r} has {len(names)} class names, the model has {classes} outputs")
+    empty = next((index for index, name in enumerate(names) if not name), None)
+    if empty is not None:
+        raise DataError(f"{str(path)!r} has no name for class {empty}: an empty line or text stands there")
+    return names
+
+
+def class_names_of(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Return the class names of a model's configuration; none where it has none or placeholders such as LABEL_0.
+
+    Args:
+        config: With ``id2label`` (an object or a list, in any order), ``label2id``, or timm's ``label_names``.
+        source: What errors call it.
+    Raises:
+        DataError: Classes are left out or named by no index, or ``id2label`` and ``label2id`` contradict each other.
+    """
+    by_id = _table(config.get("id2label"), f"id2label of {source}")
+    if by_id:
+        _refuse_contradiction(by_id, config.get("label2id"), source)
+        return by_id
+    by_name = _table(config.get("label2id"), f"label2id of {source}")
+    if by_name:
+        return by_name
+    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    return _table(names, f"label_names of {source}")
+
+
+def _refuse_contradiction(names: Sequence[str], label2id: Any, source: str) -> None:
+    """Compare with ``label2id``, which may lack names: ImageNet has two classes called crane."""
+    for name, index in label2id.items() if isinstance(label2id, Mapping) else ():
+        place = _index(index)
+        if place is None or _PLACEHOLDER.fullmatch(str(name)) is not None:
+            continue
+        if place >= len(names) or names[place] != plain(str(name).strip()):
+            raise DataError(
+                f"label2id of {source} calls class {place} {name!r}, which id2label does not: remove the wrong one"
+            )
+
+
+def plain(name: str) -> str:
+    """Return a name in Unicode's composed form, in which equal texts are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
+def class_numbers(names: Sequence[str]) -> list[int] | None:
+    """Return the numbers that folders are called by, None unless all are, each by its own."""
+    if not names or not all(name.isascii() and name.isdecimal() for name in names):
+        return None
+    numbers = [int(name) for name in names]
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def _names_of_lines(text: str) -> tuple[str, ...]:
+    lines = [plain(line.strip()) for line in text.splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    return tuple(lines)
+
+
+def _names_of_json(text: str, path: Path) -> tuple[str, ...]:
+    try:
+        raw = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{str(path)!r} begins like JSON and is none: {error}") from error
+    if isinstance(raw, dict) and raw.keys() & {"id2label", "label2id", "label_names", "pretrained_cfg"}:
+        return class_names_of(raw, repr(str(path)))
+    return _table(raw, repr(str(path)))
+
+
+def _table(raw: Any, where: str) -> tuple[str, ...]:
+    """Return the names in order of a list, or of an object from index to name or from name to index."""
+    if not raw:
+        return ()
+    if isinstance(raw, Mapping):
+        raw = _in_order(raw, where)
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raise DataError(f"{where} is {type(raw).__name__}, expected a list or an object of class names")
+    names = tuple(plain(str(name).strip()) for name in raw)
+    return () if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
+
+
+def _in_order(table: Mapping[Any, Any], where: str) -> list[Any]:
+    if all(_index(key) is not None for key in table):
+        by_index = {_index(key): name for key, name in table.items()}
+    elif all(_index(value) is not None for value in table.values()):
+        by_index = {_index(index): name for name, index in table.items()}
+    else:
+        raise DataError(f"{where} does not number the classes: expected an index for each name")
+    missing = next((index for index in range(len(table)) if index not in by_index), None)
+    if missing is not None:
+        raise DataError(f"{where} has {len(table)} classes and none for index {missing}: number them from 0")
+    return [by_index[index] for index in range(len(table))]
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else None
