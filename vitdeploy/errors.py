@@ -17,6 +17,8 @@
 A message is one line: what happened, the offending value with ``!r``, what was expected, and the command that fixes it.
 """
 
+from collections.abc import Sequence
+
 
 class VitdeployError(Exception):
     """Root of the tree; ``exit_code`` is what the command line returns for it."""
@@ -28,6 +30,16 @@ class UsageError(VitdeployError):
     """Options contradict each other, or a name is not one of those known."""
 
     exit_code = 2
+
+
+def require_one_of(name: str, value: object, known: Sequence[object]) -> None:
+    """Raise where an option has a value that is not one of the ``known`` ones.
+
+    Raises:
+        UsageError: As said.
+    """
+    if value not in known:
+        raise UsageError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
 
 
 class GateError(VitdeployError):

@@ -5,7 +5,7 @@ Calibration, sensitivity and measuring are handed an ``Opener`` or open sessions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.errors import UsageError
 from vitdeploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -37,15 +38,19 @@ class Session(Protocol):
 
     ``run`` returns arrays that the caller owns. ``time`` returns milliseconds per call, synchronised with the device,
     after ``warmup`` calls that are not counted; ``scope='device'`` leaves copies to and from the device out (on a CPU
-    there are none).
+    there are none). ``provider`` names what executes. ``inspector_json`` is TensorRT's account of an engine's layers,
+    None where there is no engine.
     """
 
+    @property
+    def provider(self) -> str: ...
     @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]: ...
     def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
+    def inspector_json(self) -> str | None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Session: ...
     def __exit__(
@@ -81,6 +86,21 @@ class BuildTarget:
     workspace_bytes: int | None = None
     tf32: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+def batch_range(value: int | str | Sequence[int]) -> tuple[int, int, int]:
+    """Return (min, opt, max) of a batch range: a number, ``MIN:OPT:MAX``, or one or three numbers.
+
+    Raises:
+        UsageError: It is none of these, or the numbers do not ascend.
+    """
+    parts = str(value).split(":") if isinstance(value, int | str) else [str(part) for part in value]
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"batch is {value!r}, expected a number such as 1, or MIN:OPT:MAX such as 1:8:32")
+    low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    if not low <= best <= high:
+        raise UsageError(f"batch is {low}:{best}:{high}, expected MIN <= OPT <= MAX")
+    return low, best, high
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""Text for people: sizes in words, and nothing that a terminal would carry out."""
+"""Text for people: errors in one line, sizes in words, and nothing that a terminal would carry out."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ def printable(text: str) -> str:
     Letters of every script stay as they are; a backslash does too, so that names on Windows are readable.
     """
     return _ACTIVE.sub(lambda found: _escape(found.group()), text)
+
+
+def one_line(error: BaseException | str, limit: int = 400) -> str:
+    """Return a library's error or warning on one line: its first, and after each that ends in a colon the next.
+
+    What follows are source lines or a call stack. An error without text is named by its class.
+    """
+    kept: list[str] = []
+    for line in filter(None, (line.strip() for line in str(error).splitlines())):
+        kept.append(line)
+        if not line.endswith(":"):
+            break
+    text = " ".join(" ".join(map(printable, kept)).split()).rstrip(".: ")
+    text = text or (type(error).__name__ if isinstance(error, BaseException) else error)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def size_text(size: float | None) -> str:

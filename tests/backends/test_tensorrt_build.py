@@ -168,8 +168,8 @@ def test_weights_beside_the_graph_are_found(no_gpu, tmp_path, monkeypatch):
         ),
         (BuildTarget(compute_capabilities=("8.9", "8.9")), BuildError, r"compute capability '8.9' is named twice"),
         (BuildTarget(compute_capabilities=("NONE",)), BuildError, r"compute capability 'NONE', expected"),
-        (BuildTarget(batch=(4, 2, 8)), UsageError, r"batch '4:2:8': expected 1 ≤ MIN ≤ OPT ≤ MAX"),
-        (BuildTarget(batch=(0, 1, 1)), UsageError, r"batch '0:1:1': expected"),
+        (BuildTarget(batch=(4, 2, 8)), UsageError, r"batch is 4:2:8, expected MIN <= OPT <= MAX"),
+        (BuildTarget(batch=(0, 1, 1)), UsageError, r"batch is \(0, 1, 1\), expected a number"),
         (BuildTarget(options={"fast": "yes"}), BuildError, r"no option fast='yes', expected optimization_level"),
         (BuildTarget(options={"optimization_level": "9"}), BuildError, r"no option optimization_level='9'"),
         (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vitdeploy.cli.build import parse_batch
 from vitdeploy.cli.quantize import parse_equalization
 from vitdeploy.cli.train import merged
 from vitdeploy.cli.values import parse_pairs, put
 from vitdeploy.errors import UsageError
+from vitdeploy.sessions import batch_range
 from vitdeploy.training.options import TrainOptions
 
 
@@ -57,18 +57,18 @@ def test_train_options_are_merged() -> None:
 
 @pytest.mark.parametrize(("text", "batch"), [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32))])
 def test_a_batch_is_a_number_or_a_range(text: str, batch: tuple[int, int, int]) -> None:
-    assert parse_batch(text) == batch
+    assert batch_range(text) == batch
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1:2", "1:2:3:4", "a", "1::3", "1.5", "٣"])
 def test_another_batch_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--batch is .*, expected a number such as 1, or MIN:OPT:MAX"):
-        parse_batch(text)
+    with pytest.raises(UsageError, match=r"batch is .*, expected a number such as 1, or MIN:OPT:MAX"):
+        batch_range(text)
 
 
 def test_a_batch_range_ascends() -> None:
-    with pytest.raises(UsageError, match="'4:2:8', expected MIN <= OPT <= MAX"):
-        parse_batch("4:2:8")
+    with pytest.raises(UsageError, match="4:2:8, expected MIN <= OPT <= MAX"):
+        batch_range("4:2:8")
 
 
 def test_equalization_is_a_word_or_a_number() -> None:

@@ -6,7 +6,7 @@ import pytest
 from vitdeploy.datasets import open_dataset
 from vitdeploy.datasets.base import DatasetBase, Subset
 from vitdeploy.errors import CalibrationError
-from vitdeploy.quantization.samples import divide
+from vitdeploy.quantization.division import divide
 
 
 def names(dataset):

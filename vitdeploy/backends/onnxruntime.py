@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
-from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
+from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir

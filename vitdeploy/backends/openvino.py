@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from vitdeploy.artifacts import Artifact, OnnxModel
-from vitdeploy.backends.session import Arrays, CheckedSession, one_line
+from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+from vitdeploy.text import one_line
 
 DEVICE = "CPU"
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
-from vitdeploy.backends.session import Arrays, CheckedSession, one_line, wall_clock_ms
+from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.sessions import BuildTarget, Feed, Scope, SessionOptions, TensorSpec
+from vitdeploy.text import one_line
 
 Mode = Literal["eager", "compile"]
 

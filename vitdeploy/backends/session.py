@@ -67,6 +67,10 @@ class CheckedSession(ABC):
         measure = self._time_on_device if scope == "device" else self._time_end_to_end
         return measure(arrays, warmup, iterations)
 
+    def inspector_json(self) -> str | None:
+        """Return the layers as TensorRT's inspector describes them; None for what is no engine."""
+        return None
+
     def close(self) -> None:
         """Release what the runtime holds; a second call does nothing."""
         if not self._closed:
@@ -152,9 +156,3 @@ def wall_clock_ms(call: Callable[[], object], warmup: int, iterations: int) -> N
         if collecting:
             gc.enable()
     return elapsed / 1e6
-
-
-def one_line(error: BaseException | str, limit: int = 400) -> str:
-    """Return a foreign error's text on one line, cut where a runtime appends its source lines or call stack."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

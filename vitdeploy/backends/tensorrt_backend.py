@@ -12,15 +12,15 @@ from typing import Any, Literal
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, write_engine
 from vitdeploy.backends.cuda import cuda_missing
-from vitdeploy.backends.session import one_line
-from vitdeploy.backends.tensorrt_builder import BuildRequest, batch_text, build_plan
+from vitdeploy.backends.tensorrt_builder import BuildRequest, build_plan
 from vitdeploy.backends.tensorrt_check import compare_golden, unchecked
 from vitdeploy.backends.tensorrt_inspector import missing_precision, precision_by_layer
 from vitdeploy.backends.tensorrt_session import EngineRequest, EngineSession
-from vitdeploy.errors import BackendError, BuildError, UsageError
+from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import BuildInfo, Check, Manifest, stage_key
-from vitdeploy.sessions import BuildTarget, SessionOptions
+from vitdeploy.sessions import BuildTarget, SessionOptions, batch_range
+from vitdeploy.text import one_line
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class PlanBackend(ABC):
         """
         trt = self.library()
         self.refuse_unfit(progress)
-        least, best, most = target.batch
-        if not 1 <= least <= best <= most:
-            raise UsageError(f"batch {batch_text(target.batch)!r}: expected 1 ≤ MIN ≤ OPT ≤ MAX")
+        batch_range(target.batch)  # refuses one that is none
         capabilities = self.capabilities(trt, target)
         request = BuildRequest(
             self.name, trt, model.path, target, lambda config: self.configure(trt, config, target, capabilities)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.backends.session import one_line
 from vitdeploy.backends.tensorrt_monitor import BuildState, build_monitor, clean_message, listening_logger, run_watched
 from vitdeploy.errors import BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.sessions import BuildTarget
+from vitdeploy.text import one_line
 
 Configure = Callable[[Any], None]
 

@@ -97,7 +97,6 @@ class Candidate:
 def of_artifact(artifact: Artifact, backend: str, device: Device, provider: str | None = None) -> Candidate:
     """Return an artifact as a candidate."""
     manifest: Manifest = artifact.manifest
-    build = manifest.build
     return Candidate(
         name=artifact.path.name,
         backend=backend,
@@ -109,7 +108,7 @@ def of_artifact(artifact: Artifact, backend: str, device: Device, provider: str 
         target=manifest.target,
         provider=provider,
         artifact=artifact,
-        limits=(build.batch[0], build.batch[2]) if build is not None else None,
+        limits=manifest.batch_limits,
     )
 
 

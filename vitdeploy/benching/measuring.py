@@ -21,10 +21,11 @@ from vitdeploy.errors import VitdeployError
 from vitdeploy.measure import statistics
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
 from vitdeploy.measure.process import ProcessCost, measure_in_child
-from vitdeploy.measure.timing import Contestant, Turns, first_line, time_in_turns
+from vitdeploy.measure.timing import Contestant, Turns, time_in_turns
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, Row, Timing
 from vitdeploy.sessions import Scope, Session
+from vitdeploy.text import one_line
 
 
 @dataclass
@@ -65,21 +66,21 @@ class Entry:
             return
         try:
             self.session = stack.enter_context(self.candidate.open(threads=options.threads, tf32=options.tf32))
-            self.provider = getattr(self.session, "provider", None)
+            self.provider = self.session.provider
             self.inspect()
         except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
             self.failure = _told(error, "opening it failed")
 
     def inspect(self) -> None:
         """Ask an engine that was built elsewhere for the precision of its layers, now that a device has opened it."""
-        tell = getattr(self.session, "inspector_json", None)
         build = self.build
-        if build is None or build.inspected or tell is None:
+        if self.session is None or build is None or build.inspected:
             return
         try:
-            self.precision_by_layer = precision_by_layer(tell())
+            layers = self.session.inspector_json()
+            self.precision_by_layer = None if layers is None else precision_by_layer(layers)
         except Exception as error:  # the inspector is TensorRT's; what it cannot tell stays unknown
-            self.notes.append(f"its layers could not be inspected: {first_line(error)}")
+            self.notes.append(f"its layers could not be inspected: {one_line(error)}")
 
     def row(self) -> Row:
         """Return what is known about it."""
@@ -254,7 +255,5 @@ def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress:
 
 def _told(error: Exception, what: str) -> str:
     return (
-        first_line(error)
-        if isinstance(error, VitdeployError)
-        else f"{what}: {type(error).__name__}: {first_line(error)}"
+        one_line(error) if isinstance(error, VitdeployError) else f"{what}: {type(error).__name__}: {one_line(error)}"
     )

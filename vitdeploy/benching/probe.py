@@ -17,8 +17,8 @@ from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
 from vitdeploy.benching.candidates import Candidate, make_feed, of_artifact, of_loaded
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.process import ProcessCost, answer, observe
-from vitdeploy.measure.timing import first_line
 from vitdeploy.records import Manifest, Preprocess
+from vitdeploy.text import one_line
 
 MODULE = "vitdeploy.benching.probe"
 KINDS = {"checkpoint": Checkpoint, "onnx": OnnxModel, "engine": Engine}
@@ -70,7 +70,7 @@ def main() -> int:
         try:
             cost = probe(json.load(sys.stdin))
         except VitdeployError as error:
-            cost = ProcessCost(reason=f"its process said: {first_line(error)}")
+            cost = ProcessCost(reason=f"its process said: {one_line(error)}")
         answer(cost, stream)
     return 0
 

@@ -37,11 +37,11 @@ def build(
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
     from vitdeploy import build as build_engine
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.sessions import BuildTarget
+    from vitdeploy.sessions import BuildTarget, batch_range
     from vitdeploy.terminal_progress import make_progress
 
     target = BuildTarget(
-        batch=parse_batch(batch),
+        batch=batch_range(batch),
         compute_capabilities=tuple(compute_capability or ()),
         workspace_bytes=None if workspace_mib is None else workspace_mib * MIB,
         tf32=tf32,
@@ -55,20 +55,3 @@ def build(
         made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
         summary = [f"{info.backend} {info.version}, {takes}, for {made_for}", *info.notes]
     print_artifact(engine, as_json, summary)
-
-
-def parse_batch(text: str) -> tuple[int, int, int]:
-    """Return (min, opt, max) of ``N`` or ``MIN:OPT:MAX``.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    from vitdeploy.errors import UsageError
-
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch is {text!r}, expected a number such as 1, or MIN:OPT:MAX such as 1:8:32")
-    low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-    if not low <= best <= high:
-        raise UsageError(f"--batch is {text!r}, expected MIN <= OPT <= MAX")
-    return (low, best, high)

@@ -16,6 +16,7 @@ from vitdeploy.graph.clean import clean
 from vitdeploy.graph.lower_opset import NEWEST
 from vitdeploy.graph.name_inputs_outputs import BATCH
 from vitdeploy.graph.quiet import quiet
+from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,19 +48,18 @@ def trace(module: nn.Module, images: NDArray[np.float32], origin: str, *, opset:
             dimensions = ({0: torch.export.Dim(BATCH)},)
             program = torch.export.export(module, (torch.from_numpy(images),), dynamic_shapes=dimensions, strict=False)
         except Exception as error:  # torch.export raises from every layer of the compiler
-            raise ModelError(f"{origin} cannot be traced with a dynamic batch: {_first_line(error)}") from error
+            raise ModelError(
+                f"{origin} cannot be traced with a dynamic batch: {one_line(error.__cause__ or error)}"
+            ) from error
         try:
             exported = torch.onnx.export(program, dynamo=True, opset_version=NEWEST, optimize=False, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
-            raise GraphError(f"{origin} has an operation that ONNX lacks: {_first_line(error)}") from error
+            raise GraphError(
+                f"{origin} has an operation that ONNX lacks: {one_line(error.__cause__ or error)}"
+            ) from error
     assert exported is not None
     model: ir.Model = exported.model
     return clean(model, opset)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error.__cause__ or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from onnxscript import version_converter
 from vitdeploy.errors import GraphError
 from vitdeploy.graph.lower_opset import NEWEST
 from vitdeploy.graph.quiet import quiet
+from vitdeploy.text import one_line
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -25,7 +26,7 @@ class RaiseOpset(ir.passes.InPlacePass):
             try:
                 version_converter.convert_version(model, NEWEST, fallback=True)
             except Exception as error:  # the converters raise RuntimeError, and their own kinds
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = one_line(error)
                 raise GraphError(f"the graph cannot be raised from opset {opset} to {NEWEST}: {reason}") from error
         if model.opset_imports.get("", 0) != NEWEST:
             raise GraphError(

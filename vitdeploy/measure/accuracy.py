@@ -14,10 +14,10 @@ from vitdeploy import datasets
 from vitdeploy.datasets import Dataset
 from vitdeploy.measure import statistics
 from vitdeploy.measure.statistics import Interval
-from vitdeploy.measure.timing import first_line
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Preprocess
 from vitdeploy.sessions import Session, TensorSpec
+from vitdeploy.text import one_line
 
 DEFAULT_BATCH = 32
 
@@ -66,7 +66,7 @@ def collect_logits(
                 try:
                     parts[name].append(run_batch(session, images, limits.get(name)))
                 except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
-                    failures[name] = f"{type(error).__name__} while its accuracy was measured: {first_line(error)}"
+                    failures[name] = f"{type(error).__name__} while its accuracy was measured: {one_line(error)}"
             task.advance(len(images))
     logits = {name: np.concatenate(found) for name, found in parts.items() if name not in failures and found}
     for name, values in logits.items():

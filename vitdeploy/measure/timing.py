@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.sessions import Feed, Scope, Session
+from vitdeploy.text import one_line
 
 PILOT_CALLS = 3
 SLOWED_BY = 1.5
@@ -121,7 +122,7 @@ def _take_turn(
     try:
         block = contestant.session.time(contestant.feed, warmup=warmup, iterations=iterations, scope=contestant.scope)
     except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
-        turns.failures[name] = f"{type(error).__name__} while it was timed: {first_line(error)}"
+        turns.failures[name] = f"{type(error).__name__} while it was timed: {one_line(error)}"
         return None
     if block.size != iterations or not np.isfinite(block).all() or block.min() <= 0:
         turns.failures[name] = f"its session returned {block.size} durations for {iterations} calls, or impossible ones"
@@ -146,10 +147,3 @@ def wait_for_rest(
         if cpu() - cpu_before < REST_CPU_SHARE * (wall() - wall_before):
             return True
     return False
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception's message as one line, shortened to what a table can show."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"

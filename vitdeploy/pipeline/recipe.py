@@ -16,6 +16,7 @@ from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.reading import read_yaml
 from vitdeploy.records import Target
+from vitdeploy.sessions import batch_range
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 
 
@@ -28,6 +29,7 @@ def _capability(value: Any) -> Any:
 
 
 ComputeCapability = Annotated[str, BeforeValidator(_capability)]
+BatchRange = Annotated[tuple[int, int, int], BeforeValidator(batch_range)]
 
 
 class Section(BaseModel):
@@ -80,29 +82,10 @@ class BuildSection(Section):
 
     precisions: tuple[Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"], ...] = ("fp16", "int8")
     backend: Literal["tensorrt", "tensorrt-rtx"] | None = None
-    batch: tuple[int, int, int] = (1, 1, 1)
+    batch: BatchRange = (1, 1, 1)
     compute_capabilities: tuple[ComputeCapability, ...] = ()
     workspace_mib: int | None = Field(None, ge=1)
     tf32: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _batch_from_text(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "batch" not in values:
-            return values
-        batch = values["batch"]
-        parts = str(batch).split(":") if isinstance(batch, int | str) else list(batch)
-        parts = parts * 3 if len(parts) == 1 else parts
-        if len(parts) != 3 or not all(str(part).isdigit() and int(part) > 0 for part in parts):
-            raise ValueError(f"batch is {batch!r}, expected a number such as 1, or MIN:OPT:MAX such as 1:8:32")
-        return {**values, "batch": tuple(int(part) for part in parts)}
-
-    @model_validator(mode="after")
-    def _ascending(self) -> BuildSection:
-        low, best, high = self.batch
-        if not low <= best <= high:
-            raise ValueError(f"batch is {low}:{best}:{high}, expected MIN <= OPT <= MAX")
-        return self
 
 
 class BenchSection(Section):

@@ -15,10 +15,10 @@ from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.choice import RangeChoice, Trial, choose
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
+from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import observed_tensors, realize
-from vitdeploy.quantization.samples import Division
 from vitdeploy.records import PrecisionPlan, Preprocess
 from vitdeploy.sessions import Opener
 

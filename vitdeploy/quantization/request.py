@@ -15,7 +15,7 @@ from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, DataSource, open_dataset
 from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.datasets.opening import calibration_split
-from vitdeploy.errors import CalibrationError, GraphError, UsageError
+from vitdeploy.errors import CalibrationError, GraphError, UsageError, require_one_of
 from vitdeploy.quantization.calibration import Candidates
 from vitdeploy.quantization.choice import ALPHAS, RangeChoice
 from vitdeploy.quantization.observers import RangeMethod
@@ -58,8 +58,8 @@ class QuantizeOptions:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("profile", self.profile, ("linear", "mha"))
-        _one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
+        require_one_of("profile", self.profile, ("linear", "mha"))
+        require_one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
@@ -67,7 +67,7 @@ class QuantizeOptions:
         if self.table is not None and not str(self.table).endswith(SUFFIX):
             raise UsageError(f"the calibration table {str(self.table)!r} must be called NAME{SUFFIX}")
         if isinstance(self.equalization, str):
-            _one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
+            require_one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
         elif not 0.0 <= self.equalization <= 1.0:
             raise UsageError(f"equalization {self.equalization!r} is out of range, expected 0 to 1, 'auto' or 'off'")
 
@@ -176,8 +176,8 @@ def open_inputs(
         ArtifactError: A file is missing or damaged.
         DataError: A dataset cannot be opened.
     """
-    _one_of("precision", precision, PRECISIONS)
-    _one_of("target", target, TARGETS)
+    require_one_of("precision", precision, PRECISIONS)
+    require_one_of("target", target, TARGETS)
     wanted: NodePrecision = next(known for known in PRECISIONS if known == precision)
     if source.manifest.precision != "fp32":
         raise GraphError(
@@ -259,11 +259,6 @@ def _choice_of(table: CalibrationTable) -> RangeChoice:
     made = table.manifest.options
     choice = _choice(made.get("method", "minmax"), made.get("percent", 99.99))
     return replace(choice, alpha=made.get("alpha"))
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{what} {value!r} is not known, expected one of {', '.join(known)}")
 
 
 DEFAULTS = QuantizeOptions()

@@ -59,6 +59,11 @@ class BuildInfo(Record):
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def batch_limits(self) -> tuple[int, int]:
+        """The smallest and the largest batch that the engine takes."""
+        return self.batch[0], self.batch[2]
+
 
 class Manifest(Record):
     """Travels with every artifact; see docs/architecture.md, "Artifacts".
@@ -91,6 +96,11 @@ class Manifest(Record):
     golden: str | None = None
     payload_sha256: str = ""
     manifest_sha256: str = ""
+
+    @property
+    def batch_limits(self) -> tuple[int, int] | None:
+        """The smallest and the largest batch of an engine; None for what is not built for a range."""
+        return None if self.build is None else self.build.batch_limits
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical manifest without ``manifest_sha256``."""

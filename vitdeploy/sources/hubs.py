@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
-from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill, one_line
+from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill
 from vitdeploy.sources.source import TIMM, TORCHVISION
+from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -79,9 +79,3 @@ def fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(torch.as_tensor(tensors[name]))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error of a library."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":. ") if lines else type(error).__name__

@@ -59,14 +59,9 @@ def predict(
         raise ArtifactError(f"{str(opened.path)!r} carries no preprocessing, so an image cannot become its input")
     paths = [Path(image) for image in images]
     with open_session(opened, options) as session:
-        logits = _logits(session, paths, spec, _batch_limits(opened))
+        logits = _logits(session, paths, spec, opened.manifest.batch_limits)
     names = opened.manifest.model.classes
     return [_prediction(path, row, names, top) for path, row in zip(paths, logits, strict=True)]
-
-
-def _batch_limits(artifact: Artifact) -> tuple[int, int] | None:
-    build = artifact.manifest.build
-    return None if build is None else (build.batch[0], build.batch[2])
 
 
 def _logits(

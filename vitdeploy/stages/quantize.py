@@ -18,6 +18,7 @@ from vitdeploy.errors import BackendError, GateError, GraphError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
+from vitdeploy.quantization.division import Division, divide
 from vitdeploy.quantization.plan import Intent, make_plan
 from vitdeploy.quantization.request import (
     DEFAULTS,
@@ -26,7 +27,6 @@ from vitdeploy.quantization.request import (
     QuantizeOptions,
     open_inputs,
 )
-from vitdeploy.quantization.samples import Division, divide
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
 

@@ -171,5 +171,4 @@ def _agreement(parts: Sequence[NDArray[np.float32]], expected: NDArray[np.float3
 
 
 def _run(session: Session, images: NDArray[np.float32], artifact: Artifact) -> NDArray[np.float32]:
-    build = artifact.manifest.build
-    return run_batch(session, images, None if build is None else (build.batch[0], build.batch[2]))
+    return run_batch(session, images, artifact.manifest.batch_limits)

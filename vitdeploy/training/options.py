@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError, with_config
 
 from vitdeploy.artifacts import Checkpoint
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, require_one_of
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _POLICY = re.compile(  # timm.data.auto_augment, which passes over what it does not know
@@ -169,7 +169,7 @@ class TrainOptions:
         if self.distillation is not None:
             _between("distillation.weight", self.distillation.weight, 0, 1)
             _above("distillation.temperature", self.distillation.temperature, 0)
-            _one_of("distillation.kind", self.distillation.kind, ("hard", "soft"))
+            require_one_of("distillation.kind", self.distillation.kind, ("hard", "soft"))
 
     @property
     def warmup(self) -> float:
@@ -256,7 +256,7 @@ def _check_options(options: TrainOptions) -> None:
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
-    _one_of("augmentation.kind", augmentation.kind, ("auto", "none", "affine", "timm"))
+    require_one_of("augmentation.kind", augmentation.kind, ("auto", "none", "affine", "timm"))
     for name in ("flip", "erase", "mix_probability"):
         _between(f"augmentation.{name}", getattr(augmentation, name), 0, 1)
     for name in ("rotate_degrees", "colour_jitter", "mixup", "cutmix"):
@@ -287,11 +287,6 @@ def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         wanted = f"at least {low}" if high == float("inf") else f"{low} to {high}"
         raise UsageError(f"{name} is {value!r}, expected {wanted}")
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
 
 
 def _json(options: Any) -> dict[str, Any]:
