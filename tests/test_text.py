@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitdeploy.text import printable, size_text
+from vitdeploy.text import one_line, printable, size_text
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,18 @@ def test_what_acts_is_escaped_and_what_is_read_stays(text: str, shown: str) -> N
 )
 def test_sizes(size: float, shown: str) -> None:
     assert size_text(size) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (RuntimeError("device lost\nin turn 3"), "device lost"),
+        (RuntimeError("Exception from src/core.cpp:92:\nCheck failed:\n\n  no such operation.\n at main"), None),
+        (KeyError(), "KeyError"),
+        (RuntimeError("\n\n"), "RuntimeError"),
+        ("a warning\x1b[31m  with   blanks:", r"a warning\x1b[31m with blanks"),
+        (ValueError("x" * 500), "x" * 399 + "…"),
+    ],
+)
+def test_an_error_is_its_first_line_and_what_a_colon_announces(error: BaseException | str, shown: str | None) -> None:
+    assert one_line(error) == (shown or "Exception from src/core.cpp:92: Check failed: no such operation")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitdeploy.records import Manifest
+from vitdeploy.text import printable, size_text
 
 DIGITS = 12  # of a digest, where it is shown
 
@@ -45,8 +46,9 @@ class Artifact:
     def __repr__(self) -> str:
         manifest = self.manifest
         target = f" for {manifest.target}" if manifest.target is not None else ""
-        facts = [manifest.model.name, f"{manifest.precision}{target}", _size_text(self.path), self.digest[:DIGITS]]
-        return f"<{type(self).__name__} {str(self.path)!r}: {', '.join(filter(None, facts))}>"
+        size = size_text(self._stamp[0]) if self._stamp is not None else "no file"
+        facts = [manifest.model.name, f"{manifest.precision}{target}", size, self.digest[:DIGITS]]
+        return printable(f"<{type(self).__name__} {str(self.path)!r}: {', '.join(filter(None, facts))}>")
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -55,15 +57,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _size_text(path: Path) -> str:
-    try:
-        size = float(path.stat().st_size)
-    except OSError:
-        return "no file"
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
