@@ -21,9 +21,25 @@ from vitdeploy.records import CalibrationInfo, Manifest, ModelSpec, Preprocess
 PREPROCESS = Preprocess(size=(8, 8), channels=1, resize="none", crop="none", mean=(0.5,), std=(0.25,))
 RANGES = {
     "blocks.0.norm1/LayerNormalization_out": TensorRange(
-        -1.5, 3.0, 640, 2, np.arange(4096, dtype=np.int64), np.linspace(0, 3, 32, dtype=np.float32)
+        axis=2,
+        lo=np.linspace(-1.5, 0, 32, dtype=np.float32),
+        hi=np.linspace(0, 3, 32, dtype=np.float32),
+        count=640,
+        exponent=2,
+        counts=np.arange(4096, dtype=np.int64),
+        keys=np.array([3, 2**63], np.uint64),
+        rows=np.arange(2 * 4 * 32, dtype=np.float32).reshape(2, 4, 32),
     ),
-    "zeros": TensorRange(0.0, 0.0, 4, None, np.zeros(4096, np.int64), None),
+    "zeros": TensorRange(
+        axis=None,
+        lo=np.zeros(1, np.float32),
+        hi=np.zeros(1, np.float32),
+        count=4,
+        exponent=None,
+        counts=np.zeros(4096, np.int64),
+        keys=np.zeros(0, np.uint64),
+        rows=np.zeros((0, 0, 0), np.float32),
+    ),
 }
 
 
@@ -46,12 +62,10 @@ def test_a_table_is_read_as_it_was_written(table):
     assert set(again.ranges) == set(RANGES)
     for name, found in again.ranges.items():
         wrote = RANGES[name]
-        assert (found.lo, found.hi, found.count, found.exponent) == (wrote.lo, wrote.hi, wrote.count, wrote.exponent)
-        assert np.array_equal(found.counts, wrote.counts)
-        if wrote.channels is None:
-            assert found.channels is None
-        else:
-            assert np.array_equal(found.channels, wrote.channels)
+        assert (found.axis, found.count, found.exponent) == (wrote.axis, wrote.count, wrote.exponent)
+        for array in ("lo", "hi", "counts", "keys", "rows"):
+            assert np.array_equal(getattr(found, array), getattr(wrote, array))
+            assert getattr(found, array).dtype == getattr(wrote, array).dtype
 
 
 def test_arrays_lie_beside_the_json_under_its_name(table):

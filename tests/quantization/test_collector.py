@@ -41,7 +41,7 @@ def recording(batch=None, **arguments):
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N,2] input) => (float[N,2] y) { y = Relu(input) }'
     )
-    with Collector(model, ["input"], lambda _: recorder) as collector:
+    with Collector(model, {"input": -1}, lambda _: recorder) as collector:
         yield collector, recorder
     assert recorder.closed
 
@@ -59,7 +59,7 @@ def test_the_multiset_of_images_seen_is_the_dataset(rows, size):
     with recording() as (collector, recorder):
         observers = collector.observe(batched(rows, size))
     assert Counter(recorder.seen) == Counter((float(a), float(b)) for a, b in rows)
-    assert observers["input"].range.count == 2 * len(rows)
+    assert observers["input"].count == 2 * len(rows)
     assert observers["input"].histogram.counts.sum() == 2 * len(rows)
 
 
@@ -68,9 +68,9 @@ def test_a_fixed_batch_counts_its_filling_for_nothing(rows, size, fixed):
     with recording(fixed) as (collector, _), recording() as (free, _):
         padded = collector.observe(batched(rows, size))["input"]
         plain = free.observe(batched(rows, size))["input"]
-    assert padded.range == plain.range
+    assert (padded.lo.tolist(), padded.hi.tolist(), padded.count) == (plain.lo.tolist(), plain.hi.tolist(), plain.count)
     assert np.array_equal(padded.histogram.counts, plain.histogram.counts)
-    assert np.array_equal(padded.channels.amax, plain.channels.amax)
+    assert np.array_equal(padded.sample.rows, plain.sample.rows)
 
 
 def test_a_tensor_that_does_not_run_over_images_cannot_be_cut():
@@ -100,9 +100,15 @@ def test_the_stream_is_consumed_batch_by_batch():
     assert len(recorder.seen) == 5
 
 
-def test_nan_is_reported_with_the_name_of_the_tensor():
-    with recording() as (collector, _), pytest.raises(CalibrationError, match="tensor 'input' has NaN"):
-        collector.observe([np.array([[np.nan, 1.0]], np.float32)])
+def test_nan_is_reported_with_the_name_of_the_tensor_and_of_the_image():
+    broken = [np.array([[0.0, 1.0]], np.float32), np.array([[0.0, 1.0], [np.nan, 1.0]], np.float32)]
+    with recording() as (collector, _), pytest.raises(CalibrationError, match=r"'input' has NaN .* for image 3, "):
+        collector.observe(broken)
+    with (
+        recording() as (collector, _),
+        pytest.raises(CalibrationError, match=r"'input' has NaN .* for image 'c.png', "),
+    ):
+        collector.observe(broken, name_of=["a.png", "b.png", "c.png"].__getitem__)
 
 
 def test_ranges_are_those_of_the_graphs_tensors():
@@ -112,14 +118,13 @@ def test_ranges_are_those_of_the_graphs_tensors():
     options = SessionOptions(threads=1)
     with open_graph(with_outputs(model, norms), options) as session:
         expected = session.run({"input": x})
-    with Collector(model, norms, lambda graph: open_graph(graph, options)) as collector:
+    with Collector(model, dict.fromkeys(norms, -1), lambda graph: open_graph(graph, options)) as collector:
         observers = collector.observe([x[:3], x[3:]])
     assert set(observers) == set(norms)
     for name, array in expected.items():
-        assert observers[name].range.hi == pytest.approx(array.max(), rel=1e-5)
-        assert observers[name].range.lo == pytest.approx(array.min(), rel=1e-5)
-        assert observers[name].range.count == array.size
-        np.testing.assert_allclose(observers[name].channels.amax, np.abs(array).max(axis=(0, 1)), rtol=1e-5)
+        assert observers[name].count == array.size
+        np.testing.assert_allclose(observers[name].hi, array.max(axis=(0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(observers[name].lo, array.min(axis=(0, 1)), rtol=1e-5)
 
 
 def test_observing_leaves_the_graph_as_it_is():
@@ -140,10 +145,10 @@ def test_a_tensor_that_is_not_there_is_named():
 def test_parts_of_a_set_merge_into_the_whole(first, second):
     with recording() as (collector, _):
         parts = [collector.observe(batched(rows, 4)) for rows in (first, second, first + second)]
-    together = merged(parts[0], parts[1])["input"]
-    assert together.range == parts[2]["input"].range
-    assert np.array_equal(together.histogram.counts, parts[2]["input"].histogram.counts)
-    assert parts[0]["input"].range.count == 2 * len(first), "merging must not change what it reads"
+    together, whole = merged(parts[0], parts[1])["input"], parts[2]["input"]
+    assert (together.lo.tolist(), together.hi.tolist()) == (whole.lo.tolist(), whole.hi.tolist())
+    assert np.array_equal(together.histogram.counts, whole.histogram.counts)
+    assert parts[0]["input"].count == 2 * len(first), "merging must not change what it reads"
 
 
 def test_batch_size_follows_from_memory():

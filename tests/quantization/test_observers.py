@@ -6,60 +6,119 @@ from hypothesis.extra import numpy as hnp
 
 from vitdeploy.errors import CalibrationError
 from vitdeploy.quantization.affine import dequantize_affine, quantize_affine, scale_of
-from vitdeploy.quantization.observers import BINS, HistogramObserver, TensorObserver
+from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, TensorObserver
 
 streams = st.lists(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(3)), elements=st.floats(-1e6, 1e6, width=32)),
     min_size=1,
     max_size=6,
 )
+pictures = st.lists(
+    hnp.arrays(np.float32, st.just((70, 3)), elements=st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=6
+)
+"""Images of 70 rows, more than a histogram takes of one."""
 
 
-def observed(arrays) -> TensorObserver:
-    observer = TensorObserver("t")
+def observed(arrays, axis=-1) -> TensorObserver:
+    observer = TensorObserver("t", axis)
     for array in arrays:
         observer.update(array)
     return observer
 
 
+def keys_of(images):
+    return np.array([hash(image.tobytes()) & (2**64 - 1) for image in images], np.uint64)
+
+
+def watched(images, size=1) -> TensorObserver:
+    """Observe images [rows, C] in batches."""
+    observer = TensorObserver("t")
+    for start in range(0, len(images), size):
+        batch = np.stack(images[start : start + size])
+        observer.update(batch, keys_of(batch))
+    return observer
+
+
 def state(observer: TensorObserver):
     return (
-        observer.range.lo,
-        observer.range.hi,
-        observer.range.count,
+        observer.lo.tolist(),
+        observer.hi.tolist(),
+        observer.count,
         observer.histogram.exponent,
         observer.histogram.counts.tolist(),
-        observer.channels.amax.tolist(),
+        observer.sample.keys.tolist(),
+        observer.sample.rows.tolist(),
     )
 
 
-@given(streams, st.randoms())
-def test_order_of_batches_does_not_matter(stream, random):
-    shuffled = list(stream)
+@given(pictures, st.randoms())
+def test_order_of_images_does_not_matter(images, random):
+    shuffled = list(images)
     random.shuffle(shuffled)
-    assert state(observed(stream)) == state(observed(shuffled))
+    assert state(watched(images)) == state(watched(shuffled))
+
+
+@given(pictures, st.integers(1, 6))
+def test_way_of_batching_does_not_matter(images, size):
+    assert state(watched(images, size)) == state(watched(images))
 
 
 @given(streams)
-def test_way_of_batching_does_not_matter(stream):
+def test_without_images_every_value_counts_in_any_batches(stream):
     whole = np.concatenate(stream)
     assert state(observed(stream)) == state(observed([whole])) == state(observed(list(whole[:, None])))
 
 
-@given(streams, streams)
+@given(pictures, pictures)
 def test_merged_observers_are_the_observer_of_both_streams(first, second):
-    merged = observed(first)
-    merged.merge(observed(second))
-    assert state(merged) == state(observed(first + second))
+    merged = watched(first)
+    merged.merge(watched(second))
+    assert state(merged) == state(watched(first + second))
+
+
+def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch):
+    monkeypatch.setattr("vitdeploy.quantization.observers._SAMPLE_VALUES", 5 * 4 * 3)
+    images = list(np.random.default_rng(0).standard_normal((40, 70, 3)).astype(np.float32))
+    whole, first, second = watched(images, 8), watched(images[:13], 4), watched(images[13:], 3)
+    first.merge(second)
+    assert state(first) == state(whole)
+    assert whole.sample.keys.tolist() == sorted(keys_of(images).tolist())[:5]
+    rows = {tuple(row) for image in images for row in image.tolist()}
+    assert len(whole.sample.flat) == 5 * 4
+    assert {tuple(row) for row in whole.sample.flat.tolist()} <= rows
+
+
+def test_parts_of_other_widths_do_not_merge():
+    with pytest.raises(CalibrationError, match="3 channels in one part and 4 in the other"):
+        observed([np.ones((2, 3))]).merge(observed([np.ones((2, 4))]))
 
 
 @given(streams)
 def test_range_is_exact(stream):
     whole = np.concatenate(stream)
     observer = observed(stream)
-    assert (observer.range.lo, observer.range.hi) == (whole.min(), whole.max())
-    assert observer.clip("minmax") == np.abs(whole).max()
-    assert observer.channels.amax.tolist() == np.abs(whole).max(axis=0).tolist()
+    assert observer.lo.tolist() == whole.min(axis=0).tolist()
+    assert observer.hi.tolist() == whole.max(axis=0).tolist()
+    assert observer.clip("minmax") == observer.amax == np.abs(whole).max()
+    assert observer.channel_amax.tolist() == np.abs(whole).max(axis=0).tolist()
+
+
+def test_rows_that_are_left_out_of_the_histogram_still_count_in_the_range():
+    image = np.zeros((1000, 3), np.float32)
+    image[617, 1] = -7
+    observer = watched([image])
+    assert (observer.lo.tolist(), observer.count) == ([0, -7, 0], 3000)
+    assert observer.histogram.counts.sum() == 64 * 3
+
+
+def test_channels_may_run_over_another_axis_or_none():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert observed([x], axis=1).hi.tolist() == [15, 19, 23]
+    assert observed([x], axis=None).hi.tolist() == [23]
+    observer = TensorObserver("t", 1)
+    observer.update(x, np.array([5, 6], np.uint64))
+    assert observer.sample.rows.shape == (2, 4, 3)
+    assert {tuple(row) for row in observer.sample.rows[0].tolist()} == {tuple(row) for row in x[0].T.tolist()}
 
 
 @given(streams)
@@ -80,7 +139,7 @@ def test_memory_does_not_grow_with_the_stream():
     for index in range(200):
         observer.update(np.full((4, 3), index * index, np.float32))
     assert observer.histogram.counts.shape == (BINS,)
-    assert observer.channels.amax.shape == (3,)
+    assert observer.lo.shape == (3,)
 
 
 @settings(max_examples=30)
@@ -117,9 +176,34 @@ def test_mse_keeps_the_whole_range_of_evenly_spread_values():
     assert observed([x]).clip("mse") == pytest.approx(3.0, rel=0.05)
 
 
+def test_entropy_clips_a_long_thin_tail_and_keeps_a_range_that_is_full():
+    rng = np.random.default_rng(2)
+    tail = np.append(rng.standard_normal(400_000), 30.0).astype(np.float32)
+    assert 3 < observed([tail]).clip("entropy") < 12
+    full = np.linspace(-3, 3, 50_001, dtype=np.float32)
+    assert observed([full]).clip("entropy") == pytest.approx(3.0, rel=0.05)
+
+
+@settings(max_examples=30)
+@given(streams, st.sampled_from(METHODS))
+def test_no_method_clips_above_the_largest_value_or_at_zero(stream, method):
+    observer = observed(stream)
+    clip = observer.clip(method)
+    assert clip <= observer.amax
+    assert clip > 0 or observer.amax == 0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_power_of_two_scales_the_clip(method, scale):
+    x = np.random.default_rng(3).standard_t(3, 20_000).astype(np.float32)
+    factor = 2.0 ** round(np.log2(scale))
+    assert observed([x * factor]).clip(method) == pytest.approx(observed([x]).clip(method) * factor, rel=1e-6)
+
+
 def test_zeros_only_give_a_clip_of_zero():
     observer = observed([np.zeros((4, 3), np.float32)])
-    assert [observer.clip(method) for method in ("minmax", "percentile", "mse")] == [0.0, 0.0, 0.0]
+    assert [observer.clip(method) for method in METHODS] == [0.0] * 4
 
 
 def test_denormal_values_do_not_break_the_histogram():
@@ -133,6 +217,13 @@ def test_unusable_values_are_refused_by_tensor_name(value, text):
     observer = TensorObserver("blocks.0.attn/Reshape_out")
     with pytest.raises(CalibrationError, match=f"'blocks.0.attn/Reshape_out' {text}" if "has" in text else text):
         observer.update(np.array([[1.0, value]], np.float32))
+
+
+def test_the_image_of_a_broken_value_is_named():
+    x = np.zeros((3, 5, 2), np.float32)
+    x[1, 4, 0] = np.nan
+    with pytest.raises(CalibrationError, match="tensor 't' has NaN during calibration for photo 1, expected"):
+        TensorObserver("t").update(x, np.arange(3, dtype=np.uint64), lambda index: f"photo {index}")
 
 
 def test_tensor_that_was_never_seen_has_no_clip():

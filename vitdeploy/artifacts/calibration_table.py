@@ -1,4 +1,4 @@
-"""CalibrationTable: observed ranges as ``.calib.json``, histograms and maxima in ``.calib.safetensors`` beside it."""
+"""CalibrationTable: what was observed as ``.calib.json``, with its arrays in ``.calib.safetensors`` beside it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,21 @@ _REMEDY = "calibrate again with 'vitdeploy quantize MODEL.onnx --calibration DAT
 class TensorRange:
     """What was seen of one tensor.
 
-    counts: [bins] int64, values of |x| in equal bins over [0, 2**exponent); ``exponent`` None means zeros only.
-    channels: [C] float32, largest |x| per index of the last axis, or None.
+    axis: which axis runs over the channels; None where channels were not looked at.
+    lo, hi: [C] float32 ([1] without channels), smallest and largest value.
+    count: how many values there were.
+    counts: [bins] int64, sampled values of |x| in equal bins over [0, 2**exponent); ``exponent`` None means zeros only.
+    keys, rows: [images] uint64 and [images, rows, C] float32, the sampled rows of images and the images' keys.
     """
 
-    lo: float
-    hi: float
+    axis: int | None
+    lo: NDArray[np.float32]
+    hi: NDArray[np.float32]
     count: int
     exponent: int | None
     counts: NDArray[np.int64]
-    channels: NDArray[np.float32] | None = None
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,26 +120,21 @@ def is_calibration_table(path: Path) -> bool:
     return read_head(path, 1) == b"{"
 
 
+_ARRAYS = ("lo", "hi", "counts", "keys", "rows")
+
+
 def _split(ranges: Mapping[str, TensorRange]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     numbers: dict[str, Any] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for name, found in ranges.items():
-        numbers[name] = {"lo": found.lo, "hi": found.hi, "count": found.count, "exponent": found.exponent}
-        arrays[f"{name}:counts"] = np.ascontiguousarray(found.counts)
-        if found.channels is not None:
-            arrays[f"{name}:channels"] = np.ascontiguousarray(found.channels)
+        numbers[name] = {"axis": found.axis, "count": found.count, "exponent": found.exponent}
+        arrays.update({f"{name}:{part}": np.ascontiguousarray(getattr(found, part)) for part in _ARRAYS})
     return numbers, arrays
 
 
 def _joined(name: str, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TensorRange:
-    return TensorRange(
-        lo=numbers["lo"],
-        hi=numbers["hi"],
-        count=numbers["count"],
-        exponent=numbers["exponent"],
-        counts=arrays[f"{name}:counts"],
-        channels=arrays.get(f"{name}:channels"),
-    )
+    parts = {part: arrays[f"{name}:{part}"] for part in _ARRAYS}
+    return TensorRange(axis=numbers["axis"], count=numbers["count"], exponent=numbers["exponent"], **parts)
 
 
 def _digest(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -17,7 +18,7 @@ from vitdeploy.quantization.observers import TensorObserver
 from vitdeploy.sessions import Opener
 
 Observers = dict[str, TensorObserver]
-MEMORY_BUDGET_BYTES = 256 << 20
+MEMORY_BUDGET_BYTES = 128 << 20
 LARGEST_BATCH = 32
 
 
@@ -28,9 +29,9 @@ class Collector:
     held at once are the observed tensors of one batch, for which ``batch_for`` chooses a size.
     """
 
-    def __init__(self, model: ir.Model, tensors: Sequence[str], open_graph: Opener) -> None:
-        self.tensors = tuple(dict.fromkeys(tensors))
-        self._session = open_graph(with_outputs(model, self.tensors))
+    def __init__(self, model: ir.Model, tensors: Mapping[str, int | None], open_graph: Opener) -> None:
+        self.tensors = dict(tensors)
+        self._session = open_graph(with_outputs(model, tuple(self.tensors)))
         (self._input,) = self._session.inputs.values()
 
     def __enter__(self) -> Collector:
@@ -42,25 +43,44 @@ class Collector:
         self._session.close()
 
     def observe(
-        self, batches: Iterable[NDArray[np.float32]], *, total: int | None = None, progress: Progress = SILENT
+        self,
+        batches: Iterable[NDArray[np.float32]],
+        *,
+        start: Observers | None = None,
+        name_of: Callable[[int], str] | None = None,
+        after: Callable[[Observers, int], None] | None = None,
+        total: int | None = None,
+        progress: Progress = SILENT,
     ) -> Observers:
         """Return an observer per tensor that has seen each image of ``batches`` ([b, C, H, W]) exactly once.
 
         Where the graph has a fixed batch, a smaller last batch is filled up with its last image and the filling is cut
         off again from every observed tensor, whose first axis must then run over the images.
 
+        Args:
+            batches: The images.
+            start: Observers to go on with, in place of empty ones.
+            name_of: What a person calls the image of that number, for errors.
+            after: Is handed the observers and the number of images seen, after each batch.
+            total: How many images there are, for ``progress``.
+            progress: One bar over the images.
+
         Raises:
             CalibrationError: There is no image, or a tensor has NaN or infinite values.
         """
-        observers = {name: TensorObserver(name) for name in self.tensors}
+        observers = (
+            {name: TensorObserver(name, axis) for name, axis in self.tensors.items()} if start is None else start
+        )
         seen = 0
         with progress.task("calibrating", total=total) as task:
             for images in batches:
                 for part in self._parts(images):
-                    self._observe(part, observers)
-                seen += len(images)
+                    self._observe(part, observers, seen, name_of)
+                    seen += len(part)
                 task.advance(len(images))
-        if not seen:
+                if after is not None:
+                    after(observers, seen)
+        if not seen and start is None:
             raise CalibrationError("the calibration set has no images, expected at least one: --calibration DATA")
         return observers
 
@@ -68,20 +88,32 @@ class Collector:
         size = self._input.shape[0] or len(images)
         return (images[start : start + size] for start in range(0, len(images), size))
 
-    def _observe(self, images: NDArray[np.float32], observers: Observers) -> None:
+    def _observe(
+        self, images: NDArray[np.float32], observers: Observers, seen: int, name_of: Callable[[int], str] | None
+    ) -> None:
         fixed, count = self._input.shape[0], len(images)
+        keys = np.array([_key(image) for image in images], np.uint64)
+
+        def name(index: int) -> str:
+            return f"image {seen + index + 1}" if name_of is None else f"image {name_of(seen + index)!r}"
+
         if fixed is not None and count < fixed:
             images = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
         feed = np.ascontiguousarray(images, self._input.dtype)
-        for name, array in self._session.run({self._input.name: feed}).items():
+        for tensor, array in self._session.run({self._input.name: feed}).items():
             if fixed is not None and count < fixed:
                 if not array.ndim or len(array) % fixed:
                     raise GraphError(
-                        f"tensor {name!r} of shape {array.shape} does not run over the images, so {count} do not "
+                        f"tensor {tensor!r} of shape {array.shape} does not run over the images, so {count} do not "
                         f"fit a graph with the fixed batch {fixed}: export it with a dynamic batch"
                     )
                 array = array[: len(array) // fixed * count]
-            observers[name].update(array)
+            observers[tensor].update(array, keys, name)
+
+
+def _key(image: NDArray[np.float32]) -> int:
+    """Return a hash of an image's values."""
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest(), "little")
 
 
 def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
@@ -105,8 +137,8 @@ def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     return copy
 
 
-def batch_for(model: ir.Model, tensors: Sequence[str]) -> int:
-    """Return how many images to run at once so that the observed tensors take about 256 MB, 1 to 32."""
+def batch_for(model: ir.Model, tensors: Iterable[str]) -> int:
+    """Return how many images to run at once so that the observed tensors take about 128 MB, 1 to 32."""
     shapes = shapes_at_batch_one(model)
     elements = sum(math.prod(size or 1 for size in shapes.get(name, ())) for name in set(tensors))
     return max(1, min(LARGEST_BATCH, MEMORY_BUDGET_BYTES // max(4 * elements, 1)))
@@ -116,7 +148,7 @@ def merged(first: Mapping[str, TensorObserver], second: Mapping[str, TensorObser
     """Return the observers of both parts of a stream."""
     result: Observers = {}
     for name in first:
-        result[name] = TensorObserver(name)
+        result[name] = TensorObserver(name, first[name].axis)
         result[name].merge(first[name])
         if name in second:
             result[name].merge(second[name])

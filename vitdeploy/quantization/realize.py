@@ -40,14 +40,19 @@ class Realized:
     plan: PrecisionPlan
 
 
-def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> tuple[str, ...]:
-    """Return the names of the tensors whose range the plan needs."""
+def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int | None]:
+    """Return the tensors whose range the plan needs, each with the axis of its channels where a linear reads it."""
     wanted = {entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS}
-    values = [group.activation for group in prepared.linears if group.name in wanted]
+    shapes = shapes_at_batch(prepared.graph, 2)
+    values: list[ir.Value] = []
+    axes: dict[str, int | None] = {}
+    for group in prepared.linears:
+        if group.name in wanted:
+            axes[str(group.activation.name)] = channel_axis(group, shapes)
     for attention in prepared.attentions:
         if attention.name in wanted:
             values.extend(value for value, _ in _factors(attention) if value is not attention.softmax.outputs[0])
-    return tuple(dict.fromkeys(str(value.name) for value in values))
+    return {**dict.fromkeys(str(value.name) for value in values), **axes}
 
 
 def realize(
@@ -93,8 +98,7 @@ def realize(
         wanted = _wanted_scaling(entry, choice)
         scaled = scaling.apply(group, observer, clip, wanted) if wanted.alpha is not None else None
         if scaled is not None:
-            assert observer.channels.amax is not None
-            group, clip = scaled.group, float(np.max(observer.channels.amax / scaled.factor))
+            group, clip = scaled.group, float(np.max(observer.channel_amax / scaled.factor))
         by = None if scaled is None else "constants" if scaled.tensors else "mul"
         quantized.append(QuantizedGroup(group, entry.precision, clip))
         used = None if scaled is None else wanted.alpha
@@ -158,9 +162,8 @@ class _Scaling:
 
     def apply(self, group: LinearGroup, observer: TensorObserver, clip: float, wanted: _WantedScaling) -> Scaled | None:
         """Scale a group's channels in place; None where no constant takes the factor and a Mul gains too little."""
-        channels, axis = observer.channels.amax, channel_axis(group, self.shapes)
-        rank = len(self.shapes.get(str(group.activation.name), ()))
-        if wanted.alpha is None or channels is None or axis != rank - 1:
+        channels, axis = observer.channel_amax, observer.axis
+        if wanted.alpha is None or axis is None:
             return None
         factor = smoothing_factor(channels, weight_amax(group), wanted.alpha)
         places = find_places(group, self.shapes)

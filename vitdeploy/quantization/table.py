@@ -6,26 +6,24 @@ from collections.abc import Mapping
 
 from vitdeploy.artifacts import TensorRange
 from vitdeploy.quantization.collector import Observers
-from vitdeploy.quantization.observers import (
-    ChannelObserver,
-    HistogramObserver,
-    RangeObserver,
-    TensorObserver,
-)
+from vitdeploy.quantization.observers import HistogramObserver, RowSample, TensorObserver
 
 
 def ranges_of(observers: Mapping[str, TensorObserver]) -> dict[str, TensorRange]:
-    """Return what the observers saw, as a table stores it."""
+    """Return what the observers saw, as a table stores it; tensors that were never seen are left out."""
     return {
         name: TensorRange(
-            lo=observer.range.lo,
-            hi=observer.range.hi,
-            count=observer.range.count,
+            axis=observer.axis,
+            lo=observer.lo,
+            hi=observer.hi,
+            count=observer.count,
             exponent=observer.histogram.exponent,
             counts=observer.histogram.counts,
-            channels=observer.channels.amax,
+            keys=observer.sample.keys,
+            rows=observer.sample.rows,
         )
         for name, observer in observers.items()
+        if observer.lo is not None and observer.hi is not None
     }
 
 
@@ -33,9 +31,9 @@ def observers_of(ranges: Mapping[str, TensorRange]) -> Observers:
     """Return observers in the state that a table stores."""
     observers: Observers = {}
     for name, found in ranges.items():
-        observer = TensorObserver(name)
-        observer.range = RangeObserver(found.lo, found.hi, found.count)
+        observer = TensorObserver(name, found.axis)
+        observer.lo, observer.hi, observer.count = found.lo.copy(), found.hi.copy(), found.count
         observer.histogram = HistogramObserver(found.counts.copy(), found.exponent)
-        observer.channels = ChannelObserver(None if found.channels is None else found.channels.copy())
+        observer.sample = RowSample(found.keys.copy(), found.rows.copy())
         observers[name] = observer
     return observers
