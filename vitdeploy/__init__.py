@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, Engine, OnnxModel, open_artifact
+    from vitdeploy.backends import register_backend
     from vitdeploy.catalog import Variant
     from vitdeploy.catalog import find as list_models
     from vitdeploy.datasets import CalibrationSet, Dataset, open_dataset
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
         UsageError,
         VitdeployError,
     )
-    from vitdeploy.models.registry import create_model
+    from vitdeploy.models.registry import create_model, register_family
     from vitdeploy.pipeline import Recipe, RunResult, read_recipe, run
     from vitdeploy.progress import Progress
     from vitdeploy.records import (
@@ -78,7 +79,8 @@ _PLACES = {
     "datasets": "CalibrationSet Dataset open_dataset",
     "errors": "ArtifactError BackendError BuildError CalibrationError CheckpointError DataError GateError GraphError "
     "ModelError RecipeError TrainingError UsageError VitdeployError",
-    "models.registry": "create_model",
+    "models.registry": "create_model register_family",
+    "backends": "register_backend",
     "pipeline": "Recipe RunResult read_recipe run",
     "progress": "Progress",
     "records": "Check Conditions Environment Manifest ModelSpec PrecisionPlan Preprocess Report Row Timing",
@@ -176,6 +178,8 @@ __all__ = [
     "quantize",
     "read_recipe",
     "read_report",
+    "register_backend",
+    "register_family",
     "run",
     "show_calibration_set",
     "train",

@@ -104,9 +104,13 @@ def batch_range(value: int | str | Sequence[int]) -> tuple[int, int, int]:
 
 
 class Backend(Protocol):
-    """One runtime. ``unavailable`` is None where it can be used, else why not and the command that fixes it."""
+    """One runtime. ``unavailable`` is None where it can be used, else why not and the command that fixes it.
+
+    ``graph_devices`` are those on which it runs ONNX files as they are; empty for one that runs engines or checkpoints.
+    """
 
     name: str
+    graph_devices: tuple[Literal["cpu", "cuda"], ...]
 
     def unavailable(self) -> str | None: ...
     def can_run(self) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 
 from vitdeploy.backends.absent import AbsentBackend
 from vitdeploy.errors import UsageError
+from vitdeploy.plugins import load_plugins
 from vitdeploy.sessions import Backend
 
 BACKENDS: dict[str, str] = {
@@ -19,9 +21,28 @@ BACKENDS: dict[str, str] = {
 }
 
 
+GROUP = "vitdeploy.backends"
+_registered: dict[str, Callable[[], Backend]] = {}
+
+
+def register_backend(name: str, factory: Callable[[], Backend]) -> None:
+    """Add a backend under a name of its own; ``factory`` (usually its class) is called once, when it is first needed.
+
+    A backend whose ``graph_devices`` are not empty runs ONNX files as they are: ``bench --runtime NAME``.
+
+    Raises:
+        UsageError: Another backend has that name.
+    """
+    if name in BACKENDS or _registered.get(name, factory) is not factory:
+        raise UsageError(f"there is a backend {name!r} already: register another name")
+    _registered[name] = factory
+    get_backend.cache_clear()
+
+
 def names() -> tuple[str, ...]:
-    """Return the names of all backends, installed or not."""
-    return tuple(BACKENDS)
+    """Return the names of all backends, installed or not, those of other packages last."""
+    load_plugins(GROUP)
+    return (*BACKENDS, *_registered)
 
 
 @functools.cache
@@ -31,8 +52,10 @@ def get_backend(name: str) -> Backend:
     Raises:
         UsageError: There is no such backend.
     """
-    if name not in BACKENDS:
-        raise UsageError(f"there is no backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    if name not in BACKENDS and name not in names():
+        raise UsageError(f"there is no backend {name!r}, expected one of {', '.join(names())}")
+    if name in _registered:
+        return _registered[name]()
     module, cls = BACKENDS[name].split(":")
     try:
         backend: Backend = getattr(importlib.import_module(module), cls)()

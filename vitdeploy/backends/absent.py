@@ -8,11 +8,14 @@ from typing import NoReturn
 from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.errors import BackendError
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
 
 class AbsentBackend:
     """A backend that cannot be used; ``reason`` says why not and names the command that adds it."""
+
+    graph_devices: tuple[Device, ...] = ()
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name

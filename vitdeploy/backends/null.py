@@ -12,6 +12,7 @@ from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
 
 LATENCY_MS = 1.0
@@ -22,6 +23,7 @@ class NullBackend:
     """Opens any artifact and computes nothing."""
 
     name = "null"
+    graph_devices: tuple[Device, ...] = ("cpu",)
 
     def unavailable(self) -> str | None:
         return None

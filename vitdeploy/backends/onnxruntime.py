@@ -16,6 +16,7 @@ from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
@@ -52,6 +53,7 @@ class OnnxRuntimeBackend:
     """Runs an ONNX file as it is; ``options.provider`` is a key of ``PROVIDERS`` or a provider's full name."""
 
     name = "onnxruntime"
+    graph_devices: tuple[Device, ...] = ("cpu", "cuda")
 
     def unavailable(self) -> str | None:
         try:

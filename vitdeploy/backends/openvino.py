@@ -12,6 +12,7 @@ from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
@@ -22,6 +23,7 @@ class OpenVINOBackend:
     """Runs an ONNX file as it is; an INT8 graph should have target ``openvino`` (FP32 beside INT8)."""
 
     name = "openvino"
+    graph_devices: tuple[Device, ...] = ("cpu",)
 
     def unavailable(self) -> str | None:
         try:

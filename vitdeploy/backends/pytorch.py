@@ -17,6 +17,7 @@ from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, Feed, Scope, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
@@ -27,6 +28,7 @@ class PyTorchBackend:
     """Runs a checkpoint in FP32; ``options.provider`` is ``eager`` (the default) or ``compile``."""
 
     name = "pytorch"
+    graph_devices: tuple[Device, ...] = ()
 
     def unavailable(self) -> str | None:
         return None

@@ -19,6 +19,7 @@ from vitdeploy.backends.tensorrt_session import EngineRequest, EngineSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import BuildInfo, Check, Manifest, stage_key
+from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, SessionOptions, batch_range
 from vitdeploy.text import one_line
 
@@ -35,6 +36,7 @@ class Examination:
 class PlanBackend(ABC):
     """One of the two TensorRT libraries. Nothing is switched process-wide: each instance holds its own module."""
 
+    graph_devices: tuple[Device, ...] = ()
     name: Literal["tensorrt", "tensorrt-rtx"]
     module: str
     install: str

@@ -25,7 +25,7 @@ from vitdeploy.datasets import Dataset
 from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
-from vitdeploy.records.report import BACKEND_TITLES, Device
+from vitdeploy.records.report import Device, backend_title
 from vitdeploy.sources.source import Source, open_source
 
 
@@ -98,7 +98,7 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
         return BaselineChoice(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({why})")
     graphs = [one for one in scene.others if one.precision == "fp32" and isinstance(one.artifact, OnnxModel)]
     if graphs:
-        title = BACKEND_TITLES[graphs[0].backend]
+        title = backend_title(graphs[0].backend)
         return BaselineChoice(
             _first_per_device(one for one in graphs if one.digest == graphs[0].digest),
             accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
@@ -125,7 +125,7 @@ def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
         rows = list_checkpoints([named], scene.others, scene.device)
         return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
     rows = list(_first_per_device(list_candidates([named], scene.runtimes, scene.device)))
-    title = BACKEND_TITLES.get(rows[0].backend, rows[0].backend)
+    title = backend_title(rows[0].backend)
     return BaselineChoice(tuple(rows), accuracy_against=f"{text} under {title}, as named")
 
 

@@ -14,14 +14,13 @@ from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
-from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
+from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.sessions import Feed, Session, SessionOptions
 
 if TYPE_CHECKING:
     from vitdeploy.sources.load import LoadedModel
 
 GPU_PROVIDERS = ("cuda", "tensorrt")
-GRAPH_RUNTIMES = ("onnxruntime", "openvino")
 RTX_INT8 = (
     "TensorRT-RTX documents its INT8 as weight-only: the arithmetic stays in the remainder's precision, so expect "
     "smaller weights, not faster ones"
@@ -84,7 +83,7 @@ class Candidate:
         """Return what a reader of this row's numbers has to know."""
         found = []
         if self.target is not None and executing_target(self.backend, self.provider) != self.target:
-            made, run = BACKEND_TITLES[self.target], BACKEND_TITLES[self.backend]
+            made, run = backend_title(self.target), backend_title(self.backend)
             found.append(f"made for {made}, run by {run}: its latency is not that of its target")
         build = self.artifact.manifest.build if self.artifact is not None else None
         if build is not None:
@@ -202,16 +201,18 @@ def batch_fits(candidate: Candidate, session: Session, batch: int) -> str | None
 def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str | None]]:
     """Return (backend, device, provider) of a runtime's text."""
     name, _, provider = runtime.partition(":")
-    if name not in GRAPH_RUNTIMES or (name != "onnxruntime" and provider):
+    known = {one: backends.get_backend(one).graph_devices for one in backends.names()}
+    if not known.get(name) or (name != "onnxruntime" and provider):
+        listed = ", ".join(repr(one) for one, places in known.items() if places and one != "null")
         raise UsageError(
-            f"there is no runtime {runtime!r} for ONNX models, expected 'onnxruntime', 'openvino', or a provider of "
-            f"ONNX Runtime such as 'onnxruntime:cuda'"
+            f"there is no runtime {runtime!r} for ONNX models, expected one of {listed}, or a provider of ONNX Runtime "
+            f"such as 'onnxruntime:cuda'"
         )
-    if name == "openvino":
-        return [("openvino", "cpu", None)] if device != "cuda" else []
+    if name != "onnxruntime":
+        return [(name, where, None) for where in known[name] if device in (None, where)]
     if provider:
-        where: Device = "cuda" if provider in GPU_PROVIDERS else "cpu"
-        return [("onnxruntime", where, provider)] if device in (None, where) else []
+        on: Device = "cuda" if provider in GPU_PROVIDERS else "cpu"
+        return [("onnxruntime", on, provider)] if device in (None, on) else []
     places: list[tuple[str, Device, str | None]] = []
     if device != "cuda":
         places.append(("onnxruntime", "cpu", "cpu"))
@@ -222,7 +223,7 @@ def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str 
 
 def _place(candidate: Candidate) -> str:
     where = (candidate.provider or candidate.device).replace("cpu", "CPU").replace("cuda", "CUDA")
-    return f"{BACKEND_TITLES.get(candidate.backend, candidate.backend)}, {where}"
+    return f"{backend_title(candidate.backend)}, {where}"
 
 
 def _cuda_provider() -> bool:

@@ -6,24 +6,44 @@ import difflib
 import fnmatch
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from functools import cache
 
 from vitdeploy.catalog.variant import Variant
-from vitdeploy.errors import ModelError
+from vitdeploy.errors import ModelError, UsageError
+from vitdeploy.plugins import load_plugins
 
-__all__ = ["Variant", "find", "variant", "variants"]
+__all__ = ["Variant", "find", "register", "variant", "variants"]
+
+GROUP = "vitdeploy.families"
+_registered: dict[str, Variant] = {}
 
 
 @cache
 def variants() -> dict[str, Variant]:
-    """Return all variants by name, families in the order of their modules' names."""
+    """Return all variants by name, families in the order of their modules' names, those of other packages last."""
     table: dict[str, Variant] = {}
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         for entry in getattr(importlib.import_module(f"{__name__}.{module}"), "VARIANTS", ()):
             if entry.name in table:
                 raise ValueError(f"two variants are named {entry.name!r}")
             table[entry.name] = entry
-    return table
+    load_plugins(GROUP)
+    return {**table, **_registered}
+
+
+def register(entries: Sequence[Variant]) -> None:
+    """Add variants of a family that is not of this package.
+
+    Raises:
+        UsageError: Another variant has one of their names.
+    """
+    known = variants()
+    for entry in entries:
+        if known.get(entry.name, entry) != entry:
+            raise UsageError(f"there is a model {entry.name!r} already: give the variant another name")
+    _registered.update({entry.name: entry for entry in entries})
+    variants.cache_clear()
 
 
 def variant(name: str) -> Variant:

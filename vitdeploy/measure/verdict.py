@@ -15,7 +15,7 @@ from vitdeploy.measure.wording import (
     ratio_text,
 )
 from vitdeploy.records import Baseline, Conditions, Row, Timing
-from vitdeploy.records.report import BACKEND_TITLES, Device, executing_target
+from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.text import size_text
 
 MAX_DROP_PP = 1.0
@@ -189,7 +189,7 @@ def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[st
         batches = [batch for batch in batches if timing_of(rival, batch) is not None]
         slower = [batch for batch in batches if is_faster(rival, int8, batch, baseline)]
         even = [batch for batch in batches if is_faster(rival, int8, batch, baseline) is None]
-        name, high = f"INT8 under {BACKEND_TITLES[int8.backend]}", rival.precision.upper()
+        name, high = f"INT8 under {backend_title(int8.backend)}", rival.precision.upper()
         if slower:
             times = ", ".join(f"{_ms(int8, batch)} against {_ms(rival, batch)} at batch {batch}" for batch in slower)
             said.append(
@@ -281,7 +281,7 @@ def _runtime(row: Row) -> tuple[str, str | None, Device | None]:
 
 
 def _title(row: Row) -> str:
-    return f"{row.name} under {BACKEND_TITLES.get(row.backend, row.backend)}"
+    return f"{row.name} under {backend_title(row.backend)}"
 
 
 def _speed(row: Row, batch: int) -> str:

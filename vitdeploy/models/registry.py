@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from vitdeploy.errors import ModelError
+from vitdeploy import catalog
+from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.models.arguments import check_types
+from vitdeploy.plugins import load_plugins
 from vitdeploy.records import ModelSpec
 
-FAMILIES: dict[str, str] = {
+FAMILIES: dict[str, str | type[nn.Module]] = {
     "vit": "vitdeploy.models.vit:VisionTransformer",
     "vit_pytorch": "vitdeploy.models.vit_pytorch:PixelNormViT",
     "hybrid": "vitdeploy.models.hybrid:HybridViT",
@@ -33,6 +36,21 @@ FAMILIES: dict[str, str] = {
 }
 
 
+def register_family(name: str, module: type[nn.Module], variants: Sequence[catalog.Variant] = ()) -> None:
+    """Add a family under a name of its own, with its variants; see the head of this file for what its class is.
+
+    Raises:
+        UsageError: Another family or variant has one of these names, or a variant is of another family.
+    """
+    if FAMILIES.get(name, module) is not module:
+        raise UsageError(f"there is a family {name!r} already: register another name")
+    for entry in variants:
+        if entry.family != name:
+            raise UsageError(f"variant {entry.name!r} is of family {entry.family!r}, expected {name!r}")
+    catalog.register(variants)
+    FAMILIES[name] = module
+
+
 def family_class(family: str) -> type[nn.Module]:
     """Return the module class of a family.
 
@@ -41,7 +59,10 @@ def family_class(family: str) -> type[nn.Module]:
     """
     if family not in FAMILIES:
         raise ModelError(f"there is no family {family!r}, expected one of {', '.join(FAMILIES)}")
-    module, name = FAMILIES[family].split(":")
+    entry = FAMILIES[family]
+    if not isinstance(entry, str):
+        return entry
+    module, name = entry.split(":")
     cls: type[nn.Module] = getattr(importlib.import_module(module), name)
     return cls
 
@@ -54,11 +75,9 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     Raises:
         ModelError: Name or argument is unknown, or the values do not fit each other.
     """
-    from vitdeploy.catalog import variant
-
     if name in FAMILIES:
         return model_from_spec(ModelSpec(family=name, name=name, arguments=arguments))
-    entry = variant(name)
+    entry = catalog.variant(name)
     return model_from_spec(ModelSpec(family=entry.family, name=name, arguments={**entry.arguments, **arguments}))
 
 
@@ -77,3 +96,6 @@ def model_from_spec(spec: ModelSpec) -> nn.Module:
         )
     check_types(cls, spec.arguments)
     return cls(**spec.arguments)
+
+
+load_plugins(catalog.GROUP)

@@ -60,6 +60,11 @@ class Timing(Record):
     speedup_ci95: Interval | None = None
 
 
+def backend_title(backend: str) -> str:
+    """Return how a backend is written for people; one of another package as it is called."""
+    return BACKEND_TITLES.get(backend, backend)
+
+
 def executing_target(backend: str, provider: str | None) -> Target | None:
     """Return the target whose graphs a runtime is meant for; None for PyTorch, which runs no graph."""
     return TARGET_OF_PROVIDER.get(provider or "", TARGET_OF_BACKEND.get(backend))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.measure.wording import number_text, points_text
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
-from vitdeploy.records.report import BACKEND_TITLES
+from vitdeploy.records.report import backend_title
 from vitdeploy.text import UNKNOWN, size_text
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
@@ -28,7 +28,7 @@ class Fact:
 
 def runtime_text(row: Row) -> str:
     """Return which runtime on which device: ``ONNX Runtime · CPU``."""
-    title = BACKEND_TITLES.get(row.backend, row.backend)
+    title = backend_title(row.backend)
     return f"{title} · {DEVICES[row.device]}" if row.device is not None else title
 
 
