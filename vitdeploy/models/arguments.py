@@ -19,8 +19,9 @@ def check_types(constructor: type, arguments: Mapping[str, Any]) -> None:
     """
     hints = get_type_hints(constructor.__init__)  # type: ignore[misc]
     for name, value in arguments.items():
-        if not _is_a(value, hints[name]):
-            raise ModelError(f"{name} is {value!r}, expected {_in_words(hints[name])}")
+        hint = hints.get(name, Any)  # a family of another package may leave annotations out
+        if not _is_a(value, hint):
+            raise ModelError(f"{name} is {value!r}, expected {_in_words(hint)}")
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -29,8 +30,10 @@ def _is_a(value: Any, hint: Any) -> bool:
         return any(_is_a(value, option) for option in options)
     if origin is Literal:
         return value in options
-    if origin is Sequence:
+    if origin in {Sequence, list, tuple}:
         return isinstance(value, (list, tuple)) and all(_is_a(entry, options[0]) for entry in value)
+    if hint is Any or not isinstance(hint, type):
+        return True
     if hint in {int, float}:
         allowed = int if hint is int else (int, float)
         return isinstance(value, allowed) and not isinstance(value, bool)
@@ -43,7 +46,7 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(option) for option in options)
     if origin is Literal:
         return f"one of {', '.join(map(str, options))}"
-    if origin is Sequence:
+    if origin in {Sequence, list, tuple}:
         return f"a list, each entry {_in_words(options[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(hint, "a text")
 
