@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from vitdeploy.cli.app import app
+from vitdeploy.cli.app import EXAMPLES, app
 from vitdeploy.pipeline import Recipe
 from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
@@ -72,6 +72,16 @@ def test_a_command_of_the_pages_has_the_options_that_it_uses(page: str, line: st
     command = without_effects(typer.main.get_command(app))
     words = shlex.split(line, comments=True)[1:]
     assert command.main(words, prog_name="vitdeploy", standalone_mode=False) in (None, 0)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> None:
+    command = typer.main.get_command(app)
+    context = command.make_context("vitdeploy", [], resilient_parsing=True)
+    inner = command.commands[name]
+    text = inner.get_help(inner.make_context(name, [], parent=context, resilient_parsing=True))
+    assert "".join(text.split()).endswith("".join(f"Example: {EXAMPLES[name]}".split()))  # wherever lines are broken
+    assert without_effects(command).main(shlex.split(EXAMPLES[name])[1:], standalone_mode=False) in (None, 0)
 
 
 def test_what_is_only_named_exists() -> None:

@@ -52,6 +52,16 @@ def test_export_prints_its_checks_and_the_manifest(work: Path, capsys: pytest.Ca
     assert printed["manifest"]["model"]["arguments"]["depth"] == 1
 
 
+def test_convert_writes_a_checkpoint_and_export_points_to_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model-arg depth=1 --model-arg image_size=32"
+    assert "wrote c.safetensors" in say(f"convert vit --random-weights {arguments} -o c.safetensors", capsys)
+    assert open_artifact(work / "c.safetensors").manifest.model.arguments["depth"] == 1
+    assert main(["export", "c.safetensors", "-o", "d.safetensors"]) == 2
+    assert "'vitdeploy convert' writes one" in capsys.readouterr().err
+    assert main(["convert", "vit", "--random-weights", "-o", "d.onnx"]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err
+
+
 def test_quantize_prints_what_it_judged(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = say("quantize model.onnx -o q.onnx --precision int8 --calibration digits --samples 64", capsys)
     assert "SQNR" in text

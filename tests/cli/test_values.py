@@ -6,7 +6,7 @@ import pytest
 
 from vitdeploy.cli.quantize import parse_equalization
 from vitdeploy.cli.train import merged
-from vitdeploy.cli.values import parse_pairs, put
+from vitdeploy.cli.values import parse_counts, parse_pairs, put
 from vitdeploy.errors import UsageError
 from vitdeploy.sessions import batch_range
 from vitdeploy.training.options import TrainOptions
@@ -75,3 +75,16 @@ def test_equalization_is_a_word_or_a_number() -> None:
     assert (parse_equalization("auto"), parse_equalization("off"), parse_equalization("0.5")) == ("auto", "off", 0.5)
     with pytest.raises(UsageError, match="--equalization is 'on', expected 'auto', 'off' or a number"):
         parse_equalization("on")
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"), [(None, ()), (["1"], (1,)), (["1,8", "32"], (1, 8, 32)), (["1, 8 ,32"], (1, 8, 32))]
+)
+def test_counts_are_repeated_or_lists_with_commas(texts: list[str] | None, found: tuple[int, ...]) -> None:
+    assert parse_counts("--batch", texts) == found
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "one", "1;8", "", ",", "²"])
+def test_what_is_no_count_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match="--batch"):
+        parse_counts("--batch", [text])

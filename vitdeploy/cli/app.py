@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from vitdeploy.cli import (
     build,
     calibration,
     compare,
+    convert,
     doctor,
     export,
     inspect,
@@ -56,16 +58,39 @@ def root(
         typer.echo(context.get_help())
 
 
-app.command("run", short_help="The whole pipeline, skipping what is fresh.")(run.run)
-app.command("train", short_help="From data to a checkpoint.")(train.train)
-app.command("export", short_help="From a model to ONNX; adopt a foreign ONNX file.")(export.export)
-app.command("quantize", short_help="From FP32 to FP16, INT8 or FP8.")(quantize.quantize)
-app.command("build", short_help="From ONNX to a TensorRT engine.")(build.build)
-app.command("bench", short_help="Accuracy and latency, side by side.")(bench.bench)
-app.command("compare", short_help="Two reports, with limits.")(compare.compare)
+EXAMPLES = {
+    "run": "vitdeploy run --data ./photos --output photos-run",
+    "train": "vitdeploy train ./photos -o vit.safetensors --model vit_tiny_patch16_224",
+    "convert": "vitdeploy convert deit_small_patch16_224 --weights deit_small.pth -o deit.safetensors",
+    "export": "vitdeploy export timm:vit_small_patch16_224 -o vit.onnx --reference ./photos:test",
+    "quantize": "vitdeploy quantize vit.onnx -o vit.int8.onnx --precision int8 --calibration ./photos:train",
+    "build": "vitdeploy build vit.int8.onnx -o vit.engine --batch 1:8:32",
+    "bench": "vitdeploy bench vit.onnx vit.int8.onnx vit.engine --data ./photos:test --report report",
+    "compare": "vitdeploy compare last-week/report.json report/report.json --max-drop 0.5",
+    "predict": "vitdeploy predict vit.int8.onnx photo.jpg",
+    "inspect": "vitdeploy inspect vit.engine",
+    "verify": "vitdeploy verify vit.int8.onnx",
+    "models": "vitdeploy models 'swin*'",
+    "doctor": "vitdeploy doctor",
+}
+"""The commonest call of each command, at the foot of its help."""
+
+
+def _add(name: str, function: Callable[..., None], summary: str) -> None:
+    app.command(name, short_help=summary, epilog=f"Example: {EXAMPLES[name]}")(function)
+
+
+_add("run", run.run, "The whole pipeline, skipping what is fresh.")
+_add("train", train.train, "From data to a checkpoint.")
+_add("convert", convert.convert, "From weights of any dialect to a checkpoint.")
+_add("export", export.export, "From a model to ONNX; adopt a foreign ONNX file.")
+_add("quantize", quantize.quantize, "From FP32 to FP16, INT8 or FP8.")
+_add("build", build.build, "From ONNX to a TensorRT engine.")
+_add("bench", bench.bench, "Accuracy and latency, side by side.")
+_add("compare", compare.compare, "Two reports, with limits.")
 app.add_typer(calibration.app, name="calibration", short_help="Make, show and check calibration sets.")
-app.command("predict", short_help="The classes of some images.")(predict.predict)
-app.command("inspect", short_help="What a file is.")(inspect.inspect)
-app.command("verify", short_help="Whether an artifact is what it says.")(verify.verify)
-app.command("models", short_help="The models that can be named.")(models.models)
-app.command("doctor", short_help="What this machine can do.")(doctor.doctor)
+_add("predict", predict.predict, "The classes of some images.")
+_add("inspect", inspect.inspect, "What a file is.")
+_add("verify", verify.verify, "Whether an artifact is what it says.")
+_add("models", models.models, "The models that can be named.")
+_add("doctor", doctor.doctor, "What this machine can do.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed
+from vitdeploy.cli.options import DATA_HELP, Device, Json, Samples, Seed
 
 if TYPE_CHECKING:
     from vitdeploy.records import Report
@@ -20,19 +20,26 @@ def bench(
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
     baseline: Annotated[
         str | None,
-        typer.Option("--baseline", metavar="SOURCE", help="Default: the checkpoint that they were made from."),
+        typer.Option(
+            "--baseline",
+            metavar="SOURCE",
+            help="What differences are against.",
+            show_default="the checkpoint that they were made from",
+        ),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="A batch size to time; repeatable.")] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option("--batch", metavar="N[,N...]", help="Batch sizes to time; repeatable.", show_default="1"),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: the runtime's choice.")] = 0,
-    device: Annotated[
-        Literal["cpu", "cuda"] | None, typer.Option("--device", help="Default: whatever is there.")
-    ] = None,
+    device: Device = "auto",
     runtime: Annotated[
         list[str] | None,
         typer.Option(
             "--runtime",
-            metavar="NAME[:PROVIDER]",
-            help="What runs ONNX models: onnxruntime (the default), openvino, onnxruntime:cuda …; repeatable.",
+            metavar="NAME[:PROVIDER][,...]",
+            help="What runs ONNX models: onnxruntime, openvino, onnxruntime:cuda …; repeatable.",
+            show_default="onnxruntime",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Shuffled rounds of turns.")] = 10,
@@ -62,13 +69,14 @@ def bench(
     from vitdeploy import bench as measure
     from vitdeploy.artifacts.files import refuse_unwritable_folder
     from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.values import parse_counts, split_lists
     from vitdeploy.terminal_progress import make_progress
 
     options = BenchOptions(
-        batches=tuple(batch or (1,)),
+        batches=parse_counts("--batch", batch) or (1,),
         threads=threads,
-        device=device,
-        runtimes=tuple(runtime or ("onnxruntime",)),
+        device=None if device == "auto" else device,
+        runtimes=split_lists(runtime) or ("onnxruntime",),
         rounds=rounds,
         iterations=iterations,
         samples=samples,

@@ -14,7 +14,7 @@ app = typer.Typer(help="Make, show and check calibration sets.", rich_markup_mod
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A calibration set.")]
 
 
-@app.command()
+@app.command(epilog="Example: vitdeploy calibration make ./photos:train --samples 512 -o calibration-512")
 def make(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
     data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
@@ -54,7 +54,7 @@ def make(
         typer.echo(f"wrote {output}: {made.samples} images of {made.data}")
 
 
-@app.command()
+@app.command(epilog="Example: vitdeploy calibration show calibration-512")
 def show(folder: Folder, as_json: Json = False) -> None:
     """Show what a calibration set holds, where it is from, and on what terms."""
     from collections import Counter
@@ -75,7 +75,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
     typer.echo(f"digest: {found.set_sha256}")
 
 
-@app.command()
+@app.command(epilog="Example: vitdeploy calibration check calibration-512 --against ./photos:test")
 def check(
     folder: Folder,
     against: Annotated[

@@ -1,16 +1,12 @@
-"""``vitdeploy export``: an ONNX model of a PyTorch model or a foreign ONNX file, or a checkpoint of foreign weights."""
+"""``vitdeploy export``: an ONNX model of a PyTorch model or a foreign ONNX file."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json, Output, Seed
-
-if TYPE_CHECKING:
-    from vitdeploy.artifacts import Artifact
+from vitdeploy.cli.options import Json, Labels, ModelArguments, Output, RandomWeights, ResetHead, Seed, Weights
 
 
 def export(
@@ -21,19 +17,10 @@ def export(
         ),
     ],
     output: Output,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="Weights of any make, for a model by name.")
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Fresh weights: to look at graph, size and speed only.")
-    ] = False,
-    argument: Annotated[
-        list[str] | None,
-        typer.Option("--argument", metavar="NAME=VALUE", help="Of a model by name, as in num_classes=10; repeatable."),
-    ] = None,
-    reset_head: Annotated[
-        bool, typer.Option("--reset-head", help="Start the head anew where the number of classes differs.")
-    ] = False,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    model_arg: ModelArguments = None,
+    reset_head: ResetHead = False,
     opset: Annotated[int, typer.Option("--opset", help="17 to 20.")] = 20,
     reference: Annotated[
         str | None,
@@ -46,39 +33,30 @@ def export(
         str | None,
         typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="To adopt an ONNX file: its input."),
     ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="A class name per line, if weights name none."),
-    ] = None,
+    labels: Labels = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere.
-
-    An output called .safetensors gets the weights as a checkpoint of vitdeploy's.
-    """
-    from vitdeploy import ExportOptions, SourceOptions, convert
+    """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere."""
+    from vitdeploy import ExportOptions
     from vitdeploy import export as to_onnx
     from vitdeploy.cli.output import print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
     from vitdeploy.terminal_progress import make_progress
 
-    arguments = parse_pairs("--argument", argument)
-    common: dict[str, Any] = {
-        "weights": weights,
-        "random_weights": random_weights,
-        "arguments": arguments,
-        "reset_head": reset_head,
-        "seed": seed,
-        "labels": labels,
-    }
     if output.suffix == ".safetensors":
-        for option, value in {"--reference": reference, "--golden": golden, "--preprocess": preprocess}.items():
-            if value is not None:
-                raise UsageError(f"{option} is for ONNX files, and {str(output)!r} is a checkpoint: leave it out")
-        made: Artifact = convert(source, output, options=SourceOptions(**common), progress=make_progress())
-    else:
-        options = ExportOptions(opset=opset, reference=reference, golden=golden, preprocess=preprocess, **common)
-        made = to_onnx(source, output, options=options, progress=make_progress())
-    print_artifact(made, as_json)
+        raise UsageError(f"{str(output)!r} is the name of a checkpoint: 'vitdeploy convert' writes one, export ONNX")
+    options = ExportOptions(
+        weights=weights,
+        random_weights=random_weights,
+        arguments=parse_pairs("--model-arg", model_arg),
+        reset_head=reset_head,
+        seed=seed,
+        labels=labels,
+        opset=opset,
+        reference=reference,
+        golden=golden,
+        preprocess=preprocess,
+    )
+    print_artifact(to_onnx(source, output, options=options, progress=make_progress()), as_json)

@@ -24,6 +24,27 @@ def complete_model(incomplete: str) -> list[str]:
 
 DATA_HELP = "'digits', a folder of class folders, a calibration set, or 'timm:NAME'."
 
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="A weight file of any dialect, for a model by name.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Fresh weights: to look at graph, size and speed only.")
+]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-arg", "--argument", metavar="NAME=VALUE", help="Of the model, as in num_classes=10; repeatable."
+    ),
+]
+ResetHead = Annotated[
+    bool, typer.Option("--reset-head", help="Start the head anew where the number of classes differs.")
+]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", metavar="FILE", help="Class names, where the weights name none.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where it runs; auto: whatever is there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]

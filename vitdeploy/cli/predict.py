@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json
+from vitdeploy.cli.options import Device, Json
 
 
 def predict(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A checkpoint, an ONNX model or an engine.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes of each image.")] = 5,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where it runs.")] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Print the most likely classes of each image, with their probabilities."""

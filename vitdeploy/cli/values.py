@@ -1,4 +1,4 @@
-"""``--set NAME=VALUE`` and ``--argument NAME=VALUE``: values as YAML has them, names with dots for what is nested."""
+"""Values of options: ``NAME=VALUE`` pairs as YAML has them, and lists with commas beside repetition."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def parse_value(option: str, text: str) -> Any:
         return parse_yaml(text)
     except ValueError as error:
         raise UsageError(f"{option} has the value {text!r}, which is not YAML: {error}") from error
+
+
+def split_lists(texts: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the entries of an option that is repeated, takes lists with commas, or both; blanks are dropped."""
+    return tuple(entry for text in texts or () for part in text.split(",") if (entry := part.strip()))
+
+
+def parse_counts(option: str, texts: Iterable[str] | None) -> tuple[int, ...]:
+    """Return whole numbers of at least 1, as in ``--batch 1,8 --batch 32``.
+
+    Raises:
+        UsageError: An entry is something else, or a list is empty.
+    """
+    from vitdeploy.errors import UsageError
+
+    texts = list(texts or ())
+    entries = split_lists(texts)
+    for text in texts:
+        if not split_lists([text]):
+            raise UsageError(f"{option} is {text!r}, expected numbers such as 1 or 1,8,32")
+    for entry in entries:
+        if not (entry.isascii() and entry.isdigit() and int(entry) >= 1):
+            raise UsageError(f"{option} names {entry!r}, expected a whole number of at least 1, as in 1,8,32")
+    return tuple(map(int, entries))
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
