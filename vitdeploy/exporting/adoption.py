@@ -65,7 +65,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         task.advance()
         task.describe("cleaning")
         model.metadata_props.pop(METADATA_KEY, None)
-        holder = [clean(model, options.opset)]
+        holder = [clean(model, options.opset, (spec.channels, *spec.size))]
         del model
         with staged(holder, output) as (graph, session):
             checks, outputs = compare(session, spec, pixels, expected, f"{path.name} as it was")

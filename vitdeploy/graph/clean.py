@@ -6,11 +6,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from vitdeploy.artifacts import IR_VERSION
+from vitdeploy.graph.fix_image_size import FixImageSize
 from vitdeploy.graph.fuse_gelu import FuseGelu
 from vitdeploy.graph.fuse_layer_norm import FuseLayerNorm
 from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
 from vitdeploy.graph.name_inputs_outputs import NameInputsOutputs
 from vitdeploy.graph.name_nodes import NameNodes
+from vitdeploy.graph.pad_tokens import PadTokens
 from vitdeploy.graph.raise_opset import RaiseOpset
 from vitdeploy.graph.simplify import Simplify
 from vitdeploy.graph.strip_metadata import StripMetadata
@@ -18,7 +20,7 @@ from vitdeploy.graph.strip_metadata import StripMetadata
 PRODUCER = "vitdeploy"
 
 
-def clean(model: ir.Model, opset: int = NEWEST) -> ir.Model:
+def clean(model: ir.Model, opset: int = NEWEST, image: tuple[int, int, int] | None = None) -> ir.Model:
     """Make a graph what every later stage expects, in place: small, named, sorted, and free of its origin.
 
     Raises:
@@ -27,8 +29,10 @@ def clean(model: ir.Model, opset: int = NEWEST) -> ir.Model:
     lower = LowerOpset(opset)
     for step in (
         common.RemoveInitializersFromInputsPass(),
+        FixImageSize(image),
         RaiseOpset(),
         Simplify(),
+        PadTokens(),
         FuseLayerNorm(),
         FuseGelu(),
         common.RemoveUnusedNodesPass(),

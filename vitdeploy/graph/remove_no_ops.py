@@ -1,4 +1,4 @@
-"""Remove arithmetic that changes nothing, and only that."""
+"""Remove operators that change nothing, and only those."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _NEUTRAL: dict[str, tuple[float, tuple[int, ...]]] = {
 
 
 class RemoveNoOps(ir.passes.InPlacePass):
-    """Remove ``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` where the constant is exactly that number.
+    """Remove ``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` where the constant is exactly that number, and empty moves.
+
+    An empty move is a Pad by zero, a Slice of everything, or a Concat of one tensor: window attention pads and crops by
+    amounts that are zero where the windows fit.
 
     onnxscript's rules of the same purpose compare with an absolute tolerance of 1e-8 and a relative one of 1e-5, so
     they delete the ``+ 1e-8`` in a denominator, which keeps T2T-ViT's performer finite.
@@ -39,6 +42,8 @@ class RemoveNoOps(ir.passes.InPlacePass):
 
 
 def _kept_input(node: ir.Node) -> ir.Value | None:
+    if node.domain == "" and node.op_type in _MOVES:
+        return node.inputs[0] if _MOVES[node.op_type](node) else None
     if node.domain != "" or node.op_type not in _NEUTRAL or len(node.inputs) != 2:
         return None
     number, positions = _NEUTRAL[node.op_type]
@@ -53,3 +58,37 @@ def _kept_input(node: ir.Node) -> ir.Value | None:
         if array.ndim == 0 or (rank is not None and array.ndim <= rank):
             return other
     return None
+
+
+def _pads_nothing(node: ir.Node) -> bool:
+    pads = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return pads is not None and not np.any(pads)
+
+
+def _slices_everything(node: ir.Node) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None or len(node.inputs) < 3:
+        return False
+    starts, ends = (array_of(value) for value in node.inputs[1:3])
+    axes = array_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    steps = array_of(node.inputs[4]) if len(node.inputs) > 4 else None
+    if starts is None or ends is None or (steps is not None and np.any(steps != 1)) or np.any(starts != 0):
+        return False
+    if len(node.inputs) > 4 and node.inputs[4] is not None and steps is None:
+        return False
+    if np.all(ends >= np.iinfo(np.int32).max):
+        return True
+    listed = range(len(ends)) if axes is None else [int(axis) for axis in axes]
+    if len(node.inputs) > 3 and node.inputs[3] is not None and axes is None:
+        return False
+    if source.shape is None or output.shape is None:
+        return False
+    sizes = [source.shape[axis] for axis in listed]
+    return all(isinstance(size, int) and end >= size for size, end in zip(sizes, ends, strict=True))
+
+
+def _joins_one(node: ir.Node) -> bool:
+    return len(node.inputs) == 1
+
+
+_MOVES = {"Pad": _pads_nothing, "Slice": _slices_everything, "Concat": _joins_one}

@@ -11,6 +11,7 @@ from onnxscript.rewriter.rules import common as rules
 from vitdeploy.graph.fold_transposes import FoldTransposes
 from vitdeploy.graph.quiet import quiet
 from vitdeploy.graph.remove_no_ops import RemoveNoOps
+from vitdeploy.graph.resolve_shapes import ResolveShapes
 
 FOLD_LIMIT = 1 << 24
 """Elements: above it a folded constant (64 MB in float32) would cost more in the file than in the graph."""
@@ -53,10 +54,7 @@ class Simplify(ir.passes.InPlacePass):
             common.InlinePass()(model)
             FoldTransposes()(model)
             for _ in range(4):
-                folded = fold_constants_ir(
-                    model, onnx_shape_inference=True, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
-                )
-                changed = bool(folded.modified)
+                changed = _fold(model)
                 for step in (
                     RewritePass(_REWRITES),
                     RemoveNoOps(),
@@ -81,6 +79,21 @@ class Simplify(ir.passes.InPlacePass):
             if not value.is_initializer():
                 value.const_value = None  # graph.inputs remembers what was ever one of them, and would keep its data
         return ir.passes.PassResult(model, modified=before != model.graph.num_nodes())
+
+
+def _fold(model: ir.Model) -> bool:
+    """Fold until nothing is left to fold: each constant shape may make others constant."""
+    changed = False
+    for _ in range(4):
+        resolved = ResolveShapes()(model).modified
+        folded = fold_constants_ir(
+            model, onnx_shape_inference=True, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
+        ).modified
+        common.RemoveUnusedNodesPass()(model)
+        if not (resolved or folded):
+            break
+        changed = True
+    return changed
 
 
 class ShareShapes(ir.passes.InPlacePass):
