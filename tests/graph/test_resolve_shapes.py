@@ -111,6 +111,18 @@ def test_what_is_no_multiple_of_the_batch_stays_computed(text, left):
 
 
 @pytest.mark.parametrize(
+    ("cut", "size"),
+    [("v0, v1, v0", 1), ("v1, v2, v0", None), ("v0, all, v0", "N"), ("v0, v2, v1", "N")],
+    ids=["the first image", "the second image, which may not be there", "all images", "along another axis"],
+)
+def test_the_size_of_a_cut_along_the_batch_is_that_of_every_batch(cut, size):
+    model = graph(f"c = Slice (x, {cut}) y = Neg (c)", out="[M, a, b, c]", all=np.array([2**63 - 1]))
+    ResolveShapes()(model)
+    first = model.graph[0].outputs[0].shape[0]
+    assert (first if isinstance(first, int) else first.value) == size
+
+
+@pytest.mark.parametrize(
     ("condition", "batch", "resolved"),
     [("Equal (b, i0)", "N", False), ("Greater (b, i0)", "N", True), ("Equal (b, i2)", "N", None)],
 )

@@ -32,6 +32,7 @@ class Multiple:
         return symbol if self.factor == 1 else f"{self.factor}*{symbol}"
 
 
+_COMPUTES_SIZES = frozenset(("Shape", "Size", "Expand"))
 _BROADCASTING = frozenset(("Add", "Sub", "Mul", "Div", "Pow"))
 
 Number = int | float | bool
@@ -59,6 +60,8 @@ class ResolveShapes(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not any(node.op_type in _COMPUTES_SIZES and node.domain == "" for node in model.graph):
+            return ir.passes.PassResult(model, modified=False)
         return ir.passes.PassResult(model, modified=_Resolver(model).run())
 
 
@@ -289,7 +292,34 @@ def _own_shape(resolver: _Resolver, node: ir.Node) -> list[Element] | None:
         rank = max(len(before), len(wanted))
         pairs = zip([1] * (rank - len(before)) + before, [1] * (rank - len(wanted)) + wanted, strict=True)
         return [_broadcast(left, right) for left, right in pairs]
+    if node.op_type == "Slice":
+        return _sliced_sizes(resolver, node)
     return None
+
+
+def _sliced_sizes(resolver: _Resolver, node: ir.Node) -> list[Element] | None:
+    """Return the sizes of a Slice that cuts along the batch, None for every other one."""
+    sizes = resolver.shape(node.inputs[0])
+    rest = [resolver.elements(value) for value in node.inputs[1:]]
+    if sizes is None or not any(isinstance(size, Multiple) for size in sizes) or any(values is None for values in rest):
+        return None
+    starts, ends, *others = [values.reshape(-1) for values in rest if values is not None]
+    axes = others[0] if others else range(len(starts))
+    steps = others[1] if len(others) > 1 else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if not all(isinstance(number, int) for number in (start, end, axis, step)):
+            return None
+        sizes[axis] = _sliced_size(sizes[axis], start, end, step)
+    return sizes
+
+
+def _sliced_size(size: Element, start: int, end: int, step: int) -> Element:
+    if isinstance(size, Multiple):
+        if start == 0 and step == 1 and end >= np.iinfo(np.int32).max:
+            return size
+        known = start >= 0 and step > 0 and 0 <= end <= size.factor  # within every batch
+        return max(0, -(-(end - start) // step)) if known else None
+    return len(range(int(size))[start:end:step]) if isinstance(size, int) else None
 
 
 def _broadcast(left: Element, right: Element) -> Element:
