@@ -94,9 +94,14 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(source, options, error, me
     assert "\n" not in str(caught.value)
 
 
-def test_arguments_have_no_place_beside_a_checkpoint_of_ours(tiny_checkpoint):
-    with pytest.raises(UsageError, match="says itself which model it is, so --argument has no place"):
+def test_another_head_of_a_checkpoint_of_ours_is_drawn_on_request_only(tiny_checkpoint):
+    with pytest.raises(CheckpointError, match="has 10 classes, 3 were asked for: --reset-head draws a new head"):
         load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3})
+    with pytest.raises(UsageError, match=r"--reset-head of .* needs the number of classes"):
+        load_source(str(tiny_checkpoint.path), reset_head=True)
+    loaded = load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3}, reset_head=True)
+    assert loaded.module.head.weight.shape[0] == loaded.spec.arguments["num_classes"] == 3
+    assert loaded.notes == ("the head is new, for 3 classes: head.weight, head.bias",)
 
 
 def test_a_checkpoint_without_a_tensor_is_refused(tmp_path, tiny_checkpoint):

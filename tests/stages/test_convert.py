@@ -40,26 +40,15 @@ def test_random_weights_can_be_kept(tmp_path):
         np.testing.assert_array_equal(array, second.tensors()[name])
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "error", "message"),
-    [
-        (
-            "torchvision:squeezenet1_1",
-            {},
-            UsageError,
-            "is built by torchvision, so its weights have no place in a model",
-        ),
-    ],
-)
-def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path, source, options, error, message):
-    arguments = TINY if source == "vit" else {}
-    with pytest.raises(error, match=message):
-        convert(
-            source,
-            tmp_path / "x.safetensors",
-            options=SourceOptions(random_weights=True, arguments=arguments, **options),
-        )
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("source", ["torchvision:squeezenet1_1", "timm:test_vit", "timm:test_efficientnet"])
+def test_a_model_of_another_package_keeps_its_layout_and_opens_again(tmp_path, source):
+    options = SourceOptions(random_weights=True, seed=5)
+    checkpoint = convert(source, tmp_path / "a.safetensors", options=options)
+    assert checkpoint.manifest.model.family == source.partition(":")[0]
+    x = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        expected = load_source(source, random_weights=True, seed=5).module(x)
+        assert torch.equal(load_source(checkpoint).module(x), expected)
 
 
 def test_options_of_export_are_refused(tmp_path):

@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 from vitdeploy.artifacts import read_checkpoint
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import load_pixels, match_labels, open_dataset
 from vitdeploy.errors import ArtifactError, CheckpointError, DataError, ModelError, TrainingError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Preprocess
+from vitdeploy.stages.bench import bench
+from vitdeploy.stages.export import export
 from vitdeploy.stages.train import TrainRequest, train
 from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
 from vitdeploy.training.paths import metrics_path
@@ -343,11 +346,36 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
         train("digits", tmp_path / "file" / "model.safetensors", arguments=TINY, options=QUICK)
 
 
-def test_a_model_of_timm_s_own_is_not_trained_and_the_line_says_what_is(tmp_path):
-    timm = pytest.importorskip("timm")
-    from safetensors.torch import save_file
+@pytest.fixture(scope="module")
+def timm_weights(tmp_path_factory):
+    """Weights of a timm model for 7 classes, as timm's own training script writes them."""
+    import timm
+    import torch
 
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match=r"'timm:test_vit' is built by timm.*name a model of the catalogue"):
-        train("digits", tmp_path / "o.safetensors", model="timm:test_vit", weights=tmp_path / "w.safetensors")
-    assert not (tmp_path / "o.safetensors").exists()
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("timm") / "w.pth.tar"
+    torch.save({"state_dict": timm.create_model("test_vit", num_classes=7).state_dict(), "arch": "test_vit"}, path)
+    return path
+
+
+def test_a_model_of_timm_is_trained_further_through_a_checkpoint_of_ours(photos, timm_weights, tmp_path):
+    """Other classes and another image size in one step; export, bench and a second fine-tuning open the result."""
+    notes = Notes()
+    options = replace(QUICK, epochs=2, batch=18, learning_rate=1e-3, drop_path=0.1, layer_decay=0.7, ema_decay=0.9)
+    first = train(
+        str(photos), tmp_path / "a.safetensors", model="timm:test_vit", weights=timm_weights,
+        arguments={"image_size": 64}, options=options, progress=notes,
+    )  # fmt: skip
+    spec = first.manifest.model
+    assert (spec.family, spec.name, spec.classes) == ("timm", "test_vit", ("blue", "green", "red"))
+    assert spec.arguments == {"img_size": 64, "num_classes": 3, "drop_path_rate": 0.1}
+    assert first.manifest.preprocess.size == (64, 64)
+    assert first.manifest.metrics["test_top1"] > 0.6
+    assert "timm resized pos_embed from 1×101×64 to 1×17×64; the head is new, for 3 classes:" in notes.lines[0]
+    once = BenchOptions(rounds=1, iterations=1, warmup=1, block_s=0.01, fill_s=0.0, processes=False)
+    report = bench([first], f"{photos}:test", options=once)
+    assert report.rows[0].top1 == pytest.approx(first.manifest.metrics["test_top1"])
+    exported = export(first, tmp_path / "a.onnx")
+    assert all(check.status == "passed" for check in exported.manifest.checks)
+    second = train(str(photos), tmp_path / "b.safetensors", model=first, options=replace(options, learning_rate=1e-9))
+    np.testing.assert_allclose(second.tensors()["head.weight"], first.tensors()["head.weight"], atol=1e-6)

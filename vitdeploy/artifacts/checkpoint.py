@@ -31,7 +31,7 @@ class Checkpoint(Artifact):
 
 def write_checkpoint(path: Path, tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> Checkpoint:
     """Write weights and manifest atomically and return the artifact."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # scalars stay scalars
     sealed = manifest.sealed(tensors_digest(contiguous))
     with atomic_path(Path(path)) as temporary:
         save_tensors(temporary, contiguous, {METADATA_KEY: manifest_text(sealed)})

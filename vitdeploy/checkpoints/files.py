@@ -173,7 +173,7 @@ def _array(tensor: Any, torch: Any) -> NDArray[Any]:
     tensor = tensor.detach()
     if tensor.is_floating_point() and tensor.dtype != torch.float32:
         tensor = tensor.float()
-    return np.ascontiguousarray(tensor.cpu().numpy())
+    return np.asarray(tensor.cpu().numpy(), order="C")  # ascontiguousarray makes a list of a scalar
 
 
 def _float32(array: NDArray[Any]) -> NDArray[Any]:

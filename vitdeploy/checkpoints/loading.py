@@ -17,7 +17,7 @@ from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.dialects import detect
 from vitdeploy.checkpoints.files import Tensors, WeightFile, read_weights
 from vitdeploy.checkpoints.layouts.swin import resize_table
-from vitdeploy.checkpoints.matching import check_match
+from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
 from vitdeploy.errors import CheckpointError
 from vitdeploy.records import ModelSpec, Preprocess
@@ -31,13 +31,15 @@ class LoadRequest:
     """What the user asks of a load.
 
     ``image_size`` resizes position tables once, by the rule of the checkpoint's own code. ``num_classes`` other than
-    the file's needs ``reset_head``, which draws a fresh head. ``arguments`` replace constructor ones (``qk_scale``,
+    the file's needs ``reset_head``, which draws a fresh head; ``head_for`` is the number of classes of a training,
+    which keeps a head for as many and draws any other. ``arguments`` replace constructor ones (``qk_scale``,
     ``heads`` where the keys cannot tell).
     """
 
     image_size: int | tuple[int, int] | None = None
     num_classes: int | None = None
     reset_head: bool = False
+    head_for: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -122,6 +124,8 @@ def _arguments(variant: Variant | None, converted: Converted, request: LoadReque
             "--argument heads=8"
         )
     found = converted.arguments.get("num_classes")
+    if request.head_for is not None:
+        return {**arguments, "num_classes": request.head_for}
     if found is None and not request.reset_head:
         raise CheckpointError(f"{str(file.path)!r} has no classification head: pass num_classes and reset_head")
     wanted = request.num_classes if request.num_classes is not None else found
@@ -156,12 +160,21 @@ def _fitted(
             if tensors[name].shape[0] != expected[name][0]:
                 tensors[name] = resize_table(tensors[name], side, converted.table_rule)
                 notes.append(f"resized {name} to a window of {side}")
-    if request.reset_head:
+    had, classes = converted.arguments.get("num_classes"), expected["head.weight"][0]
+    if request.reset_head or (request.head_for is not None and had != classes):
         heads = [name for name in expected if name.startswith(("head.", "head_dist."))]
+        heads += [
+            name
+            for name in tensors.keys() & expected.keys() - set(heads)
+            if had is not None and is_of_classes(tuple(tensors[name].shape), expected[name], (had, classes))
+        ]
         fresh = module.state_dict()
         for name in heads:
             tensors[name] = fresh[name].numpy()
-        notes.append("drew a new head: it must be trained before it says anything")
+        if request.head_for is None:
+            notes.append("drew a new head: it must be trained before it says anything")
+        else:
+            notes.append(f"the head is new, for {classes} classes: {', '.join(heads)}")
     return tensors
 
 

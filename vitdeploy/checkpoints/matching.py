@@ -37,6 +37,12 @@ def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where
     raise CheckpointError(f"{where} does not fit the model: {'; '.join(parts)}")
 
 
+def is_of_classes(before: Shape, after: Shape, classes: tuple[int, int]) -> bool:
+    """Return whether two shapes differ only where one has the first number of classes and the other the second."""
+    differing = [pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]]
+    return len(before) == len(after) and bool(differing) and all(pair == classes for pair in differing)
+
+
 def _first(items: Sequence[str]) -> str:
     return ", ".join(items[:SHOWN]) + (", …" if len(items) > SHOWN else "")
 

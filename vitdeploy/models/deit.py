@@ -57,6 +57,8 @@ class DistilledViT(VisionTransformer):
             position_std=position_std,
         )
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        tokens, grid = self.position_grids["pos_embed"]
+        self.position_grids = {"pos_embed": (tokens + 1, grid)}
         positions = self.pos_embed.shape[1] + 1
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
         self.head_dist = nn.Linear(width, num_classes) if distillation_head else None

@@ -178,6 +178,9 @@ class PVT(nn.Module):
             self.add_module(f"block{index + 1}", nn.Sequential(*blocks))
             self.grids.append(grid)
             before, width_before = grid, width
+        self.position_grids = {
+            f"pos_embed{index + 1}": (int(index == self.stages - 1), grid) for index, grid in enumerate(self.grids)
+        }
         self.cls_token = nn.Parameter(torch.zeros(1, 1, widths[-1]))
         self.norm = nn.LayerNorm(widths[-1], eps=eps)
         self.head = nn.Linear(widths[-1], num_classes)

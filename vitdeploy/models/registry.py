@@ -3,7 +3,8 @@
 A family is one file with one ``nn.Module`` class whose constructor takes JSON values (``num_classes``, ``channels``,
 ``image_size``, … as keyword arguments) and whose ``forward`` maps [B, C, H, W] to logits [B, num_classes]. It has
 timm's two conventions for fine-tuning: ``no_weight_decay()`` returns the names of parameters without decay and
-``group_matcher(coarse)`` the regular expressions that order parameters into layers.
+``group_matcher(coarse)`` the regular expressions that order parameters into layers. ``position_grids`` maps the name
+of each table of positions, [1, tokens + rows · columns, D], to (tokens, (rows, columns)); some families have none.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FAMILIES: dict[str, str | type[nn.Module]] = {
     "swin_v2": "vitdeploy.models.swin_v2:SwinTransformerV2",
     "patchconvnet": "vitdeploy.models.patchconvnet:PatchConvNet",
 }
+
+EXTERNAL = ("timm", "torchvision")
 
 
 def register_family(name: str, module: type[nn.Module], variants: Sequence[catalog.Variant] = ()) -> None:
@@ -84,9 +87,15 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 def model_from_spec(spec: ModelSpec) -> nn.Module:
     """Build the module that ``spec`` describes, in training mode, with fresh weights.
 
+    Besides ours, the families ``timm`` and ``torchvision`` are the models of these packages, by their names.
+
     Raises:
         ModelError: The family does not know an argument, or the values do not fit each other.
     """
+    if spec.family in EXTERNAL:
+        from vitdeploy.models.external import build
+
+        return build(spec.family, spec.name, spec.arguments)
     cls = family_class(spec.family)
     known = set(inspect.signature(cls).parameters)
     unknown = sorted(set(spec.arguments) - known)

@@ -342,6 +342,7 @@ class WindowTransformer(nn.Module):
 
         position = torch.zeros(1, grid[0] * grid[1], plans[0].width)
         self.absolute_pos_embed = nn.Parameter(position) if absolute_position else None
+        self.position_grids = {"absolute_pos_embed": (0, grid)} if absolute_position else {}
         self.arrange = Reorder(raster_order(grid), plans[0].windows[0].order())
         self.layers = nn.ModuleList(stage(plan) for plan in plans)
 

@@ -68,6 +68,7 @@ class T2TViT(nn.Module):
             self.image_size, channels, token_module, token_width, width, split_kernels, split_strides, eps
         )
         count = self.tokens_to_token.tokens
+        self.position_grids = {"pos_embed": (1, self.tokens_to_token.grid3)}
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sinusoid_table(count + 1, width), requires_grad=False)
         self.blocks = nn.ModuleList(
@@ -150,6 +151,7 @@ class TokensToToken(nn.Module):
         self.grid1 = window_grid(size, kernels[0], strides[0])
         self.grid2 = window_grid(self.grid1, kernels[1], strides[1])
         last = window_grid(self.grid2, kernels[2], strides[2])
+        self.grid3 = last
         self.tokens = last[0] * last[1]
 
     def forward(self, x: Tensor) -> Tensor:

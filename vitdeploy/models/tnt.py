@@ -77,6 +77,7 @@ class TNT(nn.Module):
         self.proj_norm2 = nn.LayerNorm(width, eps=eps)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.outer_pos = nn.Parameter(torch.zeros(1, patches + 1, width))
+        self.position_grids = {"outer_pos": (1, self.grid)}
         self.blocks = nn.ModuleList(
             Block(words, (inner_width, inner_heads), (width, heads), mlp_ratio, qkv_bias, eps, rate)
             for rate in drop_path_rates(drop_path, depth)

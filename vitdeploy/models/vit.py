@@ -171,7 +171,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = pair(image_size)
-        patches = math.prod(patch_grid(self.image_size, patch))
+        grid = patch_grid(self.image_size, patch)
         check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
         check_positive(parallel=parallel, mlp_ratio=mlp_ratio)
         check_one_of("pool", pool, ("cls", "mean"))
@@ -191,8 +191,8 @@ class VisionTransformer(nn.Module):
         self.position_std = position_std
         self.patch_embed = PatchEmbed(channels, width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if with_token else None
-        positions = patches + int(with_token and class_token_position)
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.position_grids = {"pos_embed": (int(with_token and class_token_position), grid)}
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.position_grids["pos_embed"][0] + math.prod(grid), width))
 
         def attention() -> Attention:
             return Attention(width, heads, qkv_bias=qkv_bias, head_width=head_width)

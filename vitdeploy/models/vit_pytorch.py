@@ -99,6 +99,7 @@ class PixelNormViT(nn.Module):
             self.patch_embed = PixelNormEmbed(channels, width, patch, grid)
         tokens = int(pool == "cls" if class_token is None else class_token)
         self.cls_token = nn.Parameter(torch.randn(1, 1, width)) if tokens else None
+        self.position_grids = {"pos_embed": (tokens, grid)}
         self.pos_embed = nn.Parameter(torch.randn(1, tokens + grid[0] * grid[1], width))
 
         def attention() -> Attention:

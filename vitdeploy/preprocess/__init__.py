@@ -3,7 +3,7 @@
 from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.images import open_image
 from vitdeploy.preprocess.pixels import denormalized, normalize, to_pixels
-from vitdeploy.preprocess.record import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD
+from vitdeploy.preprocess.record import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD, image_size
 from vitdeploy.preprocess.sources import preprocess_from, preprocess_of_folder
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
 
@@ -12,6 +12,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "denormalized",
+    "image_size",
     "normalize",
     "open_image",
     "preprocess_from",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vitdeploy.errors import DataError
+from vitdeploy.errors import DataError, UsageError
 from vitdeploy.reading import first_problem
 from vitdeploy.records import Preprocess
 
@@ -24,6 +24,22 @@ DIGITS_PREPROCESS = Preprocess(
     std=(0.376196,),
     source="digits: mean and standard deviation of the training split",
 )
+
+
+def image_size(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (height, width) of the ``image_size`` among a model's arguments, or of timm's ``img_size``; None for none.
+
+    Raises:
+        UsageError: It is neither a positive number of pixels nor two.
+    """
+    value = arguments.get("image_size", arguments.get("img_size"))
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    whole = isinstance(sides, list | tuple) and all(isinstance(side, int) and side > 0 for side in sides)
+    if isinstance(value, bool) or not whole or len(sides) != 2:
+        raise UsageError(f"image_size is {value!r}, expected a positive number of pixels or [height, width]")
+    return sides[0], sides[1]
 
 
 def make_record(values: Mapping[str, Any], source: str) -> Preprocess:

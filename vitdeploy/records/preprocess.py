@@ -95,10 +95,15 @@ class Preprocess(Record):
         return (target, target) if isinstance(target, int) else target
 
     def at_size(self, size: tuple[int, int]) -> Preprocess:
-        """Return what this is at another input size: the margin around the crop keeps its share, rounded down."""
+        """Return what this is at another input size: the margin around the crop keeps its share, rounded down.
+
+        Images that were expected at exactly the former size are scaled to the new one.
+        """
         if size == self.size:
             return self
         update: dict[str, object] = {"size": size}
+        if self.resize == "none":
+            update["resize"] = "squash"
         if isinstance(self.resize_size, int):
             scaled = math.floor(self.resize_size * min(size) / min(self.size))
             update["resize_size"] = max(scaled, max(size)) if self.resize_size >= max(self.size) else scaled

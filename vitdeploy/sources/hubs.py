@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import urllib.error
 import urllib.request
 import warnings
@@ -27,25 +26,28 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 def load_timm(name: str, weights: Weights, arguments: Mapping[str, Any]) -> LoadedModel:
     """Build any timm model as it is; its preprocessing is that of its pretrained configuration.
 
+    A file may hold weights for another ``img_size`` than is asked for: timm then resizes their tables.
+
     Raises:
         ModelError: timm is missing, has no such model, or refuses the arguments.
         CheckpointError: The weights do not fit or cannot be fetched.
     """
     import torch
 
+    from vitdeploy.models.external import create_timm, import_timm, translated
     from vitdeploy.preprocess import preprocess_from_timm_config
 
-    timm, arguments = _import_timm(name), dict(arguments)
-    tensors = _tensors(weights.file) if weights.file is not None else None
-    if tensors is not None and "num_classes" not in arguments:
-        arguments |= _classes_of(timm, name, tensors)
+    timm, arguments = import_timm(name), translated("timm", arguments)
+    if weights.file is not None:
+        tensors = _tensors(weights.file)
+        arguments = {**_classes_of(timm, name, tensors), **arguments}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's notes on models that it renamed
         torch.manual_seed(weights.seed)
         fetch = weights.file is None and not weights.random
-        module = _fetch_timm(timm, name, arguments) if fetch else _create_timm(timm, name, arguments)
-    if tensors is not None:
-        fill(module, tensors, f"{str(weights.file)!r} as timm:{name}")
+        module = _fetch_timm(timm, name, arguments) if fetch else create_timm(name, arguments)
+        if weights.file is not None:
+            module = _filled_timm(module, name, arguments, tensors, f"{str(weights.file)!r} as timm:{name}")
     classes = int(getattr(module, "num_classes"))  # noqa: B009 (nn.Module types attributes as tensors)
     spec = ModelSpec(
         family="timm", name=name, arguments={**arguments, "num_classes": classes}, classes=class_names(classes)
@@ -55,26 +57,33 @@ def load_timm(name: str, weights: Weights, arguments: Mapping[str, Any]) -> Load
     return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
 
 
-def _import_timm(name: str) -> Any:
+def _filled_timm(
+    module: nn.Module, name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Any], where: str
+) -> nn.Module:
+    """Return ``module`` with the weights of a file; where they are of the usual image size, timm resizes their tables.
+
+    Raises:
+        CheckpointError: Names or shapes differ otherwise.
+    """
+    import torch
+
+    from vitdeploy.models.external import create_timm
+
     try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"'timm:{name}' needs timm, which is not installed: pip install 'vitdeploy[torch]'") from error
-    if not timm.is_model(name.partition(".")[0]):
-        raise ModelError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
-    return timm
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    return f"did you mean {', '.join(near)}?" if near else "its documentation lists them"
-
-
-def _create_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ModelError(f"timm cannot build {name!r} with {dict(arguments)!r}: {one_line(error)}") from error
+        fill(module, tensors, where)
+    except CheckpointError:
+        if "img_size" not in arguments:
+            raise
+        usual = create_timm(name, {key: value for key, value in arguments.items() if key != "img_size"})
+        fill(usual, tensors, where)
+        state = {key: value.clone() for key, value in usual.state_dict().items()}
+        module = create_timm(name, arguments, (state, int(arguments["num_classes"])))
+        with torch.no_grad():
+            changed = [
+                key for key, value in usual.state_dict().items() if value.shape != module.state_dict()[key].shape
+            ]
+        if not changed:
+            raise
     return module
 
 
@@ -157,24 +166,21 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
     """
     import torch
 
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise ModelError(f"'torchvision:{name}' needs torchvision: pip install 'vitdeploy[torch]'") from error
-    names = models.list_models(module=models)
-    if name not in names:
-        raise ModelError(f"torchvision has no classification model {name!r}: {_nearest(name, names)}")
-    published = models.get_model_weights(name).DEFAULT
+    from vitdeploy.models.external import create_torchvision, translated
+
+    arguments = translated("torchvision", arguments)
+    tensors = _tensors(weights.file) if weights.file is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights.seed)
-        try:
-            module = models.get_model(name, weights=None, **arguments)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"torchvision cannot build {name!r} with {dict(arguments)!r}: {one_line(error)}"
-            ) from error
-    if weights.file is not None:
-        fill(module, _tensors(weights.file), f"{str(weights.file)!r} as torchvision:{name}")
+        module = create_torchvision(name, arguments)
+        if tensors is not None and "num_classes" not in arguments:
+            arguments |= _classes_in(tensors, module)
+            module = create_torchvision(name, arguments)
+    from torchvision import models
+
+    published = models.get_model_weights(name).DEFAULT
+    if tensors is not None:
+        fill(module, tensors, f"{str(weights.file)!r} as torchvision:{name}")
     elif not weights.random:
         fill(module, _fetch_torchvision(published, name), f"the published weights of torchvision:{name}")
     classes = int(arguments.get("num_classes", len(published.meta["categories"])))
@@ -185,6 +191,15 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
     origin = f"{TORCHVISION}{name}, {weights.describe(f'published weights {published.name}')}"
     preprocess = _torchvision_preprocess(published.transforms(), f"torchvision:{name}, {published.name}")
     return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
+
+
+def _classes_in(tensors: Mapping[str, Any], module: nn.Module) -> dict[str, int]:
+    """Return the number of classes of a file where it is all that sets its shapes apart from those of the module."""
+    pairs = set()
+    for key, value in module.state_dict().items():
+        if key in tensors and tuple(tensors[key].shape) != tuple(value.shape):
+            pairs.add((int(tensors[key].shape[0]) if tensors[key].shape else 0, len(value)))
+    return {"num_classes": next(iter(pairs))[0]} if len(pairs) == 1 else {}
 
 
 def _fetch_torchvision(published: Any, name: str) -> Mapping[str, Any]:

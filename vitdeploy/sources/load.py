@@ -9,7 +9,7 @@ from typing import Any
 
 from vitdeploy.artifacts import Artifact, Checkpoint
 from vitdeploy.datasets.class_names import read_class_names
-from vitdeploy.errors import ArtifactError, ModelError
+from vitdeploy.errors import ArtifactError, CheckpointError, ModelError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
@@ -35,8 +35,9 @@ def load_source(
             weights are fetched unless ``weights`` or ``random_weights`` say otherwise.
         weights: A weight file of any dialect, or a checkpoint, for a source that is a name.
         random_weights: Fresh weights from ``seed``: to look at graph, size and speed, never at accuracy.
-        arguments: Constructor arguments, such as ``{"num_classes": 10}``; not for a checkpoint of ours.
-        reset_head: Draw a new head where ``num_classes`` is another than the foreign file's.
+        arguments: Constructor arguments, such as ``{"num_classes": 10}``; for a checkpoint of ours those that change no
+            weights but tables of positions.
+        reset_head: Draw a new head where ``num_classes`` is another than that of the weights.
         seed: Decides random weights.
     Raises:
         UsageError: The options contradict each other, or a name comes with no weights.
@@ -75,21 +76,56 @@ def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
 def _load(source: Source) -> LoadedModel:
     options, arguments = source.options, dict(source.options.arguments)
     if source.checkpoint is not None and source.hub == "":
-        return _load_checkpoint(source.checkpoint)
+        return _refitted(_load_checkpoint(source.checkpoint), options)
     if source.hub in (TIMM, TORCHVISION):
-        from vitdeploy.sources.hubs import load_timm, load_torchvision
-
-        weights = Weights(source.file, options.random_weights, options.seed)
-        load_hub = load_timm if source.hub == TIMM else load_torchvision
-        return load_hub(source.text.removeprefix(source.hub), weights, arguments)
+        return _load_hub(source)
     if source.hub == HUGGING_FACE:
         from vitdeploy.sources.hubs import hugging_face_folder
 
-        folder = hugging_face_folder(source.text.removeprefix(HUGGING_FACE))
-        return _load_foreign(folder, None, arguments, options.reset_head)
+        return _load_foreign(hugging_face_folder(source.text.removeprefix(HUGGING_FACE)), None, options)
     if source.file is None:
         return _load_random(source.text, arguments, options.seed)
-    return _load_foreign(source.file, source.name or None, arguments, options.reset_head)
+    return _load_foreign(source.file, source.name or None, options)
+
+
+def _load_hub(source: Source) -> LoadedModel:
+    """Load a model of timm or torchvision; for a training it is fitted only when its own weights are in it."""
+    from vitdeploy.sources.hubs import load_timm, load_torchvision
+    from vitdeploy.sources.refit import refit
+
+    options, arguments = source.options, dict(source.options.arguments)
+    weights = Weights(source.file, options.random_weights, options.seed)
+    name = source.text.removeprefix(source.hub)
+    load_hub = load_timm if source.hub == TIMM else load_torchvision
+    if options.head_for is None:
+        return load_hub(name, weights, arguments)
+    if options.random_weights:
+        return load_hub(name, weights, {**arguments, "num_classes": options.head_for})
+    size: dict[str, Any] = {key: arguments.pop(key) for key in ("image_size", "img_size") if key in arguments}
+    loaded = load_hub(name, weights, arguments)
+    return refit(loaded, size, classes=options.head_for, seed=options.seed)
+
+
+def _refitted(loaded: LoadedModel, options: SourceOptions) -> LoadedModel:
+    """Return a checkpoint's model with the arguments that the user gives, and a head for other classes on request.
+
+    Raises:
+        CheckpointError: Another number of classes is asked for, and no new head.
+    """
+    from vitdeploy.sources.refit import refit
+
+    arguments = dict(options.arguments)
+    wanted, had = arguments.pop("num_classes", None), loaded.spec.arguments.get("num_classes")
+    classes = options.head_for
+    if classes is None and wanted not in (None, had):
+        if not options.reset_head:
+            raise CheckpointError(
+                f"{loaded.origin} has {had} classes, {wanted} were asked for: --reset-head draws a new head"
+            )
+        classes = wanted
+    if not arguments and classes in (None, had):
+        return loaded
+    return refit(loaded, arguments, classes=classes, seed=options.seed)
 
 
 def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
@@ -103,7 +139,8 @@ def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
     manifest, where = checkpoint.manifest, repr(str(checkpoint.path))
     if manifest.preprocess is None:
         raise ArtifactError(f"{where} carries no preprocessing, so its inputs are unknown: train or convert it again")
-    module = model_from_spec(manifest.model)
+    with torch.random.fork_rng(devices=[]):
+        module = model_from_spec(manifest.model)
     state = module.state_dict()
     with safe_open(checkpoint.path, framework="pt") as file, torch.no_grad():
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -114,18 +151,24 @@ def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
     return LoadedModel(module.eval(), manifest.model, manifest.preprocess, checkpoint.digest, origin)
 
 
-def _load_foreign(path: Path, name: str | None, arguments: dict[str, Any], reset_head: bool) -> LoadedModel:
+def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> LoadedModel:
     """Hand a file that is not ours to the dialects."""
+    import torch
+
     from vitdeploy.checkpoints import LoadRequest, load_foreign
 
+    arguments = options.arguments
     rest = {key: value for key, value in arguments.items() if key not in ("image_size", "num_classes")}
     request = LoadRequest(
         image_size=arguments.get("image_size"),
         num_classes=arguments.get("num_classes"),
-        reset_head=reset_head,
+        reset_head=options.reset_head,
+        head_for=options.head_for,
         arguments=rest,
     )
-    found = load_foreign(path, name, request)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)  # a new head
+        found = load_foreign(path, name, request)
     origin = f"{found.dialect} weights {path.name}"
     return LoadedModel(found.module, found.spec, found.preprocess, digest_of(found.module), origin, found.notes)
 

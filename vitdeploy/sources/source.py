@@ -25,9 +25,11 @@ class SourceOptions:
 
     weights: A weight file of any dialect, or a checkpoint, for a source that is a name.
     random_weights: Fresh weights from ``seed``: to look at graph, size and speed, never at accuracy.
-    arguments: Constructor arguments, such as ``{"num_classes": 10}``; not for a checkpoint of vitdeploy's.
-    reset_head: Draw a new head where ``num_classes`` is another than the foreign file's.
-    seed: Decides random weights.
+    arguments: Constructor arguments, such as ``{"image_size": 384}``. For a checkpoint of vitdeploy's only those that
+        change no weights but tables of positions.
+    reset_head: Draw a new head where ``num_classes`` is another than that of the weights.
+    head_for: Number of classes of a training: a head for as many is kept, any other is drawn anew.
+    seed: Decides random weights, those of a new head too.
     labels: A file of class names, one per line, for weights that do not name them.
     """
 
@@ -35,6 +37,7 @@ class SourceOptions:
     random_weights: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     reset_head: bool = False
+    head_for: int | None = None
     seed: int = 0
     labels: Path | str | None = None
 
@@ -166,9 +169,8 @@ def _checkpoint(artifact: Artifact) -> Checkpoint:
 
 
 def _of_checkpoint(text: str, checkpoint: Checkpoint, options: SourceOptions) -> Source:
-    if options.arguments or options.reset_head:
-        option = "--argument" if options.arguments else "--reset-head"
-        raise UsageError(f"{text!r} says itself which model it is, so {option} has no place: leave it out")
+    if options.reset_head and "num_classes" not in options.arguments:
+        raise UsageError(f"--reset-head of {text!r} needs the number of classes: --argument num_classes=N")
     return Source(text, options, checkpoint=checkpoint)
 
 

@@ -24,15 +24,18 @@ def convert(
     options: SourceOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> Checkpoint:
-    """Write the weights of ``source`` as a checkpoint in our layout and return it.
+    """Write the weights of ``source`` as a checkpoint and return it.
+
+    Weights of a family that this package builds are in its own layout; models of timm and torchvision keep theirs, and
+    their package builds the module again when the checkpoint is opened.
 
     Args:
-        source: As for ``load_source``, but of a family that this package builds itself.
+        source: As for ``load_source``.
         output: The ``.safetensors`` file.
         options: See ``SourceOptions``.
         progress: Notes which dialect it was and what was decided.
     Raises:
-        UsageError: The model is one of timm's or torchvision's own, or options contradict each other.
+        UsageError: Options contradict each other.
         ModelError, CheckpointError, ArtifactError: The source cannot be loaded, or the file not written.
     """
     return ConvertRequest.open(source, output, options=options).run(progress)
@@ -81,15 +84,9 @@ class ConvertRequest:
         Raises:
             VitdeployError: As ``convert``.
         """
-        from vitdeploy.models.registry import FAMILIES
         from vitdeploy.sources.load import load
 
         loaded = load(self.source, progress)
-        if loaded.spec.family not in FAMILIES:
-            raise UsageError(
-                f"{self.source.text!r} is built by {loaded.spec.family}, so its weights have no place in a model of "
-                "ours: export it to ONNX, or name the catalogue's model with '--weights FILE'"
-            )
         manifest = Manifest(
             kind="checkpoint",
             key=self.key,

@@ -17,7 +17,7 @@ from vitdeploy.errors import ArtifactError, DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
 from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
-from vitdeploy.training.options import DEFAULTS, TrainOptions
+from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions
 from vitdeploy.training.paths import state_path
 from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
 from vitdeploy.training.subject import Subject, choose_subject
@@ -27,8 +27,9 @@ def train(
     data: DataSource | Mapping[Split, Dataset],
     output: Path | str,
     *,
-    model: Artifact | Path | str = "vit",
+    model: Artifact | Path | str | None = None,
     weights: Checkpoint | Path | str | None = None,
+    random_weights: bool = False,
     arguments: Mapping[str, Any] | None = None,
     options: TrainOptions = DEFAULTS,
     preprocess: Preprocess | None = None,
@@ -46,9 +47,12 @@ def train(
             ``train``, ``validation`` and, if there is one, ``test``.
         output: The checkpoint, ``NAME.safetensors``.
         model: A catalogue name, or a family, of which a small member is taken for small images; or a trained model, as
-            ``export`` takes it, which is trained further.
+            ``export`` takes it, which is trained further. By default what ``weights`` say themselves, else ``vit``.
         weights: Weights to start from, for a model that is a name.
-        arguments: Of the model's constructor; replace those of the variant.
+        random_weights: Fresh weights for a model of timm or torchvision, whose published ones are fetched otherwise.
+        arguments: Of the model's constructor; replace those of the variant. Those of a trained model may ask for
+            another image size, for which tables of positions are resized, and for what changes no weight, as
+            ``drop_path``.
         options: Length, learning rate, augmentation, devices and so on.
         preprocess: By default that of the variant, else what the dataset suggests; that of a trained model stays.
         resume: Go on from the state of an interrupted training; where the output is already finished, return it.
@@ -68,6 +72,7 @@ def train(
         output,
         model=model,
         weights=weights,
+        random_weights=random_weights,
         arguments=arguments,
         options=options,
         preprocess=preprocess,
@@ -98,8 +103,9 @@ class TrainRequest:
         data: DataSource | Mapping[Split, Dataset],
         output: Path | str,
         *,
-        model: Artifact | Path | str = "vit",
+        model: Artifact | Path | str | None = None,
         weights: Checkpoint | Path | str | None = None,
+        random_weights: bool = False,
         arguments: Mapping[str, Any] | None = None,
         options: TrainOptions = DEFAULTS,
         preprocess: Preprocess | None = None,
@@ -116,13 +122,16 @@ class TrainRequest:
         _refuse_unfit_splits(splits)
         extra = {} if options.drop_path is None else {"drop_path": options.drop_path}
         complete = {**(arguments or {}), **extra}
-        teacher = None if options.distillation is None else open_source(options.distillation.teacher)
+        teacher = None if options.distillation is None else _open_teacher(options.distillation)
+        if model is None:
+            model, weights = ("vit", None) if weights is None else (weights, None)
         if brings_weights(model, weights):
             if preprocess is not None:
                 raise UsageError(
                     "a trained model keeps the preprocessing that it was trained with: leave preprocess out"
                 )
-            source = open_source(model, SourceOptions(weights=weights))
+            chosen = SourceOptions(weights=weights, random_weights=random_weights, arguments=complete)
+            source = open_source(model, chosen)
             return cls(splits, output, None, source, teacher, complete, options, resume)
         subject = choose_subject(str(model), complete, splits["train"], preprocess)
         return cls(splits, output, subject, None, teacher, complete, options, resume)
@@ -191,7 +200,7 @@ class TrainRequest:
         if self.source is None:
             assert self.subject is not None
             return fresh_start(self.subject, self.options.seed)
-        return trained_start(self.source, self.arguments, self.splits["train"], seed=self.options.seed)
+        return trained_start(self.source, self.splits["train"], seed=self.options.seed)
 
     def _state_fits(self, progress: Progress) -> bool:
         """Return whether a killed training left a state from which this one can go on."""
@@ -237,6 +246,11 @@ class TrainRequest:
         except ArtifactError:
             return None
         return checkpoint if checkpoint.manifest.key == self.key else None
+
+
+def _open_teacher(distillation: Distillation) -> Source:
+    options = SourceOptions(weights=distillation.weights, arguments=distillation.arguments)
+    return open_source(distillation.teacher, options)
 
 
 def open_splits(data: DataSource) -> dict[Split, Dataset]:

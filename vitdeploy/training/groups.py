@@ -38,7 +38,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return groups for an optimizer; ``lr_scale`` is the factor on the learning rate of each.
 
-    Biases, norms and whatever the model names in ``no_weight_decay()`` do not decay. With ``layer_decay`` d the layer n
+    Biases, norms and whatever the model names in ``no_weight_decay()`` do not decay; names of timm's models may be
+    shell patterns. With ``layer_decay`` d the layer n
     steps below the head has the factor dⁿ (Clark et al. 2020, arXiv:2003.10555, section 3.2), by the order that
     ``group_matcher`` gives.
 
@@ -51,7 +52,7 @@ def parameter_groups(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.dim() > 1 and name not in kept
+        decays = parameter.dim() > 1 and not any(fnmatch.fnmatch(name, pattern) for pattern in kept)
         groups[(weight_decay if decays else 0.0, scales.get(name, 1.0))].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}

@@ -113,6 +113,9 @@ class Trainer:
         self.teacher = None if job.teacher is None else job.teacher.to(fabric.device)
         self.mixing = self._make_mixing()
         self.module = job.module
+        both_heads = getattr(self.module, "set_distilled_training", None)
+        if self.teacher is not None and callable(both_heads):
+            both_heads(True)  # timm's models with a distillation head then return the logits of both in training
         freeze(self.module, options.freeze)
         groups = parameter_groups(self.module, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
         # A gradient scaler must unscale before clipping, which the fused optimizer would do by itself.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,12 +82,16 @@ class Distillation:
 
     Args:
         teacher: A checkpoint, or any other SOURCE that ``export`` takes.
+        weights: A weight file, for a teacher that is a name.
+        arguments: Of the teacher's constructor, such as ``{"image_size": 224}``.
     """
 
     teacher: InstanceOf[Checkpoint] | str | Path
     kind: DistillationKind = "hard"
     weight: float = 0.5
     temperature: float = 3.0
+    weights: InstanceOf[Checkpoint] | str | Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @with_config(STRICT)
@@ -186,7 +190,7 @@ class TrainOptions:
         for name in ("hardware", "keep_last", "tensorboard", "save_every_s", "skip_unreadable"):
             del values[name]
         if values["distillation"] is not None:
-            del values["distillation"]["teacher"]
+            del values["distillation"]["teacher"], values["distillation"]["weights"]
         values["precision"] = self.hardware.precision
         return values
 
@@ -210,7 +214,7 @@ def options_from(values: Mapping[str, Any]) -> TrainOptions:
 def _nearest(name: str) -> str:
     groups = {"augmentation": Augmentation, "distillation": Distillation, "hardware": Hardware}
     group, _, last = name.rpartition(".")
-    known = [field.name for field in fields(groups.get(group, TrainOptions))]
+    known = [entry.name for entry in fields(groups.get(group, TrainOptions))]
     near = difflib.get_close_matches(last, known, n=3)
     return f": did you mean {', '.join(near)}?" if near else f", expected some of {', '.join(known)}"
 
@@ -292,11 +296,11 @@ def _between(name: str, value: float, low: float, high: float) -> None:
 def _json(options: Any) -> dict[str, Any]:
     """Return a dataclass as JSON values, tuples as lists."""
     values: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
+    for entry in fields(options):
+        value = getattr(options, entry.name)
         if is_dataclass(value) and not isinstance(value, type):
             value = _json(value)
-        values[field.name] = list(value) if isinstance(value, tuple) else value
+        values[entry.name] = list(value) if isinstance(value, tuple) else value
     return values
 
 

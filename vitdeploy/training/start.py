@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import CheckpointError, DataError, UsageError
-from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.errors import DataError, UsageError
+from vitdeploy.records import Preprocess
 from vitdeploy.sources.load import load
 from vitdeploy.sources.source import Source
 from vitdeploy.training.schedule import seed_of
@@ -39,42 +38,27 @@ def fresh_start(subject: Subject, seed: int) -> Start:
         return Start(subject, model_from_spec(subject.spec))
 
 
-def trained_start(source: Source, arguments: Mapping[str, Any], train: Dataset, *, seed: int) -> Start:
+def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
     """Return a trained model that is to learn the dataset's classes.
 
-    Where their number is another, the head is drawn anew and everything else kept; the note says so. ``arguments`` that
-    change no weight, such as ``drop_path``, replace those that the model was trained with.
+    Where their number is another, the head is drawn anew and everything else kept. The source's arguments may ask for
+    another image size, for which tables of positions are resized, and for whatever else changes no weight, such as
+    ``drop_path``. The subject's note says all of it.
 
     Raises:
-        CheckpointError: An argument changes weights other than the head's.
-        UsageError: The model is timm's or torchvision's own, or ``num_classes`` or ``channels`` contradicts dataset or
-            weights.
+        CheckpointError: The weights do not fit the arguments.
+        UsageError: ``num_classes`` is not that of the dataset.
     """
-    from vitdeploy.models import FAMILIES
-
-    loaded = load(source)
-    if loaded.spec.family not in FAMILIES:
-        raise UsageError(
-            f"{source.text!r} is built by {loaded.spec.family}, which vitdeploy exports as it is and does not train: "
-            "name a model of the catalogue, with '--weights FILE'"
-        )
     classes = len(train.classes)
-    if arguments.get("num_classes", classes) != classes:
-        raise UsageError(
-            f"num_classes is {arguments['num_classes']!r}, and {train.uri!r} has {classes}: leave the argument out"
-        )
-    spec = ModelSpec(
-        family=loaded.spec.family,
-        name=loaded.spec.name,
-        arguments={**loaded.spec.arguments, **_translated(loaded.spec.family, arguments), "num_classes": classes},
-        classes=train.classes,
-    )
-    module = fresh_start(Subject(spec, loaded.preprocess), seed).module
-    renewed = _copy_weights(module, loaded.module, (classes, int(loaded.spec.arguments["num_classes"])))
-    notes = [*loaded.notes, f"starting from {loaded.origin}"]
-    if renewed:
-        notes.append(f"the head is new, for {classes} classes: {', '.join(renewed)}")
-    return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), module)
+    arguments = dict(source.options.arguments)
+    if arguments.pop("num_classes", classes) != classes:
+        given = source.options.arguments["num_classes"]
+        raise UsageError(f"num_classes is {given!r}, and {train.uri!r} has {classes}: leave the argument out")
+    options = replace(source.options, arguments=arguments, head_for=classes, seed=seed_of(seed, "weights"))
+    loaded = load(replace(source, options=options))
+    spec = loaded.spec.model_copy(update={"classes": train.classes})
+    notes = (*loaded.notes, f"starting from {loaded.origin}")
+    return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), loaded.module.train())
 
 
 def open_teacher(source: Source, student: Subject) -> Teacher:
@@ -91,48 +75,18 @@ def open_teacher(source: Source, student: Subject) -> Teacher:
     if (theirs.size, theirs.channels) != (ours.size, ours.channels):
         raise UsageError(
             f"teacher {source.text!r} takes {_shape(theirs)}, and the student {_shape(ours)}: train the student at "
-            "that size"
+            "that size, or give the teacher the argument image_size"
         )
     if loaded.spec.classes != student.spec.classes:
         raise DataError(
-            f"teacher {source.text!r} knows {len(loaded.spec.classes)} classes that are not the dataset's "
-            f"{len(student.spec.classes)}: train it on the same data first"
+            f"teacher {source.text!r} knows {_classes(loaded.spec.classes)}, and the dataset has "
+            f"{len(student.spec.classes)} others: train it on the same data first"
         )
     return Teacher(loaded.module, theirs, ours)
 
 
-def _translated(family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments under the names that the family uses."""
-    names = {"drop_path": "drop_path_rate"} if family == "timm" else {}
-    return {names.get(name, name): value for name, value in arguments.items()}
-
-
-def _copy_weights(module: nn.Module, trained: nn.Module, classes: tuple[int, int]) -> list[str]:
-    """Fill ``module`` from ``trained`` and return the tensors that stay fresh because the number of classes differs.
-
-    classes: (of the module, of the trained one); a tensor that differs must have just these as its first sizes.
-    """
-    import torch
-
-    target, source = module.state_dict(), trained.state_dict()
-    if target.keys() != source.keys():
-        odd = sorted(target.keys() ^ source.keys())[0]
-        raise CheckpointError(
-            f"the arguments change the model's weights ({odd!r} is in one of the two): leave them out"
-        )
-    renewed = []
-    with torch.no_grad():
-        for name, value in source.items():
-            if value.shape == target[name].shape:
-                target[name].copy_(value)
-            elif (*classes, value.shape[1:]) == (len(target[name]), len(value), target[name].shape[1:]):
-                renewed.append(name)
-            else:
-                raise CheckpointError(
-                    f"{name!r} is {list(value.shape)} in the weights and {list(target[name].shape)} with these "
-                    f"arguments: leave out those that change the weights"
-                )
-    return renewed
+def _classes(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes" if names else "no names of classes"
 
 
 def _shape(preprocess: Preprocess) -> str:

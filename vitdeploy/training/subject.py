@@ -9,7 +9,7 @@ from typing import Any
 from vitdeploy.catalog import Variant, variant, variants
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
-from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_size
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.training.small import gives_shape, small_member, smallest_variant
 
@@ -48,7 +48,7 @@ def choose_subject(
         raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
     known = variants()
     chosen, given = known.get(model), dict(arguments)
-    size = None if "image_size" not in arguments else _size(arguments["image_size"])
+    size = image_size(arguments)
     if chosen is not None:
         family, note = chosen.family, ""
     else:
@@ -62,7 +62,8 @@ def choose_subject(
         given = {**chosen.arguments, **given}
     if preprocess is None and model not in known:
         preprocess = train.preprocess
-    preprocess = _fitted(preprocess or _usual(chosen, size, given.get("channels", 3)), size)
+    preprocess = preprocess or _usual(chosen, size, given.get("channels", 3))
+    preprocess = preprocess if size is None else preprocess.at_size(size)
     name = model if chosen is None else chosen.name
     return Subject(_spec(name, family, given, preprocess, train), preprocess, note)
 
@@ -112,28 +113,6 @@ def _spec(model: str, family: str, arguments: dict[str, Any], preprocess: Prepro
         if name in arguments and arguments[name] != decided[name]:
             raise UsageError(f"{name} is {arguments[name]!r}, and {reason} {decided[name]}: leave the argument out")
     return ModelSpec(family=family, name=model, arguments={**arguments, **decided}, classes=train.classes)
-
-
-def _fitted(preprocess: Preprocess, size: tuple[int, int] | None) -> Preprocess:
-    """Return the preprocessing at another ``size``; images of one size are scaled to it."""
-    if size is None:
-        return preprocess
-    if preprocess.resize == "none" and size != preprocess.size:
-        preprocess = preprocess.model_copy(update={"resize": "squash"})
-    return preprocess.at_size(size)
-
-
-def _size(value: Any) -> tuple[int, int]:
-    """Return an ``image_size``, one number or two, as (height, width).
-
-    Raises:
-        UsageError: It is neither.
-    """
-    sides = [value, value] if isinstance(value, int) else value
-    whole = isinstance(sides, list | tuple) and all(isinstance(side, int) and side > 0 for side in sides)
-    if isinstance(value, bool) or not whole or len(sides) != 2:
-        raise UsageError(f"image_size is {value!r}, expected a positive number of pixels or [height, width]")
-    return sides[0], sides[1]
 
 
 def _square(side: int, channels: int) -> Preprocess:
