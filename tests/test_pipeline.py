@@ -9,21 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from notes import Notes
 from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, read_checkpoint
 from vitdeploy.errors import ArtifactError, BackendError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
 from vitdeploy.pipeline.folder import Made, changes, locked
-from vitdeploy.progress import Task
 from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 
@@ -37,28 +36,6 @@ STAGES = (
     "build int8",
     "bench",
 )
-
-
-@dataclass
-class Notes:
-    """A progress that keeps the notes."""
-
-    lines: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def task(self, description: str, total: float | None = None) -> Iterator[Task]:
-        yield _NoTask()
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
-class _NoTask:
-    def advance(self, steps: float = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
 
 
 def quick(changes: Mapping[str, Any], **more: Any) -> Recipe:

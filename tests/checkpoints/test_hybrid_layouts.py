@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from numpy.typing import NDArray
+from redrawing import redraw
 from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 from timm.models.vision_transformer import VisionTransformer
@@ -39,17 +40,7 @@ def timms(units: list[int], patch: int = 1) -> nn.Module:
         img_size=64, patch_size=patch, num_classes=7, embed_dim=24, depth=2, num_heads=3,
         embed_layer=partial(HybridEmbed, backbone=backbone),
     )  # fmt: skip
-    return redrawn(model)
-
-
-def redrawn(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            fresh = torch.randn(parameter.shape, generator=generator)
-            one_dimensional = parameter.dim() == 1 and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * fresh if one_dimensional else fresh / max(parameter[0].numel(), 4) ** 0.5)
-    return model.eval()
+    return redraw(model).eval()
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, size: int = 64) -> None:
@@ -70,7 +61,7 @@ def test_timms_weights_load(tmp_path, units, patch):
 
 
 def test_a_published_variant_is_told_from_its_shapes(tmp_path):
-    theirs = redrawn(timm.create_model("vit_tiny_r_s16_p8_224"))
+    theirs = redraw(timm.create_model("vit_tiny_r_s16_p8_224")).eval()
     torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
     loaded = load_foreign(tmp_path / "hybrid.pth")
     assert loaded.spec.name == "vit_tiny_r_s16_p8_224"

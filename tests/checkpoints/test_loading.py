@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from redrawing import redraw
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,16 +25,6 @@ CLOSE = 1e-5
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 OURS = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
 HEADS = LoadRequest(arguments={"heads": 3})
-
-
-def redraw(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            fresh = torch.randn(parameter.shape, generator=generator)
-            one_dimensional = parameter.dim() == 1 and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * fresh if one_dimensional else fresh / max(parameter[0].numel(), 4) ** 0.5)
-    return model.eval()
 
 
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +41,7 @@ def assert_same(loaded: nn.Module, reference: nn.Module, size: int = 32) -> None
 
 
 def timm_vit(**changes) -> nn.Module:
-    return redraw(timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes}))
+    return redraw(timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes})).eval()
 
 
 # Each makes a reference model and writes it as its own code base would; the name says what load_foreign is told.
@@ -92,7 +83,7 @@ def as_timm_parallel(folder: Path):
 
 
 def as_distilled_deit(folder: Path):
-    model = redraw(timm.models.deit.VisionTransformerDistilled(**SIZE))
+    model = redraw(timm.models.deit.VisionTransformerDistilled(**SIZE)).eval()
     torch.save({"model": model.state_dict()}, folder / "deit.pth")
     return model, folder / "deit.pth", "deit", HEADS
 
@@ -102,7 +93,7 @@ def as_torchvision_vit(folder: Path):
         torchvision.models.VisionTransformer(
             image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=96, num_classes=7
         )
-    )
+    ).eval()
     torch.save(model.state_dict(), folder / "vit_b_16.pth")
     return model, folder / "vit_b_16.pth", "vit", HEADS
 
@@ -123,19 +114,19 @@ def hf_config(kind, **changes):
 
 
 def as_hugging_face_vit(folder: Path):
-    model = redraw(transformers.ViTForImageClassification(hf_config(transformers.ViTConfig)))
+    model = redraw(transformers.ViTForImageClassification(hf_config(transformers.ViTConfig))).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
 
 def as_hugging_face_deit(folder: Path):
-    model = redraw(transformers.DeiTForImageClassification(hf_config(transformers.DeiTConfig)))
+    model = redraw(transformers.DeiTForImageClassification(hf_config(transformers.DeiTConfig))).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
 
 def as_hugging_face_distilled_deit(folder: Path):
-    model = redraw(transformers.DeiTForImageClassificationWithTeacher(hf_config(transformers.DeiTConfig)))
+    model = redraw(transformers.DeiTForImageClassificationWithTeacher(hf_config(transformers.DeiTConfig))).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
@@ -179,7 +170,7 @@ def as_timm_tnt(folder: Path):
         timm.models.tnt.TNT(
             img_size=32, embed_dim=24, inner_dim=8, depth=2, num_heads_inner=2, num_heads_outer=3, num_classes=7
         )
-    )
+    ).eval()
     torch.save({"state_dict": model.state_dict()}, folder / "tnt.pth")
     sizes = {"image_size": 32, "width": 24, "depth": 2, "heads": 3, "inner_width": 8, "inner_heads": 2}
     return model, folder / "tnt.pth", "tnt", LoadRequest(arguments=sizes)
@@ -198,7 +189,7 @@ def as_timm_pvt_v2(folder: Path):
             mlp_ratios=(2.0, 2.0, 2.0, 2.0),
             num_classes=7,
         )
-    )
+    ).eval()
     save_file(model.state_dict(), folder / "pvt.safetensors")
     sizes = {"widths": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "heads": [1, 2, 3, 4], "sr_ratios": [4, 2, 2, 1]}
     return (
@@ -219,7 +210,7 @@ def as_hugging_face_pvt_v2(folder: Path):
         sr_ratios=[4, 2, 2, 1],
         num_labels=7,
     )
-    model = redraw(transformers.PvtV2ForImageClassification(config))
+    model = redraw(transformers.PvtV2ForImageClassification(config)).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
@@ -234,7 +225,7 @@ def as_hugging_face_pvt(folder: Path):
         sequence_reduction_ratios=[4, 2, 2, 1],
         num_labels=7,
     )
-    model = redraw(transformers.PvtForImageClassification(config))
+    model = redraw(transformers.PvtForImageClassification(config)).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
@@ -247,7 +238,7 @@ def as_timm_swin(folder: Path):
         timm.models.swin_transformer.SwinTransformer(
             img_size=32, patch_size=2, embed_dim=12, depths=(2, 2), num_heads=(2, 3), window_size=4, num_classes=7
         )
-    )
+    ).eval()
     torch.save({"model": model.state_dict()}, folder / "swin.pth")
     return model, folder / "swin.pth", "swin", LoadRequest(arguments=SWIN)
 
@@ -257,7 +248,7 @@ def as_torchvision_swin(folder: Path):
         torchvision.models.SwinTransformer(
             patch_size=[2, 2], embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=[4, 4], num_classes=7
         )
-    )
+    ).eval()
     torch.save(model.state_dict(), folder / "swin_t.pth")
     return model, folder / "swin_t.pth", "swin", LoadRequest(arguments=SWIN)
 
@@ -266,7 +257,7 @@ def as_hugging_face_swin(folder: Path):
     config = transformers.SwinConfig(
         image_size=32, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=4, num_labels=7
     )
-    model = redraw(transformers.SwinForImageClassification(config))
+    model = redraw(transformers.SwinForImageClassification(config)).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
@@ -275,7 +266,7 @@ def as_hugging_face_swin_v2(folder: Path):
     config = transformers.Swinv2Config(
         image_size=32, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=4, num_labels=7
     )
-    model = redraw(transformers.Swinv2ForImageClassification(config))
+    model = redraw(transformers.Swinv2ForImageClassification(config)).eval()
     model.save_pretrained(folder)
     return model, folder, None, LoadRequest()
 
@@ -293,7 +284,7 @@ def test_checkpoint_loads_unmodified_and_gives_its_reference_s_logits(write, tmp
 
 def test_hugging_face_folder_brings_eps_labels_and_preprocessing(tmp_path):
     config = hf_config(transformers.ViTConfig, id2label={0: "cat", 1: "dog"}, num_labels=2, layer_norm_eps=1e-3)
-    redraw(transformers.ViTForImageClassification(config)).save_pretrained(tmp_path)
+    redraw(transformers.ViTForImageClassification(config)).eval().save_pretrained(tmp_path)
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2}
     processor |= {"do_normalize": True, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -328,7 +319,9 @@ def test_original_tnt_and_multi_token_patchconvnet_load(tmp_path):
     loaded = load_foreign(tmp_path / "tnt.pth", "tnt", LoadRequest(arguments=sizes))
     assert any("outer_tokens" in note for note in loaded.notes)
 
-    ours = redraw(create_model("patchconvnet", image_size=32, width=32, depth=2, num_classes=12, multi_token=True))
+    ours = redraw(
+        create_model("patchconvnet", image_size=32, width=32, depth=2, num_classes=12, multi_token=True)
+    ).eval()
     state = ours.state_dict()
     for index in range(12):
         state[f"head.{index}.weight"] = state["head.weight"][index : index + 1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from proof import assert_equal, assert_equal_eps, exported, gmacs, logits_of, redraw, unnoticed
+from proof import assert_equal, assert_equal_eps, exported, gmacs, logits_of, unnoticed
+from redrawing import redraw
 from torch import nn
 
 from vitdeploy.catalog import find

@@ -9,7 +9,8 @@ import onnx
 import pytest
 import timm
 import torch
-from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import exported, gmacs, logits_of, relative_difference, shrink_norm_inputs, unnoticed
+from redrawing import redraw
 from rtx import built_for_sm89
 from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import exported, gmacs, logits_of, relative_difference, shrink_norm_inputs, unnoticed
+from redrawing import redraw
 from rtx import built_for_sm89
 from safetensors.numpy import load_file
 from torch import nn

@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from proof import exported, gmacs, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import exported, gmacs, logits_of, relative_difference, shrink_norm_inputs, unnoticed
+from redrawing import redraw
 from rtx import built_for_sm89
 from safetensors.numpy import load_file
 from timm.layers import resize_rel_pos_bias_table

@@ -14,10 +14,10 @@ from proof import (
     exported,
     gmacs,
     logits_of,
-    redraw,
     relative_difference,
     unnoticed,
 )
+from redrawing import redraw
 from safetensors.torch import load_file
 from torch import nn
 

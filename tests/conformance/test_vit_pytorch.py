@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from proof import exported, logits_of, redraw, relative_difference, shrink_norm_inputs, unnoticed
+from proof import exported, logits_of, relative_difference, shrink_norm_inputs, unnoticed
+from redrawing import redraw
 from rtx import built_for_sm89
 from torch import nn
 from torch.nn import functional as F

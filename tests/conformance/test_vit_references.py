@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from proof import assert_equal, assert_equal_eps, exported, redraw, unnoticed
+from proof import assert_equal, assert_equal_eps, exported, unnoticed
+from redrawing import redraw
 from torch import nn
 
 from vitdeploy.checkpoints.layouts.vit import from_huggingface

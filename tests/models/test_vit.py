@@ -9,6 +9,7 @@ import pytest
 import timm.models.vision_transformer as timm_vit
 import torch
 import torchvision.models.vision_transformer as torchvision_vit
+from redrawing import redraw
 from timm.models import group_parameters
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,21 +28,6 @@ BLOCK = [
     *["LayerNormalization", "MatMul", "Add", "Gelu", "MatMul", "Add", "Add"],
 ]
 SCALED_BLOCK = [*BLOCK[:18], "Mul", *BLOCK[18:-1], "Mul", "Add"]
-
-
-def redraw(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a value that moves the logits; fresh ones hide LayerScale, biases and the class token."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            fresh = torch.randn(value.shape, generator=generator)
-            if name.endswith("gamma"):
-                value.copy_(0.5 + 0.1 * fresh)
-            elif value.dim() > 1:
-                value.copy_(fresh / value[0].numel() ** 0.5)
-            else:
-                value.copy_(1 + 0.2 * fresh if "norm" in name and name.endswith("weight") else 0.3 * fresh)
-    return module
 
 
 @pytest.mark.parametrize("variant", find("vit"), ids=lambda variant: variant.name)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from machine import be, fake_gpu, machine
+from notes import Notes
 from small_vit import write_small_vit
 
 from vitdeploy.artifacts import read_engine, read_onnx
@@ -17,19 +18,6 @@ needs_rtx = pytest.mark.skipif(
     reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'",
 )
 FOR_89 = BuildTarget(compute_capabilities=("8.9",))
-
-
-class Notes:
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def task(self, description, total=None):
-        from vitdeploy.progress import SILENT
-
-        return SILENT.task(description, total)
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +133,7 @@ def test_graph_for_another_target_is_noted(no_gpu, tmp_path, model):
     ("target", "error", "message"),
     [
         (BuildTarget(compute_capabilities=("6.1",)), BuildError, "compute capability '6.1', expected some of"),
-        (BuildTarget(batch=(1, 0, 1)), UsageError, "batch '1:0:1': expected"),
+        (BuildTarget(batch=(1, 0, 1)), UsageError, "batch is \\(1, 0, 1\\), expected"),
     ],
 )
 def test_bad_target_writes_nothing_and_keeps_what_was_there(no_gpu, tmp_path, model, target, error, message):

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
+from notes import Notes
 
 from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
@@ -21,21 +22,6 @@ from vitdeploy.records import ModelSpec
 from vitdeploy.sources import load as sources
 from vitdeploy.sources.loaded import LoadedModel
 from vitdeploy.stages.export import ExportOptions, ExportRequest, export
-
-
-class Notes:
-    """A progress that remembers its notes."""
-
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
-
-    def task(self, description, total=None):
-        from vitdeploy.progress import SILENT
-
-        return SILENT.task(description, total)
 
 
 def test_the_graph_is_small_and_legal(tiny_onnx):

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from notes import Notes
 from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
@@ -19,7 +20,6 @@ from vitdeploy.graph.legality import count_unsorted
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
-from vitdeploy.progress import SILENT
 from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, plan_of, quantize
@@ -28,17 +28,6 @@ DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
 FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
 TARGETS = ("tensorrt", "onnxruntime", "openvino")
-
-
-class Notes:
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def task(self, description, total=None):
-        return SILENT.task(description, total)
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

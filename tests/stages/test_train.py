@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from notes import Notes
 from PIL import Image
 
 from vitdeploy.artifacts import read_checkpoint
@@ -24,19 +25,6 @@ from vitdeploy.training.paths import metrics_path
 
 QUICK = TrainOptions(epochs=1, hardware=Hardware(accelerator="cpu", workers=0))
 TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4}
-
-
-class Notes:
-    def __init__(self):
-        self.lines = []
-
-    def task(self, description, total=None):
-        from vitdeploy.progress import SILENT
-
-        return SILENT.task(description, total)
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
