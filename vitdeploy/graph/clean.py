@@ -13,6 +13,7 @@ from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
 from vitdeploy.graph.name_inputs_outputs import NameInputsOutputs
 from vitdeploy.graph.name_nodes import NameNodes
 from vitdeploy.graph.pad_tokens import PadTokens
+from vitdeploy.graph.plain_gemms import PlainGemms
 from vitdeploy.graph.raise_opset import RaiseOpset
 from vitdeploy.graph.simplify import Simplify
 from vitdeploy.graph.strip_metadata import StripMetadata
@@ -33,6 +34,7 @@ def clean(model: ir.Model, opset: int = NEWEST, image: tuple[int, int, int] | No
         RaiseOpset(),
         Simplify(),
         PadTokens(),
+        PlainGemms(),
         FuseLayerNorm(),
         FuseGelu(),
         common.RemoveUnusedNodesPass(),

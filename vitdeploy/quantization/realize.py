@@ -14,6 +14,7 @@ from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.channel_places import Shapes, channel_axis, find_places, rows_are_private
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ
+from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
 from vitdeploy.graph.linear_groups import LinearGroup, path_of, shapes_at_batch
 from vitdeploy.quantization.choice import LEAST_GAIN_OF_MUL_DB, RangeChoice
 from vitdeploy.quantization.equalization import (
@@ -105,6 +106,8 @@ def realize(
         entries.append(entry.model_copy(update={"equalization": used, "scaled_by": by}))
     for placement in place(quantized, form, others):
         InsertQDQ(placement)(copy.graph)
+    if form.cpu:
+        KeepIntegerMatMuls()(copy.graph)
     return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
 
 
