@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from vitdeploy.stages.bench import BenchOptions, bench
     from vitdeploy.stages.build import build
     from vitdeploy.stages.calibration_sets import check_calibration_set, make_calibration_set, show_calibration_set
+    from vitdeploy.stages.calibration_tables import ObserveOptions, merge_calibration_tables, observe_calibration
     from vitdeploy.stages.convert import convert
     from vitdeploy.stages.doctor import Finding, doctor
     from vitdeploy.stages.export import ExportOptions, export
@@ -89,6 +90,7 @@ _PLACES = {
     "stages.bench": "BenchOptions bench",
     "stages.build": "build",
     "stages.calibration_sets": "check_calibration_set make_calibration_set show_calibration_set",
+    "stages.calibration_tables": "ObserveOptions merge_calibration_tables observe_calibration",
     "stages.convert": "convert",
     "stages.doctor": "Finding doctor",
     "stages.export": "ExportOptions export",
@@ -139,6 +141,7 @@ __all__ = [
     "Manifest",
     "ModelError",
     "ModelSpec",
+    "ObserveOptions",
     "OnnxModel",
     "PrecisionPlan",
     "Prediction",
@@ -172,6 +175,8 @@ __all__ = [
     "list_models",
     "load_source",
     "make_calibration_set",
+    "merge_calibration_tables",
+    "observe_calibration",
     "open_artifact",
     "open_dataset",
     "predict",

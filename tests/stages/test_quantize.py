@@ -461,12 +461,12 @@ def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"profile": "all"}, "profile 'all' is not known"),
-        ({"method": "entropy"}, "method 'entropy' is not known"),
+        ({"profile": "all"}, "profile is 'all', expected one of linear, mha"),
+        ({"method": "average"}, "method is 'average', expected one of auto, minmax"),
         ({"percentile": 5.0}, "percentile 5.0 is out of range"),
         ({"min_sqnr_db": float("nan")}, "min_sqnr_db is nan, expected a number of decibels"),
         ({"percentile": 100.5}, "percentile 100.5 is out of range"),
-        ({"equalization": "smooth"}, "equalization 'smooth' is not known"),
+        ({"equalization": "smooth"}, "equalization is 'smooth', expected one of auto, off"),
         ({"equalization": 1.5}, "equalization 1.5 is out of range"),
         ({"table": Path("vit.json")}, r"table 'vit\.json' must be called NAME\.calib\.json"),
     ],
@@ -479,9 +479,9 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"precision": "int4"}, UsageError, "precision 'int4' is not known, expected one of fp16"),
-        ({"precision": "fp32"}, UsageError, "precision 'fp32' is not known"),
-        ({"precision": "int8", "target": "tflite"}, UsageError, "target 'tflite' is not known"),
+        ({"precision": "int4"}, UsageError, "precision is 'int4', expected one of fp16"),
+        ({"precision": "fp32"}, UsageError, "precision is 'fp32', expected one of fp16"),
+        ({"precision": "int8", "target": "tflite"}, UsageError, "target is 'tflite', expected one of tensorrt"),
         ({"precision": "fp8", "target": "onnxruntime"}, UsageError, "'fp8', which target 'onnxruntime' has not"),
         ({"precision": "int8", "calibration": "absent-folder"}, DataError, "absent-folder"),
         ({"precision": "int8", "calibration": "absent.calib.json"}, ArtifactError, "there is no file"),

@@ -1,15 +1,19 @@
-"""``vitdeploy calibration make | show | check``: the images that activation ranges come from."""
+"""``vitdeploy calibration make | show | check | observe | merge``: images, and what was observed over them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, Seed
+from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed
 
-app = typer.Typer(help="Make, show and check calibration sets.", rich_markup_mode=None, no_args_is_help=False)
+app = typer.Typer(
+    help="Make, show and check calibration sets; observe them, and merge what was observed.",
+    rich_markup_mode=None,
+    no_args_is_help=False,
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A calibration set.")]
 
@@ -97,3 +101,61 @@ def check(
     failed = [entry.name for entry in checks if entry.status == "failed"]
     if failed:
         raise CalibrationError(f"{str(folder)!r} failed: {', '.join(failed)}")
+
+
+@app.command()
+def observe(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 graph.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="NAME.calib.json", help="The calibration table to write.")
+    ],
+    profile: Annotated[
+        Literal["linear", "mha"], typer.Option("--profile", help="mha observes the factors of attention too.")
+    ] = "linear",
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Every N-th image from the I-th on, counted from 1.")
+    ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a graph over images and keep what was observed, for 'quantize --calibration' and 'merge'."""
+    from vitdeploy import ObserveOptions, observe_calibration
+    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.terminal_progress import make_progress
+
+    options = ObserveOptions(profile=profile, shard=parse_shard(shard), samples=samples, seed=seed, threads=threads)
+    print_artifact(observe_calibration(model, data, output, options=options, progress=make_progress()), as_json)
+
+
+@app.command()
+def merge(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE…", help="Tables of disjoint images of one graph.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="NAME.calib.json", help="The calibration table to write.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Merge tables of shards into the table of one pass over all their images."""
+    from vitdeploy import merge_calibration_tables
+    from vitdeploy.cli.output import print_artifact
+
+    print_artifact(merge_calibration_tables(tables, output), as_json)
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return (i, n) of ``I/N``.
+
+    Raises:
+        UsageError: It is not written so.
+    """
+    from vitdeploy.errors import UsageError
+
+    if text is None:
+        return None
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal()):
+        raise UsageError(f"--shard is {text!r}, expected I/N as in 1/8")
+    return int(first), int(step)

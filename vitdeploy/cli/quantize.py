@@ -35,7 +35,7 @@ def quantize(
         "linear"
     ),
     method: Annotated[
-        Literal["auto", "minmax", "percentile", "mse"],
+        Literal["auto", "minmax", "percentile", "mse", "entropy"],
         typer.Option("--method", help="How clips follow from what was observed; auto compares."),
     ] = "auto",
     percentile: Annotated[

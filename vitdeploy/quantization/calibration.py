@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.datasets import Dataset, batches
+from vitdeploy.datasets.base import Subset
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
@@ -19,6 +20,7 @@ from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import observed_tensors, realize
+from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.records import PrecisionPlan, Preprocess
 from vitdeploy.sessions import Opener
 
@@ -56,29 +58,67 @@ class Calibration:
         self.tensors = observed_tensors(prepared, plan)
         self.batch = batch_for(prepared.graph, self.tensors)
 
-    def run(self, division: Division, candidates: Candidates, progress: Progress = SILENT) -> Calibrated:
+    def run(
+        self,
+        division: Division,
+        candidates: Candidates,
+        progress: Progress = SILENT,
+        saved: SavedObservations | None = None,
+    ) -> Calibrated:
         """Observe ``fit``, compare the candidates on ``compare``, and return the observations of both.
 
         Candidates are judged by the logits SQNR against this graph, with an FP32 remainder, on images whose ranges were
-        not taken. Where there is nothing to compare, or nothing to compare with, the first candidate is taken.
+        not taken. Where there is nothing to compare, or nothing to compare with, the first candidate is taken. With
+        ``saved`` it goes on where a calibration was killed.
 
         Raises:
             CalibrationError: There are no images, or an activation is NaN or infinite.
         """
-        with Collector(self.prepared.graph, self.tensors, self.open_graph) as collector:
-            observers = self._observe(collector, division.fit, progress)
+        with self.collector() as collector:
+            observers = self.observe(collector, "fit", division.fit, progress, saved)
             if division.compare is None:
                 return Calibrated(observers, candidates.methods[0])
-            also = self._observe(collector, division.compare, progress)
+            also = self.observe(collector, "compare", division.compare, progress, saved)
         everything = merged(observers, also)
         if not candidates.several:
             return Calibrated(everything, candidates.methods[0])
         choice, trials = self._compare(division.compare, candidates, observers, progress)
         return Calibrated(everything, choice, trials)
 
-    def _observe(self, collector: Collector, dataset: Dataset, progress: Progress) -> Observers:
-        stream = batches(dataset, self.preprocess, self.batch)
-        return collector.observe(stream, total=len(dataset), progress=progress)
+    def collector(self) -> Collector:
+        """Open the graph with the tensors to observe as outputs."""
+        return Collector(self.prepared.graph, self.tensors, self.open_graph)
+
+    def observe(
+        self,
+        collector: Collector,
+        part: str,
+        dataset: Dataset,
+        progress: Progress = SILENT,
+        saved: SavedObservations | None = None,
+    ) -> Observers:
+        """Return observers of all images of ``dataset``, going on with what was saved of ``part``.
+
+        Raises:
+            CalibrationError: There are no images, or an activation is NaN or infinite.
+        """
+        start, seen = (None, 0) if saved is None else saved.restore(part)
+        if seen:
+            progress.note(f"calibration goes on after {seen} of {len(dataset)} images")
+        rest = Subset(dataset, np.arange(seen, len(dataset)))
+
+        def keep(observers: Observers, further: int) -> None:
+            if saved is not None:
+                saved.save(part, observers, seen + further)
+
+        return collector.observe(
+            batches(rest, self.preprocess, self.batch),
+            start=start,
+            name_of=rest.name,
+            after=keep,
+            total=len(rest),
+            progress=progress,
+        )
 
     def _compare(
         self, dataset: Dataset, candidates: Candidates, observers: Observers, progress: Progress

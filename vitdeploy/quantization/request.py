@@ -18,12 +18,12 @@ from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError, require_one_of
 from vitdeploy.quantization.calibration import Candidates
 from vitdeploy.quantization.choice import ALPHAS, RangeChoice
-from vitdeploy.quantization.observers import RangeMethod
+from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, plan_of_graph, read_plan
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
 
-Method = Literal["auto", "minmax", "percentile", "mse"]
+Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "openvino")
 
@@ -59,7 +59,7 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         require_one_of("profile", self.profile, ("linear", "mha"))
-        require_one_of("method", self.method, ("auto", "minmax", "percentile", "mse"))
+        require_one_of("method", self.method, ("auto", *METHODS))
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
@@ -147,7 +147,7 @@ class QuantizeInputs:
         elif self.precision == "fp8":
             methods = (RangeChoice("minmax"),)
         else:
-            methods = (RangeChoice("minmax"), RangeChoice("mse"), RangeChoice("percentile", options.percentile))
+            methods = tuple(RangeChoice(method, options.percentile) for method in METHODS)
         if isinstance(options.equalization, str):
             auto = options.equalization == "auto"
             if not auto:
@@ -250,8 +250,7 @@ def open_plan(plan: Edits | PrecisionPlan | OnnxModel | Path | str | None) -> Ed
 
 
 def _choice(method: Method, percent: float) -> RangeChoice:
-    known: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse")
-    return RangeChoice(next(name for name in known if name == method), percent)
+    return RangeChoice(next(name for name in METHODS if name == method), percent)
 
 
 def _choice_of(table: CalibrationTable) -> RangeChoice:

@@ -14,7 +14,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import BackendError, GateError, GraphError, UsageError
+from vitdeploy.errors import BackendError, GateError, GraphError, UsageError, VitdeployError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
@@ -27,6 +27,7 @@ from vitdeploy.quantization.request import (
     QuantizeOptions,
     open_inputs,
 )
+from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
 
@@ -127,7 +128,12 @@ class QuantizeRequest(QuantizeInputs):
         _note_opset(before.graph, plan, progress)
         division = _divide(self)
         open_graph = _opener(self)
-        calibrated, info = _calibrate(before, plan, division, self, open_graph, progress)
+        saved = SavedObservations(self.output, self.key)
+        try:
+            calibrated, info = _calibrate(before, plan, division, self, open_graph, progress, saved)
+        except VitdeployError:
+            saved.remove()
+            raise
         realized = realize(before, plan, calibrated.observers, calibrated.choice, self.form)
         realized = finish(realized, before.graph)
         judged = _judge(before.graph, realized.model, _check_images(self, division), self, open_graph)
@@ -135,7 +141,9 @@ class QuantizeRequest(QuantizeInputs):
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
         manifest = _manifest(self, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
-        return write_onnx(self.output, realized.model, manifest, judged.golden)
+        written = write_onnx(self.output, realized.model, manifest, judged.golden)
+        saved.remove()
+        return written
 
 
 def plan_of(prepared: Prepared, request: QuantizeInputs) -> PrecisionPlan:
@@ -199,6 +207,7 @@ def _calibrate(
     request: QuantizeRequest,
     open_graph: Opener,
     progress: Progress,
+    saved: SavedObservations,
 ) -> tuple[Calibrated, CalibrationInfo | None]:
     """Take ranges from the table or the images, as the request has them; none where only weights are quantized."""
     if not request.needs_ranges:
@@ -213,7 +222,7 @@ def _calibrate(
     assert division is not None
     assert request.source.manifest.preprocess is not None
     calibration = Calibration(prepared, plan, request.source.manifest.preprocess, open_graph, request.form)
-    calibrated = calibration.run(division, candidates, progress)
+    calibrated = calibration.run(division, candidates, progress, saved)
     if calibrated.trials:
         compared = ", ".join(f"{trial.choice} {trial.sqnr_db:.1f} dB" for trial in calibrated.trials)
         progress.note(f"ranges by {calibrated.choice} (compared: {compared})")
