@@ -22,7 +22,7 @@ from vitdeploy.backends.session import CheckedSession
 from vitdeploy.benching import probe
 from vitdeploy.benching.candidates import of_artifact, of_loaded, with_unique_names
 from vitdeploy.datasets import load_pixels, open_dataset
-from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
+from vitdeploy.errors import ArtifactError, BackendError, DataError, SeenDataWarning, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
@@ -429,7 +429,8 @@ def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(t
     other = CalibrationInfo(set_sha256="0" * 64, **info)
     a = _onnx(tmp_path / "a.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=own)
     b = _onnx(tmp_path / "b.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=other)
-    report = bench([a.path, b.path], "digits", options=QUICK)
+    with pytest.warns(SeenDataWarning, match=r"a\.onnx: its ranges were calibrated on the same images"):
+        report = bench([a.path, b.path], "digits", options=QUICK)
     assert any("calibrated on the same images" in note for note in _row(report, "a.onnx").notes)
     assert _row(report, "b.onnx").notes == ()
 

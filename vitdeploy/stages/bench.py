@@ -18,7 +18,7 @@ from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latenc
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
@@ -210,6 +210,7 @@ def _note_calibration_images(entries: Sequence[Entry], dataset: Dataset) -> None
         calibration = artifact.manifest.calibration if artifact is not None else None
         if calibration is not None and calibration.set_sha256 == dataset.digest:
             entry.notes.append("its ranges were calibrated on the same images as it is judged on here")
+            warn(f"{entry.candidate.name}: {entry.notes[-1]}, so it looks better than it is", SeenDataWarning)
 
 
 def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:
