@@ -1,10 +1,11 @@
 """cuda-python's runtime module without a GPU: device memory is host memory, a stream is a queue.
 
-It refuses what the CUDA runtime refuses, with the same error numbers. What is queued runs only when something waits for
-it, so a result that is read too early is seen to be wrong. During a capture, calls that CUDA prohibits (allocating,
-freeing, waiting) end it as invalid. An error that a kernel leaves behind is returned by every call from then on, also by
-those that free. Memory that nothing was written to cannot be read by a kernel. Copies and launches take fixed times on a
-clock of its own. Everything that is created is counted, and what is not given back is listed in ``alive``.
+It refuses what the CUDA runtime refuses, with the same error numbers. What is queued runs only when something waits
+for it, so a result that is read too early is seen to be wrong. During a capture, calls that CUDA prohibits
+(allocating, freeing, waiting) end it as invalid. An error that a kernel leaves behind is returned by every call from
+then on, also by those that free. Memory that nothing was written to cannot be read by a kernel. Copies and launches
+take fixed times on a clock of its own. Everything that is created is counted, and what is not given back is listed in
+``alive``.
 """
 
 from __future__ import annotations

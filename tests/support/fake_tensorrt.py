@@ -1,9 +1,9 @@
 """TensorRT's Python module of any release, without TensorRT: its names and signatures are those of the API table.
 
 A class here implements more than one release has; ``fake_module`` takes away what the table does not list for the
-release, and holds every call and every assignment against the release's own signature. So code that reaches for a name of
-another release, or passes what pybind would refuse, fails as it would there. An engine runs its graph in ONNX Runtime on
-the memory that ``fake_cuda`` hands out.
+release, and holds every call and every assignment against the release's own signature. So code that reaches for a
+name of another release, or passes what pybind would refuse, fails as it would there. An engine runs its graph in ONNX
+Runtime on the memory that ``fake_cuda`` hands out.
 
 ``module.record`` collects what was asked of the module, and holds what goes wrong: see ``Record``.
 """
@@ -104,10 +104,10 @@ class Record:
     """What was asked of a module, and what it is to do wrong.
 
     ``fault`` is what an engine does wrong: ``zeros``, ``fail`` (refuses to run), ``illegal`` (a kernel breaks the
-    device), ``no-capture`` (it cannot be captured), ``no-memory`` (a context cannot be made). ``start`` is how a builder or
-    runtime fails to start: ``nullptr`` (pybind's TypeError), ``error35`` (an error is logged and an object returned that
-    cannot be used). ``inspector`` replaces the inspector's answer, ``precision`` is what its products run in where that is
-    not what the graph says. ``warnings`` are logged when an engine is deserialized.
+    device), ``no-capture`` (it cannot be captured), ``no-memory`` (a context cannot be made). ``start`` is how a
+    builder or runtime fails to start: ``nullptr`` (pybind's TypeError), ``error35`` (an error is logged and an object
+    returned that cannot be used). ``inspector`` replaces the inspector's answer, ``precision`` is what its products
+    run in where that is not what the graph says. ``warnings`` are logged when an engine is deserialized.
     """
 
     cuda: Any = None
@@ -392,9 +392,7 @@ def classes(module: Any) -> list[type]:
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
             if module._release == "rtx":
-                warnings.warn(
-                    "Timing cache operations are no-ops in TensorRT-RTX.", DeprecationWarning, stacklevel=2
-                )
+                warnings.warn("Timing cache operations are no-ops in TensorRT-RTX.", DeprecationWarning, stacklevel=2)
             cache = module.ITimingCache()
             data = json.loads(bytes(serialized_timing_cache) or b"{}") if serialized_timing_cache[:1] != b"?" else None
             if data is None:
@@ -536,9 +534,7 @@ def classes(module: Any) -> list[type]:
             return 4096
 
         def serialize(self) -> Any:
-            return HostMemory(
-                MAGIC + json.dumps(self._header).encode() + b"\n" + self._model.SerializeToString()
-            )
+            return HostMemory(MAGIC + json.dumps(self._header).encode() + b"\n" + self._model.SerializeToString())
 
         def get_tensor_name(self, index: int) -> str:
             return (self._inputs + self._outputs)[index]
@@ -712,7 +708,8 @@ def classes(module: Any) -> list[type]:
                     reason = "the engine has no weights: refit it first"
                 log(
                     self._engine._logger,
-                    f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error (Parameter check failed, {reason}. In "
+                    f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error (Parameter check failed, {reason}. "
+                    "In "
                     "enqueueV3 at /x:1)",
                 )
                 return False

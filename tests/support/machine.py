@@ -52,7 +52,7 @@ def be(monkeypatch: pytest.MonkeyPatch, there: Environment, **installed: str) ->
 def fake_gpu(
     monkeypatch: pytest.MonkeyPatch, release: str, capability: str | None = "8.9", **more: Any
 ) -> types.SimpleNamespace:
-    """Install TensorRT of ``release`` (``rtx``: TensorRT-RTX, ``lean``: the lean runtime) and a GPU; return the fakes ``trt`` and ``cuda``."""
+    """Install TensorRT of ``release`` (or ``rtx``, ``lean``) and a GPU; return the fakes ``trt`` and ``cuda``."""
     trt = fake_module(release, more.pop("version", None))
     cuda = FakeRuntime(more.pop("devices", 1))
     there = machine(capability, **more)

@@ -47,10 +47,26 @@ WHEELS = {
 PACKAGE = "tensorrt-cu12-bindings"
 # classes whose signatures the stand-ins hold calls against; of all others the names are kept
 SIGNED = (
-    "Builder IBuilderConfig INetworkDefinition ITensor IOptimizationProfile OnnxParser ParserError Runtime ICudaEngine "
-    "IExecutionContext IRuntimeConfig IRuntimeCache EngineInspector ITimingCache Refitter OnnxParserRefitter ILogger "
-    "IProgressMonitor IHostMemory"
-).split()
+    "Builder",
+    "IBuilderConfig",
+    "INetworkDefinition",
+    "ITensor",
+    "IOptimizationProfile",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IRuntimeConfig",
+    "IRuntimeCache",
+    "EngineInspector",
+    "ITimingCache",
+    "Refitter",
+    "OnnxParserRefitter",
+    "ILogger",
+    "IProgressMonitor",
+    "IHostMemory",
+)
 SPECIAL = ("__init__", "__enter__", "__exit__", "__del__")
 
 
@@ -161,7 +177,9 @@ def describe(owner: type, held: Any) -> Any:
 def signature(held: Any) -> str:
     """Return ``(name: type, …) -> type`` of each overload, separated by `` | ``."""
     lines = [line.strip() for line in (getattr(held, "__doc__", None) or "").splitlines()]
-    found = [re.sub(r"^(?:\d+\.\s*)?\w+(?=\()", "", line) for line in lines if re.match(r"(?:\d+\.\s*)?\w+\(.*->", line)]
+    found = [
+        re.sub(r"^(?:\d+\.\s*)?\w+(?=\()", "", line) for line in lines if re.match(r"(?:\d+\.\s*)?\w+\(.*->", line)
+    ]
     found = [line for line in found if not line.startswith("(*args")]
     text = " | ".join(found)
     return re.sub(r"\b(?:tensorrt\w*\.)+|nvinfer1::(?:v_1_0::)?|typing(?:_extensions)?\.|collections\.abc\.", "", text)
@@ -178,12 +196,15 @@ def table_text(found: dict[str, dict[str, Any]]) -> str:
         if name.partition(".")[0] in SIGNED:
             signatures[name] = spans(here, {release: found[release][name] for release in here})
     values = {
-        name: spans([r for r in releases if name in found[r]], {r: str(found[r][name]) for r in releases if name in found[r]})
+        name: spans(
+            [r for r in releases if name in found[r]], {r: str(found[r][name]) for r in releases if name in found[r]}
+        )
         for name in names
         if any(isinstance(found[release].get(name), int) for release in releases)
     }
     about = (
-        "The TensorRT Python API by release, read from the bindings' wheels by tests/support/read_tensorrt_api.py. names: "
+        "The TensorRT Python API by release, read from the bindings' wheels by tests/support/read_tensorrt_api.py. "
+        "names: "
         "[first, last] release that has the name (a longer list: exactly those); signatures and values: [first, last, "
         "text] each; tensorrt_rtx and tensorrt_lean: what the installed module has."
     )
