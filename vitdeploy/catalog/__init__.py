@@ -13,7 +13,7 @@ from vitdeploy.catalog.variant import Variant
 from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.plugins import load_plugins
 
-__all__ = ["Variant", "list_models", "register", "variant", "variants"]
+__all__ = ["Variant", "find", "register", "variant", "variants"]
 
 GROUP = "vitdeploy.families"
 _registered: dict[str, Variant] = {}
@@ -60,7 +60,7 @@ def variant(name: str) -> Variant:
     return table[name]
 
 
-def list_models(glob: str = "*") -> list[Variant]:
+def find(glob: str = "*") -> list[Variant]:
     """Return the variants whose name or family matches a shell pattern."""
     return [
         entry
