@@ -11,7 +11,6 @@ import numpy as np
 
 from vitdeploy import backends, environment
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
-from vitdeploy.benching.labels import NO_TOP1
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
@@ -82,9 +81,7 @@ class Candidate:
 
     def notes(self) -> tuple[str, ...]:
         """Return what a reader of this row's numbers has to know."""
-        found = [NO_TOP1[self.model.task]] if self.model.task in NO_TOP1 else []
-        if self.model.activation != "none":
-            found.append(f"its outputs are probabilities ({self.model.activation} at the end), and the SQNR is theirs")
+        found = []
         if self.target is not None and executing_target(self.backend, self.provider) != self.target:
             made, run = backend_title(self.target), backend_title(self.backend)
             found.append(f"made for {made}, run by {run}: its latency is not that of its target")

@@ -14,7 +14,7 @@ from vitdeploy.backends.tensorrt_inspector import precision_by_layer
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
 from vitdeploy.benching.candidates import Candidate, batch_fits, make_feed
-from vitdeploy.benching.labels import ClassKey, class_key, match_classes, predicts_a_class
+from vitdeploy.benching.labels import ClassKey, class_key, match_classes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
@@ -143,8 +143,7 @@ def measure_accuracy(
                     f"it has {entry.logits.shape[1]} classes and the baseline {against.shape[1]}: not compared"
                 )
                 against = None
-            model = entry.candidate.model
-            entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model)
+            entry.accuracy = judge(entry.logits, labels.get(class_key(entry.candidate.model)), against)
 
 
 def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) -> dict[ClassKey, NDArray[np.int64]]:
@@ -152,7 +151,7 @@ def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) ->
     if dataset.labels is None:
         return {}
     models = {class_key(entry.candidate.model): entry.candidate.model for entry in entries}
-    return {key: match_classes(dataset, model, options) for key, model in models.items() if predicts_a_class(model)}
+    return {key: match_classes(dataset, model, options) for key, model in models.items()}
 
 
 def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:

@@ -15,7 +15,7 @@ class Variant:
     ``arguments`` go to the family's constructor. ``parameters`` counts trainable and fixed parameters in the state dict
     that count as parameters in the source, ``gmacs`` are 10⁹ multiply-accumulates of convolutions, linears and
     attention products at batch 1 and ``preprocess.size``. ``top1`` is the published ImageNet-1k accuracy as a fraction,
-    with ``source`` saying by whom; ``checkpoints`` names the known weight files.
+    with ``source`` saying by whom; ``checkpoints`` names the known weight files, ``aliases`` other names of the model.
     """
 
     name: str
@@ -27,3 +27,4 @@ class Variant:
     top1: float | None = None
     source: str = ""
     checkpoints: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""What a dialect makes of a weight file: our tensors, and what they and their configuration tell of the model."""
+"""What a dialect makes of weights: our tensors, and what they and their configuration tell of the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from vitdeploy.checkpoints.files import Tensors
 from vitdeploy.checkpoints.positions import ResizeRule
 from vitdeploy.records import Preprocess
 
-Preprocessing = Literal["catalogue", "torchvision", "google", "unstated"]
-
 
 @dataclass(frozen=True)
 class Converted:
@@ -19,20 +17,27 @@ class Converted:
 
     ``arguments`` are constructor arguments read off the shapes; ``overrides`` those that the code base fixes (eps) or
     that a configuration states, which win over the catalogue. ``complete`` says that a configuration gave them all, so
-    that no catalogue name is needed. ``position_tokens`` maps each position table to its rows without a place in the
-    grid. ``dropped`` maps tensors that are left out to the reason. ``preprocess`` is the file's own record;
-    ``preprocessing`` the convention of the code base where it has none. ``notes`` say what was assumed.
+    that no catalogue name is needed. ``proven`` are arguments that no shape of a weight shows and a table proves, with
+    the table's name: windows, the image's size; ``tables`` are those that the model makes itself, for comparison.
+    ``unknown`` names arguments that change logits and that nothing here tells. ``position_tokens`` maps each position
+    table to its rows without a place in the grid. ``dropped`` maps tensors that are left out to the reason.
+    ``head_problem`` says why the head cannot be taken. ``preprocess`` is the file's own record; ``convention`` names
+    that of the code base, for weights without one. ``notes`` say what was decided.
     """
 
     tensors: Tensors
     arguments: Mapping[str, Any]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     complete: bool = False
+    proven: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    tables: Tensors = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     position_tokens: Mapping[str, int] = field(default_factory=dict)
     resize_rule: ResizeRule = "bicubic"
     table_rule: Literal["bicubic", "geometric"] = "bicubic"
     dropped: Mapping[str, str] = field(default_factory=dict)
+    head_problem: str = ""
     preprocess: Preprocess | None = None
-    preprocessing: Preprocessing = "catalogue"
+    convention: str = ""
     notes: tuple[str, ...] = ()

@@ -6,20 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitdeploy.checkpoints.converted import Converted
-from vitdeploy.checkpoints.files import WeightFile
+from vitdeploy.checkpoints.files import Tensors, WeightFile
 from vitdeploy.checkpoints.layouts import pvt, swin, vit
 from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.preprocess import preprocess_from_hf
 from vitdeploy.records import Preprocess
 
+FIRST_QUERY = r"(vit\.|deit\.)?(encoder\.layer|layers)\.0\.attention\.(attention\.query|q_proj)\.weight"
+NOT_VIT = (r".*layer_scale1\.", r".*lambda_1$", r".*relative_position_bias", r"(.*\.)?embeddings\.detection_tokens")
+"""Keys of DINOv2, BEiT and YOLOS, whose blocks have names of ViT's."""
 
-def vit_or_deit(file: WeightFile) -> Converted:
+HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+MODEL_TYPES = {
+    "vit": "vit",
+    "deit": "deit",
+    "pvt": "pvt",
+    "pvt_v2": "pvt_v2",
+    "swin": "swin",
+    "swinv2": "swin_v2",
+}
+"""``model_type`` of config.json → family."""
+
+
+def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
     """Convert ``ViTForImageClassification``, ``DeiTForImageClassification`` and the latter with teacher."""
-    tensors = {name: value for name, value in vit.from_huggingface(file.tensors).items() if ".pooler." not in name}
-    dropped = {name: "a pooler that the classifier does not use" for name in file.tensors if ".pooler." in name}
+    bare = any(name.startswith("embeddings.") for name in state)  # of a ViTModel, without its name in front
+    named = {f"vit.{name}" if bare and not name.startswith(HEADS) else name: value for name, value in state.items()}
+    dropped = {name: "a pooler that the classifier does not use" for name in named if ".pooler." in name}
+    kept = {name: value for name, value in named.items() if name not in dropped}
+    tensors = vit.from_huggingface(kept)
     config = file.config
     arguments = vit.describe(tensors)
+    size = arguments.pop("image_size", None)
     overrides: dict[str, Any] = {}
     if config:
         _check_activation(config, ("gelu",))
@@ -41,22 +60,22 @@ def vit_or_deit(file: WeightFile) -> Converted:
         overrides={**overrides, **_classes(arguments)} if config else {"eps": 1e-12, **overrides},
         complete=bool(config),
         classes=class_names_of(config, "config.json"),
+        proven={} if config or size is None else {"image_size": (size, "pos_embed")},
+        unknown=() if config else ("heads",),
         position_tokens={"pos_embed": 2 if "dist_token" in tensors else 1},
         dropped=dropped,
         preprocess=preprocess_of(file),
     )
 
 
-def pvt_any(file: WeightFile) -> Converted:
+def pvt_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
     """Convert ``PvtForImageClassification`` and ``PvtV2ForImageClassification``."""
-    tensors = pvt.from_huggingface(file.tensors)
+    tensors = pvt.from_huggingface(state)
     config, overrides = file.config, {}
+    second = any(".dwconv." in name for name in tensors)
     eps = float(config.get("layer_norm_eps", 1e-6))
     if config:
         _check_activation(config, ("gelu",))
-        second = str(config.get("model_type", "")).replace("_", "-") == "pvt-v2" or any(
-            ".dwconv." in name for name in tensors
-        )
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
             "channels": config.get("num_channels", 3),
@@ -72,12 +91,16 @@ def pvt_any(file: WeightFile) -> Converted:
     positions = {name: 0 for name in tensors if name.startswith("pos_embed")}
     if positions:
         positions[max(positions)] = 1
+    arguments = pvt.describe(tensors, second=second)
+    size = None if second or config else pvt.image_size(tensors["pos_embed1"].shape[1], arguments["patches"][0])
     return Converted(
         tensors,
-        {"num_classes": int(tensors["head.weight"].shape[0])} if "head.weight" in tensors else {},
+        {**_head_classes(tensors), **arguments},
         # The port gives every norm the configuration's eps; the original has 1e-5 after projections and reductions.
         overrides={**overrides, "eps": eps, "inner_eps": eps},
         complete=bool(config),
+        proven={} if size is None else {"image_size": (size, "pos_embed1")},
+        unknown=() if config else ("heads",),
         classes=class_names_of(config, "config.json"),
         position_tokens=positions,
         resize_rule="bilinear",
@@ -85,9 +108,9 @@ def pvt_any(file: WeightFile) -> Converted:
     )
 
 
-def swin_any(file: WeightFile) -> Converted:
+def swin_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
     """Convert ``SwinForImageClassification`` and ``Swinv2ForImageClassification``."""
-    tensors = swin.from_huggingface(file.tensors)
+    tensors, tables = swin.split_tables(swin.from_huggingface(state))
     config, overrides = file.config, {}
     if config:
         _check_activation(config, ("gelu",))
@@ -105,23 +128,39 @@ def swin_any(file: WeightFile) -> Converted:
         if config.get("model_type") == "swinv2":
             stages = len(config["depths"])
             overrides["pretrained_windows"] = list(config.get("pretrained_window_sizes") or [0] * stages)[:stages]
+    second = any(name.endswith(".attn.logit_scale") for name in tensors)
+    proven = swin.proofs(tensors, tables)
+    if config:  # an image of another size is another grid of the same windows
+        proven.pop("image_size", None)
     return Converted(
         tensors,
-        {"num_classes": int(tensors["head.weight"].shape[0])} if "head.weight" in tensors else {},
+        {**_head_classes(tensors), **swin.describe(tensors)},
         overrides=overrides,
         complete=bool(config),
+        proven=proven,
+        tables=tables,
+        unknown=("window", "pretrained_windows") if second and not config else (),
         classes=class_names_of(config, "config.json"),
-        dropped={name: "rebuilt from the architecture" for name in file.tensors if name.endswith("position_index")},
+        dropped=swin.dropped(tables),
         preprocess=preprocess_of(file),
     )
 
 
 def preprocess_of(file: WeightFile) -> Preprocess | None:
-    """Return the folder's own preprocessing, None where it has no preprocessor_config.json."""
-    if not file.preprocessor:
-        return None
-    source = f"preprocessor_config.json of {file.path.name!r}"
-    return preprocess_from_hf(file.preprocessor, source, str(file.config.get("model_type") or ""))
+    """Return the folder's own preprocessing, else that of the processor which transformers takes for its model.
+
+    None for weights without a configuration.
+    """
+    name, kind = file.path.name, str(file.config.get("model_type") or "")
+    if file.preprocessor:
+        return preprocess_from_hf(file.preprocessor, f"preprocessor_config.json of {name!r}", kind)
+    if kind:
+        return preprocess_from_hf({}, f"transformers' default for {kind!r}, as {name!r} has none", kind)
+    return None
+
+
+def _head_classes(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {"num_classes": int(tensors["head.weight"].shape[0])} if "head.weight" in tensors else {}
 
 
 def _check_activation(config: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,14 +13,15 @@ import numpy as np
 
 from vitdeploy import catalog
 from vitdeploy.catalog import Variant
-from vitdeploy.catalog.presets import resized, squashed
+from vitdeploy.checkpoints.candidates import Candidate, common_root, find_candidates, same_shapes, unknown
+from vitdeploy.checkpoints.conventions import by_convention
 from vitdeploy.checkpoints.converted import Converted
-from vitdeploy.checkpoints.dialects import detect
-from vitdeploy.checkpoints.files import Tensors, WeightFile, read_weights
-from vitdeploy.checkpoints.layouts.swin import resize_table
+from vitdeploy.checkpoints.evidence import Evidence, evidence_of
+from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
+from vitdeploy.checkpoints.layouts import swin
 from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ class LoadRequest:
     head_for: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Every constructor argument that was named."""
+        named = dict(self.arguments)
+        if self.image_size is not None:
+            named["image_size"] = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        return named
+
 
 @dataclass(frozen=True)
 class LoadedWeights:
@@ -58,89 +68,284 @@ class LoadedWeights:
 def load_foreign(path: Path, name: str | None = None, request: LoadRequest = LoadRequest()) -> LoadedWeights:
     """Load a checkpoint of any dialect into our model of the same family.
 
-    ``name`` is a catalogue variant, or a family whose remaining arguments ``request`` gives. A Hugging Face folder
-    needs none, nor does a file whose shapes fit one variant only.
+    Of several models in one file (raw and averaged weights, a teacher) the first that fits is taken, averages first.
 
+    Args:
+        path: A weight file, or a model's folder.
+        name: A catalogue variant, by any of its names, or a family whose remaining arguments ``request`` gives. A
+            Hugging Face folder needs none, nor does a file that says its architecture or fits one variant only.
+        request: See ``LoadRequest``.
     Raises:
         CheckpointError: The dialect is unknown, the weights are of another variant, or a tensor has no place.
         ModelError: ``name`` is not in the catalogue, or the image size is one that the family cannot take.
     """
+    opened = open_weights(Path(path))
+    candidates = find_candidates(opened)
+    if not candidates:
+        raise unknown(opened.below(common_root(opened)))
+    first: CheckpointError | ModelError | None = None
+    for candidate in candidates:
+        try:
+            loaded, notes = _load(candidate, name, request)
+        except (CheckpointError, ModelError) as error:
+            first = first or error
+            continue
+        passed = candidates[: candidates.index(candidate)]
+        return _with_notes(loaded, [*_choice(candidate, candidates, passed), *notes])
+    assert first is not None
+    raise first
+
+
+def _with_notes(loaded: LoadedWeights, notes: list[str]) -> LoadedWeights:
+    reason = f"{loaded.dialect} weights of {loaded.spec.family}, because {loaded.reason}"
+    return LoadedWeights(loaded.module, loaded.spec, loaded.preprocess, loaded.dialect, loaded.reason, (reason, *notes))
+
+
+def _choice(taken: Candidate, candidates: list[Candidate], passed: list[Candidate]) -> list[str]:
+    """Say which of several tables was taken, and which others there are."""
+    notes = []
+    place = _place(taken.file)
+    if place:
+        notes.append(f"took the weights under {place!r}")
+    for other in passed:
+        notes.append(f"the weights under {_place(other.file)!r} do not fit")
+    same = [_place(one.file) for one in candidates if one not in (*passed, taken) and same_shapes(one, taken)]
+    if same:
+        notes.append(f"those under {', '.join(map(repr, same))} fit, too: averaged weights are preferred to raw ones")
+    return notes
+
+
+def _place(file: WeightFile) -> str:
+    return ".".join(part for part in (file.entry, file.prefix.removesuffix(".")) if part)
+
+
+def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple[LoadedWeights, list[str]]:
     from vitdeploy.models import model_from_spec
 
-    file = read_weights(Path(path))
-    dialect, reason = detect(file)
-    said = {**request.arguments, "image_size": request.image_size}
-    converted = dialect.converted(file, {key: value for key, value in said.items() if value is not None})
-    notes = [f"{path}: {dialect.name} weights of {dialect.family}, because {reason}"]
-    if file.entry:
-        notes.append(f"took the weights under {file.entry!r}")
-    notes += [f"left out {name}: {why}" for name, why in converted.dropped.items()]
-    notes += converted.notes
-    variant = _variant(name, dialect.family, converted, path)
-    arguments = _arguments(variant, converted, request, file)
-    label = variant.name if variant is not None else Path(path).resolve().name
-    classes = converted.classes if len(converted.classes) == arguments["num_classes"] else ()
-    spec = ModelSpec(family=dialect.family, name=label, arguments=arguments, classes=classes)
+    file, dialect = candidate.file, candidate.dialect
+    evidence = evidence_of(file)
+    converted = dialect.converted(file, request.named)
+    notes = _dropped(file, converted)
+    variant = _variant(name, dialect.family, converted, evidence, file, notes)
+    arguments = _arguments(variant, converted, request, file, notes)
+    label = variant.name if variant is not None else file.path.resolve().name
+    classes = converted.classes or evidence.classes
+    spec = ModelSpec(
+        family=dialect.family,
+        name=label,
+        arguments=arguments,
+        classes=classes if len(classes) == arguments["num_classes"] else (),
+    )
     module = model_from_spec(spec)
+    _check_tables(converted, module, request, file)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
-    _assign(module, tensors, f"{str(path)!r} as {label}")
-    preprocess = _preprocess(variant, converted, arguments, notes)
-    return LoadedWeights(module.eval(), spec, preprocess, dialect.name, reason, tuple(notes))
+    _assign(module, tensors, file, label, dialect.family)
+    preprocess = _preprocess(variant, converted, evidence, arguments, notes)
+    return LoadedWeights(module.eval(), spec, preprocess, dialect.name, candidate.reason, ()), notes
 
 
-def _variant(name: str | None, family: str, converted: Converted, path: Path) -> Variant | None:
-    """Return the catalogue's entry, by name or as the only one that fits; None where the file itself says enough."""
-    if name in (None, family) and (converted.complete or name == family):
-        return None
-    if name is not None:
+def _dropped(file: WeightFile, converted: Converted) -> list[str]:
+    notes = [f"left out {name}: {why}" for name, why in converted.dropped.items()]
+    if file.left_out:
+        shown = ", ".join(file.left_out[:3]) + (f" and {len(file.left_out) - 3} more" if file.left_out[3:] else "")
+        notes.append(f"left out what stands beside the model: {shown}")
+    if file.head_beside:
+        notes.append(f"took {file.head_beside!r}, which stands beside the model, for its head")
+    return [*notes, *converted.notes]
+
+
+def _variant(
+    name: str | None, family: str, converted: Converted, evidence: Evidence, file: WeightFile, notes: list[str]
+) -> Variant | None:
+    """Return the catalogue's entry: by name, by what the file says, or as the only one that fits; None without one."""
+    where = repr(str(file.path))
+    stated = evidence.variant
+    if stated is not None and (stated.family != family or not _fits(stated, converted, size=False)):
+        stated = None
+    if name is not None and name != family:
         variant = catalog.variant(name)
         if variant.family != family:
-            raise CheckpointError(f"{str(path)!r} holds weights of family {family!r}, {name} is {variant.family!r}")
+            raise CheckpointError(f"{where} holds weights of family {family!r}, {name} is {variant.family!r}")
+        _refuse_contradiction(variant, stated, evidence, where)
         return variant
-    fitting = [
-        entry
-        for entry in catalog.variants().values()
-        if entry.family == family
-        and all(entry.arguments.get(key, value) == value for key, value in converted.arguments.items())
-        and not ("layer_scale" in entry.arguments) ^ ("layer_scale" in converted.arguments)
-    ]
+    if converted.complete:
+        return None
+    if stated is not None:
+        notes.append(f"it is {stated.name}, as its {evidence.where} says ({evidence.architecture})")
+        return stated
+    if name == family:
+        return None
+    entries = [entry for entry in catalog.variants().values() if entry.family == family]
+    fitting = [entry for entry in entries if _fits(entry, converted)]
+    fitting = fitting or [entry for entry in entries if _fits(entry, converted, size=False)]
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(entry.name for entry in fitting[:6]) or f"'vitdeploy models {family}' lists them"
-    raise CheckpointError(f"the keys of {str(path)!r} do not tell which {family} it is: name it, one of {names}")
+    names = ", ".join(entry.name for entry in fitting[:6])
+    if not names:
+        raise CheckpointError(
+            f"the shapes in {where} are of no {family} in the catalogue: name the family and what the keys do not tell"
+            f"{_example(family, converted)}"
+        )
+    raise CheckpointError(f"the keys of {where} do not tell which {family} it is: name it, one of {names}")
 
 
-def _arguments(variant: Variant | None, converted: Converted, request: LoadRequest, file: WeightFile) -> dict[str, Any]:
+def _refuse_contradiction(variant: Variant, stated: Variant | None, evidence: Evidence, where: str) -> None:
+    """Refuse a name that differs from the file's own in what no key shows: heads, windows."""
+    if stated is None or stated.name == variant.name:
+        return
+    for key in (variant.arguments.keys() | stated.arguments.keys()) - {"image_size"}:
+        if variant.arguments.get(key) != stated.arguments.get(key):
+            raise CheckpointError(
+                f"{where} says in its {evidence.where} that it is {evidence.architecture!r}, which is {stated.name}, "
+                f"and {variant.name} has another {key}: name {stated.name}"
+            )
+
+
+def _example(family: str, converted: Converted) -> str:
+    words = [_ASKED[argument][1] for argument in _unknown(converted, {})]
+    return f", as in 'vitdeploy export {family} --weights FILE {' '.join(words)} …'" if words else ""
+
+
+def _fits(entry: Variant, converted: Converted, *, size: bool = True) -> bool:
+    """Return whether a variant has the arguments that shapes and tables tell; ``size``: also the image's size."""
+    from vitdeploy.models import family_class
+
+    defaults = {name: one.default for name, one in inspect.signature(family_class(entry.family)).parameters.items()}
+    proven = {key: value for key, (value, _) in converted.proven.items() if size or key != "image_size"}
+    told = {key: value for key, value in {**converted.arguments, **proven}.items() if key not in _ANY}
+    if entry.family == "vit" and ("layer_scale" in entry.arguments) != ("layer_scale" in converted.arguments):
+        return False
+    return all(_same(key, entry.arguments.get(key, defaults.get(key)), value) for key, value in told.items())
+
+
+# Arguments in which weights of one variant may differ, so that the file's value counts.
+_FREE = {"representation_size", "pool", "class_token_position", "qkv_bias", "multi_token", "token_module", "channels"}
+_ANY = {"num_classes", "representation_size", "layer_scale", "channels"}
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    if key == "pretrained_windows":
+        return (not any(one or ()) and not any(other or ())) or list(one or ()) == list(other or ())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return [float(value) for value in one] == [float(value) for value in other]
+    return bool(one == other)
+
+
+def _arguments(
+    variant: Variant | None, converted: Converted, request: LoadRequest, file: WeightFile, notes: list[str]
+) -> dict[str, Any]:
+    where = repr(str(file.path))
     base = dict(variant.arguments) if variant is not None else dict(converted.arguments)
     fixed = {key: converted.arguments[key] for key in _FREE & converted.arguments.keys()}
-    arguments = {**base, **fixed, **converted.overrides, **request.arguments}
-    if request.image_size is not None:
-        size = request.image_size
-        arguments["image_size"] = size if isinstance(size, int) else list(size)
-    arguments.setdefault("image_size", 224)
-    if variant is None and not converted.complete and "heads" not in arguments:
+    arguments = {**base, **fixed, **converted.overrides}
+    arguments.update(_proven(variant, converted, request, arguments, where, notes))
+    arguments.update(request.named)
+    missing = _unknown(converted, arguments)
+    if missing:
         raise CheckpointError(
-            f"the keys of {str(file.path)!r} do not tell how many heads there are: name the variant, or say it, as in "
-            "--argument heads=8"
+            f"the keys of {where} do not tell {' and '.join(_ASKED[key][0] for key in missing)}: name the variant, or "
+            f"say it, as in {' '.join(_ASKED[key][1] for key in missing)}"
         )
     found = converted.arguments.get("num_classes")
     if request.head_for is not None:
         return {**arguments, "num_classes": request.head_for}
-    if found is None and not request.reset_head:
-        raise CheckpointError(f"{str(file.path)!r} has no classification head: pass num_classes and reset_head")
-    wanted = request.num_classes if request.num_classes is not None else found
-    if wanted is None:
-        raise CheckpointError(f"{str(file.path)!r} has no classification head: say num_classes for the new one")
-    if found is not None and wanted != found and not request.reset_head:
+    if converted.head_problem and not request.reset_head:
         raise CheckpointError(
-            f"{str(file.path)!r} has {found} classes, {wanted} were asked for: --reset-head draws a new head"
+            f"{where} cannot be taken whole: {converted.head_problem}; --reset-head --argument num_classes=N draws a "
+            "new head, and torch.onnx.export writes the model as it is, which 'vitdeploy export MODEL.onnx "
+            "--preprocess …' takes"
         )
+    wanted = request.num_classes if request.num_classes is not None else found
+    if found is None and (wanted is None or not request.reset_head):
+        raise CheckpointError(
+            f"{where} has no classification head: --reset-head --argument num_classes=N draws a new one"
+        )
+    if found is not None and wanted != found and not request.reset_head:
+        raise CheckpointError(f"{where} has {found} classes, {wanted} were asked for: --reset-head draws a new head")
     arguments["num_classes"] = wanted
     return arguments
 
 
-# Constructor arguments that checkpoints of one variant may differ in, so that the file's value counts.
-_FREE = {"representation_size", "pool", "class_token_position", "qkv_bias", "multi_token", "token_module", "channels"}
+# What keys may not tell: in words, and how it is said.
+_ASKED = {
+    "heads": ("how many heads there are", "--argument heads=8"),
+    "inner_heads": ("how many heads the inner encoder has", "--argument inner_heads=4"),
+    "window": ("how large its windows are", "--argument window=8"),
+    "pretrained_windows": ("in which windows it was pre-trained", "--argument pretrained_windows=[0,0,0,0]"),
+    "image_size": ("which image size it is for", "--argument image_size=224"),
+}
+
+
+def _unknown(converted: Converted, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that change logits and that nothing tells."""
+    told = {**converted.proven, **arguments}
+    return [key for key in (*converted.unknown, "image_size") if key not in told]
+
+
+def _proven(
+    variant: Variant | None,
+    converted: Converted,
+    request: LoadRequest,
+    arguments: Mapping[str, Any],
+    where: str,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Return what the file's tables prove and the user did not name otherwise.
+
+    Raises:
+        CheckpointError: A variant was named, or a configuration says, what a table disproves.
+    """
+    taken: dict[str, Any] = {}
+    for key, (value, table) in converted.proven.items():
+        before = arguments.get(key)
+        if key in request.named or (before is not None and _same(key, before, value)):
+            continue
+        if key == "image_size" and variant is not None:
+            notes.append(
+                f"{table} is for {value}×{value} pixels and {variant.name} for others: took image_size={value}; "
+                f"--argument image_size={_side(before)} resizes it"
+            )
+        elif key != "image_size" and (variant is not None or before is not None):
+            raise CheckpointError(_disproof(variant, converted, key, where))
+        taken[key] = value
+    return taken
+
+
+def _side(size: Any) -> Any:
+    return size if isinstance(size, int) or size is None else f"[{','.join(map(str, size))}]"
+
+
+def _disproof(variant: Variant | None, converted: Converted, key: str, where: str) -> str:
+    value, table = converted.proven[key]
+    stated = "its config.json has another" if variant is None else f"{variant.name} has another"
+    fitting = [
+        entry.name
+        for entry in catalog.variants().values()
+        if variant is not None and entry.family == variant.family and _fits(entry, converted)
+    ]
+    advice = f"name {' or '.join(fitting[:3])}" if fitting else f"name the family, with --argument {key}={value}"
+    return f"{where} was made with {key}={value}, as its table {table} proves, and {stated}: {advice}".replace(
+        " ]", "]"
+    )
+
+
+def _check_tables(converted: Converted, module: nn.Module, request: LoadRequest, file: WeightFile) -> None:
+    """Compare stored tables with those that the model makes; another image size or window that was named has others.
+
+    Raises:
+        CheckpointError: One differs: the model is another than the one that wrote the file.
+    """
+    if not converted.tables or {"image_size", "window", "pretrained_windows"} & request.named.keys():
+        return
+    made = swin.made_tables(module)
+    for name, table in converted.tables.items():
+        ours = made.get(name)
+        same = ours is not None and ours.size == table.size
+        if ours is None or not same or not np.allclose(ours.reshape(-1), table.reshape(-1), atol=1e-4):
+            raise CheckpointError(
+                f"the table {name} in {str(file.path)!r} is another than the one that this architecture makes: name "
+                "the variant that wrote it"
+            )
 
 
 def _fitted(
@@ -158,24 +363,27 @@ def _fitted(
         if name.endswith("relative_position_bias_table") and name in expected:
             side = (math.isqrt(expected[name][0]) + 1) // 2
             if tensors[name].shape[0] != expected[name][0]:
-                tensors[name] = resize_table(tensors[name], side, converted.table_rule)
+                tensors[name] = swin.resize_table(tensors[name], side, converted.table_rule)
                 notes.append(f"resized {name} to a window of {side}")
     had, classes = converted.arguments.get("num_classes"), expected["head.weight"][0]
     if request.reset_head or (request.head_for is not None and had != classes):
-        heads = [name for name in expected if name.startswith(("head.", "head_dist."))]
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
+        heads = [name for name in expected if name.startswith(_HEADS)]
         heads += [
             name
-            for name in tensors.keys() & expected.keys() - set(heads)
+            for name in tensors.keys() & expected.keys()
             if had is not None and is_of_classes(tuple(tensors[name].shape), expected[name], (had, classes))
         ]
         fresh = module.state_dict()
-        for name in heads:
-            tensors[name] = fresh[name].numpy()
+        tensors.update({name: fresh[name].numpy() for name in heads})
         if request.head_for is None:
             notes.append("drew a new head: it must be trained before it says anything")
         else:
             notes.append(f"the head is new, for {classes} classes: {', '.join(heads)}")
     return tensors
+
+
+_HEADS = ("head.", "head_dist.")
 
 
 def _grid(cells: int, module: nn.Module) -> tuple[int, int]:
@@ -187,11 +395,16 @@ def _grid(cells: int, module: nn.Module) -> tuple[int, int]:
     return rows, cells // rows
 
 
-def _assign(module: nn.Module, tensors: Tensors, where: str) -> None:
+def _assign(module: nn.Module, tensors: Tensors, file: WeightFile, label: str, family: str) -> None:
     import torch
 
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_match({name: tuple(value.shape) for name, value in tensors.items()}, expected, where)
+    check_match(
+        {name: tuple(value.shape) for name, value in tensors.items()},
+        expected,
+        f"{str(file.path)!r} as {label}",
+        _HINTS.get(family, ""),
+    )
     state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)
@@ -199,27 +412,38 @@ def _assign(module: nn.Module, tensors: Tensors, where: str) -> None:
         parameter.requires_grad_(trainable[name])
 
 
+# What else may take tensors that the family has no place for.
+_HINTS = {
+    "vit": "timm builds ViTs with other parts: 'timm:NAME --weights FILE' takes such weights under timm's name of the "
+    "model",
+}
+
+
 def _preprocess(
-    variant: Variant | None, converted: Converted, arguments: Mapping[str, Any], notes: list[str]
+    variant: Variant | None, converted: Converted, evidence: Evidence, arguments: Mapping[str, Any], notes: list[str]
 ) -> Preprocess:
     """Return the file's own preprocessing, else the convention of its code base, fitted to the image's size."""
     image_size = arguments["image_size"]
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if converted.preprocess is not None:
-        record = converted.preprocess
-    elif converted.preprocessing == "torchvision":
-        record = _torchvision(variant, size[0])
-    elif converted.preprocessing == "google":
-        record = squashed(size[0], "Google JAX ViT: squash, mean and std 0.5", half=True, interpolation="bilinear")
-    elif converted.preprocessing == "unstated":
-        record = squashed(size[0], "a default: squash, mean and std 0.5", half=True, interpolation="bilinear")
-    elif variant is not None:
-        record = variant.preprocess
-    else:
-        record = squashed(size[0], "Hugging Face ViTImageProcessor's default", half=True, interpolation="bilinear")
-    if converted.preprocess is None:
-        notes.append(f"the file says nothing of preprocessing: took {record.source}")
-    return _with_channels(record, int(arguments.get("channels", 3)), notes).at_size((size[0], size[1]))
+    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    channels = int(arguments.get("channels", 3))
+    own = converted.preprocess or evidence.preprocess
+    if own is not None:
+        return _with_channels(own, channels, notes).at_size(size)
+    record, warning = by_convention(converted.convention, variant, size)
+    if evidence.changes:
+        record = _changed(record, evidence.changes, size)
+        notes.append(f"its args say of preprocessing: {', '.join(sorted(evidence.changes))}")
+    note = f"the file says nothing of preprocessing: took {record.source}"
+    notes.append(f"{note} ({warning}: --preprocess says otherwise)" if warning else note)
+    return _with_channels(record, channels, notes)
+
+
+def _changed(record: Preprocess, changes: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
+    """Return a record with what timm's training script was told."""
+    update = {key: value for key, value in changes.items() if key != "crop_pct"}
+    if "crop_pct" in changes and record.resize == "shortest":
+        update["resize_size"] = math.floor(min(size) / changes["crop_pct"])
+    return record.model_copy(update={**update, "source": f"{record.source}, changed by its args"})
 
 
 def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Preprocess:
@@ -232,9 +456,3 @@ def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Prepr
     notes.append(f"the model takes {channels} channels: took mean {mean:.4g} and std {std:.4g}")
     update = {"channels": channels, "mean": (mean,) * channels, "std": (std,) * channels, "fill": ()}
     return record.model_copy(update=update)
-
-
-def _torchvision(variant: Variant | None, size: int) -> Preprocess:
-    if variant is not None and "torchvision" in variant.preprocess.source:
-        return variant.preprocess
-    return resized(size, max(size * 256 // 224, size), "torchvision, IMAGENET1K_V1", interpolation="bilinear")

@@ -11,9 +11,14 @@ Shape = tuple[int, ...]
 SHOWN = 4
 
 
-def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
+def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str, hint: str = "") -> None:
     """Compare names and shapes.
 
+    Args:
+        found: Tensor name → shape in the checkpoint.
+        expected: Tensor name → shape in the model.
+        where: What the error calls the checkpoint.
+        hint: What else may take tensors that are left over.
     Raises:
         CheckpointError: One line with the first of the wrong shapes, gaps (with the nearest leftover) and leftovers,
             and how many there are of each.
@@ -34,7 +39,9 @@ def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where
         parts.append(f"{len(gaps)} missing ({_first([_with_nearest(name, leftovers) for name in gaps])})")
     if leftovers:
         parts.append(f"{len(leftovers)} left over ({_first(leftovers)})")
-    raise CheckpointError(f"{where} does not fit the model: {'; '.join(parts)}")
+    raise CheckpointError(
+        f"{where} does not fit the model: {'; '.join(parts)}" + (f"; {hint}" if hint and leftovers else "")
+    )
 
 
 def is_of_classes(before: Shape, after: Shape, classes: tuple[int, int]) -> bool:

@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import (
-    Json,
-    Labels,
-    ModelArguments,
-    Output,
-    PreprocessName,
-    RandomWeights,
-    ResetHead,
-    Seed,
-    TaskName,
-    Weights,
-)
+from vitdeploy.cli.options import Json, Labels, ModelArguments, Output, RandomWeights, ResetHead, Seed, Weights
 
 
 def convert(
@@ -27,9 +16,7 @@ def convert(
     random_weights: RandomWeights = False,
     model_arg: ModelArguments = None,
     reset_head: ResetHead = False,
-    preprocess: PreprocessName = None,
     labels: Labels = None,
-    task: TaskName = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +37,5 @@ def convert(
         reset_head=reset_head,
         seed=seed,
         labels=labels,
-        preprocess=preprocess,
-        task=task,
     )
     print_artifact(to_checkpoint(source, output, options=options, progress=make_progress()), as_json)

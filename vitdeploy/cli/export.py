@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import (
-    Json,
-    Labels,
-    ModelArguments,
-    Output,
-    PreprocessName,
-    RandomWeights,
-    ResetHead,
-    Seed,
-    TaskName,
-    Weights,
-)
+from vitdeploy.cli.options import Json, Labels, ModelArguments, Output, RandomWeights, ResetHead, Seed, Weights
 
 
 def export(
@@ -40,13 +29,11 @@ def export(
     golden: Annotated[
         str | None, typer.Option("--golden", metavar="DATA", help="Where the samples come from that travel along.")
     ] = None,
-    output_name: Annotated[
+    preprocess: Annotated[
         str | None,
-        typer.Option("--output-name", metavar="NAME", help="Of an ONNX file with several outputs: the logits."),
+        typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="To adopt an ONNX file: its input."),
     ] = None,
-    preprocess: PreprocessName = None,
     labels: Labels = None,
-    task: TaskName = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +58,5 @@ def export(
         reference=reference,
         golden=golden,
         preprocess=preprocess,
-        output_name=output_name,
-        task=task,
     )
     print_artifact(to_onnx(source, output, options=options, progress=make_progress()), as_json)

@@ -35,16 +35,20 @@ def models(
             f"{entry.gmacs:.2f}",
             f"{100 * entry.top1:.2f}" if entry.top1 is not None else "–",
             entry.source,
-            _first_and_count(entry.checkpoints),
+            _first_and_count(entry.aliases, 3),
+            _first_and_count(entry.checkpoints, 1),
         ]
         for entry in found
     ]
-    print_table(["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source", "checkpoints"], rows)
+    print_table(
+        ["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source", "also called", "checkpoints"], rows
+    )
     typer.echo(f"{len(found)} models; any other of timm's is 'timm:NAME'")
 
 
-def _first_and_count(checkpoints: tuple[str, ...]) -> str:
-    """Return the first file and how many more there are; ``--json`` names them all."""
-    if not checkpoints:
+def _first_and_count(texts: tuple[str, ...], shown: int) -> str:
+    """Return the first texts and how many more there are; ``--json`` has them all."""
+    if not texts:
         return "–"
-    return checkpoints[0] + (f" and {len(checkpoints) - 1} more" if len(checkpoints) > 1 else "")
+    more = len(texts) - shown
+    return ", ".join(texts[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, PreprocessName, complete_model
+from vitdeploy.cli.options import DATA_HELP, Json, complete_model
 
 if TYPE_CHECKING:
     from vitdeploy.training.options import TrainOptions
@@ -57,10 +57,6 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other option, as augmentation.mixup=0.8; repeatable."),
     ] = None,
-    preprocess: PreprocessName = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, in the folders' order.")
-    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where a training stopped.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +65,6 @@ def train(
     from vitdeploy.cli.output import print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
-    from vitdeploy.preprocess import preprocess_from
     from vitdeploy.terminal_progress import make_progress
     from vitdeploy.training.recipe import TrainingRecipe, read_training_recipe
 
@@ -97,8 +92,6 @@ def train(
         weights=weights,
         arguments={**base.arguments, **parse_pairs("--argument", argument)},
         options=merged(base.options, {**given, **others}),
-        preprocess=None if preprocess is None else preprocess_from(preprocess),
-        labels=labels,
         resume=resume,
         progress=make_progress(),
     )

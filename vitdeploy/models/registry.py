@@ -81,7 +81,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     if name in FAMILIES:
         return model_from_spec(ModelSpec(family=name, name=name, arguments=arguments))
     entry = catalog.variant(name)
-    return model_from_spec(ModelSpec(family=entry.family, name=name, arguments={**entry.arguments, **arguments}))
+    return model_from_spec(ModelSpec(family=entry.family, name=entry.name, arguments={**entry.arguments, **arguments}))
 
 
 def model_from_spec(spec: ModelSpec) -> nn.Module:

@@ -9,7 +9,7 @@ from vitdeploy.records.manifest import (
     Manifest,
     stage_key,
 )
-from vitdeploy.records.model import Activation, ModelSpec, Task
+from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.precision import (
     CalibrationInfo,
     NodePrecision,
@@ -22,7 +22,6 @@ from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
 
 __all__ = [
-    "Activation",
     "Baseline",
     "BuildInfo",
     "CalibrationInfo",
@@ -43,7 +42,6 @@ __all__ = [
     "Report",
     "Row",
     "Target",
-    "Task",
     "Timing",
     "canonical_json",
     "sha256_of",

@@ -11,9 +11,8 @@ from typing import Any
 from vitdeploy.artifacts import Artifact, Checkpoint, open_artifact, read_checkpoint
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.errors import ArtifactError, CheckpointError, UsageError
-from vitdeploy.preprocess import preprocess_from
 from vitdeploy.reading import missing, safetensors_metadata, sha256_of_file
-from vitdeploy.records import Preprocess, Task, sha256_of
+from vitdeploy.records import sha256_of
 
 TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
 HUBS = (TIMM, TORCHVISION, HUGGING_FACE)
@@ -31,9 +30,7 @@ class SourceOptions:
     reset_head: Draw a new head where ``num_classes`` is another than that of the weights.
     head_for: Number of classes of a training: a head for as many is kept, any other is drawn anew.
     seed: Decides random weights, those of a new head too.
-    labels: A file of class names, for weights that do not name them, or in place of theirs.
-    preprocess: A record, or ``timm:NAME``, ``hf:DIR`` or a JSON file, in place of what belongs to the weights.
-    task: What the outputs mean, in place of what the files say.
+    labels: A file of class names, one per line, for weights that do not name them.
     """
 
     weights: Checkpoint | Path | str | None = None
@@ -43,17 +40,6 @@ class SourceOptions:
     head_for: int | None = None
     seed: int = 0
     labels: Path | str | None = None
-    preprocess: Preprocess | str | None = None
-    task: Task | None = None
-
-    @cached_property
-    def named_preprocess(self) -> Preprocess | None:
-        """The record that ``preprocess`` names.
-
-        Raises:
-            DataError, ArtifactError: It cannot be read or carried out.
-        """
-        return preprocess_from(self.preprocess) if isinstance(self.preprocess, str) else self.preprocess
 
 
 @dataclass(frozen=True)
@@ -105,10 +91,6 @@ class Source:
             values["random_weights"] = True
         if options.labels is not None:
             values["labels"] = sha256_of_file(Path(options.labels))
-        if options.named_preprocess is not None:
-            values["preprocess"] = options.named_preprocess.model_dump(mode="json")
-        if options.task is not None:
-            values["task"] = options.task
         return values
 
 
@@ -162,7 +144,7 @@ def open_source(source: Source | Artifact | Path | str, options: SourceOptions =
         if _is_ours(Path(text)):
             return _of_checkpoint(text, read_checkpoint(Path(text)), options)
         return Source(text, options, file=Path(text))
-    _require_name(text)
+    text = _require_name(text)
     if options.random_weights:
         return Source(text, options, text)
     if weights is None:
@@ -217,18 +199,24 @@ def _is_ours(path: Path) -> bool:
         return False  # not safetensors, or damaged: the reader of foreign files says which
 
 
-def _require_name(name: str) -> None:
-    """Raise with the nearest names unless this is a family or a variant; what looks like a file is a missing one."""
-    from vitdeploy.catalog import variant, variants
+def _require_name(name: str) -> str:
+    """Return the catalogue's name of a variant, or a family's.
 
-    known = variants()
-    if name in known or name in {entry.family for entry in known.values()}:
-        return
+    Raises:
+        ModelError: There is none; the message has the nearest.
+        ArtifactError: It looks like a file, which is missing.
+    """
+    from vitdeploy.catalog import resolve, variant, variants
+
+    found = resolve(name)
+    if found is not None:
+        return found.name
+    if name in {entry.family for entry in variants().values()}:
+        return name
     if "/" in name or "\\" in name or Path(name).suffix in _FILE_SUFFIXES:
         raise missing(Path(name), FileNotFoundError())
     try:
         from vitdeploy.models.registry import FAMILIES  # some families have no variants; needs torch
     except ModuleNotFoundError:
         FAMILIES = {}
-    if name not in FAMILIES:
-        variant(name)
+    return name if name in FAMILIES else variant(name).name

@@ -13,7 +13,7 @@ from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
-from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
+from vitdeploy.benching.labels import class_key, match_classes
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, splits_of
@@ -90,8 +90,7 @@ class BenchRequest:
         dataset = open_test_data(data, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
-                if predicts_a_class(model):
-                    match_classes(dataset, model, options)
+                match_classes(dataset, model, options)
         return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built))
 
     @property

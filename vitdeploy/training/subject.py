@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy.catalog import Variant, variant, variants
+from vitdeploy.catalog import Variant, resolve, variant, variants
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_size
@@ -46,8 +46,7 @@ def choose_subject(
     if train.labels is None or len(train.classes) < 2:
         what = "no labels" if train.labels is None else f"{len(train.classes)} class"
         raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
-    known = variants()
-    chosen, given = known.get(model), dict(arguments)
+    chosen, given = resolve(model), dict(arguments)
     size = image_size(arguments)
     if chosen is not None:
         family, note = chosen.family, ""
@@ -60,7 +59,7 @@ def choose_subject(
         note = _note(family, wanted, small, chosen)
     if chosen is not None:
         given = {**chosen.arguments, **given}
-    if preprocess is None and model not in known:
+    if preprocess is None and resolve(model) is None:
         preprocess = train.preprocess
     preprocess = preprocess or _usual(chosen, size, given.get("channels", 3))
     preprocess = preprocess if size is None else preprocess.at_size(size)

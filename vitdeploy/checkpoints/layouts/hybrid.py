@@ -52,7 +52,8 @@ def from_google(state: State) -> Tensors:
 def describe(tensors: State) -> dict[str, Any]:
     """Read the constructor arguments of ``models.hybrid`` off tensors in our names, all but heads and groups."""
     arguments = vit.describe(tensors)
-    del arguments["image_size"], arguments["channels"]
+    for name in ("image_size", "channels"):
+        arguments.pop(name, None)
     stem = tensors.get(f"{BACKBONE}stem.conv.weight", tensors.get(f"{BACKBONE}conv.weight"))
     units: dict[int, int] = {}
     for name in tensors:
@@ -63,5 +64,6 @@ def describe(tensors: State) -> dict[str, Any]:
         arguments["stem_width"], arguments["channels"] = int(stem.shape[0]), int(stem.shape[1])
     stride = 4 * 2 ** max(len(units) - 1, 0)  # the stem's, halved by every stage after the first
     cells = tensors["pos_embed"].shape[1] - int("cls_token" in tensors)
-    arguments["image_size"] = math.isqrt(cells) * arguments["patch"] * stride
+    if math.isqrt(cells) ** 2 == cells:
+        arguments["image_size"] = math.isqrt(cells) * arguments["patch"] * stride
     return arguments

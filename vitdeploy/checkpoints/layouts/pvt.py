@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,40 @@ def from_huggingface(state: State) -> dict[str, NDArray[Any]]:
     ours = renamed(state, HUGGINGFACE + HUGGINGFACE_V2)
     ours = renamed(renamed(ours, HUGGINGFACE_EMBEDDING), HUGGINGFACE_BLOCK)
     return joined(ours, ("key", "value"), "kv")
+
+
+def describe(tensors: State, *, second: bool) -> dict[str, Any]:
+    """Read the constructor arguments of v1 or v2 off tensors in our names, all but the heads."""
+    stages = sum(f"patch_embed{stage + 1}.proj.weight" in tensors for stage in STAGES)
+    projections = [tensors[f"patch_embed{stage + 1}.proj.weight"] for stage in range(stages)]
+    widths = [int(projection.shape[0]) for projection in projections]
+    reductions = [tensors.get(f"block{stage + 1}.0.attn.sr.weight") for stage in range(stages)]
+    # Linear attention has a 1×1 convolution behind its pooling in every stage, the last one included.
+    linear = second and all(reduction is not None and reduction.shape[-1] == 1 for reduction in reductions)
+    arguments: dict[str, Any] = {
+        "widths": widths,
+        "channels": int(projections[0].shape[1]),
+        "depths": [
+            len({name.split(".")[1] for name in tensors if name.startswith(f"block{stage + 1}.")})
+            for stage in range(stages)
+        ],
+        "mlp_ratios": [
+            tensors[f"block{stage + 1}.0.mlp.fc1.weight"].shape[0] / width for stage, width in enumerate(widths)
+        ],
+        "patches": [int(projection.shape[-1]) for projection in projections],
+        "qkv_bias": "block1.0.attn.q.bias" in tensors,
+    }
+    if linear:
+        arguments["linear"] = True
+    else:
+        arguments["sr_ratios"] = [1 if reduction is None else int(reduction.shape[-1]) for reduction in reductions]
+    return arguments
+
+
+def image_size(positions: int, patch: int) -> int | None:
+    """Return the side of a square image from the rows of the first position table, None where that is no square."""
+    side = math.isqrt(positions)
+    return side * patch if side * side == positions else None
 
 
 def resize_position(position: NDArray[Any], before: tuple[int, int], after: tuple[int, int]) -> NDArray[np.float32]:

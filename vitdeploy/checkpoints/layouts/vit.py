@@ -36,7 +36,7 @@ TORCHVISION: Rules = (
 # Files hold the names of transformers 4; state_dict() of transformers 5 gives the second spelling.
 HUGGING_FACE: Rules = (
     (r"^(?:vit|deit)\.embeddings\.cls_token$", "cls_token"),
-    (r"^deit\.embeddings\.distillation_token$", "dist_token"),
+    (r"^(?:vit|deit)\.embeddings\.distillation_token$", "dist_token"),
     (r"^(?:vit|deit)\.embeddings\.position_embeddings$", "pos_embed"),
     (r"^(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^(?:vit|deit)\.(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
@@ -188,7 +188,9 @@ def describe(tensors: State) -> dict[str, Any]:
     if "cls_token" in tensors and math.isqrt(rows) ** 2 == rows:
         arguments["class_token_position"] = False
         extra = 0
-    arguments["image_size"] = math.isqrt(rows - extra) * int(patch)
+    side = math.isqrt(max(rows - extra, 0))
+    if side * side == rows - extra:  # else the image is no square, and its sides are unknown
+        arguments["image_size"] = side * int(patch)
     if "dist_token" in tensors:
         for name in ("pool", "qkv_bias"):
             del arguments[name]

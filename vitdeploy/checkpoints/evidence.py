@@ -1,0 +1,79 @@
+"""What files say of their model besides tensors: timm's config.json, arguments of training scripts, hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitdeploy import catalog
+from vitdeploy.catalog import Variant
+from vitdeploy.checkpoints.files import WeightFile
+from vitdeploy.datasets.class_names import class_names_of
+from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
+from vitdeploy.records import Preprocess
+
+ARCHITECTURES = ("architecture", "arch", "model_name", "model", "backbone", "backbone_name", "name", "model_type")
+SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "options", "model", "meta")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a file says: the model's name and where it stands, the preprocessing, and the classes; empty if nothing."""
+
+    architecture: str = ""
+    where: str = ""
+    preprocess: Preprocess | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> Variant | None:
+        """The catalogue's entry of that name."""
+        return catalog.resolve(self.architecture) if self.architecture else None
+
+
+def evidence_of(file: WeightFile) -> Evidence:
+    """Return what stands beside the weights.
+
+    Raises:
+        DataError: A configuration of timm says something that cannot be carried out.
+    """
+    config = file.config
+    if isinstance(config.get("pretrained_cfg"), Mapping):
+        source = f"config.json of {file.path.name!r}"
+        return Evidence(
+            str(config.get("architecture") or ""),
+            source,
+            preprocess_from_timm_config(config["pretrained_cfg"], source),
+            classes=class_names_of(config, source),
+        )
+    for where, table in _tables(file.beside):
+        for key in ARCHITECTURES:
+            name = table.get(key)
+            if isinstance(name, str) and catalog.resolve(name) is not None:
+                return Evidence(name, f"{where}{key}", changes=_changes(file.beside))
+    return Evidence(changes=_changes(file.beside))
+
+
+def _tables(beside: Mapping[str, Any], place: str = "", depth: int = 3) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield place, beside
+    for key, value in beside.items():
+        if depth and isinstance(value, Mapping) and (place or key in SETTINGS):
+            yield from _tables(value, f"{place}{key}.", depth - 1)
+
+
+def _changes(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm's training script was told of preprocessing; None there means the model's own."""
+    args = beside.get("args")
+    if not isinstance(args, Mapping) or not {"crop_pct", "interpolation", "mean", "std"} <= args.keys():
+        return {}
+    changes: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if isinstance(args[key], list) and len(args[key]) in (1, 3):
+            changes[key] = tuple(float(value) for value in args[key]) * (3 // len(args[key]))
+    if args["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos"):
+        changes["interpolation"] = args["interpolation"]
+    if isinstance(args["crop_pct"], int | float) and args["crop_pct"] > 0:
+        changes["crop_pct"] = float(args["crop_pct"])
+    return changes
