@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vitdeploy.catalog import variant
 from vitdeploy.errors import RecipeError
-from vitdeploy.training.options import DEFAULTS
+from vitdeploy.training.options import DEFAULTS, Distillation
 from vitdeploy.training.recipe import read_training_recipe, recipe_names
 
 
@@ -49,7 +51,13 @@ def test_a_recipe_of_ones_own_takes_what_it_does_not_say_from_the_defaults(tmp_p
         ("options: {epochs: -3}", "epochs is -3, expected a whole number of at least 1"),
         ("options: {hardware: {precision: int8}}", "training option hardware.precision is 'int8'"),
         ("options: 3", "options in .* is 3, expected names and values"),
-        ("modle: vit", "has the key 'modle', expected some of about, model, arguments, options"),
+        ("modle: vit", "has the key 'modle', expected some of about, model, weights, random_weights, argum"),
+        ("weights: [a.pth]", r"weights in .* is \['a.pth'\], expected a text"),
+        ("random_weights: 3", "random_weights in .* is 3, expected true or false"),
+        (
+            "teacher: a\noptions: {distillation: {teacher: b}}",
+            "teacher is 'a', and options.distillation.teacher is 'b': leave one out",
+        ),
         ("- 1", "is no training recipe, expected the keys about, model"),
         ("a: [", "is not YAML"),
     ],
@@ -59,6 +67,18 @@ def test_a_recipe_that_is_wrong_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message) as raised:
         read_training_recipe(tmp_path / "a.yaml")
     assert "\n" not in str(raised.value)
+
+
+def test_a_recipe_names_weights_and_a_teacher(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "model: timm:test_vit\nweights: w.pth\nteacher: t.safetensors\n"
+        "options: {distillation: {teacher: t.safetensors, kind: soft, arguments: {image_size: 64}}}\n"
+    )
+    recipe = read_training_recipe(tmp_path / "a.yaml")
+    assert (recipe.model, recipe.weights, recipe.random_weights) == ("timm:test_vit", Path("w.pth"), False)
+    assert recipe.options.distillation == Distillation("t.safetensors", "soft", arguments={"image_size": 64})
+    (tmp_path / "b.yaml").write_text("teacher: t.safetensors\n")
+    assert read_training_recipe(tmp_path / "b.yaml").options.distillation == Distillation("t.safetensors")
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are():

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, complete_model
+from vitdeploy.cli.options import DATA_HELP, Json, ModelArguments, complete_model
 
 if TYPE_CHECKING:
     from vitdeploy.training.options import TrainOptions
+
+PRECISIONS = {"float32": "32-true", "float16": "16-mixed", "bfloat16": "bf16-mixed"}
 
 
 def train(
@@ -25,33 +27,59 @@ def train(
             metavar="SOURCE",
             help="A catalogue name, a family, or a model to train further.",
             autocompletion=complete_model,
+            show_default="what the weights say, else vit",
         ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="Weights to start from, for a model by name.")
     ] = None,
-    argument: Annotated[
-        list[str] | None,
-        typer.Option("--argument", metavar="NAME=VALUE", help="Of the model, as in depth=6; repeatable."),
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Fresh weights for timm:NAME, whose published ones it would take.")
+    ] = False,
+    model_arg: ModelArguments = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            "--preprocess",
+            metavar="timm:NAME|hf:DIR|FILE.json",
+            help="From image to input, for fresh weights; trained ones keep theirs.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="NAME|FILE", help="A training recipe: deit, swin, t2t … or a YAML file."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Images per update, over all devices.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="After warm-up.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default="140")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Images per update, over all devices.", show_default="64")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", "--learning-rate", help="After warm-up.", show_default="0.003")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of everything that is drawn.", show_default="0")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="SOURCE", help="Learn from this model too (distillation).")
     ] = None,
-    devices: Annotated[str | None, typer.Option("--devices", help="How many, or 'auto'.")] = None,
-    num_nodes: Annotated[int | None, typer.Option("--num-nodes", help="Machines.")] = None,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="As Lightning Fabric names it, as 'ddp'.")] = None,
-    accelerator: Annotated[str | None, typer.Option("--accelerator", help="'auto', 'cpu', 'cuda' …")] = None,
-    precision: Annotated[
-        Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] | None,
-        typer.Option("--precision", help="Of the arithmetic."),
+    teacher_arg: Annotated[
+        list[str] | None,
+        typer.Option("--teacher-arg", metavar="NAME=VALUE", help="Of the teacher, as in image_size=224; repeatable."),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option("--device", help="Where it runs; auto: whatever is there.", show_default="auto"),
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="How many of them, or 'auto'.", show_default="1")
+    ] = None,
+    num_nodes: Annotated[int | None, typer.Option("--num-nodes", help="Machines.", show_default="1")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="As Lightning Fabric names it, as 'ddp'.", show_default="auto")
+    ] = None,
+    amp_dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option("--amp-dtype", help="Of the arithmetic; weights stay float32.", show_default="float32"),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -65,33 +93,39 @@ def train(
     from vitdeploy.cli.output import print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
+    from vitdeploy.preprocess import preprocess_from
     from vitdeploy.terminal_progress import make_progress
     from vitdeploy.training.recipe import TrainingRecipe, read_training_recipe
 
     base = TrainingRecipe() if recipe is None else read_training_recipe(recipe)
     named = {
         "epochs": epochs,
-        "batch": batch,
+        "batch": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
         "distillation.teacher": teacher,
+        "distillation.arguments": parse_pairs("--teacher-arg", teacher_arg) or None,
         "hardware.devices": int(devices) if devices is not None and devices.lstrip("-").isdigit() else devices,
         "hardware.num_nodes": num_nodes,
         "hardware.strategy": strategy,
-        "hardware.accelerator": accelerator,
-        "hardware.precision": precision,
+        "hardware.accelerator": device,
+        "hardware.precision": None if amp_dtype is None else PRECISIONS[amp_dtype],
     }
     given = {name: value for name, value in named.items() if value is not None}
     others = parse_pairs("--set", settings)
     for name in sorted(set(given) & set(others)):
         raise UsageError(f"{name} is given twice, by its own option and by --set: give it once")
+    options = merged(base.options, {**given, **others})
+    own_weights = weights is not None or random_weights or model is not None
     checkpoint = fit(
         data,
         output,
         model=model if model is not None else base.model,
-        weights=weights,
-        arguments={**base.arguments, **parse_pairs("--argument", argument)},
-        options=merged(base.options, {**given, **others}),
+        weights=weights if own_weights else base.weights,
+        random_weights=random_weights or (base.random_weights and not own_weights),
+        arguments={**base.arguments, **parse_pairs("--model-arg", model_arg)},
+        options=options,
+        preprocess=None if preprocess is None else preprocess_from(preprocess),
         resume=resume,
         progress=make_progress(),
     )

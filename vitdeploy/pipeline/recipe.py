@@ -18,6 +18,7 @@ from vitdeploy.reading import read_yaml
 from vitdeploy.records import Target
 from vitdeploy.sessions import batch_range
 from vitdeploy.training.options import DEFAULTS, TrainOptions
+from vitdeploy.training.recipe import with_teacher
 
 
 def _capability(value: Any) -> Any:
@@ -41,10 +42,25 @@ class Section(BaseModel):
 class TrainSection(Section):
     """What ``train`` is told."""
 
-    model: str = "vit"
+    model: str | None = None
     weights: Path | None = None
+    random_weights: bool = False
     arguments: dict[str, Any] = {}
+    teacher: str | None = None
     options: TrainOptions = DEFAULTS
+
+    @property
+    def complete(self) -> TrainOptions:
+        """The options with the teacher."""
+        return with_teacher(self.options, self.teacher)
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> TrainSection:
+        try:
+            _ = self.complete
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class ExportSection(Section):
@@ -100,6 +116,8 @@ class Recipe(Section):
 
     data: str = "digits"
     source: str | None = None
+    weights: Path | None = None
+    arguments: dict[str, Any] = {}
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     quantize: tuple[QuantizeSection, ...] = (
@@ -114,6 +132,9 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.source is not None and self.train != TrainSection():
             raise ValueError("'source' names a model that exists and 'train' trains one: leave one of the two out")
+        if self.source is None and (self.weights is not None or self.arguments):
+            key = "weights" if self.weights is not None else "arguments"
+            raise ValueError(f"'{key}' belongs to 'source', which is not given: a training has its own, 'train.{key}'")
         names = [section.name for section in self.quantize]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

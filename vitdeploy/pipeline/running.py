@@ -141,8 +141,9 @@ class _Run:
             output,
             model=section.model,
             weights=section.weights,
+            random_weights=section.random_weights,
             arguments=section.arguments,
-            options=section.options,
+            options=section.complete,
             resume="auto",
         )
         made = Made(options={"data": self.recipe.data, **section.model_dump(mode="json")})
@@ -162,7 +163,8 @@ class _Run:
             golden=self.sources.split("validation"),
         )
         request = ExportRequest.open(source, output, options=options)
-        made = Made(options={"source": self.recipe.source, **section.model_dump(mode="json")}, parents=request.parents)
+        named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments"})
+        made = Made(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
         step = Step("export", request, output, read_onnx, made, "the data changed", beside, needs_torch=True)
         return self.do(step, key_of)

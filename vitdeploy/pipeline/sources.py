@@ -14,7 +14,7 @@ from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import RecipeError
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe
 from vitdeploy.quantization.request import QuantizeOptions, open_calibration, open_plan
-from vitdeploy.sources.source import Source, open_source
+from vitdeploy.sources.source import Source, SourceOptions, open_source
 from vitdeploy.stages.bench import split_to_test
 from vitdeploy.stages.train import names_of_splits
 
@@ -57,7 +57,7 @@ class RunSources:
                 f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
                 f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
             )
-        return open_source(source)
+        return open_source(source, SourceOptions(weights=self._recipe.weights, arguments=self._recipe.arguments))
 
     @cached_property
     def splits(self) -> dict[Split, Dataset]:

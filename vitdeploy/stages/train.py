@@ -223,6 +223,8 @@ class TrainRequest:
         from vitdeploy.training.loop import Job
 
         unfinished = state_path(self.output)
+        if resume and not unfinished.exists():
+            progress.note(f"there is no state to resume, {str(unfinished)!r}: the training starts anew")
         if unfinished.exists() and not resume:
             progress.note(f"starting anew; the state of an unfinished training, {str(unfinished)!r}, is dropped")
             unfinished.unlink()
@@ -296,11 +298,13 @@ def _fitting_batch(options: TrainOptions, images: int, progress: Progress) -> Tr
     """Return the options with a batch that the training split can fill.
 
     Raises:
-        DataError: There are too few images to divide into accumulation steps, or to mix.
+        DataError: There are too few images to divide into accumulation steps and among devices, or to mix.
     """
     if options.batch <= images:
         return options
-    step = options.accumulate * (2 if options.augmentation.mixes else 1)
+    hardware = options.hardware
+    devices = hardware.devices * hardware.num_nodes if isinstance(hardware.devices, int) else 1
+    step = options.accumulate * max(1, devices) * (2 if options.augmentation.mixes else 1)
     batch = images - images % step
     if batch == 0:
         raise DataError(f"the training split has {images} images, expected at least {step} for one update")

@@ -25,6 +25,7 @@ from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress, Task
 from vitdeploy.records import Manifest
 from vitdeploy.training.augment import Mixing
+from vitdeploy.training.estimate import FORWARD_SHARE, duration_text, loading_seconds, seconds_per_image
 from vitdeploy.training.evaluation import Evaluation, Score
 from vitdeploy.training.groups import freeze, parameter_groups
 from vitdeploy.training.interrupts import Interrupt, deferred_interrupts
@@ -89,6 +90,7 @@ class Trainer:
         preprocess = job.manifest.preprocess
         assert preprocess is not None
         self.fabric, self.job, self.options, self.progress = fabric, job, options, progress
+        self.input_shape = (preprocess.channels, *preprocess.size)
         self.plan = Plan(
             len(job.train),
             options.batch,
@@ -157,6 +159,7 @@ class Trainer:
             self.progress.task(description, total=self.total) as task,
         ):
             task.advance(self.state.update)
+            self.progress.note(self._outlook())
             if self._owes_evaluation():
                 self._end_epoch(journal)
             if not self._has_stopped():
@@ -172,6 +175,27 @@ class Trainer:
                         if self._has_stopped():
                             break
         self._finish()
+
+    def _outlook(self) -> str:
+        """Return what is going to be done and about how long that takes, from a few passes of a copy of the model."""
+        options, plan, validation = self.options, self.plan, len(self.job.validation)
+        images = f"{plan.count} images at {self._size()}, {validation} for validation"
+        work = f"{options.epochs} epochs of {plan.updates_per_epoch} updates with {plan.batch} images"
+        left = self.total - self.state.update
+        if left == 0:
+            return f"{images}; {work}"
+        share = plan.batch // (plan.accumulate * plan.world)
+        batch = torch.zeros(share, *self.input_shape, device=self.fabric.device)
+        labels = torch.zeros(share, dtype=torch.int64, device=self.fabric.device)
+        computing = seconds_per_image(self.fabric, self.module, batch, labels, self.criterion, self.teacher)
+        loading = loading_seconds(self.samples, self.job.train)
+        per_update = max(computing, loading) * plan.batch / plan.world
+        per_epoch = max(computing * FORWARD_SHARE, loading) * validation / plan.world
+        seconds = left * per_update + left / plan.updates_per_epoch * per_epoch
+        return f"{images}; {work}: about {duration_text(seconds)}, judged by a few images"
+
+    def _size(self) -> str:
+        return "×".join(map(str, self.input_shape[1:]))
 
     def _passes(self) -> Generator[list[Batch], None, None]:
         """Yield this process's images of each update that is left."""

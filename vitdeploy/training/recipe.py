@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.reading import parse_yaml, read_yaml
-from vitdeploy.training.options import DEFAULTS, TrainOptions, options_from
+from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions, options_from
 
-KEYS = ("about", "model", "arguments", "options")
+KEYS = ("about", "model", "weights", "random_weights", "arguments", "teacher", "options")
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What ``train`` takes besides data and output."""
+    """What ``train`` takes besides data and output; paths are relative to the folder that the command starts in."""
 
-    model: str = "vit"
+    model: str | None = None
+    weights: Path | None = None
+    random_weights: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     options: TrainOptions = DEFAULTS
     about: str = ""
@@ -52,13 +54,43 @@ def read_training_recipe(source: str | Path) -> TrainingRecipe:
     for key in ("arguments", "options"):
         if not isinstance(values.get(key, {}), dict):
             raise RecipeError(f"{key} in {str(source)!r} is {values[key]!r}, expected names and values")
+    for key, kind in (("model", str), ("weights", str), ("random_weights", bool), ("teacher", str)):
+        if not isinstance(values.get(key), kind | None):
+            raise RecipeError(f"{key} in {str(source)!r} is {values[key]!r}, expected {_KINDS[kind]}")
     try:
-        options = options_from(values.get("options", {}))
+        options = with_teacher(options_from(values.get("options", {})), values.get("teacher"))
     except UsageError as error:
         raise RecipeError(f"{str(source)!r}: {error}") from error
+    weights = values.get("weights")
     return TrainingRecipe(
-        str(values.get("model", "vit")), values.get("arguments", {}), options, str(values.get("about", "")).strip()
+        model=values.get("model"),
+        weights=None if weights is None else Path(weights),
+        random_weights=bool(values.get("random_weights")),
+        arguments=values.get("arguments", {}),
+        options=options,
+        about=str(values.get("about", "")).strip(),
     )
+
+
+_KINDS = {str: "a text", bool: "true or false"}
+
+
+def with_teacher(options: TrainOptions, teacher: str | None) -> TrainOptions:
+    """Return the options with a teacher; what else ``distillation`` says stays.
+
+    Raises:
+        UsageError: ``distillation`` names another teacher.
+    """
+    if teacher is None:
+        return options
+    distillation = options.distillation
+    if distillation is None:
+        return replace(options, distillation=Distillation(teacher))
+    if str(distillation.teacher) != teacher:
+        raise UsageError(
+            f"teacher is {teacher!r}, and options.distillation.teacher is {str(distillation.teacher)!r}: leave one out"
+        )
+    return options
 
 
 def _values(source: str | Path) -> Any:
