@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -141,7 +142,21 @@ def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, 
     assert notes.lines == [
         "vit of small size: image_size=32×32, patch=4, width=64, depth=3, heads=4, init=xavier, position_std=0.2",
         "batch 36 instead of 64: the training split has 36 images",
+        notes.lines[2],
     ]
+    outlook = r"36 images at 32×32, 9 for validation; 1 epoch of 1 update with 36 images: about \d+ s, judged by a few "
+    assert re.match(outlook, notes.lines[2])
+
+
+def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_detail(tmp_path):
+    for label, colour in (("a", 0), ("b", 255)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (160, 120), (colour, index, 0)).save(tmp_path / "photos" / label / f"{index}.jpg")
+    notes = Notes()
+    train(str(tmp_path / "photos"), tmp_path / "v.safetensors", options=QUICK, progress=notes)
+    assert notes.lines[1].startswith("the images are about 160×120 pixels and are trained at 32×32, ")
+    assert "vit_tiny_patch16_224 with a weight file" in notes.lines[1]
 
 
 def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tmp_path):
@@ -294,10 +309,12 @@ def test_a_state_of_other_options_is_refused_or_dropped(tmp_path, monkeypatch):
     assert json.loads(json.dumps(read_checkpoint(output).manifest.options)) == other.key()
 
 
-def test_resume_without_a_state_starts_from_the_beginning(tmp_path, digits):
-    assert (
-        train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, resume=True).digest == digits.digest
-    )
+def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path, digits):
+    notes, output = Notes(), tmp_path / "v.safetensors"
+    checkpoint = train("digits", output, arguments=TINY, options=QUICK, resume=True, progress=notes)
+    assert checkpoint.digest == digits.digest
+    state = str(output.with_suffix(".state.pt"))
+    assert f"there is no state to resume, {state!r}: the training starts anew" in notes.lines
 
 
 def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path):

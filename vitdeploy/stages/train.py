@@ -20,7 +20,7 @@ from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open
 from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions
 from vitdeploy.training.paths import state_path
 from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
-from vitdeploy.training.subject import Subject, choose_subject
+from vitdeploy.training.subject import Subject, choose_subject, detail_note
 
 
 def train(
@@ -178,10 +178,11 @@ class TrainRequest:
             progress.note(f"{str(self.output)!r} is finished: nothing to resume")
             return finished
         resume = self._state_fits(progress) if self.resume == "auto" else self.resume
-        start = self._start()
-        if start.subject.note:
-            progress.note(start.subject.note)
-        options = _fitting_batch(self.options, len(self.splits["train"]), progress)
+        start, train = self._start(), self.splits["train"]
+        for note in (start.subject.note, "" if self.source is not None else detail_note(start.subject, train)):
+            if note:
+                progress.note(note)
+        options = _fitting_batch(self.options, len(train), progress)
         manifest = Manifest(
             kind="checkpoint",
             key=self.key,

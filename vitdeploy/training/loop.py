@@ -179,8 +179,9 @@ class Trainer:
     def _outlook(self) -> str:
         """Return what is going to be done and about how long that takes, from a few passes of a copy of the model."""
         options, plan, validation = self.options, self.plan, len(self.job.validation)
-        images = f"{plan.count} images at {self._size()}, {validation} for validation"
-        work = f"{options.epochs} epochs of {plan.updates_per_epoch} updates with {plan.batch} images"
+        images = f"{_counted(plan.count, 'image')} at {self._size()}, {validation} for validation"
+        updates = _counted(plan.updates_per_epoch, "update")
+        work = f"{_counted(options.epochs, 'epoch')} of {updates} with {_counted(plan.batch, 'image')}"
         left = self.total - self.state.update
         if left == 0:
             return f"{images}; {work}"
@@ -432,6 +433,10 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return nullcontext()
         return Journal(self.job.output, self.state.history, tensorboard=self.options.tensorboard)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, image_size
 from vitdeploy.records import ModelSpec, Preprocess
-from vitdeploy.training.small import gives_shape, small_member, smallest_variant
+from vitdeploy.training.small import SMALL_SIDE, gives_shape, small_member, smallest_variant
 
 DEFAULT_SIDE = 32
+USUAL = "vitdeploy train"
+LOOKED_AT = 12
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,30 @@ def choose_subject(
     preprocess = preprocess if size is None else preprocess.at_size(size)
     name = model if chosen is None else chosen.name
     return Subject(_spec(name, family, given, preprocess, train), preprocess, note)
+
+
+def detail_note(subject: Subject, train: Dataset) -> str:
+    """Return what to choose where photographs are much larger than the small images they are trained at; else "".
+
+    The size of a few images is looked at.
+    """
+    if subject.preprocess.source != USUAL or max(subject.preprocess.size) > SMALL_SIDE or train.file(0) is None:
+        return ""
+    sizes = []
+    for index in range(0, len(train), max(1, len(train) // LOOKED_AT)):
+        with suppress(DataError):  # the training names what cannot be read
+            sizes.append(train.image(index).size)
+    if not sizes:
+        return ""
+    width, height = sorted(sizes, key=min)[len(sizes) // 2]
+    side = max(subject.preprocess.size)
+    if min(width, height) < 2 * side:
+        return ""
+    return (
+        f"the images are about {width}×{height} pixels and are trained at {side}×{side}, which is fast and enough for "
+        "classes that differ at a glance: for finer detail fine-tune a model of 224 pixels from weights, such as "
+        "vit_tiny_patch16_224 with a weight file, or timm:vit_tiny_patch16_224 (docs/training.md has the settings)"
+    )
 
 
 def _usual(variant: Variant | None, size: tuple[int, int] | None, channels: int) -> Preprocess:
@@ -119,6 +146,4 @@ def _square(side: int, channels: int) -> Preprocess:
     if channels not in (1, 3):
         raise UsageError(f"channels is {channels!r}, expected 1 or 3")
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-    return Preprocess(
-        size=(side, side), channels=channels, resize_size=side, mean=mean, std=std, source="vitdeploy train"
-    )
+    return Preprocess(size=(side, side), channels=channels, resize_size=side, mean=mean, std=std, source=USUAL)
