@@ -120,6 +120,7 @@ def settled(
     heads, head_width = _heads(tensors, layout, given, notes)
     channels, patch = _patch(tensors, given)
     tokens = int("cls_token" in tensors)
+    scale_by_width = _scale_by_width(layout, int(width), head_width, given)
     arguments: dict[str, Any] = {
         "image_size": _image_size(tensors, patch, tokens, given),
         "patch": patch,
@@ -129,11 +130,11 @@ def settled(
         "heads": heads,
         "head_width": head_width,
         "hidden": int(tensors["blocks.0.mlp.fc1.weight"].shape[0]),
-        "pool": _pool(layout, tokens, given, notes),
+        "pool": _pool(layout, tokens, given),
         "pixel_norm": "patch_embed.norm1.weight" in tensors,
         "class_token": bool(tokens),
         "norm_after_pool": layout.norm_after_pool,
-        "scale_by_width": _scale_by_width(layout, int(width), head_width, given),
+        "scale_by_width": scale_by_width,
         "project_out": "blocks.0.attn.proj.weight" in tensors,
     }
     if "head.weight" in tensors:
@@ -170,15 +171,20 @@ def _heads(tensors: State, layout: Layout, given: Mapping[str, Any], notes: list
     return found
 
 
-def _pool(layout: Layout, tokens: int, given: Mapping[str, Any], notes: list[str]) -> str:
-    """Return how tokens are pooled: without a class token by their mean, else the keys of most versions do not tell."""
+def _pool(layout: Layout, tokens: int, given: Mapping[str, Any]) -> str:
+    """Return how tokens are pooled: without a class token by their mean, else the keys of most versions do not tell.
+
+    Raises:
+        CheckpointError: They do not, and the user does not either.
+    """
     if layout.one_pool or not tokens:
         return "cls" if tokens else "mean"
     if "pool" not in given:
-        notes.append(
-            "took pool=cls, vit-pytorch's default, as the keys do not tell: --argument pool=mean where it was that"
+        raise CheckpointError(
+            f"vit-pytorch {layout.versions} has a class token whether it reads that or the mean of all tokens, and the "
+            "keys do not tell which: pass --argument pool=cls, its default, or --argument pool=mean"
         )
-    return str(given.get("pool", "cls"))
+    return str(given["pool"])
 
 
 def _scale_by_width(layout: Layout, width: int, head_width: int, given: Mapping[str, Any]) -> bool:

@@ -1,0 +1,306 @@
+"""Weights as training scripts really leave them: nests, wrappers, heads, and what stands beside; nothing is run."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import enum
+import io
+import json
+import pathlib
+import pickle
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
+from vitdeploy.errors import CheckpointError
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
+HEADS = LoadRequest(arguments={"heads": 3})
+
+
+def vit(seed: int = 0, **changes) -> nn.Module:
+    torch.manual_seed(seed)
+    model = timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+def assert_loads(path, reference: nn.Module, request: LoadRequest = HEADS):
+    loaded = load_foreign(path, "vit", request)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(x), reference(x), atol=1e-4, rtol=1e-4)
+    return loaded
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+
+
+def with_prefix(state, prefix):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+NESTS = {
+    "the ImageNet example": lambda s, _: {
+        "epoch": 3, "arch": "resnet18", "state_dict": with_prefix(s, "module."), "best_acc1": torch.tensor(71.5),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "timm's script": lambda s, other: {
+        "epoch": 1, "arch": "mine", "args": argparse.Namespace(lr=0.1), "state_dict": other, "state_dict_ema": s,
+        "version": 2, "metric": np.float64(71.2),
+    },
+    "DeiT's script": lambda s, other: {"model": other, "model_ema": s, "scaler": {}, "args": argparse.Namespace()},
+    "DDP around compile": lambda s, _: {"model": with_prefix(s, "module._orig_mod.")},
+    "compile around DDP": lambda s, _: {"net": with_prefix(s, "_orig_mod.module.")},
+    "compiled blocks": lambda s, _: {name.replace("blocks.0.", "blocks.0._orig_mod."): v for name, v in s.items()},
+    "AveragedModel": lambda s, _: {"n_averaged": torch.tensor(9), **with_prefix(s, "module.")},
+    "Lightning": lambda s, _: {
+        "state_dict": {**with_prefix(s, "model."), "criterion.weight": torch.ones(7)}, "global_step": 5,
+        "hyper_parameters": {"lr": 0.1}, "callbacks": {"EarlyStopping": {"best": torch.tensor(1.0)}}, "loops": {},
+    },
+    "Lightning with an average": lambda s, other: {
+        "state_dict": {
+            **with_prefix(other, "net."), **with_prefix(s, "ema_model.module."),
+            "ema_model.n_averaged": torch.tensor(1),
+        }
+    },
+    "DINO": lambda s, other: {"student": with_prefix(other, "module."), "teacher": s, "epoch": 1},
+    "profiler": lambda s, _: {**s, "total_ops": torch.zeros(1), "blocks.0.attn.total_params": torch.zeros(1)},
+    "backbone and head": lambda s, _: {
+        "state_dict": {
+            (name if name.startswith("head.") else f"backbone.{name}"): value for name, value in s.items()
+        }
+    },
+    "tables of parts": lambda s, _: {
+        "backbone": {name: value for name, value in s.items() if not name.startswith("head.")},
+        "classifier": {"weight": s["head.weight"], "bias": s["head.bias"]},
+    },
+    "deep": lambda s, _: {"checkpoint": {"weights": {"model_weights": with_prefix(s, "module.model.")}}},
+    "beside harmless things": lambda s, _: {
+        "state_dict": s, "path": pathlib.Path("a/b"),
+        "when": datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone.utc), "took": datetime.timedelta(1),
+        "array": np.arange(6).reshape(2, 3), "texts": np.array(["a", "b"]), "counts": collections.Counter("aab"),
+        "groups": collections.defaultdict(list, a=[1]), "mode": Mode.FAST, "seen": {1, 2},
+        "last": collections.deque([1, 2]), "frozen": frozenset([1]), "pure": pathlib.PureWindowsPath("c:/x"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("container", ["zip", "legacy", "protocol 4"])
+def test_nests_and_wrappers_of_training_scripts(nest, container, tmp_path):
+    reference = vit()
+    options = {
+        "zip": {},
+        "legacy": {"_use_new_zipfile_serialization": False},
+        "protocol 4": {"pickle_protocol": 4},
+    }[container]
+    torch.save(NESTS[nest](reference.state_dict(), vit(1).state_dict()), tmp_path / "model.pth", **options)
+    assert_loads(tmp_path / "model.pth", reference)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model._orig_mod.module.", "net.backbone."])
+def test_wrappers_in_safetensors_and_shards(prefix, tmp_path):
+    reference = vit()
+    state = with_prefix(reference.state_dict(), prefix)
+    save_file(state, tmp_path / "model.safetensors")
+    assert_loads(tmp_path / "model.safetensors", reference)
+    (tmp_path / "folder").mkdir()
+    names = list(state)
+    for index, part in enumerate((names[:9], names[9:])):
+        save_file({name: state[name] for name in part}, tmp_path / f"folder/model-{index}.safetensors")
+    table = {name: f"model-{int(name in names[9:])}.safetensors" for name in names}
+    (tmp_path / "folder/model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    assert_loads(tmp_path / "folder", reference)
+
+
+def test_the_average_is_preferred_and_both_are_named(tmp_path):
+    reference = vit()
+    torch.save({"state_dict": vit(1).state_dict(), "state_dict_ema": reference.state_dict()}, tmp_path / "m.pth")
+    notes = assert_loads(tmp_path / "m.pth", reference).notes
+    assert "took the weights under 'state_dict_ema'" in notes
+    assert any("'state_dict' fit, too" in note for note in notes)
+
+
+def test_where_the_average_does_not_fit_the_raw_weights_are_taken(tmp_path):
+    reference = vit()
+    torch.save(
+        {"state_dict": reference.state_dict(), "state_dict_ema": vit(1, embed_dim=30).state_dict()}, tmp_path / "m.pth"
+    )
+    request = LoadRequest(arguments={"heads": 3, "width": 24})
+    notes = assert_loads(tmp_path / "m.pth", reference, request).notes
+    assert "the weights under 'state_dict_ema' do not fit" in notes
+    assert "took the weights under 'state_dict'" in notes
+
+
+def test_a_teacher_of_another_shape_is_no_average(tmp_path):
+    reference = vit()
+    state = {**with_prefix(vit(1, depth=3).state_dict(), "teacher."), **with_prefix(reference.state_dict(), "student.")}
+    torch.save({"state_dict": state}, tmp_path / "m.ckpt")
+    assert_loads(tmp_path / "m.ckpt", reference)
+
+
+@pytest.mark.parametrize("name", ["omegaconf.dictconfig.DictConfig", "yacs.config.CfgNode", "addict.addict.Dict"])
+def test_configurations_of_packages_that_are_not_installed_are_inert(name, tmp_path, monkeypatch):
+    """Their classes are made up here under the names that the packages have, and gone when the file is read."""
+    module, _, kind = name.rpartition(".")
+    made = types.ModuleType(module)
+    setattr(made, kind, type(kind, (dict,), {"__module__": module}))
+    reference = vit()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module, made)
+        config = getattr(made, kind)(lr=0.1, model={"name": "x"})
+        torch.save({"state_dict": reference.state_dict(), "cfg": config}, tmp_path / "m.pth")
+    assert_loads(tmp_path / "m.pth", reference)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_plain_pickles_of_arrays(protocol, tmp_path):
+    reference = vit()
+    arrays = {name: value.numpy() for name, value in reference.state_dict().items()}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
+    assert_loads(tmp_path / "m.pkl", reference)
+
+
+def test_bfloat16_half_and_views_keep_their_values(tmp_path):
+    state = {
+        name: value.bfloat16() if index % 2 else value.half()
+        for index, (name, value) in enumerate(vit().state_dict().items())
+    }
+    state["head.weight"] = torch.randn(24, 7).T  # a view with other strides
+    torch.save(state, tmp_path / "m.pth")
+    read = read_weights(tmp_path / "m.pth").tensors
+    for name, value in state.items():
+        np.testing.assert_array_equal(read[name], value.float().numpy())
+
+
+HEAD_SHAPES = {
+    "a linear": lambda w, b: {"head.weight": w, "head.bias": b},
+    "after dropout": lambda w, b: {"head.1.weight": w, "head.1.bias": b},
+    "without a bias": lambda w, _: {"head.0.weight": w},
+    "named": lambda w, b: {"head.fc.weight": w, "head.fc.bias": b},
+}
+
+
+@pytest.mark.parametrize("kind", HEAD_SHAPES)
+def test_heads_as_people_change_them(kind, tmp_path):
+    reference = vit()
+    state = reference.state_dict()
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    if kind == "without a bias":
+        bias = torch.zeros_like(bias)
+        reference.head.bias.data = bias
+    torch.save({**state, **HEAD_SHAPES[kind](weight, bias)}, tmp_path / "m.pth")
+    assert_loads(tmp_path / "m.pth", reference)
+
+
+@pytest.mark.parametrize("extra", [{"head.3.weight": torch.ones(5, 7)}, {"head.0.weight": torch.ones(24)}])
+def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra, tmp_path):
+    state = vit().state_dict()
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    torch.save({**state, "head.1.weight": weight, "head.1.bias": bias, **extra}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"taken whole: its head has .*--reset-head --argument num_classes"):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+    request = LoadRequest(arguments={"heads": 3}, num_classes=4, reset_head=True)
+    assert load_foreign(tmp_path / "m.pth", "vit", request).module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+
+
+class Launcher:
+    def __reduce__(self):
+        return print, ("this must never be printed",)
+
+
+class Builder:
+    def __init__(self):
+        self.x = 1
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(("thing", "name"), [(Launcher(), "builtins.print"), (Builder(), r"test_containers\.Builder")])
+def test_anything_else_is_refused_by_name_and_never_called(thing, name, protocol, tmp_path, capsys):
+    torch.save({"state_dict": vit().state_dict(), "x": thing}, tmp_path / "m.pth", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match=rf"holds '.*{name}'.*refused"):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+    assert "never" not in capsys.readouterr().out
+
+
+def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path):
+    reference = vit()
+    torch.save(reference, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"whole pickled module.*torch\.save\(model\.state_dict\(\)"):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+
+
+def execute(message: str, folder, monkeypatch) -> None:
+    """Run the Python that a message advises."""
+    monkeypatch.chdir(folder)
+    code = message[message.index("torch.save(") : message.index(" in Python")]
+    exec(code, {"torch": torch})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_programs_are_named_and_the_advice_writes_weights_that_load(tmp_path, monkeypatch):
+    reference = vit()
+    x = torch.zeros(1, 3, 32, 32)
+    torch.jit.trace(reference, x, check_trace=False).save(tmp_path / "traced.pt")
+    torch.export.save(torch.export.export(reference, (x,)), tmp_path / "program.pt2")
+    for name, kind in (("traced.pt", "a TorchScript program"), ("program.pt2", r"a program of torch\.export")):
+        with pytest.raises(CheckpointError, match=kind) as caught:
+            load_foreign(tmp_path / name, "vit", HEADS)
+        execute(str(caught.value), tmp_path, monkeypatch)
+        assert_loads(tmp_path / "weights.pth", reference)
+
+
+def test_a_tar_of_another_kind_is_named(tmp_path):
+    with tarfile.open(tmp_path / "m.tar", "w") as archive:
+        info = tarfile.TarInfo("model.pth")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(CheckpointError, match=r"is a tar archive with 'model\.pth' in it.*unpack it"):
+        load_foreign(tmp_path / "m.tar", "vit", HEADS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "a page of the web"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
+    ],
+)
+def test_files_that_are_no_weights_are_named_for_what_they_are(data, message, tmp_path):
+    (tmp_path / "m.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+
+
+@pytest.mark.parametrize(("window", "other"), [(4, 8), (8, 4)])
+def test_stored_tables_of_swin_v2_prove_the_window(window, other, tmp_path):
+    """torchvision and Microsoft store the coordinates; a variant with another window would load silently."""
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+    torch.manual_seed(0)
+    reference = SwinTransformer(
+        patch_size=[2, 2], embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=[window] * 2, num_classes=7,
+        block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
+    ).eval()  # fmt: skip
+    torch.save(reference.state_dict(), tmp_path / "m.pth")
+    loaded = load_foreign(tmp_path / "m.pth", "swin_v2", LoadRequest(image_size=32))
+    assert loaded.spec.arguments["window"] == window
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(x), reference(x), atol=1e-4, rtol=1e-4)
