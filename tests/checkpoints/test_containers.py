@@ -160,7 +160,10 @@ def test_configurations_of_packages_that_are_not_installed_are_inert(name, tmp_p
     made = types.ModuleType(module)
     setattr(made, kind, type(kind, (dict,), {"__module__": module}))
     reference = vit()
+    parents = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
     with monkeypatch.context() as patch:
+        for parent in parents:
+            patch.setitem(sys.modules, parent, types.ModuleType(parent))
         patch.setitem(sys.modules, module, made)
         config = getattr(made, kind)(lr=0.1, model={"name": "x"})
         torch.save({"state_dict": reference.state_dict(), "cfg": config}, tmp_path / "m.pth")
