@@ -69,7 +69,7 @@ def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(a
         assert transform(image).shape == (3, 8, 8)
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_takes_every_interpolation(policy, interpolation):
     transform = photograph_transform(Augmentation(policy=policy), spec((8, 12), interpolation=interpolation))

@@ -15,12 +15,15 @@ from vitdeploy.errors import UsageError
 from vitdeploy.records import Preprocess
 from vitdeploy.training.options import Augmentation
 
+_GEOMETRIC = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+"""What Pillow resamples with when it turns or shears."""
+
 
 def photograph_transform(options: Augmentation, preprocess: Preprocess) -> Any:
     """Return timm's training transform from an RGB image to a normalised tensor [3, H, W], its channels still RGB.
 
     timm draws some values that Pillow refuses: posterizing to 0 bits or fewer, a crop without pixels, a rotation with
-    Lanczos resampling. They become black, one pixel, and bicubic.
+    Lanczos, box or Hamming resampling. They become black, one pixel, and bicubic.
 
     Raises:
         UsageError: timm cannot build the policy.
@@ -81,7 +84,7 @@ def _operations(step: Any) -> Iterator[AugmentOp]:
 def _keep_within_pillow(operation: AugmentOp) -> None:
     if operation.aug_fn is timm_posterize:
         operation.aug_fn = _posterize
-    if operation.kwargs["resample"] == Image.Resampling.LANCZOS:
+    if isinstance(operation.kwargs["resample"], Image.Resampling) and operation.kwargs["resample"] not in _GEOMETRIC:
         operation.kwargs["resample"] = Image.Resampling.BICUBIC
 
 
