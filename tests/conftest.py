@@ -16,6 +16,13 @@ from vitdeploy.artifacts import Checkpoint, OnnxModel, read_checkpoint, read_onn
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read by the libraries when they are imported, which is later
 
+
+@pytest.fixture(autouse=True)
+def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what tests leave in the cache folder away from the user's."""
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 QUICK: Mapping[str, Any] = {
     "train.options.epochs": 2,
     "bench.options.rounds": 1,

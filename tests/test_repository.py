@@ -120,7 +120,7 @@ def test_constraints_pin_each_package_once_and_all_that_pyproject_names(python: 
         requirement = Requirement(text)
         if requirement.name == "vitdeploy" or requirement.name in {"tensorrt"}:  # tensorrt comes from NVIDIA
             continue
-        name = requirement.name.lower().replace("_", "-")
+        name = re.sub(r"[-_.]+", "-", requirement.name.lower())
         assert name in pinned, f"{name} is not pinned on Python {python}"
         if str(requirement.specifier) != "<13,>=12.6":  # the JetPack 6 extra stays apart from the development one
             assert requirement.specifier.contains(pinned[name]), f"{text} against {pinned[name]}"

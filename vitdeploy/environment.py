@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitdeploy.errors import UsageError
 from vitdeploy.records import Environment
 
 # library → the distributions that bring it; the first that is installed gives the version
@@ -37,6 +38,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "timm": ("timm",),
     "lightning-fabric": ("lightning-fabric", "lightning"),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-lean": ("tensorrt-lean", "tensorrt-lean-cu13", "tensorrt-lean-cu12"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "openvino": ("openvino",),
     "cuda-python": ("cuda-bindings", "cuda-python"),
@@ -99,6 +101,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@functools.lru_cache(maxsize=8)
+def cuda_of(library: str) -> str | None:
+    """Return the major CUDA version that an installed TensorRT library is for, None where its packages do not say."""
+    found = [cuda for cuda in ("13", "12") if _distribution_version(f"{library}-cu{cuda}") is not None]
+    return found[0] if len(found) == 1 else None
+
+
 def _distribution_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -138,6 +147,34 @@ def memory_bytes() -> int | None:
         return None
     limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def select_gpu(number: int) -> None:
+    """Make one of the visible GPUs the only one of this process and its children, for every runtime alike.
+
+    CUDA reads ``CUDA_VISIBLE_DEVICES`` once, when it is first used, so this comes before anything that asks for a
+    GPU. GPUs are numbered as ``nvidia-smi`` does, among those that were visible.
+
+    Raises:
+        UsageError: There is no such GPU, or CUDA was used in this process before.
+    """
+    if current.cache_info().currsize or getattr(sys.modules.get("torch.cuda"), "is_initialized", bool)():
+        raise UsageError(
+            "the GPU has to be chosen before CUDA is used: set CUDA_VISIBLE_DEVICES when the process starts"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        listed = [part.strip() for part in visible.split(",") if part.strip()]
+    else:
+        lines = _output(["nvidia-smi", "--list-gpus"]).splitlines()
+        listed = [str(index) for index, _ in enumerate(line for line in lines if line.startswith("GPU "))]
+        if not listed and (NV_TEGRA_RELEASE.exists() or DRIVER_VERSION.exists()):
+            listed = ["0"]  # a Jetson, or a driver without nvidia-smi: its one GPU
+    if not 0 <= number < len(listed):
+        there = f"this machine has {len(listed)}, numbered from 0" if listed else "this machine has none"
+        raise UsageError(f"there is no GPU {number}: {there}")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = listed[number]
 
 
 def find_gpu() -> Gpu | None:

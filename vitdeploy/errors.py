@@ -15,8 +15,16 @@
     └── RecipeError                  a recipe that does not validate
 
 A message is one line: what happened, the offending value with ``!r``, what was expected, and the command that fixes it.
+
+What does not stop the work and must not be missed is a warning:
+
+    FidelityWarning                  an artifact may compute something else than its origin, or look better than it is
+    ├── CalibrationWarning           too few calibration images, or images unlike those of use
+    └── SeenDataWarning              data that the artifact was trained or calibrated on
 """
 
+import sys
+import warnings
 from collections.abc import Sequence
 
 
@@ -86,3 +94,23 @@ class BuildError(BackendError):
 
 class RecipeError(VitdeployError):
     """A recipe is not valid YAML, or has a key or value that is not allowed."""
+
+
+class FidelityWarning(UserWarning):
+    """An artifact may compute something else than what it was made from, or numbers may flatter it."""
+
+
+class CalibrationWarning(FidelityWarning):
+    """Ranges come from too few images, or from images unlike those of use."""
+
+
+class SeenDataWarning(FidelityWarning):
+    """An artifact is judged on images that it was trained or calibrated on, so it looks better than it is."""
+
+
+def warn(text: str, category: type[FidelityWarning] = FidelityWarning) -> None:
+    """Give a warning at the line that called vitdeploy."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "vitdeploy":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, category, stacklevel=depth)

@@ -6,9 +6,10 @@ Calibration, sensitivity and measuring are handed an ``Opener`` or open sessions
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.artifacts import Artifact, Engine, OnnxModel
+    from vitdeploy.records import Examination
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -38,12 +40,18 @@ class Session(Protocol):
 
     ``run`` returns arrays that the caller owns. ``time`` returns milliseconds per call, synchronised with the device,
     after ``warmup`` calls that are not counted; ``scope='device'`` leaves copies to and from the device out (on a CPU
-    there are none). ``provider`` names what executes. ``inspector_json`` is TensorRT's account of an engine's layers,
-    None where there is no engine.
+    there are none). ``provider`` names what executes, ``notes`` say what a reader of its numbers has to know.
+    ``inspector_json`` is TensorRT's account of an engine's layers, None where there is no engine. ``enqueue_ms`` is the
+    host's time per launch at a batch size, ``launch_mode`` how it is launched; None where nothing is launched on a GPU.
+    ``examination`` is what was found at the first open of an engine that could not be checked when it was built.
     """
 
     @property
     def provider(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def examination(self) -> Examination | None: ...
     @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
     @property
@@ -51,6 +59,8 @@ class Session(Protocol):
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]: ...
     def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
     def inspector_json(self) -> str | None: ...
+    def enqueue_ms(self, batch: int) -> float | None: ...
+    def launch_mode(self, batch: int) -> LaunchMode | None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Session: ...
     def __exit__(
@@ -59,36 +69,73 @@ class Session(Protocol):
 
 
 Scope = Literal["device", "end_to_end"]
+LaunchMode = Literal["cuda-graph", "stream"]
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session runs: CPU threads (0: all cores), device, execution provider, TF32, CUDA graph."""
+    """How a session runs.
+
+    ``threads`` are of the CPU, 0: all cores. ``cuda_graph`` records an engine's launch once per batch size and
+    replays it, where the engine can be recorded. ``cpu_fallback`` lets a provider on a GPU leave nodes to the CPU.
+    ``cache`` keeps what TensorRT-RTX compiles at load for the next process.
+    """
 
     threads: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     provider: str | None = None
     tf32: bool = False
-    cuda_graph: bool = False
+    cuda_graph: bool = True
+    cpu_fallback: bool = False
+    cache: bool = True
+
+
+BatchRange = tuple[int, int, int]
+HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+ProfilingVerbosity = Literal["detailed", "layer-names", "none"]
 
 
 @dataclass(frozen=True)
 class BuildTarget:
     """What an engine is built for.
 
-    ``batch`` is (min, opt, max); equal numbers make a static profile. ``compute_capabilities`` such as ``("8.9",)``
-    name GPUs that are not here (TensorRT-RTX only); empty means the GPU of this machine, or, with TensorRT-RTX
-    and no GPU, the backend's default list.
+    Args:
+        batch: (min, opt, max) of one profile, or several such; equal numbers make a static profile.
+        compute_capabilities: Such as ``("8.9",)``, GPUs that are not here (TensorRT-RTX only); empty means the GPU of
+            this machine, or, with TensorRT-RTX and no GPU, the backend's default list.
+        workspace_bytes: Scratch memory that one kernel may use, while building and while running.
+        tf32: Lets FP32 layers use TF32.
+        optimization_level: 0 (fastest build) to 5 (longest search); None is the library's own, 3.
+        hardware_compatibility: GPUs that the engine runs on beside the one that builds it.
+        version_compatible: A newer TensorRT, or its lean runtime, can run the engine; no host code is embedded in it.
+        profiling: ``detailed`` lets precision by layer be read back; ``layer-names`` tells a receiver less.
+        refit: Weights can be replaced later.
+        strip: Weights are left out; they come from the ONNX model when the engine is opened.
+        dla_core: Number of the deep-learning accelerator to run on, where the board has one.
+        timing_cache: Kernel timings of earlier builds: ``kept`` in the cache folder, ``off``, or a file.
     """
 
-    batch: tuple[int, int, int] = (1, 1, 1)
+    batch: BatchRange | tuple[BatchRange, ...] = (1, 1, 1)
     compute_capabilities: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     tf32: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)
+    optimization_level: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    profiling: ProfilingVerbosity = "detailed"
+    refit: bool = False
+    strip: bool = False
+    dla_core: int | None = None
+    timing_cache: Path | Literal["kept", "off"] = "kept"
+
+    @property
+    def profiles(self) -> tuple[BatchRange, ...]:
+        """(min, opt, max) of every profile."""
+        several = not self.batch or isinstance(self.batch[0], tuple)
+        return cast(tuple[BatchRange, ...], self.batch if several else (self.batch,))
 
 
-def batch_range(value: int | str | Sequence[int]) -> tuple[int, int, int]:
+def batch_range(value: int | str | Sequence[int]) -> BatchRange:
     """Return (min, opt, max) of a batch range: a number, ``MIN:OPT:MAX``, or one or three numbers.
 
     Raises:
@@ -101,6 +148,23 @@ def batch_range(value: int | str | Sequence[int]) -> tuple[int, int, int]:
     if not low <= best <= high:
         raise UsageError(f"batch is {low}:{best}:{high}, expected MIN <= OPT <= MAX")
     return low, best, high
+
+
+def batch_profiles(values: int | str | Sequence[int | str | Sequence[int]]) -> tuple[BatchRange, ...]:
+    """Return the profiles of one or several batch ranges; a text may hold several, with commas between them.
+
+    Raises:
+        UsageError: One is no batch range, or comes twice.
+    """
+    several = [values] if isinstance(values, int | str) else values
+    parts = [part for value in several for part in (value.split(",") if isinstance(value, str) else [value])]
+    found = [batch_range(part.strip() if isinstance(part, str) else part) for part in parts]
+    if not found:
+        raise UsageError("there is no batch size, expected at least one")
+    for one in found:
+        if found.count(one) > 1:
+            raise UsageError(f"the batch range {':'.join(map(str, one))} is given twice: name each profile once")
+    return tuple(found)
 
 
 class Backend(Protocol):

@@ -15,7 +15,7 @@ from small_vit import images, write_small_vit
 
 from vitdeploy.artifacts import Engine, read_engine
 from vitdeploy.backends import get_backend
-from vitdeploy.backends.cuda import cuda_missing, runtime_module
+from vitdeploy.backends.cuda import cuda_problem, runtime_module
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
@@ -27,7 +27,7 @@ def backend_of(release: str):
     return get_backend("tensorrt-rtx" if release == "rtx" else "tensorrt")
 
 
-@pytest.fixture(params=["10.3", "10.16", "11.1", "rtx"])
+@pytest.fixture(params=["10.3", "10.16", "11.4", "rtx"])
 def release(request):
     return request.param
 
@@ -63,7 +63,7 @@ def test_every_release_builds_checks_and_runs_an_engine(monkeypatch, tmp_path, r
     build = engine.manifest.build
     assert build is not None
     assert build.inspected
-    assert build.precision_by_layer == {"fp16": 3}
+    assert build.precision_by_layer == {"fp16": 14}
     assert {check.name: check.status for check in engine.manifest.checks} == {
         "golden": "passed",
         "layer precision": "passed",
@@ -74,15 +74,17 @@ def test_every_release_builds_checks_and_runs_an_engine(monkeypatch, tmp_path, r
         assert session.run({"input": images(1)})["logits"].shape == (1, 10)
 
 
-def test_device_time_leaves_the_copies_out(gpu, release, model, engine_path):
+def test_device_time_leaves_the_copies_and_the_profilers_names_out(gpu, release, model, engine_path):
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     for cuda_graph in (False, True):
         with backend_of(release).open(engine, SessionOptions(cuda_graph=cuda_graph)) as session:
             before = gpu.cuda.clock
             times = session.time({"input": images(2)}, warmup=3, iterations=5, scope="device")
             np.testing.assert_array_equal(times, np.full(5, LAUNCH_MS))
-            prepared = LAUNCH_MS if cuda_graph else 0.0
-            assert gpu.cuda.clock - before == COPY_MS + prepared + 8 * LAUNCH_MS
+            assert gpu.cuda.clock - before == COPY_MS + 8 * LAUNCH_MS
+            assert session.launch_mode(2) == ("cuda-graph" if cuda_graph else "stream")
+            assert session.enqueue_ms(2) is not None
+            assert session.enqueue_ms(4) is None
 
 
 def test_end_to_end_time_has_both_copies(gpu, release, model, engine_path):
@@ -93,24 +95,28 @@ def test_end_to_end_time_has_both_copies(gpu, release, model, engine_path):
         assert gpu.cuda.clock - before == 5 * (2 * COPY_MS + LAUNCH_MS)
 
 
-def test_cuda_graph_is_captured_again_for_another_shape(gpu, release, model, engine_path, expected):
+def test_each_batch_size_has_a_graph_of_its_own_which_is_kept(gpu, release, model, engine_path, expected):
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
-    with backend_of(release).open(engine, SessionOptions(cuda_graph=True)) as session:
+    with backend_of(release).open(engine) as session:
         gpu.cuda.calls.clear()
-        for batch in (2, 2, 3, 2):
+        for batch in (2, 2, 3, 2, 3, 3, 2):
             feed = images(batch, seed=batch)
             np.testing.assert_allclose(session.run({"input": feed})["logits"], expected(feed), atol=1e-5)
-        assert gpu.cuda.calls.count("cudaGraphInstantiate") == 3
-        assert gpu.cuda.calls.count("cudaGraphLaunch") == 4
+        captured = 0 if release == "rtx" else 2  # TensorRT-RTX records by itself
+        assert gpu.cuda.calls.count("cudaGraphInstantiate") == captured
+        assert gpu.cuda.calls.count("cudaGraphLaunch") == (0 if release == "rtx" else 5)
+        assert session.launch_mode(2) == session.launch_mode(3) == "cuda-graph"
+        assert session.notes == ()
 
 
 def test_buffers_are_kept_while_the_shape_stays(gpu, release, model, engine_path):
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     with backend_of(release).open(engine) as session:
         session.run({"input": images(4)})
+        session.run({"input": images(2)})
         gpu.cuda.calls.clear()
-        session.run({"input": images(4, seed=1)})
-        session.run({"input": images(2)})  # smaller: the same memory serves
+        for batch in (4, 2, 4):
+            session.run({"input": images(batch, seed=1)})
         assert not {"cudaMalloc", "cudaMallocHost", "cudaFree"} & set(gpu.cuda.calls)
 
 
@@ -150,13 +156,26 @@ def test_wrong_engine_is_not_written(gpu, release, model, engine_path):
     assert not gpu.cuda.alive
 
 
-def test_engine_that_lost_its_precision_is_not_written(monkeypatch, tmp_path):
-    fake_gpu(monkeypatch, "10.16")
-    model = write_small_vit(tmp_path / "vit.onnx", "int8")  # the fake runs it in FP16
-    wanted = r"layer precision check failed: the graph is int8, and no layer .* runs in int8 \(layers: 3 fp16\)"
+@pytest.mark.parametrize("wrong", ["fp16", "dequantized", "fp32"])
+def test_engine_that_lost_its_precision_is_not_written(monkeypatch, tmp_path, wrong):
+    """``dequantized`` has as many kernels that read INT8 as the graph has products, and computes all in FP16."""
+    gpu = fake_gpu(monkeypatch, "10.16")
+    gpu.trt.record.precision = wrong
+    model = write_small_vit(tmp_path / "vit.onnx", "int8")
+    runs_in = "fp32" if wrong == "fp32" else "fp16"
+    wanted = rf"layer precision check failed: the graph is int8, and no product runs in int8 \(products: 14 {runs_in}\)"
     with pytest.raises(BuildError, match=wanted):
         get_backend("tensorrt").build(model, tmp_path / "vit.engine", BuildTarget())
     assert not (tmp_path / "vit.engine").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_products_are_counted_by_the_precision_that_they_run_in(monkeypatch, tmp_path, precision):
+    fake_gpu(monkeypatch, "11.4")
+    model = write_small_vit(tmp_path / "vit.onnx", precision)
+    build = get_backend("tensorrt").build(model, tmp_path / "vit.engine", BuildTarget()).manifest.build
+    assert build is not None
+    assert build.precision_by_layer == ({"fp16": 14} if precision == "fp16" else {"int8": 8, "fp16": 6})
 
 
 def test_rtx_keeps_int8_as_weights_and_says_so(monkeypatch, tmp_path):
@@ -180,11 +199,9 @@ def test_failing_run_is_one_line_and_leaks_nothing(gpu, release, model, engine_p
 def test_cuda_error_is_named(gpu, release, model, engine_path):
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     gpu.cuda.fail["cudaMalloc"] = 2
-    with (
-        backend_of(release).open(engine) as session,
-        pytest.raises(BackendError, match=r"CUDA failed in cudaMalloc: cudaErrorMemoryAllocation: free GPU memory"),
-    ):
-        session.run({"input": images(1)})
+    with pytest.raises(BackendError, match=r"CUDA failed in cudaMalloc: cudaErrorMemoryAllocation: free GPU memory"):
+        backend_of(release).open(engine)
+    assert not gpu.cuda.alive
 
 
 def test_damaged_plan_is_one_line(gpu, release, model, engine_path):
@@ -238,10 +255,13 @@ def test_plan_of_another_model_of_the_same_generation_is_refused_by_tensorrt_alo
 
 def test_compatible_plans_are_opened_where_they_run(monkeypatch, model, engine_path):
     fake_gpu(monkeypatch, "10.16", version="10.16.0")
-    options = {"hardware_compatibility": "ampere_plus", "version_compatible": "true"}
-    engine = get_backend("tensorrt").build(model, engine_path, BuildTarget(options=options))
-    fake_gpu(monkeypatch, "10.16", "12.0", version="10.16.2")
+    target = BuildTarget(hardware_compatibility="ampere-plus", version_compatible=True)
+    engine = get_backend("tensorrt").build(model, engine_path, target)
+    fake_gpu(monkeypatch, "10.16", "12.0", version="10.16.0")
     get_backend("tensorrt").open(engine).close()
+    fake_gpu(monkeypatch, "10.16", "7.0", version="10.16.0")
+    with pytest.raises(BackendError, match=r"runs on compute capability 8.0 and higher, here is 7.0 \(Tesla V100\)"):
+        get_backend("tensorrt").open(engine)
 
 
 def test_engine_of_the_other_library_is_refused(monkeypatch, model, engine_path):
@@ -279,7 +299,7 @@ def test_engine_built_elsewhere_is_examined_where_a_device_is(monkeypatch, model
     be(monkeypatch, machine("8.9"), tensorrt_rtx=fakes.trt.__version__)
     found = backend.examine(read_engine(engine.path))
     assert [check.status for check in found.checks] == ["passed", "passed"]
-    assert found.precision_by_layer == {"fp32": 3}
+    assert found.precision_by_layer == {"fp32": 14}
 
 
 def test_cuda_python_is_found_in_the_layout_of_cuda_12_and_13(monkeypatch):
@@ -297,8 +317,8 @@ def test_missing_cuda_python_names_the_package_for_this_driver(monkeypatch, cuda
     fake_gpu(monkeypatch, "rtx", cuda=cuda)
     for layout in ("cuda.bindings.runtime", "cuda.cudart"):
         monkeypatch.setitem(sys.modules, layout, None)
-    assert cuda_missing() == f"cuda-python is not installed: pip install 'vitdeploy[{extra}]'"
-    assert get_backend("tensorrt-rtx").can_run() == cuda_missing()
+    assert cuda_problem() == f"cuda-python is not installed: pip install 'vitdeploy[{extra}]'"
+    assert get_backend("tensorrt-rtx").can_run() == cuda_problem()
 
 
 def test_the_fake_runtime_has_only_functions_that_cuda_python_has():

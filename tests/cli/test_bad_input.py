@@ -235,7 +235,7 @@ def test_an_engine_of_another_version_or_gpu_says_which(refused: Run, finished_r
         ("train digits -o x.safetensors --epochs 0", "epochs is 0, expected a whole number"),
         ("export m -o x --weights w --random-weights", "--weights and --random-weights contradict each other"),
         ("export model.safetensors -o x.onnx --opset 3", "opset 3 is not offered, expected 17 to 20"),
-        ("export model.safetensors -o x.onnx --preprocess digits", "--preprocess is for adopting an ONNX file"),
+        ("export model.safetensors -o x.onnx --output-name y", "--output-name is for ONNX files"),
         ("quantize model.onnx -o o.onnx --precision int9", "'int9' is not one of 'fp16', 'int8'"),
         ("quantize model.onnx -o o.onnx --precision fp16 --percentile 99", "--percentile 99 goes with --method"),
         ("quantize model.onnx -o o.onnx --precision fp16 --table t.calib.json", "--table keeps activation ranges"),

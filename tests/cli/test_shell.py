@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -151,6 +152,25 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixt
 def test_debug_behind_two_dashes_is_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--", "--debug"]) == 1
     assert capsys.readouterr().err == "error: there is no file '--debug'\n"
+
+
+def test_a_warning_is_one_line_and_shown_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitdeploy import errors
+
+    def warned() -> list[object]:
+        for _ in range(2):
+            errors.warn("the graph is far\x1b[31m from the original", errors.FidelityWarning)
+        errors.warn("another", errors.SeenDataWarning)
+        return []
+
+    monkeypatch.setattr("vitdeploy.stages.doctor.doctor", warned)
+    monkeypatch.setitem(vars(vitdeploy), "doctor", warned)
+    before = warnings.showwarning
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == ("warning: the graph is far\\x1b[31m from the original\nwarning: another\n")
+    assert warnings.showwarning is before
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

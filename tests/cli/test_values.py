@@ -8,7 +8,7 @@ from vitdeploy.cli.quantize import parse_equalization
 from vitdeploy.cli.train import merged
 from vitdeploy.cli.values import parse_counts, parse_pairs, put
 from vitdeploy.errors import UsageError
-from vitdeploy.sessions import batch_range
+from vitdeploy.sessions import batch_profiles, batch_range
 from vitdeploy.training.options import TrainOptions
 
 
@@ -58,17 +58,27 @@ def test_train_options_are_merged() -> None:
 @pytest.mark.parametrize(("text", "batch"), [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32))])
 def test_a_batch_is_a_number_or_a_range(text: str, batch: tuple[int, int, int]) -> None:
     assert batch_range(text) == batch
+    assert batch_profiles(text) == (batch,)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1:2", "1:2:3:4", "a", "1::3", "1.5", "٣"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "1:2", "1:2:3:4", "a", "1::3", "1.5", "٣", "1,", "1 8"])
 def test_another_batch_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"batch is .*, expected a number such as 1, or MIN:OPT:MAX"):
-        batch_range(text)
+        batch_profiles([text])
 
 
 def test_a_batch_range_ascends() -> None:
     with pytest.raises(UsageError, match="4:2:8, expected MIN <= OPT <= MAX"):
         batch_range("4:2:8")
+
+
+def test_several_batches_are_profiles_of_one_engine() -> None:
+    assert batch_profiles(["1", "8"]) == batch_profiles("1, 8") == batch_profiles([1, 8]) == ((1, 1, 1), (8, 8, 8))
+    assert batch_profiles(["1,2:4:8", "16"]) == ((1, 1, 1), (2, 4, 8), (16, 16, 16))
+    with pytest.raises(UsageError, match="8:8:8 is given twice: name each profile once"):
+        batch_profiles(["1", "8", "8:8:8"])
+    with pytest.raises(UsageError, match="there is no batch size"):
+        batch_profiles([])
 
 
 def test_equalization_is_a_word_or_a_number() -> None:

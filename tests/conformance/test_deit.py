@@ -9,7 +9,7 @@ from proof import assert_equal, assert_equal_eps, exported, gmacs, logits_of, un
 from redrawing import redraw
 from torch import nn
 
-from vitdeploy.catalog import find
+from vitdeploy.catalog import list_models
 from vitdeploy.catalog.deit import VARIANTS
 from vitdeploy.models import create_model
 
@@ -64,4 +64,4 @@ def test_variant_has_the_published_size(variant):
 
 
 def test_catalogue_lists_plain_and_distilled_models():
-    assert {variant.family for variant in find("deit_*")} == {"vit", "deit"}
+    assert {variant.family for variant in list_models("deit_*")} == {"vit", "deit"}

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from vitdeploy.catalog import find
+from vitdeploy.catalog import list_models
 from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.hybrid import SamePool, StandardisedConv
@@ -133,7 +133,7 @@ def test_training_learns_the_raw_filters():
     assert list(conv.state_dict()) == ["weight"]
 
 
-@pytest.mark.parametrize("variant", find("hybrid"), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", list_models("hybrid"), ids=lambda variant: variant.name)
 def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_gmacs(variant):
     with torch.device("meta"):
         ours, theirs = create_model(variant.name), timm.create_model(variant.name)
@@ -149,7 +149,7 @@ def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_
 
 
 def test_the_catalogue_has_every_row_of_the_hybrid_table():
-    assert {variant.name for variant in find("hybrid")} == {
+    assert {variant.name for variant in list_models("hybrid")} == {
         *(
             f"vit_{shape}_{size}"
             for shape in ("tiny_r_s16_p8", "small_r26_s32", "large_r50_s32")

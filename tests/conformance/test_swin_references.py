@@ -20,7 +20,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
 
-from vitdeploy.catalog import find
+from vitdeploy.catalog import list_models
 from vitdeploy.catalog.swin import VARIANTS
 from vitdeploy.checkpoints.layouts import swin as layouts
 from vitdeploy.models import create_model
@@ -237,7 +237,7 @@ class Deriving(nn.Module):
 
 @pytest.mark.parametrize("name", [f"swin_{size}" for size in ("t", "s", "b", "v2_t", "v2_s", "v2_b")])
 def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(name):
-    (variant,) = find(name)
+    (variant,) = list_models(name)
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     transform = weights.transforms()
     # torchvision's v2 has a bias for keys too, which its forward sets to zero.

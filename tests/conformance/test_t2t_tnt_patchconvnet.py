@@ -21,7 +21,7 @@ from redrawing import redraw
 from safetensors.torch import load_file
 from torch import nn
 
-from vitdeploy.catalog import find
+from vitdeploy.catalog import list_models
 from vitdeploy.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -133,7 +133,9 @@ def test_the_comparison_notices_every_parameter(name):
     assert unnoticed(model, x) == expected
 
 
-@pytest.mark.parametrize("variant", [*find("t2t"), *find("tnt"), *find("patchconvnet")], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variant", [*list_models("t2t"), *list_models("tnt"), *list_models("patchconvnet")], ids=lambda v: v.name
+)
 def test_variant_has_the_published_size(variant):
     with torch.device("meta"):
         model = create_model(variant.name)

@@ -14,7 +14,7 @@ from timm.models import group_parameters
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitdeploy.catalog import find
+from vitdeploy.catalog import list_models
 from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.vit import VisionTransformer
@@ -30,7 +30,7 @@ BLOCK = [
 SCALED_BLOCK = [*BLOCK[:18], "Mul", *BLOCK[18:-1], "Mul", "Add"]
 
 
-@pytest.mark.parametrize("variant", find("vit"), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", list_models("vit"), ids=lambda variant: variant.name)
 def test_variant_has_the_published_parameters_and_gmacs(variant):
     with torch.device("meta"):
         model = create_model(variant.name).eval()
@@ -42,7 +42,7 @@ def test_variant_has_the_published_parameters_and_gmacs(variant):
 
 
 def test_the_catalogue_has_every_row_of_the_standard_table():
-    names = {variant.name for variant in find("vit")}
+    names = {variant.name for variant in list_models("vit")}
     for size in (224, 384):
         assert {f"vit_{shape}_{size}" for shape in ("tiny_patch16", "small_patch32", "small_patch16")} <= names
         assert {f"vit_{shape}_{size}" for shape in ("base_patch32", "base_patch16", "large_patch16")} <= names

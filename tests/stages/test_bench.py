@@ -22,9 +22,9 @@ from vitdeploy.backends.session import CheckedSession
 from vitdeploy.benching import probe
 from vitdeploy.benching.candidates import of_artifact, of_loaded, with_unique_names
 from vitdeploy.datasets import load_pixels, open_dataset
-from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
+from vitdeploy.errors import ArtifactError, BackendError, DataError, SeenDataWarning, UsageError
 from vitdeploy.preprocess import normalize
-from vitdeploy.records import BuildInfo, CalibrationInfo, Manifest, ModelSpec, Report
+from vitdeploy.records import BuildInfo, CalibrationInfo, Check, Examination, Manifest, ModelSpec, Report
 from vitdeploy.sessions import TensorSpec
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench, open_test_data
 
@@ -116,6 +116,7 @@ class ScriptedBackend:
     """A runtime whose answers the test chooses."""
 
     name: str
+    graph_devices: tuple[str, ...] = ()
     cannot: str | None = None
     call_ms: dict[str, float] = field(default_factory=dict)  # by precision, or by device for PyTorch
     fails: str | None = None
@@ -365,19 +366,22 @@ def test_an_engine_of_a_fixed_batch_is_timed_at_that_batch_only_and_judged_on_al
 
 @pytest.mark.usefixtures("gpu")
 def test_an_engine_built_elsewhere_is_inspected_when_a_device_first_opens_it(tmp_path, script, monkeypatch):
-    layers = [{"Name": "fc", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]}]
-    told = json.dumps({"Layers": layers})
-    monkeypatch.setattr(ScriptedSession, "inspector_json", lambda self: told, raising=False)
+    passed = Check(name="golden", status="passed")
+    told = Examination(checks=(passed,), precision_by_layer={"fp16": 14})
+    monkeypatch.setattr(
+        ScriptedSession, "examination", property(lambda self: told, lambda self, value: None), raising=False
+    )
     script(ScriptedBackend("tensorrt-rtx"))
     _engine(tmp_path / "m.engine")
     row = _row(bench([tmp_path / "m.engine"], "digits", options=QUICK), "m.engine")
     assert row.inspected is True
-    assert row.precision_by_layer == {"fp16": 1}
-    told = "no JSON"
+    assert row.precision_by_layer == {"fp16": 14}
+    hidden = Check(name="layer precision", status="unchecked", detail="the engine inspector tells no layers")
+    told = Examination(checks=(passed, hidden), reason=hidden.detail)
     row = _row(bench([tmp_path / "m.engine"], "digits", options=QUICK), "m.engine")
     assert row.inspected is False
     assert row.precision_by_layer is None
-    assert any("could not be inspected" in note for note in row.notes)
+    assert "layer precision: the engine inspector tells no layers" in row.notes
 
 
 def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are_measured(tmp_path, checkpoint, script):
@@ -429,7 +433,8 @@ def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(t
     other = CalibrationInfo(set_sha256="0" * 64, **info)
     a = _onnx(tmp_path / "a.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=own)
     b = _onnx(tmp_path / "b.onnx", _in_steps(WEIGHT, 127), precision="int8", calibration=other)
-    report = bench([a.path, b.path], "digits", options=QUICK)
+    with pytest.warns(SeenDataWarning, match=r"a\.onnx: its ranges were calibrated on the same images"):
+        report = bench([a.path, b.path], "digits", options=QUICK)
     assert any("calibrated on the same images" in note for note in _row(report, "a.onnx").notes)
     assert _row(report, "b.onnx").notes == ()
 

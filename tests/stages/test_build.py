@@ -82,7 +82,7 @@ def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(monkeypatch, tmp_
     assert engine.manifest.build is not None
     assert engine.manifest.build.backend == "tensorrt"
     assert notes.lines == [
-        "building with tensorrt (a GPU is here and tensorrt is 10.16.0.42); --backend chooses another"
+        "building with tensorrt (a GPU is here and tensorrt is 10.16.0.72); --backend chooses another"
     ]
 
 

@@ -50,7 +50,7 @@ def test_workstation_with_tensorrt_can_do_everything(monkeypatch):
     assert found["GPU"].status == "ok"
     assert found["GPU"].detail.startswith("NVIDIA L4, compute capability 8.9, 24.0 GiB, driver 580.65, CUDA 13.0")
     assert found["tensorrt"].status == "ok"
-    assert found["tensorrt"].detail == "10.16.0.42"
+    assert found["tensorrt"].detail == "10.16.0.72"
 
 
 @pytest.mark.parametrize(

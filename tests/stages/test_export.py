@@ -1,6 +1,7 @@
 """Export: the graph is what PyTorch computes, small, clean, and the same each time; else nothing is written."""
 
 import errno
+import json
 import random
 import weakref
 from collections import Counter
@@ -14,13 +15,16 @@ from notes import Notes
 
 from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
+from vitdeploy.backends import get_backend
 from vitdeploy.errors import ArtifactError, DataError, GraphError, ModelError, UsageError
 from vitdeploy.exporting import checking as comparison
 from vitdeploy.graph.legality import findings
-from vitdeploy.preprocess import DIGITS_PREPROCESS
-from vitdeploy.records import ModelSpec
+from vitdeploy.preprocess import DIGITS_PREPROCESS, normalize
+from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources import load as sources
 from vitdeploy.sources.loaded import LoadedModel
+from vitdeploy.sources.source import SourceOptions
+from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions, ExportRequest, export
 
 
@@ -264,15 +268,49 @@ def test_where_nothing_can_be_written_no_work_begins(tmp_path, tiny_checkpoint, 
         export(tiny_checkpoint.path, tmp_path / output)
 
 
+def test_an_output_is_chosen_of_onnx_files_only(tmp_path, tiny_checkpoint):
+    with pytest.raises(UsageError, match="--output-name is for ONNX files"):
+        export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(output_name="logits"))
+
+
+SMALL = {"image_size": 8, "patch": 4, "channels": 1, "num_classes": 10, "width": 16, "depth": 1, "heads": 2}
+
+
+def test_preprocessing_names_and_task_go_with_every_source_and_survive(tmp_path, tiny_checkpoint):
+    """In place of what belongs to the weights: a checkpoint of ours, a model by name, and the adopted export."""
+    labels, record = tmp_path / "labels.json", tmp_path / "mine.json"
+    labels.write_text(json.dumps({f"digit {index}": index for index in range(10)}))
+    record.write_text(json.dumps({"size": [8, 8], "channels": 1, "resize_size": 9, "mean": [0.1], "std": [0.2]}))
+    common = {"labels": labels, "preprocess": str(record), "task": "multi-label"}
+    exported = export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(**common))
+    again = export(exported.path, tmp_path / "y.onnx", options=ExportOptions(**common))
+    options = SourceOptions(random_weights=True, arguments=SMALL, **common)
+    random = convert("vit", tmp_path / "z.safetensors", options=options)
+    expected = Preprocess(size=(8, 8), channels=1, resize_size=9, mean=(0.1,), std=(0.2,), source="mine.json")
+    for artifact in (exported, again, random, export(random.path, tmp_path / "z.onnx")):
+        manifest = artifact.manifest
+        assert manifest.preprocess == expected
+        assert manifest.model.classes[3] == "digit 3"
+        assert manifest.model.task == "multi-label"
+    session = get_backend("pytorch").open(tiny_checkpoint)
+    logits = session.run({"input": normalize(exported.golden.pixels, expected)})["logits"]
+    np.testing.assert_allclose(exported.golden.outputs, logits, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("record", "message"),
     [
-        (ExportOptions(preprocess="digits"), "--preprocess is for adopting an ONNX file"),
+        ({"size": [9, 8], "channels": 1, "mean": [0.1], "std": [0.2]}, r"images of 1×9×8, and .* takes 1×8×8"),
+        ({"size": [8, 8], "mean": [0.1] * 3, "std": [0.2] * 3}, r"images of 3×8×8, and .* takes 1×8×8"),
+        ({"size": [8, 8], "mean": [0.1], "std": [0.2]}, "is not a valid Preprocess"),
     ],
 )
-def test_options_of_adoption_are_refused_for_a_checkpoint(tmp_path, tiny_checkpoint, options, message):
-    with pytest.raises(UsageError, match=message):
-        export(tiny_checkpoint.path, tmp_path / "x.onnx", options=options)
+def test_preprocessing_that_does_not_fit_is_refused(tmp_path, tiny_checkpoint, record, message):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"resize": "squash", **record}))
+    with pytest.raises((UsageError, DataError), match=message):
+        export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(preprocess=str(file)))
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_of_sixty_bit_flips_each_is_noticed_or_changes_nothing(tmp_path, tiny_onnx):

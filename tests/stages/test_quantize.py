@@ -15,7 +15,16 @@ from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
 from vitdeploy.artifacts import OnnxModel, read_calibration_table, read_onnx, write_onnx
-from vitdeploy.errors import ArtifactError, CalibrationError, DataError, GateError, GraphError, UsageError
+from vitdeploy.errors import (
+    ArtifactError,
+    CalibrationError,
+    CalibrationWarning,
+    DataError,
+    FidelityWarning,
+    GateError,
+    GraphError,
+    UsageError,
+)
 from vitdeploy.graph.legality import count_unsorted
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
@@ -449,13 +458,17 @@ def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source, tmp_pat
 
 
 def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_path: Path):
-    notes = Notes()
     options = QuantizeOptions(threads=1, samples=60, method="percentile", percentile=51.0, equalization="off")
-    artifact = quantize(
-        source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options, progress=notes
-    )
+    with pytest.warns(FidelityWarning, match="below 20 dB.*bench it before it ships") as caught:
+        artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     assert check(artifact, "logits SQNR").status == "failed"
-    assert [line for line in notes.lines if "bench it before it ships" in line]
+    assert [Path(one.filename) for one in caught] == [Path(__file__)], "it points at the caller"
+
+
+def test_a_tiny_calibration_set_is_warned_of(source, tmp_path: Path):
+    options = QuantizeOptions(threads=1, samples=20, method="minmax", equalization="off")
+    with pytest.warns(CalibrationWarning, match="'digits:train' has 20 images, fewer than 32"):
+        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_a_student_learns_from_a_teacher_of_the_same_classes(digits, photos, tmp
         (
             {"preprocess": Preprocess(size=(8, 8), resize="none", mean=(0,) * 3, std=(1,) * 3)},
             UsageError,
-            "leave preproc",
+            r"gives images of 3×8×8, and .* takes 1×8×8",
         ),
     ],
 )
@@ -230,6 +230,22 @@ def test_what_does_not_fit_trained_weights_is_refused(digits, tmp_path, settings
     with pytest.raises(error, match=message):
         train("digits", tmp_path / "v.safetensors", model=str(digits.path), options=QUICK, **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocessing_and_names_of_classes_can_be_given(digits, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"digit {index}\n" for index in range(10)))
+    own = Preprocess(size=(8, 8), channels=1, resize="none", crop="none", mean=(0.5,), std=(0.25,), source="mine")
+    for start in ({"arguments": TINY}, {"model": str(digits.path)}):
+        made = train("digits", tmp_path / "v.safetensors", options=QUICK, preprocess=own, labels=labels, **start)
+        assert made.manifest.preprocess == own
+        assert made.manifest.model.classes[7] == "digit 7"
+    labels.write_text("a\nb\n")
+    with pytest.raises(DataError, match="'digits:train' has 10 classes, and 2 names were given"):
+        train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, labels=labels)
+    labels.write_text("".join(f"{index}\n" for index in (1, 0, *range(2, 10))))
+    with pytest.raises(DataError, match="class 0 of 'digits:train' is called '0', and the names have that at 1"):
+        train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, labels=labels)
 
 
 def one_class(folder):

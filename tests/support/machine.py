@@ -15,6 +15,7 @@ from vitdeploy.records import Environment
 
 GPUS = {
     "8.9": "NVIDIA L4",
+    "9.0": "NVIDIA H100 80GB HBM3",
     "8.7": "Orin",
     "11.0": "NVIDIA Thor",
     "12.0": "NVIDIA GeForce RTX 5090",
@@ -45,18 +46,19 @@ def be(monkeypatch: pytest.MonkeyPatch, there: Environment, **installed: str) ->
     versions = {name.replace("_", "-"): version for name, version in installed.items()}
     monkeypatch.setattr(environment, "current", lambda: there)
     monkeypatch.setattr(environment, "versions", lambda: dict(versions))
+    monkeypatch.setattr(environment, "cuda_of", lambda library: None)
 
 
 def fake_gpu(
     monkeypatch: pytest.MonkeyPatch, release: str, capability: str | None = "8.9", **more: Any
 ) -> types.SimpleNamespace:
-    """Install TensorRT of ``release`` (``rtx``: TensorRT-RTX) and a GPU; return the fakes ``trt`` and ``cuda``."""
+    """Install TensorRT of ``release`` (or ``rtx``, ``lean``) and a GPU; return the fakes ``trt`` and ``cuda``."""
     trt = fake_module(release, more.pop("version", None))
-    cuda = FakeRuntime()
-    trt.record.cuda = cuda
-    monkeypatch.setitem(sys.modules, trt.__name__, trt)
-    other = "tensorrt" if release == "rtx" else "tensorrt_rtx"
-    monkeypatch.setitem(sys.modules, other, None)
+    cuda = FakeRuntime(more.pop("devices", 1))
+    there = machine(capability, **more)
+    trt.record.cuda, trt.record.gpu = cuda, there.gpu or ""
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
+        monkeypatch.setitem(sys.modules, name, trt if name == trt.__name__ else None)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    be(monkeypatch, machine(capability, **more), **{trt.__name__: trt.__version__})
+    be(monkeypatch, there, **{trt.__name__: trt.__version__})
     return types.SimpleNamespace(trt=trt, cuda=cuda)

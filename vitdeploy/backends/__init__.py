@@ -15,6 +15,7 @@ BACKENDS: dict[str, str] = {
     "pytorch": "vitdeploy.backends.pytorch:PyTorchBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
     "tensorrt": "vitdeploy.backends.tensorrt:TensorRTBackend",
+    "tensorrt-lean": "vitdeploy.backends.tensorrt_lean:TensorRTLeanBackend",
     "tensorrt-rtx": "vitdeploy.backends.tensorrt_rtx:TensorRTRTXBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVINOBackend",
     "null": "vitdeploy.backends.null:NullBackend",

@@ -1,13 +1,18 @@
-"""The CUDA runtime as an engine session needs it: buffers, copies, one stream, events, graphs; over cuda-python.
+"""The CUDA runtime as an engine session needs it: buffers, copies, streams, events, graphs; over cuda-python.
 
-cuda-python has had three layouts: ``cuda.bindings.runtime`` (12.6.1 and newer, all of 13) and ``cuda.cudart`` (before).
+cuda-python has had two layouts: ``cuda.bindings.runtime`` (12.6.1 and newer, all of 13) and ``cuda.cudart`` (before).
 Its functions return a tuple whose first entry is the error.
+
+An error that a kernel leaves behind is sticky: CUDA returns it from every later call in this process, so it would be
+blamed on whatever comes next. ``Cuda`` keeps the first one and names it from then on.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +23,19 @@ from vitdeploy.errors import BackendError
 
 LAYOUTS = ("cuda.bindings.runtime", "cuda.cudart")
 NO_FLAGS = 0
+# cudaError_t after which the context of the process cannot be used again (driver_types.h, "the process must be
+# relaunched")
+STICKY = frozenset({214, 220, 700, 702, 709, 710, 711, 714, 715, 716, 717, 718, 719, 721})
+TOO_OLD_DRIVER = 35
 
 
-def cuda_missing() -> str | None:
-    """Return None where cuda-python can be imported, else the command that adds the one for this driver."""
+def cuda_problem() -> str | None:
+    """Return None where CUDA works in this process, else why not and the command that changes it.
+
+    The first call makes CUDA's context: importing cuda-python says nothing about the driver.
+    """
     try:
-        runtime_module()
+        open_cuda().start()
     except BackendError as error:
         return str(error)
     return None
@@ -40,34 +52,118 @@ def runtime_module() -> Any:
             return importlib.import_module(layout)
         except ImportError:
             continue
+    raise BackendError(f"cuda-python is not installed: {install_command()}")
+
+
+def install_command() -> str:
+    """Return the command that adds the cuda-python of this driver's CUDA."""
     driver = environment.current().cuda
-    extra = "cuda12" if driver is not None and driver.startswith("12.") else "cuda13"
-    raise BackendError(f"cuda-python is not installed: pip install 'vitdeploy[{extra}]'")
+    return f"pip install 'vitdeploy[{'cuda12' if driver is not None and driver.startswith('12.') else 'cuda13'}]'"
+
+
+def open_cuda() -> Cuda:
+    """Return the one ``Cuda`` of this process.
+
+    Raises:
+        BackendError: cuda-python is not installed.
+    """
+    return _cuda_of(runtime_module())
+
+
+@functools.cache
+def _cuda_of(runtime: Any) -> Cuda:
+    return Cuda(runtime)
 
 
 class Cuda:
-    """Calls of the runtime that raise instead of returning an error number."""
+    """Calls of the runtime that raise instead of returning an error number.
 
-    def __init__(self) -> None:
-        self._runtime = runtime_module()
+    ``lost`` is the first sticky error of this process, in words; None while the GPU can be used.
+    """
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; return its one result, None where it has none.
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._started = False
+        self.lost: str | None = None
+
+    def start(self) -> None:
+        """Make CUDA's context.
 
         Raises:
-            BackendError: It failed; the line has CUDA's name of the error.
+            BackendError: The driver cannot serve this CUDA, there is no GPU, or the GPU was lost.
+        """
+        if self.lost is not None:
+            raise BackendError(self.lost)
+        if not self._started:
+            error, *_ = self._runtime.cudaFree(0)
+            if int(error) == TOO_OLD_DRIVER:
+                serves = environment.current().cuda or "an older CUDA"
+                raise BackendError(
+                    f"CUDA cannot start ({self._name(error)}): the driver serves CUDA {serves}, and the installed "
+                    f"cuda-python needs a newer one: {install_command()}"
+                )
+            if int(error) != 0:
+                raise self._failure("cudaFree(0), its first call", error)
+            self._started = True
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function of the CUDA runtime; return its one result, its results where there are several, or None.
+
+        Raises:
+            BackendError: It failed; the line has CUDA's name of the error, of the first one where that was sticky.
         """
         error, *results = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
-            told = self._runtime.cudaGetErrorName(error)[1]
-            text = told.decode() if isinstance(told, bytes) else str(told)
-            hint = ": free GPU memory, or take a smaller batch" if "MemoryAllocation" in text else ""
-            raise BackendError(f"CUDA failed in {name}: {text}{hint}")
-        return results[0] if results else None
+            raise self._failure(name, error)
+        return (results[0] if len(results) == 1 else tuple(results)) if results else None
+
+    def _failure(self, name: str, error: Any) -> BackendError:
+        if self.lost is not None:
+            return BackendError(self.lost)
+        told = self._name(error)
+        if int(error) in STICKY:
+            self.lost = (
+                f"the GPU stopped working in this process ({told}, first seen in {name}): start again; what failed "
+                "first "
+                f"is at fault, not what comes after it"
+            )
+            return BackendError(self.lost)
+        self._runtime.cudaGetLastError()  # so that the next call of anyone does not report this error again
+        hint = ": free GPU memory, or take a smaller batch" if "MemoryAllocation" in told else ""
+        return BackendError(f"CUDA failed in {name}: {told}{hint}")
+
+    def _name(self, error: Any) -> str:
+        told = self._runtime.cudaGetErrorName(error)[1]
+        return told.decode() if isinstance(told, bytes) else str(told)
+
+    def look(self) -> None:
+        """Ask for an error that a kernel has left behind, so that it is known before anything else is blamed.
+
+        Raises:
+            BackendError: There is one.
+        """
+        self.call("cudaDeviceSynchronize")
 
     def enum(self, kind: str, member: str) -> Any:
         """Return a member of one of the runtime's enumerations."""
         return getattr(getattr(self._runtime, kind), member)
+
+    def free_memory_bytes(self) -> int:
+        """Return how much device memory is free, of all processes."""
+        free, _ = self.call("cudaMemGetInfo")
+        return int(free)
+
+
+def release(*steps: Callable[[], None]) -> None:
+    """Give things back, each for itself: one that fails keeps no other from being freed, and raises nothing.
+
+    After a sticky error every such call fails, and the cause is what the user has to see.
+    """
+    for step in steps:
+        try:
+            step()
+        except BackendError:
+            continue
 
 
 class Stream:
@@ -103,7 +199,11 @@ class Stream:
         self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
 
     def end_capture(self) -> Graph:
-        """Return what was recorded as a graph that can be launched."""
+        """Return what was recorded as a graph that can be launched.
+
+        Raises:
+            BackendError: The capture was invalidated by something that cannot be recorded.
+        """
         return Graph(self._cuda, self._cuda.call("cudaStreamEndCapture", self._stream))
 
     def launch(self, graph: Graph) -> None:
@@ -127,7 +227,7 @@ class Graph:
         try:
             self.executable = cuda.call("cudaGraphInstantiate", graph, NO_FLAGS)
         finally:
-            cuda.call("cudaGraphDestroy", graph)
+            release(lambda: cuda.call("cudaGraphDestroy", graph))
 
     def close(self) -> None:
         """Destroy the graph."""

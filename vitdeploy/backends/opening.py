@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends import get_backend
+from vitdeploy.backends.tensorrt import TensorRTBackend
+from vitdeploy.backends.tensorrt_lean import TensorRTLeanBackend
 from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.sessions import Session, SessionOptions
 
@@ -20,7 +22,7 @@ def open_session(artifact: Artifact, options: SessionOptions = SessionOptions())
     elif isinstance(artifact, OnnxModel):
         name = "onnxruntime"
     elif isinstance(artifact, Engine) and artifact.manifest.build is not None:
-        name = artifact.manifest.build.backend
+        name = engine_backend(artifact)
     else:
         raise ArtifactError(f"{str(artifact.path)!r} is a {artifact.manifest.kind}, which does not run")
     backend = get_backend(name)
@@ -28,3 +30,20 @@ def open_session(artifact: Artifact, options: SessionOptions = SessionOptions())
     if reason is not None:
         raise BackendError(f"{str(artifact.path)!r} cannot run here: {reason}")
     return backend.open(artifact, options)
+
+
+def engine_backend(engine: Engine) -> str:
+    """Return the backend that runs an engine here: the one that built it, or the lean runtime where that one cannot.
+
+    Raises:
+        ArtifactError: Its manifest does not say how it was built.
+    """
+    build = engine.manifest.build
+    if build is None:
+        raise ArtifactError(f"{str(engine.path)!r} does not say in its manifest how it was built: build it again")
+    if build.backend != "tensorrt" or not build.version_compatible:
+        return build.backend
+    full, lean = TensorRTBackend(), TensorRTLeanBackend()
+    if full.mismatch(engine) is not None and lean.unavailable() is None and lean.version_mismatch(build) is None:
+        return lean.name
+    return build.backend

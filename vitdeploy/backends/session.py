@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.sessions import Feed, Scope, TensorSpec
+from vitdeploy.records import Examination
+from vitdeploy.sessions import Feed, LaunchMode, Scope, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 S = TypeVar("S", bound="CheckedSession")
@@ -31,6 +32,7 @@ class CheckedSession(ABC):
     ) -> None:
         self.backend = backend
         self.provider = provider
+        self.examination: Examination | None = None
         self._inputs = {spec.name: spec for spec in inputs}
         self._outputs = {spec.name: spec for spec in outputs}
         self._closed = False
@@ -67,8 +69,21 @@ class CheckedSession(ABC):
         measure = self._time_on_device if scope == "device" else self._time_end_to_end
         return measure(arrays, warmup, iterations)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this session's numbers has to know."""
+        return ()
+
     def inspector_json(self) -> str | None:
         """Return the layers as TensorRT's inspector describes them; None for what is no engine."""
+        return None
+
+    def enqueue_ms(self, batch: int) -> float | None:
+        """Return the median of the host's time per launch at a batch size; None where nothing is launched on a GPU."""
+        return None
+
+    def launch_mode(self, batch: int) -> LaunchMode | None:
+        """Return how a batch of this size is launched on a GPU; None where it is not."""
         return None
 
     def close(self) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from vitdeploy import environment
-from vitdeploy.backends.tensorrt_backend import PlanBackend
-from vitdeploy.backends.tensorrt_versions import find_problems
+from vitdeploy.backends.tensorrt_backend import BuildingBackend
+from vitdeploy.backends.tensorrt_lean import lean_library, lean_version
+from vitdeploy.backends.tensorrt_versions import dla_refusal, find_problems, gpu_mismatch, runs_version
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import Progress
-from vitdeploy.records import BuildInfo
+from vitdeploy.records import BuildInfo, Manifest
 from vitdeploy.sessions import BuildTarget
 
 
-class TensorRTBackend(PlanBackend):
+class TensorRTBackend(BuildingBackend):
     """Builds on the GPU that will run the engine; on a Jetson the library comes with JetPack."""
 
     name: Literal["tensorrt"] = "tensorrt"
@@ -22,12 +23,14 @@ class TensorRTBackend(PlanBackend):
 
     @property
     def install(self) -> str:  # type: ignore[override]
-        """The command that adds the library."""
-        if environment.current().jetpack is not None:
+        """The command that adds the library for this driver's CUDA."""
+        machine = environment.current()
+        if machine.jetpack is not None:
             return (
                 "sudo apt-get install python3-libnvinfer, and make the virtual environment with --system-site-packages"
             )
-        return "pip install 'vitdeploy[tensorrt]'"
+        old = machine.cuda is not None and machine.cuda.startswith("12.")
+        return f"pip install 'vitdeploy[{'tensorrt-cu12' if old else 'tensorrt'}]'"
 
     def refuse_unfit(self, progress: Progress) -> None:
         for problem in find_problems(self.version(), environment.current()):
@@ -35,8 +38,8 @@ class TensorRTBackend(PlanBackend):
                 raise BackendError(problem.text)
             progress.note(problem.text)
 
-    def bound_to_gpu(self, options: Mapping[str, str]) -> bool:
-        return options.get("hardware_compatibility", "none") == "none"
+    def bound_to_gpu(self, target: BuildTarget) -> bool:
+        return target.hardware_compatibility == "none"
 
     def capabilities(self, trt: Any, target: BuildTarget) -> tuple[str, ...]:
         """Return this GPU's compute capability.
@@ -58,21 +61,57 @@ class TensorRTBackend(PlanBackend):
             )
         return (here,)
 
-    def configure(self, trt: Any, config: Any, target: BuildTarget, capabilities: tuple[str, ...]) -> None:
-        """Nothing is TensorRT's alone: precision is in the graph."""
+    def configure(
+        self, trt: Any, builder: Any, config: Any, target: BuildTarget, capabilities: tuple[str, ...]
+    ) -> None:
+        """Put the engine on a deep-learning accelerator, where that is asked for.
 
-    def gpu_mismatch(self, built: BuildInfo, options: Mapping[str, str]) -> str | None:
-        machine = environment.current()
-        compatible = options.get("hardware_compatibility", "none")
-        here = machine.compute_capability
-        if here is None or compatible == "ampere_plus":
+        Raises:
+            BuildError: The board has none, or this release does not serve it.
+        """
+        if target.dla_core is None:
+            return
+        refusal = dla_refusal(self.version(), environment.current(), int(builder.num_DLA_cores), target.dla_core)
+        if refusal is not None:
+            raise BuildError(refusal)
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = target.dla_core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+    def version_mismatch(self, built: BuildInfo) -> str | None:
+        if built.backend != self.name:
+            return f"was built by {built.backend}, asked was {self.name}"
+        if built.version == self.version():
             return None
-        if built.compute_capabilities and here not in built.compute_capabilities:
-            wanted = f"{', '.join(built.compute_capabilities)} ({built.gpu or 'another GPU'})"
-            return f"was built for compute capability {wanted}, here is {here} ({machine.gpu})"
-        if compatible == "none" and built.gpu is not None and built.gpu != machine.gpu:
-            return f"was built on {built.gpu!r}, here is {machine.gpu!r}, and a plan runs on the model it was built on"
+        differ = f"was built by {self.name} {built.version}, installed is {self.version()}"
+        if not built.version_compatible:
+            return differ
+        if not runs_version(built.version, self.version()):
+            return f"{differ}, and a version-compatible engine needs the same or a newer one"
+        if lean_version() != built.version or lean_library() is None:
+            return (
+                f"{differ}: a version-compatible engine of another version needs that version's lean runtime, "
+                f"pip install tensorrt-lean=={built.version}"
+            )
         return None
 
-    def make_context(self, trt: Any, engine: Any) -> Any:
-        return engine.create_execution_context()
+    def gpu_mismatch(self, built: BuildInfo) -> str | None:
+        return gpu_mismatch(built, environment.current())
+
+    def runtime_for(self, runtime: Any, manifest: Manifest) -> Any:
+        """Return the runtime itself, or for an engine of an older version that version's lean runtime.
+
+        Raises:
+            BackendError: The lean runtime cannot be loaded.
+        """
+        built = manifest.build
+        if built is None or built.version == self.version():
+            return runtime
+        library: Path | None = lean_library()
+        loaded = runtime.load_runtime(str(library)) if library is not None else None
+        if loaded is None:
+            raise BackendError(
+                f"the lean runtime of TensorRT {built.version} cannot be loaded: pip install "
+                f"tensorrt-lean=={built.version}"
+            )
+        return loaded

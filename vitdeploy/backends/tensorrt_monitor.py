@@ -15,49 +15,65 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from vitdeploy.errors import BackendError
 from vitdeploy.progress import Progress, Task
 
 T = TypeVar("T")
 ERROR_LEVELS = ("INTERNAL_ERROR", "ERROR")
 POLL_SECONDS = 0.1
+KEPT_MESSAGES = 10_000
+STARTS_NOT = re.compile(r"CUDA initialization failure|CUDA driver version is insufficient|no CUDA-capable device")
 # on a machine with no driver TensorRT-RTX reports this beside every real error
 NOISE = ("cudaError 35", "The logger passed into", "Begin node", "End node", "Node name:", "While parsing node number")
 
 
 class Messages:
-    """What TensorRT logged at warning level and above since the last ``clear``."""
+    """What TensorRT logged at warning level and above.
+
+    A library has one logger for the whole process, so whoever calls it takes a ``mark`` first and asks for what came
+    after it: else one session would report another's error.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._errors: list[str] = []
-        self._warnings: list[str] = []
+        self._kept: list[tuple[str, str]] = []
+        self._dropped = 0
 
     def add(self, severity: str, text: str) -> None:
         """Keep a message; lower levels (thousands of lines per build) are dropped."""
         if severity in ERROR_LEVELS or severity == "WARNING":
             with self._lock:
-                (self._warnings if severity == "WARNING" else self._errors).append(text)
+                self._kept.append((severity, text))
+                surplus = len(self._kept) - KEPT_MESSAGES
+                if surplus > 0:
+                    del self._kept[:surplus]
+                    self._dropped += surplus
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def mark(self) -> int:
+        """Return the place of the next message."""
         with self._lock:
-            self._errors.clear()
-            self._warnings.clear()
+            return self._dropped + len(self._kept)
 
-    def first_error(self) -> str:
-        """Return the first error that says something, as one clean line; empty where there is none.
+    def _since(self, mark: int, *severities: str) -> list[str]:
+        with self._lock:
+            return [text for severity, text in self._kept[max(0, mark - self._dropped) :] if severity in severities]
+
+    def first_error(self, mark: int = 0) -> str:
+        """Return the first error after ``mark`` that says something, as one clean line; empty where there is none.
 
         The first is the cause; what follows are its consequences.
         """
-        with self._lock:
-            errors = list(self._errors)
+        errors = self._since(mark, *ERROR_LEVELS)
         telling = [text for text in errors if not any(noise in text for noise in NOISE)]
         return clean_message((telling or errors or [""])[0])
 
-    def warnings(self) -> list[str]:
-        """Return distinct warnings in order."""
-        with self._lock:
-            kept = [text for text in self._warnings if not any(noise in text for noise in NOISE)]
+    def driver_error(self, mark: int = 0) -> str:
+        """Return what the library said after ``mark`` about a CUDA that does not start; empty where it does."""
+        return next((clean_message(text) for text in self._since(mark, *ERROR_LEVELS) if STARTS_NOT.search(text)), "")
+
+    def warnings(self, mark: int = 0) -> list[str]:
+        """Return distinct warnings after ``mark`` in order."""
+        kept = [text for text in self._since(mark, "WARNING") if not any(noise in text for noise in NOISE)]
         return list(dict.fromkeys(clean_message(text) for text in kept))
 
 
@@ -75,6 +91,28 @@ def clean_message(text: str) -> str:
     text = re.sub(r"\s*In \w+ at \S+:\d+.*$", "", text, flags=re.DOTALL)
     text = re.sub(r"^\[[^\]]*::[^\]]*\]\s*|^\[[\w.]+:\d+: \w+\]\s*", "", text.strip())
     return " ".join(text.split()).rstrip(". ")
+
+
+def started(make: Callable[[Any], Any], logger: Any, messages: Messages, what: str) -> Any:
+    """Return a builder or a runtime of TensorRT.
+
+    Where CUDA does not start, the library either lets pybind raise a ``TypeError`` about a null pointer, or logs the
+    error and returns an object that ends the process when it is used. Both are the same refusal here.
+
+    Raises:
+        BackendError: As said; the line has what the library logged.
+    """
+    mark = messages.mark()
+    try:
+        made = make(logger)
+    except TypeError as error:
+        raise BackendError(
+            f"{what} could not start: {messages.first_error(mark) or clean_message(str(error))}"
+        ) from error
+    reason = messages.driver_error(mark) or (messages.first_error(mark) or "it gave no reason" if made is None else "")
+    if reason:
+        raise BackendError(f"{what} could not start: {reason}")
+    return made
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from vitdeploy.records import Environment
+from vitdeploy.records import BuildInfo, Environment
 
 OLDEST = (10, 3)
 THOR = "11.0"
@@ -30,6 +30,55 @@ def parse_version(version: str) -> tuple[int, ...]:
 def compute_capability_key(capability: str) -> tuple[int, ...]:
     """Return a key that orders ``8.9`` before ``12.0``."""
     return parse_version(capability)
+
+
+def runs_version(built: str, installed: str) -> bool:
+    """Return whether a version-compatible engine of ``built`` runs under the runtime of ``installed``.
+
+    The same or a newer release of the same major version, and 11 takes what 10 built (support matrix of 11.4).
+    """
+    ours, theirs = parse_version(installed), parse_version(built)
+    return theirs <= ours and (ours[:1] == theirs[:1] or (theirs[:1], ours[:1]) == ((10,), (11,)))
+
+
+def dla_refusal(version: str, machine: Environment, cores: int, core: int) -> str | None:
+    """Return why an engine cannot run on a deep-learning accelerator here; None where it can.
+
+    Thor and Orin Nano have none; the 10.x releases after 10.7 do not serve it, 11.4.1 does again on AGX Orin (release
+    notes).
+    """
+    if cores == 0:
+        board = machine.gpu or "this machine"
+        if machine.compute_capability not in (ORIN, "7.2"):
+            return f"{board} has no deep-learning accelerator (DLA): AGX Orin and Orin NX have"
+        number = parse_version(version)
+        if number[:2] > (10, 7) and number < (11, 4, 1):
+            return (
+                f"TensorRT {version} does not serve the deep-learning accelerator (DLA): 10.3 to 10.7 do, and 11.4.1 "
+                "on "
+                f"AGX Orin"
+            )
+        return f"{board} has no deep-learning accelerator (DLA) that TensorRT {version} can use"
+    if core >= cores:
+        return f"there is no DLA core {core}: this board has {', '.join(map(str, range(cores)))}"
+    return None
+
+
+def gpu_mismatch(built: BuildInfo, machine: Environment) -> str | None:
+    """Return how this machine's GPU differs from what an engine of TensorRT was built for, None where it does not."""
+    compatible, here = built.hardware_compatibility, machine.compute_capability
+    if here is None:
+        return None
+    if compatible == "ampere-plus":
+        if int(here.split(".")[0]) < 8:
+            return f"runs on compute capability 8.0 and higher, here is {here} ({machine.gpu})"
+        return None
+    if built.compute_capabilities and here not in built.compute_capabilities:
+        wanted = f"{', '.join(built.compute_capabilities)} ({built.gpu or 'another GPU'})"
+        return f"was built for compute capability {wanted}, here is {here} ({machine.gpu})"
+    if compatible == "none" and built.gpu is not None and built.gpu != machine.gpu:
+        return f"was built on {built.gpu!r}, here is {machine.gpu!r}, and a plan runs on the model it was built on"
+    return None
 
 
 def find_problems(version: str, machine: Environment) -> list[Problem]:

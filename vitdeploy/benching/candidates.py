@@ -11,6 +11,8 @@ import numpy as np
 
 from vitdeploy import backends, environment
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
+from vitdeploy.backends.opening import engine_backend
+from vitdeploy.benching.labels import NO_TOP1
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
@@ -49,13 +51,15 @@ class Candidate:
     loaded: LoadedModel | None = None
     limits: BatchLimits | None = None
 
-    def open(self, *, threads: int = 0, tf32: bool = False) -> Session:
+    def open(self, *, threads: int = 0, tf32: bool = False, cuda_graph: bool = True) -> Session:
         """Open a session.
 
         Raises:
             BackendError: The runtime is absent or refuses the artifact.
         """
-        options = SessionOptions(threads=threads, device=self.device, provider=self.provider, tf32=tf32)
+        options = SessionOptions(
+            threads=threads, device=self.device, provider=self.provider, tf32=tf32, cuda_graph=cuda_graph
+        )
         if self.artifact is not None:
             return backends.get_backend(self.backend).open(self.artifact, options)
         assert self.loaded is not None
@@ -81,7 +85,9 @@ class Candidate:
 
     def notes(self) -> tuple[str, ...]:
         """Return what a reader of this row's numbers has to know."""
-        found = []
+        found = [NO_TOP1[self.model.task]] if self.model.task in NO_TOP1 else []
+        if self.model.activation != "none":
+            found.append(f"its outputs are probabilities ({self.model.activation} at the end), and the SQNR is theirs")
         if self.target is not None and executing_target(self.backend, self.provider) != self.target:
             made, run = backend_title(self.target), backend_title(self.backend)
             found.append(f"made for {made}, run by {run}: its latency is not that of its target")
@@ -135,8 +141,7 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
     found: list[Candidate] = []
     for artifact in artifacts:
         if isinstance(artifact, Engine):
-            build = artifact.manifest.build
-            found.append(of_artifact(artifact, build.backend if build is not None else "tensorrt", "cuda"))
+            found.append(of_artifact(artifact, engine_backend(artifact), "cuda"))
         elif isinstance(artifact, OnnxModel):
             found.extend(of_artifact(artifact, backend, where, provider) for backend, where, provider in places)
     return found
@@ -189,12 +194,15 @@ def make_feed(session: Session, preprocess: Preprocess, batch: int, seed: int = 
 def batch_fits(candidate: Candidate, session: Session, batch: int) -> str | None:
     """Return why a candidate cannot take a batch of this size, None where it can."""
     size = only_input(session).shape[0]
-    low, high = candidate.limits or (1, batch)
+    build = candidate.artifact.manifest.build if candidate.artifact is not None else None
+    ranges = [candidate.limits or (1, batch)]
     if size is not None:
-        low = high = size
-    if low <= batch <= high:
+        ranges = [(size, size)]
+    elif build is not None and build.profiles:
+        ranges = [(low, high) for low, _, high in build.profiles]
+    if any(low <= batch <= high for low, high in ranges):
         return None
-    takes = f"{low}" if low == high else f"{low} to {high}"
+    takes = " or ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges)
     return f"it takes a batch of {takes}, so batch {batch} was not timed: build it with '--batch'"
 
 

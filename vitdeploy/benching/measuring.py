@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Engine
-from vitdeploy.backends.tensorrt_inspector import precision_by_layer
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
 from vitdeploy.benching.candidates import Candidate, batch_fits, make_feed
-from vitdeploy.benching.labels import ClassKey, class_key, match_classes
+from vitdeploy.benching.labels import ClassKey, class_key, match_classes, predicts_a_class
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
@@ -44,7 +43,6 @@ class Entry:
     timings: list[Timing] = field(default_factory=list)
     against: str | None = None
     cost: ProcessCost = field(default_factory=ProcessCost)
-    precision_by_layer: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -65,27 +63,22 @@ class Entry:
             self.failure = "its manifest has no preprocessing: adopt it with 'vitdeploy export FILE --preprocess …'"
             return
         try:
-            self.session = stack.enter_context(self.candidate.open(threads=options.threads, tf32=options.tf32))
+            self.session = stack.enter_context(
+                self.candidate.open(threads=options.threads, tf32=options.tf32, cuda_graph=options.cuda_graph)
+            )
             self.provider = self.session.provider
-            self.inspect()
         except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
             self.failure = _told(error, "opening it failed")
-
-    def inspect(self) -> None:
-        """Ask an engine that was built elsewhere for the precision of its layers, now that a device has opened it."""
-        build = self.build
-        if self.session is None or build is None or build.inspected:
-            return
-        try:
-            layers = self.session.inspector_json()
-            self.precision_by_layer = None if layers is None else precision_by_layer(layers)
-        except Exception as error:  # the inspector is TensorRT's; what it cannot tell stays unknown
-            self.notes.append(f"its layers could not be inspected: {one_line(error)}")
 
     def row(self) -> Row:
         """Return what is known about it."""
         candidate, artifact, build = self.candidate, self.candidate.artifact, self.build
-        layers = self.precision_by_layer or (build.precision_by_layer if build is not None else None)
+        layers = build.precision_by_layer if build is not None else None
+        examined = self.session.examination if self.session is not None else None
+        unchecked: tuple[str, ...] = ()
+        if examined is not None:
+            layers = layers or examined.precision_by_layer
+            unchecked = tuple(f"{one.name}: {one.detail}" for one in examined.checks if one.status == "unchecked")
         if self.failure is not None:
             status, reason = "failed", self.failure
         elif self.why_not is not None:
@@ -108,10 +101,10 @@ class Entry:
                 "first_inference_ms": self.cost.first_inference_ms,
                 "size_bytes": candidate.size_bytes(),
                 "peak_memory_bytes": self.cost.peak_memory_bytes,
-                "inspected": None if build is None else build.inspected or self.precision_by_layer is not None,
+                "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
                 "payload_sha256": candidate.digest,
-                "notes": (*candidate.notes(), *self.notes),
+                "notes": (*candidate.notes(), *self.notes, *unchecked, *(self.session.notes if self.session else ())),
             }
         )
 
@@ -143,7 +136,8 @@ def measure_accuracy(
                     f"it has {entry.logits.shape[1]} classes and the baseline {against.shape[1]}: not compared"
                 )
                 against = None
-            entry.accuracy = judge(entry.logits, labels.get(class_key(entry.candidate.model)), against)
+            model = entry.candidate.model
+            entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model)
 
 
 def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) -> dict[ClassKey, NDArray[np.int64]]:
@@ -151,7 +145,7 @@ def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) ->
     if dataset.labels is None:
         return {}
     models = {class_key(entry.candidate.model): entry.candidate.model for entry in entries}
-    return {key: match_classes(dataset, model, options) for key, model in models.items()}
+    return {key: match_classes(dataset, model, options) for key, model in models.items() if predicts_a_class(model)}
 
 
 def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:
@@ -213,6 +207,8 @@ def _record_timings(entry: Entry, entries: Sequence[Entry], batch: int, seed: in
                 scope=scope,
                 **asdict(latency),
                 images_per_s=1000 * batch / latency.mean_ms,
+                enqueue_ms=entry.session.enqueue_ms(batch) if entry.session is not None and scope == "device" else None,
+                launch=entry.session.launch_mode(batch) if entry.session is not None else None,
                 speedup=ratio,
                 speedup_ci95=interval,
             )

@@ -16,11 +16,12 @@ from vitdeploy.records.report import Device
 class BenchOptions:
     """What is measured, and how.
 
-    ``batches`` are the batch sizes that are timed; ``threads`` 0 leaves the number to each runtime. ``device`` None is
-    whatever is there; ``runtimes`` are those that ONNX models are run by (``onnxruntime``, ``openvino``, or one
+    ``batches`` are the batch sizes that are timed; ``threads`` 0 leaves the number to each runtime. ``device`` None
+    is whatever is there; ``runtimes`` are those that ONNX models are run by (``onnxruntime``, ``openvino``, or one
     provider as in ``onnxruntime:cuda``). ``rounds`` to ``fill_s`` say how turns are taken, as ``TurnOptions`` has it.
     ``samples`` takes a seeded part of the data, ``accuracy_batch`` images at a time go through the models.
-    ``processes`` False leaves out load time, first inference and peak memory, which take a process per candidate.
+    ``cuda_graph`` launches engines as CUDA graphs where they can be recorded. ``processes`` False leaves out load
+    time, first inference and peak memory, which take a process per candidate.
     """
 
     batches: tuple[int, ...] = (1,)
@@ -36,6 +37,7 @@ class BenchOptions:
     seed: int = 0
     accuracy_batch: int = 32
     tf32: bool = False
+    cuda_graph: bool = True
     label_map: Path | None = None
     labels_by_order: bool = False
     processes: bool = True

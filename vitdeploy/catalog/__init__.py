@@ -14,7 +14,7 @@ from vitdeploy.catalog.variant import Variant
 from vitdeploy.errors import ModelError, UsageError
 from vitdeploy.plugins import load_plugins
 
-__all__ = ["Variant", "canonical", "find", "register", "resolve", "variant", "variants"]
+__all__ = ["Variant", "canonical", "list_models", "register", "resolve", "variant", "variants"]
 
 GROUP = "vitdeploy.families"
 _registered: dict[str, Variant] = {}
@@ -76,7 +76,7 @@ def canonical(name: str) -> str:
     return name if found is None else found.name
 
 
-def find(glob: str = "*") -> list[Variant]:
+def list_models(glob: str = "*") -> list[Variant]:
     """Return the variants with a name, another name or a family that matches a shell pattern."""
     return [
         entry

@@ -53,6 +53,7 @@ def bench(
         bool, typer.Option("--labels-by-order", help="Match classes by position where no name matches.")
     ] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 use TF32 on a GPU.")] = False,
+    cuda_graph: Annotated[bool, typer.Option(help="Launch engines as CUDA graphs where they can be recorded.")] = True,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
         Path | None,
@@ -84,6 +85,7 @@ def bench(
         label_map=label_map,
         labels_by_order=labels_by_order,
         tf32=tf32,
+        cuda_graph=cuda_graph,
         processes=processes,
     )
     if report is not None:

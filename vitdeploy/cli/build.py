@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vitdeploy.cli.options import Json, Output
+
+if TYPE_CHECKING:
+    from vitdeploy.records import BuildInfo
 
 MIB = 1 << 20
 
@@ -20,38 +23,97 @@ def build(
         typer.Option("--backend", help="Default: tensorrt where it is installed and has a GPU, else tensorrt-rtx."),
     ] = None,
     batch: Annotated[
-        str, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Batch sizes that the engine takes.")
-    ] = "1",
+        list[str] | None,
+        typer.Option(
+            "--batch",
+            metavar="N|MIN:OPT:MAX",
+            help="Batch sizes that the engine takes, 1 by default; several, also with commas, make one engine with a "
+            "profile for each.",
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
             "--compute-capability", metavar="X.Y", help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx)."
         ),
     ] = None,
+    device: Annotated[
+        int | None,
+        typer.Option("--device", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them."),
+    ] = None,
     workspace_mib: Annotated[
-        int | None, typer.Option("--workspace-mib", min=1, help="Most device memory that building may take.")
+        int | None,
+        typer.Option("--workspace-mib", min=1, help="Most scratch memory that a kernel may use, building and running."),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option("--optimization-level", min=0, max=5, help="0 builds fastest, 5 searches longest; default: 3."),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 layers use TF32.")] = False,
+    hardware_compatibility: Annotated[
+        Literal["none", "ampere-plus", "same-compute-capability"],
+        typer.Option("--hardware-compatibility", help="GPUs that the engine runs on beside this model (slower)."),
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Runs under newer TensorRT, and under its lean runtime (44 MB)."),
+    ] = False,
+    profiling: Annotated[
+        Literal["detailed", "layer-names", "none"],
+        typer.Option("--profiling", help="detailed to measure; layer-names to ship, as it tells a receiver less."),
+    ] = "detailed",
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave the weights out; they come from the ONNX file when it is opened.")
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Let weights be replaced later.")] = False,
+    dla_core: Annotated[
+        int | None, typer.Option("--dla-core", min=0, metavar="N", help="Run on this accelerator of a Jetson AGX Orin.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and renew; default: kept per GPU."),
+    ] = None,
+    no_timing_cache: Annotated[bool, typer.Option("--no-timing-cache", help="Time every kernel again.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
-    from vitdeploy import build as build_engine
+    from vitdeploy import environment
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.sessions import BuildTarget, batch_range
+    from vitdeploy.errors import UsageError
+    from vitdeploy.sessions import BuildTarget, batch_profiles
+    from vitdeploy.stages.build import BuildRequest
     from vitdeploy.terminal_progress import make_progress
 
+    if timing_cache is not None and no_timing_cache:
+        raise UsageError("--timing-cache and --no-timing-cache contradict each other: leave one of the two out")
+    if device is not None:
+        environment.select_gpu(device)
     target = BuildTarget(
-        batch=batch_range(batch),
+        batch=batch_profiles(batch or ["1"]),
         compute_capabilities=tuple(compute_capability or ()),
         workspace_bytes=None if workspace_mib is None else workspace_mib * MIB,
         tf32=tf32,
+        optimization_level=optimization_level,
+        hardware_compatibility=hardware_compatibility,
+        version_compatible=version_compatible,
+        profiling=profiling,
+        refit=refit,
+        strip=strip,
+        dla_core=dla_core,
+        timing_cache="off" if no_timing_cache else timing_cache or "kept",
     )
-    engine = build_engine(model, output, backend=backend, target=target, progress=make_progress())
+    request = BuildRequest.open(model, output, backend=backend, target=target)
+    engine = request.run(make_progress())
     info = engine.manifest.build
-    summary = []
-    if info is not None:
-        low, best, high = info.batch
-        takes = f"batch {low}" if low == high else f"batch {low} to {high}, tuned for {best}"
-        made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
-        summary = [f"{info.backend} {info.version}, {takes}, for {made_for}", *info.notes]
+    summary = [] if info is None else [*describe(info), f"the same: {request.equivalent_command(engine)}"]
     print_artifact(engine, as_json, summary)
+
+
+def describe(info: BuildInfo) -> list[str]:
+    """Return what was built, in lines."""
+    takes = " and ".join(
+        f"batch {low}" if low == high else f"batch {low} to {high}, tuned for {best}"
+        for low, best, high in info.profiles or (info.batch,)
+    )
+    made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
+    return [f"{info.backend} {info.version}, {takes}, for {made_for}", *info.notes]

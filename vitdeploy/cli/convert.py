@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json, Labels, ModelArguments, Output, RandomWeights, ResetHead, Seed, Weights
+from vitdeploy.cli.options import (
+    Json,
+    Labels,
+    ModelArguments,
+    Output,
+    PreprocessName,
+    RandomWeights,
+    ResetHead,
+    Seed,
+    TaskName,
+    Weights,
+)
 
 
 def convert(
@@ -16,7 +27,9 @@ def convert(
     random_weights: RandomWeights = False,
     model_arg: ModelArguments = None,
     reset_head: ResetHead = False,
+    preprocess: PreprocessName = None,
     labels: Labels = None,
+    task: TaskName = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -37,5 +50,7 @@ def convert(
         reset_head=reset_head,
         seed=seed,
         labels=labels,
+        preprocess=preprocess,
+        task=task,
     )
     print_artifact(to_checkpoint(source, output, options=options, progress=make_progress()), as_json)

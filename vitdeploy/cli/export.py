@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json, Labels, ModelArguments, Output, RandomWeights, ResetHead, Seed, Weights
+from vitdeploy.cli.options import (
+    Json,
+    Labels,
+    ModelArguments,
+    Output,
+    PreprocessName,
+    RandomWeights,
+    ResetHead,
+    Seed,
+    TaskName,
+    Weights,
+)
 
 
 def export(
@@ -29,11 +40,13 @@ def export(
     golden: Annotated[
         str | None, typer.Option("--golden", metavar="DATA", help="Where the samples come from that travel along.")
     ] = None,
-    preprocess: Annotated[
+    output_name: Annotated[
         str | None,
-        typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="To adopt an ONNX file: its input."),
+        typer.Option("--output-name", metavar="NAME", help="Of an ONNX file with several outputs: the logits."),
     ] = None,
+    preprocess: PreprocessName = None,
     labels: Labels = None,
+    task: TaskName = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -58,5 +71,7 @@ def export(
         reference=reference,
         golden=golden,
         preprocess=preprocess,
+        output_name=output_name,
+        task=task,
     )
     print_artifact(to_onnx(source, output, options=options, progress=make_progress()), as_json)

@@ -12,6 +12,7 @@ import typer
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
+Task = Literal["single-label", "multi-label", "binary", "regression", "features"]
 Split = Literal["train", "validation", "test"]
 
 
@@ -41,8 +42,18 @@ ResetHead = Annotated[
     bool, typer.Option("--reset-head", help="Start the head anew where the number of classes differs.")
 ]
 Labels = Annotated[
-    Path | None, typer.Option("--labels", metavar="FILE", help="Class names, where the weights name none.")
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="Names of the classes: one per line, or JSON such as id2label."),
 ]
+PreprocessName = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="timm:NAME|hf:DIR|FILE.json",
+        help="How images become inputs, in place of what belongs to the weights.",
+    ),
+]
+TaskName = Annotated[Task | None, typer.Option("--task", help="What the outputs mean, where the files do not say it.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where it runs; auto: whatever is there.")
 ]

@@ -7,8 +7,10 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
-from vitdeploy.errors import VitdeployError
+from vitdeploy.errors import FidelityWarning, VitdeployError
+from vitdeploy.text import printable
 
 INTERRUPTED = 130
 
@@ -36,12 +38,19 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     rest = [argument for argument in own if argument != "--debug"] + given[len(own) :]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name need not be valid text
-    if not debug and not sys.warnoptions:
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        if not debug and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", FidelityWarning)
+            warnings.showwarning = _OneLine()
+        return _run(rest, debug=debug)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
     try:
         from vitdeploy.cli.app import app
 
-        code = app(args=rest, prog_name="vitdeploy", standalone_mode=False)
+        code = app(args=arguments, prog_name="vitdeploy", standalone_mode=False)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -56,6 +65,27 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+class _OneLine:
+    """Shows each warning once, as one line on stderr, above the bars that may be drawn there."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = printable(str(message))
+        if text not in self._shown:
+            self._shown.add(text)
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def exit_code_of(error: Exception) -> int:

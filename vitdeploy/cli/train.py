@@ -85,6 +85,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other option, as augmentation.mixup=0.8; repeatable."),
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, in the folders' order.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where a training stopped.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -126,6 +129,7 @@ def train(
         arguments={**base.arguments, **parse_pairs("--model-arg", model_arg)},
         options=options,
         preprocess=None if preprocess is None else preprocess_from(preprocess),
+        labels=labels,
         resume=resume,
         progress=make_progress(),
     )

@@ -112,12 +112,20 @@ class DatasetBase:
 
 
 class Subset(DatasetBase):
-    """Some samples of another dataset, in the order given."""
+    """Some samples of another dataset, in the order given; ``classes`` are other names for its classes."""
 
-    def __init__(self, parent: Dataset, indices: NDArray[np.int64], uri: str | None = None) -> None:
+    def __init__(
+        self,
+        parent: Dataset,
+        indices: NDArray[np.int64],
+        uri: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         labels = None if parent.labels is None else parent.labels[indices]
         names = [parent.name(int(index)) for index in indices]
-        super().__init__(parent.uri if uri is None else uri, names, labels, parent.classes)
+        super().__init__(
+            parent.uri if uri is None else uri, names, labels, parent.classes if classes is None else classes
+        )
         self.preprocess, self.source, self.licence = parent.preprocess, parent.source, parent.licence
         self._parent = parent
         self._indices = indices

@@ -15,13 +15,13 @@ LARGEST = 8 << 20
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
-def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
+def read_class_names(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """Return the names in a file, in the order of the logits.
 
     Args:
         path: A text file with one name per line; a JSON list; or a JSON object, which is ``{index: name}``,
             ``{name: index}``, or a configuration with ``id2label``, ``label2id`` or ``label_names``.
-        classes: How many the model has.
+        classes: How many the model has; None for any number.
     Raises:
         ArtifactError: The file cannot be read.
         DataError: It names no classes, another number of them, or one twice.
@@ -31,8 +31,9 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not a text file with one class name per line") from error
     names = _names_of_json(text, path) if text.lstrip().startswith(("{", "[")) else _names_of_lines(text)
-    if len(names) != classes:
-        raise DataError(f"{str(path)!r} has {len(names)} class names, the model has {classes} outputs")
+    if not names or (classes is not None and len(names) != classes):
+        has = "" if classes is None else f", the model has {classes} outputs"
+        raise DataError(f"{str(path)!r} has {len(names)} class names{has}")
     empty = next((index for index, name in enumerate(names) if not name), None)
     if empty is not None:
         raise DataError(f"{str(path)!r} has no name for class {empty}: an empty line or text stands there")

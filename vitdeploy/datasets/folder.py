@@ -224,6 +224,15 @@ def _class_names(folder: Path) -> list[str]:
     return classes
 
 
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield all images below a folder, sorted by name within each folder.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    return (folder / name for name in _images_below(folder))
+
+
 def _images_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the paths of the images below ``folder``, relative to it, depth first; a loop of links is entered once."""
     real = os.path.realpath(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.datasets.base import Dataset
+from vitdeploy.datasets.base import Dataset, Subset
 from vitdeploy.datasets.class_names import class_numbers, plain
 from vitdeploy.datasets.imagenet import imagenet_classes
 from vitdeploy.errors import DataError
@@ -42,6 +42,23 @@ def require_labels(dataset: Dataset) -> NDArray[np.int64]:
             f"(if that folder holds the class folders, name it instead)"
         )
     return dataset.labels
+
+
+def rename_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """Return the dataset with other names for its classes, in their order.
+
+    Raises:
+        DataError: There are more or fewer names, or one of them is that of a folder at another place.
+    """
+    if len(names) != len(dataset.classes):
+        raise DataError(f"{dataset.uri!r} has {len(dataset.classes)} classes, and {len(names)} names were given")
+    for index, hits in enumerate(_candidates(dataset.classes, names).values()):
+        if hits and index not in hits:
+            raise DataError(
+                f"class {index} of {dataset.uri!r} is called {dataset.classes[index]!r}, and the names have that at "
+                f"{hits[0]}: give them in the order of the folders, {', '.join(dataset.classes[:_LISTED])} …"
+            )
+    return Subset(dataset, np.arange(len(dataset)), classes=names)
 
 
 def match_labels(

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
-from vitdeploy.datasets import DataSource
-from vitdeploy.datasets.check_images import check_dataset, check_pixels, golden_count
-from vitdeploy.datasets.class_names import read_class_names
+from vitdeploy.datasets import Dataset, load_pixels
+from vitdeploy.datasets.check_images import CHECKED_BATCH, golden_count, smooth_random_pixels
 from vitdeploy.errors import GraphError, UsageError
-from vitdeploy.exporting.checking import CPU, compare, describe_graph, staged
+from vitdeploy.exporting.checking import CPU, TOLERANCES, Expected, compare, describe_graph, staged
+from vitdeploy.exporting.interface import choose_output, fit_input, fit_output
+from vitdeploy.graph.output_activation import output_activation
+from vitdeploy.graph.precisions import graph_precision
 from vitdeploy.measure.accuracy import run_batch
-from vitdeploy.preprocess import normalize, preprocess_from
+from vitdeploy.preprocess import CONFIG, PREPROCESSOR, normalize, preprocess_of_folder, read_config
 from vitdeploy.progress import Progress
-from vitdeploy.records import Manifest, ModelSpec, Preprocess, stage_key
+from vitdeploy.reading import sha256_of_file
+from vitdeploy.records import Manifest, ModelSpec, Preprocess, Task, stage_key
+from vitdeploy.sources.head import Head, HeadQuestion, decide_head
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_OF_CONFIG = ("architectures", "id2label", "label2id", "label_names", "model_type", "problem_type")
+"""Keys of a ``config.json`` beside the file that say what the outputs mean."""
 
 
 @dataclass(frozen=True)
 class AdoptionOptions:
     """The part of ``ExportOptions`` that a foreign ONNX file needs."""
 
-    preprocess: str | None
+    preprocess: Preprocess | None
     labels: Path | None
+    task: Task | None
+    output_name: str | None
     opset: int
-    golden: DataSource | None
+    golden: Dataset | None
     seed: int
 
 
@@ -43,41 +56,60 @@ def is_onnx(path: Path) -> bool:
 def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress) -> OnnxModel:
     """Write a foreign graph, cleaned and with a manifest; its outputs before are the reference for those after.
 
+    Before and after are compared at the same batches, to the tolerance of the graph's own precision. A ``config.json``
+    and a ``preprocessor_config.json`` beside the file count, as optimum writes them.
+
     Raises:
         UsageError: ``--preprocess`` is missing, or the file is a model of ours already.
         ArtifactError, DataError: The file, the preprocessing or the labels cannot be read.
         GraphError: The graph is no image classifier, does not fit the preprocessing, or cannot be cleaned unchanged.
     """
-    from vitdeploy.backends.onnxruntime import open_graph
     from vitdeploy.graph.clean import clean
 
     with progress.task("adopt", total=3) as task:
         task.describe("reading")
-        model = load_ir(path)
-        spec = _preprocess(path, model, options.preprocess)
+        model, where = load_ir(path), repr(str(path))
+        named = _preprocess(path, model, options.preprocess, progress)
         original = onnx_digest(model)
-        classes = check_classifier(model, spec, path)
-        names = () if options.labels is None else read_class_names(options.labels, classes)
-        pixels = check_pixels(spec, options.golden, seed=options.seed)
-        with open_graph(model, CPU) as session:
-            fixed = next(iter(session.inputs.values())).shape[0]
-            expected = run_batch(session, normalize(pixels, spec), (fixed or 1, fixed or 1))
+        precision = graph_precision(model)
+        notes = choose_output(model, options.output_name, where)
+        spec, more = fit_input(model, named, where)
+        if options.golden is None:
+            pixels = smooth_random_pixels(spec, CHECKED_BATCH, options.seed)
+        else:
+            pixels = load_pixels(options.golden, spec)
+        count, expected, others = _run(model, normalize(pixels, spec), where)
+        for note in (*notes, *more, *others):
+            progress.note(note)
+        activation = output_activation(model.graph, expected.last)
+        head = _head(path, options, count, activation)
+        for note in head.notes:
+            progress.note(note)
         task.advance()
         task.describe("cleaning")
         model.metadata_props.pop(METADATA_KEY, None)
-        holder = [clean(model, options.opset, (spec.channels, *spec.size))]
+        holder = [clean(model, options.opset)]
         del model
         with staged(holder, output) as (graph, session):
-            checks, outputs = compare(session, spec, pixels, expected, f"{path.name} as it was")
+            against = f"{path.name} as it was"
+            checks, outputs = compare(session, spec, pixels, expected, against, TOLERANCES[precision])
             session.close()
             task.advance()
             task.describe("writing")
-            recorded = _recorded(options, spec, names)
+            recorded = _recorded(path, options, named)
             manifest = Manifest(
                 kind="onnx",
                 key=stage_key("adopt", recorded, {"onnx": original}),
-                model=ModelSpec(family="onnx", name=path.stem, arguments={"num_classes": classes}, classes=names),
+                model=ModelSpec(
+                    family="onnx",
+                    name=path.stem,
+                    arguments={"num_classes": count},
+                    classes=head.classes,
+                    task=head.task,
+                    activation=activation,
+                ),
                 preprocess=spec,
+                precision=precision,
                 checks=checks,
                 metrics=describe_graph(graph, progress),
                 parents={"onnx": original},
@@ -86,8 +118,9 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
                 versions=environment.versions(),
                 environment=environment.current(),
             )
-            count = golden_count(spec, len(pixels))
-            written = write_onnx(output, graph, manifest, Golden(pixels[:count], expected[:count], outputs[:count]))
+            kept = golden_count(spec, len(pixels))
+            golden = Golden(pixels[:kept], expected.last[:kept], outputs[:kept])
+            written = write_onnx(output, graph, manifest, golden)
             task.advance()
     return written
 
@@ -99,67 +132,96 @@ def adoption_key(path: Path, options: AdoptionOptions) -> str:
         VitdeployError: As ``adopt``, where file, preprocessing or labels are unfit.
     """
     model = load_ir(path)
-    spec = _preprocess(path, model, options.preprocess)
-    classes = check_classifier(model, spec, path)
-    names = () if options.labels is None else read_class_names(options.labels, classes)
-    return stage_key("adopt", _recorded(options, spec, names), {"onnx": onnx_digest(model)})
+    recorded = _recorded(path, options, _preprocess(path, model, options.preprocess))
+    return stage_key("adopt", recorded, {"onnx": onnx_digest(model)})
 
 
-def _preprocess(path: Path, model: ir.Model, source: str | None) -> Preprocess:
-    if source is not None:
-        return preprocess_from(source)
+def _preprocess(path: Path, model: ir.Model, named: Preprocess | None, progress: Progress | None = None) -> Preprocess:
+    """Return the preprocessing that was named, else that of a file beside the graph."""
+    if named is not None:
+        return named
     if METADATA_KEY in model.metadata_props:
         read_onnx(path)  # says so if it was edited
         raise UsageError(f"{str(path)!r} is a model of vitdeploy already: quantize, build or bench it as it is")
+    for folder in _folders(path):
+        if (folder / PREPROCESSOR).is_file() or "pretrained_cfg" in read_config(folder):
+            found = preprocess_of_folder(folder)
+            if progress is not None:
+                progress.note(f"preprocessing of {found.source}, which lies beside {path.name!r}")
+            return found
     raise UsageError(
         f"{str(path)!r} carries no preprocessing: add --preprocess timm:NAME, hf:DIR or FILE.json to adopt it"
     )
 
 
-def _recorded(options: AdoptionOptions, spec: Preprocess, names: tuple[str, ...]) -> dict[str, Any]:
+def _folders(path: Path) -> tuple[Path, ...]:
+    """Return where files of the model may lie: beside the graph, or above a folder that is called onnx."""
+    folder = path.resolve().parent
+    return (folder, folder.parent) if folder.name == "onnx" else (folder,)
+
+
+def _config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a ``config.json`` beside the graph says of its outputs, and what it is called."""
+    for folder in _folders(path):
+        config = read_config(folder)
+        found = {key: config[key] for key in _OF_CONFIG if key in config}
+        names = config.get("pretrained_cfg")
+        if isinstance(names, Mapping) and "label_names" in names:
+            found.setdefault("label_names", names["label_names"])
+        if found:
+            return found, f"{CONFIG} of {folder.name!r}"
+    return {}, CONFIG
+
+
+def _head(path: Path, options: AdoptionOptions, count: int, activation: Any) -> Head:
+    config, where = _config(path)
+    return decide_head(
+        HeadQuestion(
+            outputs=count,
+            activation=activation,
+            config=config,
+            where=where,
+            task=options.task,
+            labels=options.labels,
+        )
+    )
+
+
+def _recorded(path: Path, options: AdoptionOptions, spec: Preprocess) -> dict[str, Any]:
     return {
         "opset": options.opset,
         "seed": options.seed,
         "preprocess": spec.model_dump(mode="json"),
-        "labels": list(names),
-        "golden": None if options.golden is None else check_dataset(options.golden, seed=options.seed).digest,
+        "labels": None if options.labels is None else sha256_of_file(options.labels),
+        "config": _config(path)[0],
+        "task": options.task,
+        "output_name": options.output_name,
+        "golden": None if options.golden is None else options.golden.digest,
     }
 
 
-def check_classifier(model: ir.Model, spec: Preprocess, path: Path) -> int:
-    """Return the number of classes of a graph from one float32 image [N, C, H, W] to one row of logits [N, classes].
+def _run(model: ir.Model, images: NDArray[np.float32], where: str) -> tuple[int, Expected, tuple[str, ...]]:
+    """Fit the output, and return how many numbers it has per image, and what it gives for the images at each batch.
 
     Raises:
-        GraphError: It is something else, or its input does not fit the preprocessing.
+        GraphError: ONNX Runtime refuses the graph, or its output is no row of numbers per image.
     """
-    import onnx_ir as ir
+    from vitdeploy.backends.onnxruntime import open_graph
+    from vitdeploy.errors import BackendError
 
-    where = repr(str(path))
-    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    if len(inputs) != 1 or len(model.graph.outputs) != 1:
-        raise GraphError(
-            f"{where} has inputs {[v.name for v in inputs]} and outputs {[v.name for v in model.graph.outputs]}, "
-            "expected one image input and one logits output"
-        )
-    image, logits = inputs[0], model.graph.outputs[0]
-    if image.dtype != ir.DataType.FLOAT or image.shape is None or len(image.shape) != 4:
-        raise GraphError(f"{where}: input {_text(image)}, expected float32 [N, C, H, W]")
-    wanted = (spec.channels, *spec.size)
-    for axis, size, right in zip("CHW", list(image.shape)[1:], wanted, strict=True):
-        if isinstance(size, int) and size != right:
-            raise GraphError(
-                f"{where}: input {_text(image)}, but the preprocessing gives {axis} = {right}: name the preprocessing "
-                "that belongs to this model"
-            )
-    if logits.dtype != ir.DataType.FLOAT or logits.shape is None or len(logits.shape) != 2:
-        raise GraphError(f"{where}: output {_text(logits)}, expected float32 [N, classes]")
-    classes = logits.shape[1]
-    if not isinstance(classes, int):
-        raise GraphError(f"{where}: output {_text(logits)}, expected a known number of classes")
-    return classes
-
-
-def _text(value: ir.Value) -> str:
-    kind = value.dtype.name.lower() if value.dtype is not None else "of unknown type"
-    sizes = ", ".join(str(size) for size in value.shape) if value.shape is not None else "unknown shape"
-    return f"{value.name!r} is {kind} [{sizes}]"
+    try:
+        with open_graph(model, CPU) as session:
+            spec = next(iter(session.inputs.values()))
+            batch = spec.shape[0] or min(2, len(images))
+            given = np.resize(images, (batch, *images.shape[1:]))
+            probe = next(iter(session.run({spec.name: given}).values()))
+        count, notes = fit_output(model, probe.shape, batch, where)
+        with open_graph(model, CPU) as session:
+            fixed = next(iter(session.inputs.values())).shape[0]
+            sizes = [1, 2, CHECKED_BATCH] if fixed is None else [fixed]
+            expected = Expected({size: run_batch(session, images, (size, size)) for size in sizes})
+    except BackendError as error:
+        raise GraphError(f"{where} cannot be run as it is: {error}") from error
+    if not np.isfinite(expected.last).all():
+        raise GraphError(f"{where} gives outputs that are NaN or infinite as it is: its weights or its FP16 overflow")
+    return count, expected, notes

@@ -10,10 +10,21 @@ import onnx_ir.passes.common as common
 
 from vitdeploy.graph.quiet import quiet
 from vitdeploy.graph.values import DATA_MOVEMENT, is_constant
+from vitdeploy.records import Precision
 
 NodeKind = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8", "other"]
 
 _NOT_COUNTED = DATA_MOVEMENT | {"Cast", "Constant", "QuantizeLinear", "DequantizeLinear", "Shape", "ConstantOfShape"}
+_INTEGER_PRODUCTS = frozenset(
+    ("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "DynamicQuantizeMatMul",
+     "MatMulIntegerToFloat", "QAttention", "QLinearAdd", "QLinearMul")
+)  # fmt: skip
+_WEIGHT_ONLY_PRODUCTS = frozenset(("MatMulNBits", "MatMulBnb4"))
+_PRODUCTS = (
+    frozenset(("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv", "Attention", "MultiHeadAttention"))
+    | _INTEGER_PRODUCTS
+    | _WEIGHT_ONLY_PRODUCTS
+)
 _FLOATS: dict[ir.DataType, NodeKind] = {
     ir.DataType.FLOAT: "fp32",
     ir.DataType.FLOAT16: "fp16",
@@ -27,7 +38,7 @@ _QUANTIZED: dict[ir.DataType, NodeKind] = {
 }
 
 
-def count_precisions(model: ir.Model) -> dict[str, int]:
+def count_precisions(model: ir.Model, *, products_only: bool = False) -> dict[str, int]:
     """Return how many computing nodes run in each precision; data movement, casts and Q/DQ themselves do not count.
 
     A node whose float operands all come from DequantizeLinear is int8 or fp8, one of whose operands only the weight
@@ -38,13 +49,35 @@ def count_precisions(model: ir.Model) -> dict[str, int]:
         with quiet():
             common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     counts = Counter(
-        node_precision(node) for node in model.graph if node.op_type not in _NOT_COUNTED and _computes_floats(node)
+        node_precision(node)
+        for node in model.graph
+        if node.op_type not in _NOT_COUNTED
+        and (_computes_floats(node) or node.op_type in _INTEGER_PRODUCTS)
+        and (not products_only or node.op_type in _PRODUCTS)
     )
     return dict(sorted(counts.items()))
 
 
+def graph_precision(model: ir.Model) -> Precision:
+    """Return what a graph as a whole is, as a manifest records it.
+
+    A graph with integer or FP8 products is of that kind, whatever the rest is; one with FP16 products is FP16, however
+    many islands of FP32 it has. FP32 and BF16 products together, or others, are ``mixed``.
+    """
+    counts = count_precisions(model, products_only=True) or count_precisions(model)
+    kinds: tuple[Precision, ...] = ("int8", "fp8", "int8-weight-only", "fp16")
+    for kind in kinds:
+        if counts.get(kind):
+            return kind
+    return "mixed" if counts.get("bf16") or counts.get("other") else "fp32"
+
+
 def node_precision(node: ir.Node) -> str:
     """Return the precision of one node."""
+    if node.op_type in _INTEGER_PRODUCTS:
+        return "int8"
+    if node.op_type in _WEIGHT_ONLY_PRODUCTS:
+        return "int8-weight-only"
     operands = [value for value in node.inputs[:2] if value is not None]
     stored = [_stored_type(value) for value in operands]
     integer = [kind for kind in stored if kind is not None]

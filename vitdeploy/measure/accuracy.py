@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from vitdeploy import datasets
 from vitdeploy.datasets import Dataset
 from vitdeploy.measure import statistics
+from vitdeploy.measure.heads import predicted_classes
 from vitdeploy.measure.statistics import Interval
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Preprocess
+from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sessions import Session, TensorSpec
 from vitdeploy.text import one_line
 
@@ -129,23 +130,36 @@ class Accuracy:
 
 
 def judge(
-    logits: NDArray[np.float32], labels: NDArray[np.int64] | None, reference: NDArray[np.float32] | None = None
+    outputs: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    reference: NDArray[np.float32] | None = None,
+    model: ModelSpec | None = None,
 ) -> Accuracy:
-    """Compare logits with labels, and with the logits of the baseline on the same images.
+    """Compare outputs with labels, and with the outputs of the baseline on the same images.
 
-    An SQNR without bound is None with ``logits_identical`` true, as JSON has no infinity.
+    A model that predicts no single class has no top-1 and no agreement. An SQNR without bound is None with
+    ``logits_identical`` true, as JSON has no infinity.
+
+    Args:
+        outputs: [n, outputs].
+        labels: Indices of the model's classes, [n].
+        reference: As ``outputs``; None where there is nothing to compare with.
+        model: What the outputs mean; None for logits of classes that exclude each other.
     """
     fields: dict[str, Any] = {}
-    right = None if labels is None else logits.argmax(axis=1) == labels
+    predicted = predicted_classes(outputs, model)
+    right = None if labels is None or predicted is None else np.equal(predicted, labels)
     if right is not None:
         fields["top1"] = float(right.mean())
         fields["top1_ci95"] = statistics.wilson_interval(int(right.sum()), len(right))
     if reference is not None:
-        if right is not None:
-            delta, (low, high) = statistics.paired_difference(right, reference.argmax(axis=1) == labels)
+        expected = predicted_classes(reference, model)
+        if right is not None and expected is not None and labels is not None:
+            delta, (low, high) = statistics.paired_difference(right, np.equal(expected, labels))
             fields["delta_top1_pp"], fields["delta_ci95_pp"] = 100 * delta, (100 * low, 100 * high)
-        fields["agreement"] = statistics.agreement(logits, reference)
-        sqnr = statistics.logits_sqnr_db(logits, reference)
+        if predicted is not None:
+            fields["agreement"] = float(np.mean(predicted == expected))
+        sqnr = statistics.logits_sqnr_db(outputs, reference)
         fields["logits_sqnr_db"] = sqnr if math.isfinite(sqnr) else None
-        fields["logits_identical"] = bool(np.array_equal(logits, reference))
+        fields["logits_identical"] = bool(np.array_equal(outputs, reference))
     return Accuracy(**fields)

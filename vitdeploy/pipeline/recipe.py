@@ -16,7 +16,13 @@ from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.reading import read_yaml
 from vitdeploy.records import Target
-from vitdeploy.sessions import batch_range
+from vitdeploy.sessions import (
+    BatchRange,
+    BuildTarget,
+    HardwareCompatibility,
+    ProfilingVerbosity,
+    batch_profiles,
+)
 from vitdeploy.training.options import DEFAULTS, TrainOptions
 from vitdeploy.training.recipe import with_teacher
 
@@ -29,8 +35,18 @@ def _capability(value: Any) -> Any:
     return text
 
 
+def _profiles(value: Any) -> Any:
+    """Return the profiles of ``1``, ``1:8:32``, ``1,8`` or a list of such."""
+    try:
+        return batch_profiles(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    except TypeError as error:
+        raise ValueError("expected a number such as 1, MIN:OPT:MAX such as 1:8:32, or a list of such") from error
+
+
+BatchProfiles = Annotated[tuple[BatchRange, ...], BeforeValidator(_profiles)]
 ComputeCapability = Annotated[str, BeforeValidator(_capability)]
-BatchRange = Annotated[tuple[int, int, int], BeforeValidator(batch_range)]
 
 
 class Section(BaseModel):
@@ -98,10 +114,27 @@ class BuildSection(Section):
 
     precisions: tuple[Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"], ...] = ("fp16", "int8")
     backend: Literal["tensorrt", "tensorrt-rtx"] | None = None
-    batch: BatchRange = (1, 1, 1)
+    batch: BatchProfiles = ((1, 1, 1),)
     compute_capabilities: tuple[ComputeCapability, ...] = ()
     workspace_mib: int | None = Field(None, ge=1)
+    optimization_level: int | None = Field(None, ge=0, le=5)
     tf32: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    profiling: ProfilingVerbosity = "detailed"
+    strip: bool = False
+    refit: bool = False
+    dla_core: int | None = Field(None, ge=0)
+    timing_cache: Literal["kept", "off"] | Path = "kept"
+
+    @property
+    def target(self) -> BuildTarget:
+        """What the builder is told."""
+        told = {name: getattr(self, name) for name in type(self).model_fields}
+        for name in ("precisions", "backend"):
+            del told[name]
+        mib = told.pop("workspace_mib")
+        return BuildTarget(workspace_bytes=None if mib is None else mib << 20, **told)
 
 
 class BenchSection(Section):

@@ -204,19 +204,12 @@ class _Run:
         return [self.engine(graph, backend) for graph in wanted]
 
     def engine(self, graph: OnnxModel, backend: str) -> Engine:
-        from vitdeploy.sessions import BuildTarget
         from vitdeploy.stages.build import BuildRequest
 
         section = self.recipe.build
-        target = BuildTarget(
-            batch=section.batch,
-            compute_capabilities=section.compute_capabilities,
-            workspace_bytes=None if section.workspace_mib is None else section.workspace_mib * MIB,
-            tf32=section.tf32,
-        )
         precision = graph.manifest.precision
         output = self.folder / f"model.{precision}.engine"
-        request = BuildRequest.open(graph, output, backend=backend, target=target)
+        request = BuildRequest.open(graph, output, backend=backend, target=section.target)
         options = {**section.model_dump(mode="json", exclude={"precisions"}), "backend": backend}
         made = Made(options=options, parents=request.parents)
         reason = f"the version of {backend} or the GPU changed"

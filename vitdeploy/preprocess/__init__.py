@@ -4,13 +4,15 @@ from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.images import open_image
 from vitdeploy.preprocess.pixels import denormalized, normalize, to_pixels
 from vitdeploy.preprocess.record import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD, image_size
-from vitdeploy.preprocess.sources import preprocess_from, preprocess_of_folder
+from vitdeploy.preprocess.sources import CONFIG, PREPROCESSOR, preprocess_from, preprocess_of_folder, read_config
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
 
 __all__ = [
+    "CONFIG",
     "DIGITS_PREPROCESS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PREPROCESSOR",
     "denormalized",
     "image_size",
     "normalize",
@@ -19,5 +21,6 @@ __all__ = [
     "preprocess_from_hf",
     "preprocess_from_timm_config",
     "preprocess_of_folder",
+    "read_config",
     "to_pixels",
 ]

@@ -66,9 +66,18 @@ def preprocess_of_folder(folder: Path) -> Preprocess:
     return preprocess_from_hf(_object(file), f"{file.name} of {folder.resolve().name!r}", _model_type(folder))
 
 
-def _model_type(folder: Path) -> str:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a model's folder, empty where there is none.
+
+    Raises:
+        ArtifactError, DataError: It cannot be read, or is no JSON object.
+    """
     config = folder / CONFIG
-    return str(_object(config).get("model_type") or "") if config.is_file() else ""
+    return _object(config) if config.is_file() else {}
+
+
+def _model_type(folder: Path) -> str:
+    return str(read_config(folder).get("model_type") or "")
 
 
 def _object(path: Path) -> dict[str, Any]:

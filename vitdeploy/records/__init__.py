@@ -5,11 +5,12 @@ from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
     Environment,
+    Examination,
     Kind,
     Manifest,
     stage_key,
 )
-from vitdeploy.records.model import ModelSpec
+from vitdeploy.records.model import Activation, ModelSpec, Task
 from vitdeploy.records.precision import (
     CalibrationInfo,
     NodePrecision,
@@ -22,12 +23,14 @@ from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
 
 __all__ = [
+    "Activation",
     "Baseline",
     "BuildInfo",
     "CalibrationInfo",
     "Check",
     "Conditions",
     "Environment",
+    "Examination",
     "Interpolation",
     "Interval",
     "Kind",
@@ -42,6 +45,7 @@ __all__ = [
     "Report",
     "Row",
     "Target",
+    "Task",
     "Timing",
     "canonical_json",
     "sha256_of",

@@ -42,27 +42,47 @@ class Check(Record):
     detail: str = ""
 
 
+class Examination(Record):
+    """What a device told about an engine: its checks, its products by precision, or the reason why neither is known."""
+
+    checks: tuple[Check, ...]
+    precision_by_layer: dict[str, int] | None = None
+    reason: str = ""
+
+
 class BuildInfo(Record):
     """How an engine was built: enough to know, before deserialising it, whether it can run here.
 
-    ``batch`` is (min, opt, max) of the profile; ``precision_by_layer`` counts layers per precision as the engine's
-    inspector reports them, None where no device could open it, with the reason in ``reason``.
+    ``batch`` is (least, preferred, largest) over all ``profiles``, each of which is (min, opt, max). An engine with
+    ``version_compatible`` runs under a newer TensorRT too, one with ``hardware_compatibility`` on other GPUs;
+    ``stripped`` says that its weights come from the ONNX model when it is opened. ``precision_by_layer`` counts the
+    layers that compute products (gemm, conv, attention) per precision, as the engine's inspector reports them; None
+    where no device could open it, with the reason in ``reason``.
     """
 
     backend: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     batch: tuple[int, int, int]
+    profiles: tuple[tuple[int, int, int], ...] = ()
     compute_capabilities: tuple[str, ...] = ()
     gpu: str | None = None
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    version_compatible: bool = False
+    stripped: bool = False
     inspected: bool = False
     precision_by_layer: dict[str, int] | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    def takes(self, batch: int) -> bool:
+        """Return whether one of the profiles has this batch size."""
+        return any(low <= batch <= high for low, _, high in self.profiles or (self.batch,))
+
     @property
     def batch_limits(self) -> tuple[int, int]:
-        """The smallest and the largest batch that the engine takes."""
-        return self.batch[0], self.batch[2]
+        """The smallest and the largest batch of the profile with the largest: what a run over many images uses."""
+        low, _, high = max(self.profiles or (self.batch,), key=lambda profile: (profile[2], -profile[0]))
+        return (low, high)
 
 
 class Manifest(Record):

@@ -21,12 +21,14 @@ BACKEND_TITLES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
+    "tensorrt-lean": "TensorRT lean",
     "tensorrt-rtx": "TensorRT-RTX",
 }
 TARGET_OF_BACKEND: dict[str, Target] = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
+    "tensorrt-lean": "tensorrt",
     "tensorrt-rtx": "tensorrt",
 }
 TARGET_OF_PROVIDER: dict[str, Target] = {
@@ -43,8 +45,10 @@ Device = Literal["cpu", "cuda"]
 class Timing(Record):
     """Latency of one candidate at one batch size; ``scope`` says whether copies to and from the device count.
 
-    ``calls`` is how many calls were counted over all rounds. ``speedup`` is the ratio of medians, baseline to this, on
-    the same device in the same rounds.
+    ``calls`` is how many calls were counted over all rounds. ``enqueue_ms`` is the median of the host's time per
+    launch, beside the device's own: where it is the longer of the two, the host is the bottleneck. ``launch`` says
+    whether the engine was launched as a CUDA graph or kernel by kernel. ``speedup`` is the ratio of medians, baseline
+    to this, on the same device in the same rounds.
     """
 
     batch: int
@@ -56,6 +60,8 @@ class Timing(Record):
     mean_ms: float
     images_per_s: float
     calls: int | None = None
+    enqueue_ms: float | None = None
+    launch: Literal["cuda-graph", "stream"] | None = None
     speedup: float | None = None
     speedup_ci95: Interval | None = None
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.artifacts import Artifact, Checkpoint
-from vitdeploy.datasets.class_names import read_class_names
-from vitdeploy.errors import ArtifactError, CheckpointError, ModelError
+from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
+from vitdeploy.preprocess import read_config
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.sources.head import HeadQuestion, decide_head
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 from vitdeploy.sources.source import HUGGING_FACE, TIMM, TORCHVISION, Source, SourceOptions, open_source
 
@@ -63,14 +64,53 @@ def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
         CheckpointError: The weights do not fit, or cannot be fetched.
         ArtifactError: The file was changed since it was opened, or is damaged.
     """
-    loaded = _load(source)
+    loaded = _with_preprocess(_with_head(_load(source), source), source)
     for note in loaded.notes:
         progress.note(note)
-    if source.options.labels is None:
+    return loaded
+
+
+def _with_head(loaded: LoadedModel, source: Source) -> LoadedModel:
+    """Return the model with what its outputs mean and the names of its classes."""
+    options, spec = source.options, loaded.spec
+    asked = options.task is not None or options.labels is not None
+    if source.checkpoint is not None and not asked:
+        return loaded  # its record says it
+    count = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
+    config = read_config(source.file) if source.file is not None and source.file.is_dir() else {}
+    if count == 0:
+        if asked and options.task != "features":
+            raise UsageError(f"{source.text!r} has no head, so --task and --labels have no place: leave them out")
+        return replace(loaded, spec=spec.model_copy(update={"task": "features", "classes": ()}))
+    head = decide_head(
+        HeadQuestion(
+            outputs=count,
+            config={key: config[key] for key in ("problem_type", "model_type") if key in config},
+            task=options.task,
+            labels=None if options.labels is None else Path(options.labels),
+            known=spec.classes,
+        )
+    )
+    spec = spec.model_copy(update={"task": head.task, "classes": head.classes})
+    return replace(loaded, spec=spec, notes=(*loaded.notes, *head.notes))
+
+
+def _with_preprocess(loaded: LoadedModel, source: Source) -> LoadedModel:
+    """Return the model with the preprocessing that was named, if one was.
+
+    Raises:
+        UsageError: It gives images of another size or number of channels than the model takes.
+    """
+    named, own = source.options.named_preprocess, loaded.preprocess
+    if named is None:
         return loaded
-    classes = int(loaded.spec.arguments.get("num_classes", IMAGENET_CLASSES))
-    names = read_class_names(Path(source.options.labels), classes)
-    return replace(loaded, spec=loaded.spec.model_copy(update={"classes": names}))
+    if (named.channels, named.size) != (own.channels, own.size):
+        given, wanted = (f"{one.channels}×{one.size[0]}×{one.size[1]}" for one in (named, own))
+        raise UsageError(
+            f"the preprocessing of {named.source!r} gives images of {given}, and {source.text!r} takes {wanted}: name "
+            f"the one that belongs to it, or change the model's size with --argument"
+        )
+    return replace(loaded, preprocess=named)
 
 
 def _load(source: Source) -> LoadedModel:

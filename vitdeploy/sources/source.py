@@ -11,8 +11,9 @@ from typing import Any
 from vitdeploy.artifacts import Artifact, Checkpoint, open_artifact, read_checkpoint
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.errors import ArtifactError, CheckpointError, UsageError
+from vitdeploy.preprocess import preprocess_from
 from vitdeploy.reading import missing, safetensors_metadata, sha256_of_file
-from vitdeploy.records import sha256_of
+from vitdeploy.records import Preprocess, Task, sha256_of
 
 TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
 HUBS = (TIMM, TORCHVISION, HUGGING_FACE)
@@ -30,7 +31,9 @@ class SourceOptions:
     reset_head: Draw a new head where ``num_classes`` is another than that of the weights.
     head_for: Number of classes of a training: a head for as many is kept, any other is drawn anew.
     seed: Decides random weights, those of a new head too.
-    labels: A file of class names, one per line, for weights that do not name them.
+    labels: A file of class names, for weights that do not name them, or in place of theirs.
+    preprocess: A record, or ``timm:NAME``, ``hf:DIR`` or a JSON file, in place of what belongs to the weights.
+    task: What the outputs mean, in place of what the files say.
     """
 
     weights: Checkpoint | Path | str | None = None
@@ -40,6 +43,17 @@ class SourceOptions:
     head_for: int | None = None
     seed: int = 0
     labels: Path | str | None = None
+    preprocess: Preprocess | str | None = None
+    task: Task | None = None
+
+    @cached_property
+    def named_preprocess(self) -> Preprocess | None:
+        """The record that ``preprocess`` names.
+
+        Raises:
+            DataError, ArtifactError: It cannot be read or carried out.
+        """
+        return preprocess_from(self.preprocess) if isinstance(self.preprocess, str) else self.preprocess
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,10 @@ class Source:
             values["random_weights"] = True
         if options.labels is not None:
             values["labels"] = sha256_of_file(Path(options.labels))
+        if options.named_preprocess is not None:
+            values["preprocess"] = options.named_preprocess.model_dump(mode="json")
+        if options.task is not None:
+            values["task"] = options.task
         return values
 
 

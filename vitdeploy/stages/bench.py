@@ -13,12 +13,12 @@ from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
-from vitdeploy.benching.labels import class_key, match_classes
+from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, splits_of
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
@@ -90,7 +90,8 @@ class BenchRequest:
         dataset = open_test_data(data, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
-                match_classes(dataset, model, options)
+                if predicts_a_class(model):
+                    match_classes(dataset, model, options)
         return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built))
 
     @property
@@ -210,6 +211,7 @@ def _note_calibration_images(entries: Sequence[Entry], dataset: Dataset) -> None
         calibration = artifact.manifest.calibration if artifact is not None else None
         if calibration is not None and calibration.set_sha256 == dataset.digest:
             entry.notes.append("its ranges were calibrated on the same images as it is judged on here")
+            warn(f"{entry.candidate.name}: {entry.notes[-1]}, so it looks better than it is", SeenDataWarning)
 
 
 def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitdeploy import environment
@@ -10,6 +10,7 @@ from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_backend import build_options
+from vitdeploy.backends.tensorrt_options import equivalent_command
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import stage_key
@@ -37,7 +38,7 @@ def build(
         output: The engine's file; its manifest is ``<output>.json``.
         backend: ``tensorrt`` or ``tensorrt-rtx``; None takes ``tensorrt`` where it is installed and a GPU is there,
             else ``tensorrt-rtx``, and notes which.
-        target: Batch range, compute capabilities, workspace, TF32.
+        target: Profiles, compute capabilities, workspace, and the builder's other options.
         progress: Shows the builder's phases.
     Raises:
         ArtifactError: ``model`` is missing, damaged or without a manifest, or ``output`` cannot be written.
@@ -114,6 +115,19 @@ class BuildRequest:
         if engine.manifest.build is not None and engine.manifest.build.reason:
             progress.note(f"{self.output.name} was not run here: {engine.manifest.build.reason}")
         return engine
+
+    def equivalent_command(self, engine: Engine) -> str:
+        """Return the command of NVIDIA's own tool that builds the same engine: trtexec, or tensorrt_rtx."""
+        import onnx
+
+        build = engine.manifest.build
+        assert build is not None
+        graph = onnx.load(self.model.path, load_external_data=False).graph
+        inputs = {
+            value.name: [size.dim_value or -1 for size in value.type.tensor_type.shape.dim] for value in graph.input
+        }
+        target = replace(self.target, compute_capabilities=build.compute_capabilities)
+        return equivalent_command(self.backend, build.version, (self.model.path, self.output), inputs, target)
 
 
 def note_default(name: str, progress: Progress) -> None:

@@ -36,13 +36,13 @@ class ExportOptions(SourceOptions):
     opset: 17 to 20.
     reference: A dataset whose logits under PyTorch are stored beside the ONNX file, for machines without torch.
     golden: A dataset from which the samples come that travel with the model; default ``reference``, else made ones.
-    preprocess: To adopt a foreign ONNX file: ``timm:NAME``, ``hf:DIR`` or a JSON file.
+    output_name: Which output of a foreign ONNX file are the logits.
     """
 
     opset: int = 20
     reference: DataSource | None = None
     golden: DataSource | None = None
-    preprocess: str | None = None
+    output_name: str | None = None
 
 
 DEFAULTS = ExportOptions()
@@ -111,9 +111,8 @@ class ExportRequest:
             found = Path(source)
             _refuse_options_of_weights(found, options)
         else:
-            if options.preprocess is not None:
-                named = source.text if isinstance(source, Source) else str(source)
-                raise UsageError(f"--preprocess is for adopting an ONNX file, and {named!r} is none: leave it out")
+            if options.output_name is not None:
+                raise UsageError("--output-name is for ONNX files, and the source is none: leave it out")
             found = open_source(source, options)
         reference = None if options.reference is None else open_dataset(options.reference)
         golden = options.golden if options.golden is not None else reference
@@ -204,7 +203,15 @@ class ExportRequest:
     def _adoption(self) -> AdoptionOptions:
         options = self.options
         labels = None if options.labels is None else Path(options.labels)
-        return AdoptionOptions(options.preprocess, labels, options.opset, self.golden, options.seed)
+        return AdoptionOptions(
+            preprocess=options.named_preprocess,
+            labels=labels,
+            task=options.task,
+            output_name=options.output_name,
+            opset=options.opset,
+            golden=self.golden,
+            seed=options.seed,
+        )
 
 
 def _refuse_options_of_weights(path: Path, options: ExportOptions) -> None:

@@ -1,8 +1,8 @@
-"""``predict``: the most likely classes of some images, by any artifact."""
+"""``predict``: what a model says of some images, by any artifact."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, open_artifact
 from vitdeploy.backends.opening import open_session
+from vitdeploy.datasets import images_below
 from vitdeploy.errors import ArtifactError, DataError, UsageError
 from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.heads import probabilities
 from vitdeploy.preprocess import normalize, open_image, to_pixels
-from vitdeploy.records import Preprocess, Record
+from vitdeploy.records import ModelSpec, Preprocess, Record, Task
 from vitdeploy.sessions import Session, SessionOptions
 
 BATCH = 16
@@ -28,43 +30,66 @@ class ClassProbability(Record):
 
 
 class Prediction(Record):
-    """The classes of one image, the most likely first."""
+    """What a model says of one image.
+
+    ``classes``, the most likely first, whose probabilities sum to 1 over all classes, or are each class's own with task
+    ``multi-label``. With ``regression`` and ``features`` there are none, and ``values`` has the outputs.
+    """
 
     image: str
-    classes: tuple[ClassProbability, ...]
+    classes: tuple[ClassProbability, ...] = ()
+    task: Task = "single-label"
+    values: tuple[float, ...] = ()
 
 
 def predict(
     artifact: Artifact | Path | str,
-    images: Sequence[Path | str],
+    images: Sequence[Path | str] | Path | str,
     *,
     top: int = 5,
     options: SessionOptions = SessionOptions(),
 ) -> list[Prediction]:
     """Return the ``top`` most likely classes of each image, in the order given.
 
-    A checkpoint runs under PyTorch, an ONNX model under ONNX Runtime, an engine under the TensorRT that built it.
+    A checkpoint runs under PyTorch, an ONNX model under ONNX Runtime, an engine under the TensorRT that built it. A
+    model without classes gives its outputs.
 
+    Args:
+        artifact: The model.
+        images: Files, or folders, of which all images count; one or several.
+        top: How many classes.
+        options: Where it runs.
     Raises:
         UsageError: ``top`` is less than 1, or there are no images.
         ArtifactError: The artifact is missing, damaged, or carries no preprocessing.
         BackendError: Its runtime is not installed, or cannot run it on this machine.
         DataError: An image cannot be read.
     """
-    if top < 1 or not images:
-        raise UsageError(f"{top} classes of {len(images)} images were asked for, expected at least 1 of at least 1")
+    named = [images] if isinstance(images, (str, Path)) else list(images)
+    if top < 1 or not named:
+        raise UsageError(f"{top} classes of {len(named)} images were asked for, expected at least 1 of at least 1")
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    spec = opened.manifest.preprocess
+    spec, model = opened.manifest.preprocess, opened.manifest.model
     if spec is None:
         raise ArtifactError(f"{str(opened.path)!r} carries no preprocessing, so an image cannot become its input")
-    paths = [Path(image) for image in images]
+    paths = list(_files(map(Path, named)))
     with open_session(opened, options) as session:
-        logits = _logits(session, paths, spec, opened.manifest.batch_limits)
-    names = opened.manifest.model.classes
-    return [_prediction(path, row, names, top) for path, row in zip(paths, logits, strict=True)]
+        outputs = _outputs(session, paths, spec, opened.manifest.batch_limits)
+    return _predictions(paths, outputs, model, top)
 
 
-def _logits(
+def _files(paths: Iterator[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = list(images_below(path))
+        if not found:
+            raise DataError(f"folder {str(path)!r} holds no images")
+        yield from found
+
+
+def _outputs(
     session: Session, paths: Sequence[Path], spec: Preprocess, limits: tuple[int, int] | None
 ) -> NDArray[np.float32]:
     parts = []
@@ -82,14 +107,21 @@ def _pixels(path: Path, spec: Preprocess) -> NDArray[np.uint8]:
         raise DataError(f"{str(path)!r}: {error}") from error
 
 
-def _prediction(path: Path, logits: NDArray[np.float32], names: Sequence[str], top: int) -> Prediction:
-    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
-    probabilities = powers / powers.sum()
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return Prediction(
-        image=str(path),
-        classes=tuple(
-            ClassProbability(index=int(i), name=names[i] if names else str(i), probability=float(probabilities[i]))
-            for i in order
-        ),
+def _predictions(paths: Sequence[Path], outputs: NDArray[np.float32], model: ModelSpec, top: int) -> list[Prediction]:
+    found = probabilities(outputs, model)
+    if found is None:
+        return [
+            Prediction(image=str(path), task=model.task, values=tuple(map(float, row)))
+            for path, row in zip(paths, outputs, strict=True)
+        ]
+    return [_prediction(path, row, model, top) for path, row in zip(paths, found, strict=True)]
+
+
+def _prediction(path: Path, probability: NDArray[np.float64], model: ModelSpec, top: int) -> Prediction:
+    names = model.classes
+    order = np.argsort(-probability, kind="stable")[:top]
+    classes = tuple(
+        ClassProbability(index=int(i), name=names[i] if names else str(i), probability=float(probability[i]))
+        for i in order
     )
+    return Prediction(image=str(path), classes=classes, task=model.task)

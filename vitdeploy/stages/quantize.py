@@ -14,7 +14,15 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.files import refuse_unwritable
 from vitdeploy.datasets import Dataset
-from vitdeploy.errors import BackendError, GateError, GraphError, UsageError, VitdeployError
+from vitdeploy.errors import (
+    BackendError,
+    CalibrationWarning,
+    GateError,
+    GraphError,
+    UsageError,
+    VitdeployError,
+    warn,
+)
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
@@ -42,6 +50,7 @@ __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
 EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
 CHECK_BATCH = 16
+FEW_IMAGES = 32
 FP16_SCALES_OPSET = 19
 
 
@@ -128,6 +137,7 @@ class QuantizeRequest(QuantizeInputs):
         _note_opset(before.graph, plan, progress)
         division = _divide(self)
         open_graph = _opener(self)
+        _warn_of_few_images(self)
         saved = SavedObservations(self.output, self.key)
         try:
             calibrated, info = _calibrate(before, plan, division, self, open_graph, progress, saved)
@@ -137,7 +147,7 @@ class QuantizeRequest(QuantizeInputs):
         realized = realize(before, plan, calibrated.observers, calibrated.choice, self.form)
         realized = finish(realized, before.graph)
         judged = _judge(before.graph, realized.model, _check_images(self, division), self, open_graph)
-        _gate(judged, self, progress)
+        _gate(judged, self)
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
         manifest = _manifest(self, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
@@ -186,6 +196,15 @@ def _divide(request: QuantizeRequest) -> Division | None:
         return None
     compare = request.needs_ranges and request.candidates().several
     return divide(request.data, hold_out=request.validation is None, compare=compare, seed=request.options.seed)
+
+
+def _warn_of_few_images(request: QuantizeRequest) -> None:
+    if request.needs_ranges and request.data is not None and len(request.data) < FEW_IMAGES:
+        warn(
+            f"the calibration set {request.data.uri!r} has {len(request.data)} images, fewer than {FEW_IMAGES}: ranges "
+            "may be too narrow, 100 to 500 images like those of use are usual",
+            CalibrationWarning,
+        )
 
 
 def _opener(request: QuantizeRequest) -> Opener:
@@ -314,14 +333,14 @@ def _checks(
     return fidelity, Check(name="agreement", status="passed", value=same, detail=f"same first class, {detail}")
 
 
-def _gate(judged: _Judged, request: QuantizeRequest, progress: Progress) -> None:
+def _gate(judged: _Judged, request: QuantizeRequest) -> None:
     for check in judged.checks:
         if check.status != "failed" or check.value is None or check.limit is None:
             continue
         words = f"logits SQNR {check.value:.1f} dB is below {check.limit:g} dB, {check.detail}"
         if request.options.min_sqnr_db is not None:
             raise GateError(f"{words}: nothing was written; more calibration images or a --plan may help")
-        progress.note(f"{words}: bench it before it ships; more calibration images or a --plan may help")
+        warn(f"{words}: bench it before it ships; more calibration images or a plan may help")
 
 
 def _keep_table(path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Checkpoint, read_checkpoint
 from vitdeploy.artifacts.files import refuse_unwritable
-from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, require_labels, splits_of
-from vitdeploy.errors import ArtifactError, DataError, TrainingError, UsageError
+from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, rename_classes, require_labels, splits_of
+from vitdeploy.datasets.class_names import read_class_names
+from vitdeploy.errors import ArtifactError, DataError, TrainingError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
 from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
@@ -33,6 +34,7 @@ def train(
     arguments: Mapping[str, Any] | None = None,
     options: TrainOptions = DEFAULTS,
     preprocess: Preprocess | None = None,
+    labels: Path | str | None = None,
     resume: bool | Literal["auto"] = False,
     progress: Progress = SILENT,
 ) -> Checkpoint:
@@ -54,7 +56,8 @@ def train(
             another image size, for which tables of positions are resized, and for what changes no weight, as
             ``drop_path``.
         options: Length, learning rate, augmentation, devices and so on.
-        preprocess: By default that of the variant, else what the dataset suggests; that of a trained model stays.
+        preprocess: By default that of the variant or of the trained model, else what the dataset suggests.
+        labels: A file of names for the dataset's classes, in their order, in place of those of its folders.
         resume: Go on from the state of an interrupted training; where the output is already finished, return it.
             ``auto`` goes on where there is a state that fits, and starts anew otherwise.
         progress: Shows epoch, loss and top-1 on validation.
@@ -76,6 +79,7 @@ def train(
         arguments=arguments,
         options=options,
         preprocess=preprocess,
+        labels=labels,
         resume=resume,
     )
     return request.run(progress)
@@ -109,6 +113,7 @@ class TrainRequest:
         arguments: Mapping[str, Any] | None = None,
         options: TrainOptions = DEFAULTS,
         preprocess: Preprocess | None = None,
+        labels: Path | str | None = None,
         resume: bool | Literal["auto"] = False,
     ) -> TrainRequest:
         """Open the splits and find the weights; torch is not needed.
@@ -120,17 +125,18 @@ class TrainRequest:
         refuse_unwritable(output, "a checkpoint")
         splits = data if isinstance(data, Mapping) else open_splits(data)
         _refuse_unfit_splits(splits)
+        if labels is not None:
+            names = read_class_names(Path(labels))
+            splits = {name: rename_classes(dataset, names) for name, dataset in splits.items()}
         extra = {} if options.drop_path is None else {"drop_path": options.drop_path}
         complete = {**(arguments or {}), **extra}
         teacher = None if options.distillation is None else _open_teacher(options.distillation)
         if model is None:
             model, weights = ("vit", None) if weights is None else (weights, None)
         if brings_weights(model, weights):
-            if preprocess is not None:
-                raise UsageError(
-                    "a trained model keeps the preprocessing that it was trained with: leave preprocess out"
-                )
-            chosen = SourceOptions(weights=weights, random_weights=random_weights, arguments=complete)
+            chosen = SourceOptions(
+                weights=weights, random_weights=random_weights, arguments=complete, preprocess=preprocess
+            )
             source = open_source(model, chosen)
             return cls(splits, output, None, source, teacher, complete, options, resume)
         subject = choose_subject(str(model), complete, splits["train"], preprocess)
@@ -154,6 +160,7 @@ class TrainRequest:
             return {
                 "options": self.options.key(),
                 "model": {"name": self.source.name, "arguments": dict(self.arguments)},
+                **{name: value for name, value in self.source.values.items() if name == "preprocess"},
             }
         return {
             "options": self.options.key(),

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
 from vitdeploy.artifacts.lineage import find_beside
 from vitdeploy.artifacts.reference import load_reference
-from vitdeploy.backends.opening import open_session
+from vitdeploy.backends import get_backend
+from vitdeploy.backends.opening import engine_backend, open_session
+from vitdeploy.backends.tensorrt_backend import PlanBackend
 from vitdeploy.datasets import batches, open_dataset
-from vitdeploy.errors import BackendError
+from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import normalize
@@ -51,8 +53,9 @@ class Verification(Record):
 def verify(path: Path | str, data: str | None = None, *, progress: Progress = SILENT) -> Verification:
     """Check an artifact: digests, the graph by onnx's rules, golden samples by running it, its parents.
 
-    An engine runs where a GPU of its kind is; its golden samples are those of the graph that it was built from, if that
-    lies beside it. What cannot be checked is reported as unchecked, with the reason.
+    An engine runs where a GPU of its kind is, on the golden samples that it carries (or those of the graph beside
+    it), and tells in which precision its products run. What cannot be checked is reported as unchecked, with the
+    reason.
 
     Args:
         path: The artifact.
@@ -67,8 +70,10 @@ def verify(path: Path | str, data: str | None = None, *, progress: Progress = SI
     checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
     if isinstance(artifact, OnnxModel):
         checks.append(_check_rules(artifact))
-    if isinstance(artifact, OnnxModel | Engine):
+    if isinstance(artifact, OnnxModel):
         checks.append(_check_golden(artifact))
+    if isinstance(artifact, Engine):
+        checks += _examine(artifact)
     checks += _check_parents(artifact)
     if data is not None:
         checks.append(_check_agreement(artifact, data, progress))
@@ -85,7 +90,29 @@ def _check_rules(model: OnnxModel) -> Check:
     return Check(name="onnx checker", status="passed", detail="operators, types and shapes are valid")
 
 
-def _check_golden(artifact: OnnxModel | Engine) -> Check:
+def _examine(engine: Engine) -> list[Check]:
+    """Return what a device finds: the golden samples, and the precision of the engine's products."""
+    samples, reason = find_golden(engine)
+    if engine.golden is None and samples is not None:
+        engine = Engine(engine.path, engine.manifest.model_copy(update={"golden": samples.to_text()}))
+    try:
+        backend: object = get_backend(engine_backend(engine))
+    except ArtifactError as error:
+        return [Check(name="golden samples", status="unchecked", detail=str(error))]
+    assert isinstance(backend, PlanBackend)
+    try:
+        found = backend.examine(engine).checks
+    except BackendError as error:
+        return [Check(name="golden samples", status="failed", detail=str(error))]
+    return [
+        check.model_copy(update={"name": "golden samples", "detail": reason if samples is None else check.detail})
+        if check.name == "golden"
+        else check
+        for check in found
+    ]
+
+
+def _check_golden(artifact: OnnxModel) -> Check:
     name = "golden samples"
     golden, reason = find_golden(artifact)
     spec = artifact.manifest.preprocess
@@ -111,9 +138,11 @@ def _check_golden(artifact: OnnxModel | Engine) -> Check:
 
 
 def find_golden(artifact: OnnxModel | Engine) -> tuple[Golden | None, str]:
-    """Return the samples of a graph, or those of the graph beside an engine that it was built from; or why not."""
+    """Return the samples that an artifact carries, else those of the graph beside an engine; or why there are none."""
+    if artifact.golden is not None:
+        return artifact.golden, ""
     if isinstance(artifact, OnnxModel):
-        return artifact.golden, "" if artifact.golden is not None else "the file carries no samples"
+        return None, "the file carries no samples"
     wanted = artifact.manifest.parents.get("onnx")
     parent = find_beside(artifact.path, wanted) if wanted is not None else None
     if not isinstance(parent, OnnxModel):

@@ -56,7 +56,7 @@ def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
         raise UsageError(f"num_classes is {given!r}, and {train.uri!r} has {classes}: leave the argument out")
     options = replace(source.options, arguments=arguments, head_for=classes, seed=seed_of(seed, "weights"))
     loaded = load(replace(source, options=options))
-    spec = loaded.spec.model_copy(update={"classes": train.classes})
+    spec = loaded.spec.model_copy(update={"classes": train.classes, "task": "single-label"})
     notes = (*loaded.notes, f"starting from {loaded.origin}")
     return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), loaded.module.train())
 
