@@ -118,7 +118,10 @@ def test_constraints_pin_each_package_once_and_all_that_pyproject_names(python: 
             pinned[requirement.name] = str(next(iter(requirement.specifier)).version)
     for text in declared_requirements():
         requirement = Requirement(text)
-        if requirement.name == "vitdeploy" or requirement.name in {"tensorrt"}:  # tensorrt comes from NVIDIA
+        if requirement.name == "vitdeploy" or requirement.name in {
+            "tensorrt",
+            "tensorrt-cu12",
+        }:  # tensorrt comes from NVIDIA
             continue
         name = re.sub(r"[-_.]+", "-", requirement.name.lower())
         assert name in pinned, f"{name} is not pinned on Python {python}"

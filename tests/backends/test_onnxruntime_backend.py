@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import types
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -135,3 +138,62 @@ def test_tensorrt_provider_gets_leave_for_the_graphs_precision_only():
     assert leave["fp32"] == {"trt_fp16_enable": "0", "trt_int8_enable": "0"}
     assert leave["fp16"] == {"trt_fp16_enable": "1", "trt_int8_enable": "0"}
     assert leave["int8"] == {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
+
+
+class DividedSession:
+    """A session of which the CUDA provider took only a part."""
+
+    left_to_the_cpu = 3
+
+    def __init__(self, source, settings, providers, **_):
+        assert settings.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+
+    def get_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self):
+        def part(name, count):
+            return types.SimpleNamespace(ep_name=name, get_nodes=lambda: [None] * count)
+
+        on_cpu = [part("CPUExecutionProvider", self.left_to_the_cpu)] if self.left_to_the_cpu else []
+        return [part("CUDAExecutionProvider", 40), part("CUDAExecutionProvider", 7), *on_cpu]
+
+    def get_inputs(self):
+        return [types.SimpleNamespace(name="input", type="tensor(float)", shape=["batch", 1, 8, 8])]
+
+    def get_outputs(self):
+        return [types.SimpleNamespace(name="logits", type="tensor(float)", shape=["batch", 10])]
+
+
+@pytest.fixture
+def divided(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn"), raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", DividedSession)
+
+
+def test_nodes_that_a_gpu_provider_leaves_to_the_cpu_are_an_error_unless_allowed(divided, model, capsys):
+    options = SessionOptions(provider="cuda")
+    with pytest.raises(BackendError, match=r"leaves 3 of 50 nodes to the CPU.*allow it with --cpu-fallback"):
+        get_backend("onnxruntime").open(model, options)
+    session = get_backend("onnxruntime").open(model, replace(options, cpu_fallback=True))
+    assert session.nodes_by_provider == {"CUDAExecutionProvider": 47, "CPUExecutionProvider": 3}
+    assert "nodes of the graph: 47 by CUDAExecutionProvider, 3 by CPUExecutionProvider" in session.notes
+    assert capsys.readouterr().out == "", "stdout belongs to --json"
+
+
+def test_a_graph_that_a_gpu_provider_takes_whole_needs_no_leave(divided, model, monkeypatch):
+    monkeypatch.setattr(DividedSession, "left_to_the_cpu", 0)
+    session = get_backend("onnxruntime").open(model, SessionOptions(provider="cuda"))
+    assert session.nodes_by_provider == {"CUDAExecutionProvider": 47}
+    assert not any("nodes of the graph" in note for note in session.notes)
+
+
+def test_nodes_of_a_real_session_are_counted(model):
+    with get_backend("onnxruntime").open(model, SessionOptions(provider="cpu")) as session:
+        assert list(session.nodes_by_provider) in (["CPUExecutionProvider"], [])  # none before onnxruntime 1.24
+        assert session.notes == ()

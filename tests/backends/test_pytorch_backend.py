@@ -10,7 +10,7 @@ from small_vit import PREPROCESS, images  # noqa: E402
 
 from vitdeploy.artifacts import Checkpoint, write_checkpoint  # noqa: E402
 from vitdeploy.backends import get_backend  # noqa: E402
-from vitdeploy.backends.pytorch import open_module  # noqa: E402
+from vitdeploy.backends.pytorch import on_device, open_module, set_tf32  # noqa: E402
 from vitdeploy.errors import BackendError, BuildError  # noqa: E402
 from vitdeploy.models import create_model  # noqa: E402
 from vitdeploy.records import Manifest, ModelSpec  # noqa: E402
@@ -148,3 +148,41 @@ def test_what_it_does_not_do_is_refused(checkpoint, model, engine_path):
 def test_absent_gpu_is_named(checkpoint):
     with pytest.raises(BackendError, match="torch sees no CUDA device"):
         get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda"))
+
+
+def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsewhere():
+    """The CPU row of a bench shares its module with the GPU row; device ``meta`` stands for the GPU."""
+    module = torch.nn.Linear(4, 2)
+    weight = module.weight
+    elsewhere = on_device(module, torch.device("meta"))
+    assert elsewhere is not module
+    assert {one.device.type for one in elsewhere.parameters()} == {"meta"}
+    assert module.weight is weight
+    assert {one.device.type for one in module.parameters()} == {"cpu"}
+    assert on_device(module, torch.device("cpu")) is module
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_and_put_back_also_where_a_program_used_the_new_settings(monkeypatch, allowed):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"  # from here on the older getter raises
+        put_back = set_tf32(allowed)
+        assert {matmul.fp32_precision, conv.fp32_precision} == {"tf32" if allowed else "ieee"}
+        put_back()
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+def test_autocast_computes_in_half_and_answers_in_fp32():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    images_ = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    options = SessionOptions(device="cpu", provider="autocast-bf16")
+    with open_module(module, (None, 1, 8, 8), 10, options) as session:
+        half = session.run({"input": images_})["logits"]
+        assert session.provider == "autocast-bf16-cpu"
+    exact = module(torch.from_numpy(images_)).detach().numpy()
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 0.1

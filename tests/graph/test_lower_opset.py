@@ -41,6 +41,8 @@ def test_axes_and_split_sizes_move_below_opset_18():
     LowerOpset(17)(model)
     check(model)
     np.testing.assert_allclose(run(model, x=X)[0], expected, rtol=1e-6)
+    read = {value.name for node in model.graph for value in node.inputs if value is not None}
+    assert set(model.graph.initializers) <= read, "constants that became attributes go"
 
 
 def test_layer_norm_reshape_and_cast_need_nothing():
@@ -80,7 +82,17 @@ def test_an_operator_unknown_to_the_older_opset_is_refused():
         opset=23,
         g=np.ones(6, np.float32),
     )
-    with pytest.raises(GraphError, match=r"node 'norm' .* RMSNormalization does not exist there; use a higher --opset"):
+    with pytest.raises(GraphError, match=r"node 'norm' .* RMSNormalization does not exist there; export it again"):
+        LowerOpset(20)(model)
+
+
+def test_attention_of_opset_23_is_named_with_advice_that_helps():
+    model = parse(
+        "g (float[N, 2, 4, 8] x) => (float[N, 2, 4, 8] y) { [att] y = Attention (x, x, x) }",
+        opset=23,
+    )
+    message = r"node 'att' .* from opset 23 to 20: Attention .* there; export it again, for opset 20 or older"
+    with pytest.raises(GraphError, match=message):
         LowerOpset(20)(model)
 
 

@@ -198,3 +198,44 @@ def test_turns_become_shorter_when_the_machine_slows_down():
 
     _time([Slowing("model", machine, 1.0)], rounds=5)
     assert [counted for _, _, counted in machine.turns[1:]] == [100, 100, 100, 13, 13]
+
+
+class Cold:
+    """A session on a GPU that idles: a call takes 5 ms until it has worked for 100 ms, then 1 ms."""
+
+    def __init__(self):
+        self.clock_ms = 0.0
+        self.worked_ms = 0.0
+        self.blocks = []
+
+    def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+        taken = []
+        for _ in range(warmup + iterations):
+            taken.append(1.0 if self.worked_ms >= 100 else 5.0)
+            self.worked_ms += taken[-1]
+            self.clock_ms += taken[-1]
+        self.blocks.append(iterations)
+        return np.array(taken[warmup:])
+
+
+def test_a_gpu_is_warm_before_calls_are_counted_and_their_number_follows_from_warm_calls():
+    cold = Cold()
+
+    def wall() -> float:
+        return cold.clock_ms / 1000
+
+    def idle() -> None:
+        cold.worked_ms = 0.0
+
+    contestants = {"gpu": Contestant(cold, {}, warm_s=0.2)}
+    turns = time_in_turns(contestants, TurnOptions(rounds=3, fill_s=0.1), rest=idle, wall=wall)
+    assert [len(block) for block in turns.blocks["gpu"]] == [100, 100, 100]
+    assert all((block == 1.0).all() for block in turns.blocks["gpu"])
+
+
+def test_turns_become_longer_again_when_calls_become_faster():
+    cold = Cold()
+    options = TurnOptions(rounds=4, warmup=1, iterations=5, block_s=0.05, fill_s=0.02)
+    turns = time_in_turns({"a": Contestant(cold, {})}, options, rest=lambda: None)
+    lengths = [len(block) for block in turns.blocks["a"]]
+    assert lengths[0] < lengths[-1] == 20

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -152,11 +156,15 @@ class OnnxRuntimeSession(CheckedSession):
 
         provider = choose_provider(options, onnxruntime.get_available_providers())
         if provider in ON_GPU and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if provider == PROVIDERS["tensorrt"] and not options.tf32:
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # it has no setting of its own (onnxruntime #26029)
         if precision == "fp8":  # it would fuse E4M3 into integer kernels, which then refuse it
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
@@ -176,8 +184,29 @@ class OnnxRuntimeSession(CheckedSession):
                 f"onnxruntime could not load {provider!r} and fell back to {used!r}: its CUDA or TensorRT libraries "
                 f"are missing or of another version; 'vitdeploy doctor' lists them, provider 'cpu' works without"
             )
+        self.nodes_by_provider = nodes_by_provider(self._session)
+        left = self.nodes_by_provider.get(PROVIDERS["cpu"], 0)
+        if used in ON_GPU and left and not options.cpu_fallback:
+            raise BackendError(
+                f"onnxruntime leaves {left} of {sum(self.nodes_by_provider.values())} nodes to the CPU, not to "
+                f"{used!r}: "
+                f"the row would be of both; allow it with --cpu-fallback, or use provider 'cpu'"
+            )
         inputs = [_spec(value) for value in self._session.get_inputs()]
         super().__init__("onnxruntime", used, inputs, [_spec(value) for value in self._session.get_outputs()])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many nodes each provider took where that is more than one, and what a provider does not let us set."""
+        found = []
+        if len(self.nodes_by_provider) > 1:
+            shares = ", ".join(f"{count} by {name}" for name, count in self.nodes_by_provider.items())
+            found.append(f"nodes of the graph: {shares}")
+        if self.provider in ON_GPU:
+            found.append("its device time is wall-clock time around a call, without copies")
+        if self.provider == PROVIDERS["tensorrt"]:
+            found.append("TF32 is switched off by NVIDIA_TF32_OVERRIDE where CUDA was not used before in this process")
+        return tuple(found)
 
     def _run(self, arrays: Arrays) -> Arrays:
         try:
@@ -206,6 +235,15 @@ class OnnxRuntimeSession(CheckedSession):
             binding.synchronize_outputs()
 
         return wall_clock_ms(call, warmup, iterations)
+
+
+def nodes_by_provider(session: Any) -> dict[str, int]:
+    """Return provider → number of nodes that it took when the graph was divided; empty before onnxruntime 1.24."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    counts: Counter[str] = Counter()
+    for part in tell() if tell is not None else ():
+        counts[str(part.ep_name)] += len(part.get_nodes())
+    return dict(counts)
 
 
 def choose_provider(options: SessionOptions, available: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, Feed, Scope, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
-Mode = Literal["eager", "compile"]
+Mode = Literal["eager", "compile", "autocast-fp16", "autocast-bf16"]
+MODES: tuple[Mode, ...] = ("eager", "compile", "autocast-fp16", "autocast-bf16")
 
 
 class PyTorchBackend:
-    """Runs a checkpoint in FP32; ``options.provider`` is ``eager`` (the default) or ``compile``."""
+    """Runs a checkpoint; ``options.provider`` is one of ``MODES``, by default ``eager``, which is FP32 throughout."""
 
     name = "pytorch"
     graph_devices: tuple[Device, ...] = ()
@@ -92,16 +94,17 @@ def open_module(
     """Open a module that maps [batch, C, H, W] float32 to logits; it is put into evaluation mode.
 
     Args:
-        module: Moved to the device that ``options`` name.
+        module: Runs on the device that ``options`` name; one that is elsewhere is copied, so that a session on another
+            device keeps its own.
         input_shape: With None for the batch, and for whatever else the module takes at any size.
         classes: Width of the logits where known.
-        options: ``provider`` is ``eager`` or ``compile``; ``tf32`` and ``threads`` hold only while this session runs.
+        options: ``provider`` is one of ``MODES``; ``tf32`` and ``threads`` hold only while this session runs.
     Raises:
         BackendError: The provider is unknown, or device 'cuda' is asked for where torch sees none.
     """
     mode = options.provider or "eager"
-    if mode not in ("eager", "compile"):
-        raise BackendError(f"pytorch has no provider {options.provider!r}, expected 'eager' or 'compile'")
+    if mode not in MODES:
+        raise BackendError(f"pytorch has no provider {options.provider!r}, expected one of {', '.join(MODES)}")
     if options.device == "cuda" and not sees_cuda():
         raise BackendError(
             "torch sees no CUDA device: 'vitdeploy doctor' says what is missing, device 'cpu' works without"
@@ -110,11 +113,26 @@ def open_module(
     device = torch.device("cuda" if on_gpu else "cpu")
     outputs = TensorSpec("logits", np.dtype(np.float32), (None, classes))
     inputs = TensorSpec("input", np.dtype(np.float32), input_shape)
-    return PyTorchSession(module.eval().to(device), device, cast(Mode, mode), options, (inputs, outputs))
+    return PyTorchSession(on_device(module.eval(), device), device, mode, options, (inputs, outputs))
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module itself where it is on the device, else a copy there: ``Module.to`` would move the one in use.
+
+    Raises:
+        BackendError: The device has no memory for it.
+    """
+    there = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    if there <= {device.type}:
+        return module
+    try:
+        return copy.deepcopy(module).to(device)
+    except RuntimeError as error:
+        raise BackendError(f"pytorch cannot put the model on {device}: {one_line(error)}") from error
 
 
 class PyTorchSession(CheckedSession):
-    """Evaluation mode, ``inference_mode``, FP32 throughout; TF32 only where ``options.tf32`` asks for it."""
+    """Evaluation mode, ``inference_mode``; FP32 but for autocast, TF32 only where ``options.tf32`` asks for it."""
 
     def __init__(
         self,
@@ -127,6 +145,8 @@ class PyTorchSession(CheckedSession):
         super().__init__("pytorch", f"{mode}-{device.type}", [specs[0]], [specs[1]])
         self._device = device
         self._options = options
+        half = {"autocast-fp16": torch.float16, "autocast-bf16": torch.bfloat16}
+        self._autocast = half.get(mode)
         # one program per batch size: a shape-generic one would be slower than what a user would deploy
         self._module: Callable[..., Any] | None = torch.compile(module, dynamic=False) if mode == "compile" else module
 
@@ -139,20 +159,38 @@ class PyTorchSession(CheckedSession):
             return super().time(feed, warmup=warmup, iterations=iterations, scope=scope)
 
     def _run(self, arrays: Arrays) -> Arrays:
-        logits = self._forward(torch.from_numpy(arrays["input"]).to(self._device))
-        array = logits.float().cpu().numpy()
+        logits = self._forward(self._to_device(arrays["input"])).float()
+        if self._device.type == "cuda":  # pinned on the way back too, as an engine's session does it
+            pinned = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            pinned.copy_(logits, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            return {"logits": pinned.numpy().copy()}
+        array = logits.cpu().numpy()
         return {"logits": array if array.flags.owndata else array.copy()}
+
+    def _to_device(self, images: NDArray[Any]) -> torch.Tensor:
+        """Return images on the device; to a GPU through page-locked memory, from which a copy is fast.
+
+        Raises:
+            BackendError: Memory is short, or the GPU is lost.
+        """
+        try:
+            host = torch.from_numpy(images)
+            return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
+        except RuntimeError as error:
+            raise BackendError(f"pytorch failed: {one_line(error)}") from error
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         assert self._module is not None
+        half = self._autocast
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(self._device.type, half, enabled=half is not None):
                 return cast(torch.Tensor, self._module(images))
         except Exception as error:  # an operator, the compiler, or memory: all end this session's usefulness
             raise BackendError(f"pytorch failed: {one_line(error)}") from error
 
     def _time_on_device(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
-        images = torch.from_numpy(arrays["input"]).to(self._device)
+        images = self._to_device(arrays["input"])
         if self._device.type != "cuda":
             return wall_clock_ms(lambda: self._forward(images), warmup, iterations)
         for _ in range(warmup):
@@ -176,9 +214,7 @@ class PyTorchSession(CheckedSession):
         """Set torch's process-wide threads and TF32 for one block of calls, and put them back."""
         threads = torch.get_num_threads()
         wanted = self._options.threads or threads
-        if self._device.type == "cuda":
-            tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._options.tf32
+        before = set_tf32(self._options.tf32) if self._device.type == "cuda" else None
         if wanted != threads:
             torch.set_num_threads(wanted)
         try:
@@ -186,5 +222,25 @@ class PyTorchSession(CheckedSession):
         finally:
             if wanted != threads:
                 torch.set_num_threads(threads)
-            if self._device.type == "cuda":
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+            if before is not None:
+                before()
+
+
+def set_tf32(allowed: bool) -> Callable[[], None]:
+    """Let products and convolutions of FP32 use TF32, or not; return what puts the settings back.
+
+    torch 2.9 and newer have ``fp32_precision``; once a program has used it, the older ``allow_tf32`` cannot be read.
+    """
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
+    name, value = "fp32_precision", "tf32" if allowed else "ieee"
+    if not all(hasattr(place, name) for place in places):
+        places, name, value = (torch.backends.cuda.matmul, torch.backends.cudnn), "allow_tf32", cast(str, allowed)
+    held = [getattr(place, name) for place in places]
+    for place in places:
+        setattr(place, name, value)
+
+    def put_back() -> None:
+        for place, before in zip(places, held, strict=True):
+            setattr(place, name, before)
+
+    return put_back

@@ -22,6 +22,7 @@ from vitdeploy.sessions import Feed, Session, SessionOptions
 if TYPE_CHECKING:
     from vitdeploy.sources.load import LoadedModel
 
+GPU_RIVALS = ("autocast-fp16", "compile")
 GPU_PROVIDERS = ("cuda", "tensorrt")
 RTX_INT8 = (
     "TensorRT-RTX documents its INT8 as weight-only: the arithmetic stays in the remainder's precision, so expect "
@@ -51,14 +52,21 @@ class Candidate:
     loaded: LoadedModel | None = None
     limits: BatchLimits | None = None
 
-    def open(self, *, threads: int = 0, tf32: bool = False, cuda_graph: bool = True) -> Session:
+    def open(
+        self, *, threads: int = 0, tf32: bool = False, cuda_graph: bool = True, cpu_fallback: bool = False
+    ) -> Session:
         """Open a session.
 
         Raises:
             BackendError: The runtime is absent or refuses the artifact.
         """
         options = SessionOptions(
-            threads=threads, device=self.device, provider=self.provider, tf32=tf32, cuda_graph=cuda_graph
+            threads=threads,
+            device=self.device,
+            provider=self.provider,
+            tf32=tf32,
+            cuda_graph=cuda_graph,
+            cpu_fallback=cpu_fallback,
         )
         if self.artifact is not None:
             return backends.get_backend(self.backend).open(self.artifact, options)
@@ -153,6 +161,19 @@ def list_checkpoints(
     """Return each checkpoint on every device on which another candidate runs, so that both have their baseline."""
     checkpoints = [artifact for artifact in artifacts if isinstance(artifact, Checkpoint)]
     return [of_artifact(one, "pytorch", where) for where in devices_of(others, device) for one in checkpoints]
+
+
+def list_rivals(baseline: Sequence[Candidate], modes: Sequence[str] | None) -> list[Candidate]:
+    """Return PyTorch's faster ways beside the eager FP32 baseline, so that a speed-up over it flatters nobody.
+
+    None is autocast in FP16 and ``torch.compile`` on a GPU, and nothing on a CPU, where compiling takes a minute.
+    """
+    found = []
+    for one in (candidate for candidate in baseline if candidate.backend == "pytorch" and candidate.provider is None):
+        for mode in GPU_RIVALS if modes is None and one.device == "cuda" else modes or ():
+            precision: Precision = "fp16" if mode == "autocast-fp16" else "mixed" if "autocast" in mode else "fp32"
+            found.append(replace(one, provider=mode, precision=precision))
+    return found
 
 
 def devices_of(others: Sequence[Candidate], device: Device | None) -> tuple[Device, ...]:

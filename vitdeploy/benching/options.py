@@ -22,6 +22,8 @@ class BenchOptions:
     ``samples`` takes a seeded part of the data, ``accuracy_batch`` images at a time go through the models.
     ``cuda_graph`` launches engines as CUDA graphs where they can be recorded. ``processes`` False leaves out load
     time, first inference and peak memory, which take a process per candidate.
+    ``cpu_fallback`` lets ONNX Runtime leave nodes of a GPU's graph to the CPU. ``pytorch`` are rows beside the eager
+    baseline, ``compile`` or ``autocast-…``; None is what ``list_rivals`` takes.
     """
 
     batches: tuple[int, ...] = (1,)
@@ -38,6 +40,8 @@ class BenchOptions:
     accuracy_batch: int = 32
     tf32: bool = False
     cuda_graph: bool = True
+    cpu_fallback: bool = False
+    pytorch: tuple[str, ...] | None = None
     label_map: Path | None = None
     labels_by_order: bool = False
     processes: bool = True
@@ -61,6 +65,10 @@ class BenchOptions:
                 f"threads {self.threads!r}, timeout_s {self.timeout_s!r}, block_s {self.block_s!r}, fill_s "
                 f"{self.fill_s!r}: expected threads and fill_s not negative, timeout_s and block_s positive"
             )
+        known = ("compile", "autocast-fp16", "autocast-bf16")
+        wrong = [mode for mode in self.pytorch or () if mode not in known]
+        if wrong:
+            raise UsageError(f"there is no way {wrong[0]!r} to run PyTorch, expected one of {', '.join(known)}")
         if not self.runtimes:
             raise UsageError("there is no runtime for ONNX models, expected 'onnxruntime' or 'openvino'")
 

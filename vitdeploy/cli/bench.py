@@ -54,6 +54,18 @@ def bench(
     ] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 use TF32 on a GPU.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="Launch engines as CUDA graphs where they can be recorded.")] = True,
+    cpu_fallback: Annotated[
+        bool, typer.Option("--cpu-fallback", help="Let a GPU's provider leave nodes of a graph to the CPU.")
+    ] = False,
+    pytorch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pytorch",
+            metavar="MODE",
+            help="PyTorch rows beside eager FP32: compile, autocast-fp16, autocast-bf16; repeatable. Default: on a GPU "
+            "autocast-fp16 and compile.",
+        ),
+    ] = None,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
         Path | None,
@@ -86,6 +98,8 @@ def bench(
         labels_by_order=labels_by_order,
         tf32=tf32,
         cuda_graph=cuda_graph,
+        cpu_fallback=cpu_fallback,
+        pytorch=None if pytorch is None else tuple(pytorch),
         processes=processes,
     )
     if report is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, ModelArguments, complete_model
+from vitdeploy.cli.options import DATA_HELP, Json, ModelArguments, PreprocessName, complete_model
 
 if TYPE_CHECKING:
     from vitdeploy.training.options import TrainOptions
@@ -37,14 +37,7 @@ def train(
         bool, typer.Option("--random-weights", help="Fresh weights for timm:NAME, whose published ones it would take.")
     ] = False,
     model_arg: ModelArguments = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            "--preprocess",
-            metavar="timm:NAME|hf:DIR|FILE.json",
-            help="From image to input, for fresh weights; trained ones keep theirs.",
-        ),
-    ] = None,
+    preprocess: PreprocessName = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="NAME|FILE", help="A training recipe: deit, swin, t2t … or a YAML file."),

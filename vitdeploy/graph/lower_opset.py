@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from vitdeploy.errors import GraphError
 from vitdeploy.graph.values import array_of
@@ -59,6 +60,7 @@ class LowerOpset(ir.passes.InPlacePass):
                 node.version = None
                 self._require(node, current)
         model.opset_imports[""] = self.opset
+        common.RemoveUnusedNodesPass()(model)  # constants that became attributes
         return ir.passes.PassResult(model, modified=True)
 
     def _require(self, node: ir.Node, current: int) -> None:
@@ -81,10 +83,21 @@ class LowerOpset(ir.passes.InPlacePass):
             elif inputs > old.max_input or len(node.outputs) > old.max_output:
                 reason = f"takes at most {old.max_input} inputs"
         if reason is not None:
+            advice = (
+                "use a higher --opset" if self._fits_newest(node) else f"export it again, for opset {NEWEST} or older"
+            )
             raise GraphError(
                 f"node {node.name!r} cannot be lowered from opset {current} to {self.opset}: {node.op_type} {reason} "
-                f"there; use a higher --opset"
+                f"there; {advice}"
             )
+
+    def _fits_newest(self, node: ir.Node) -> bool:
+        """Return whether the newest opset that is offered knows the operator, so that choosing it may help."""
+        try:
+            onnx.defs.get_schema(node.op_type, NEWEST)
+        except onnx.defs.SchemaError:
+            return False
+        return self.opset < NEWEST
 
 
 def _expand_gelu(graph: ir.Graph, node: ir.Node) -> None:

@@ -58,11 +58,16 @@ class TurnOptions:
 
 @dataclass(frozen=True)
 class Contestant:
-    """An open session with the input it is timed on."""
+    """An open session with the input it is timed on.
+
+    ``warm_s`` is for a GPU, whose clocks fall within milliseconds of idleness: calls fill that time before each turn,
+    and the last of them say how long a call takes now.
+    """
 
     session: Session
     feed: Feed
     scope: Scope = "end_to_end"
+    warm_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,14 @@ def time_in_turns(
     *,
     progress: Progress = SILENT,
     rest: Callable[[], object] | None = None,
+    wall: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Time every contestant once per round, in an order drawn anew for each round.
 
     How many calls a turn has follows from a few calls before the first round, and again when they have become slower
-    by half: a machine that others begin to use does not stretch the turns. A contestant that raises, or reports
-    durations that cannot be, is out from then on: its blocks are discarded, the others go on. ``rest`` waits until the
-    process is idle (a test hands in its own).
+    or faster by half: neither a machine that others begin to use nor one that was cold changes the length of turns. A
+    contestant that raises, or reports durations that cannot be, is out from then on: its blocks are discarded, the
+    others go on. ``rest`` waits until the process is idle (a test hands in its own).
     """
     rest = rest or wait_for_rest
     random = np.random.default_rng(options.seed)
@@ -98,6 +104,9 @@ def time_in_turns(
                 task.describe(name)
                 pilot = name not in expected_ms
                 calls = (options.warmup, PILOT_CALLS) if pilot else options.calls(expected_ms[name])
+                if name not in turns.failures and contestants[name].warm_s:
+                    warmed_ms = _warm_up(name, contestants[name], turns, wall)
+                    calls = (options.warmup, PILOT_CALLS) if pilot or warmed_ms is None else options.calls(warmed_ms)
                 block = None if name in turns.failures else _take_turn(name, contestants[name], calls, turns, rest)
                 task.advance()
                 if block is None:
@@ -106,11 +115,25 @@ def time_in_turns(
                     expected_ms[name] = float(np.median(block))
                     continue
                 turns.blocks[name].append(block)
-                if block.mean() > SLOWED_BY * expected_ms[name]:
+                if not expected_ms[name] / SLOWED_BY <= block.mean() <= SLOWED_BY * expected_ms[name]:
                     expected_ms[name] = float(block.mean())
     for name in turns.failures:
         del turns.blocks[name]
     return turns
+
+
+def _warm_up(name: str, contestant: Contestant, turns: Turns, wall: Callable[[], float]) -> float | None:
+    """Call for ``warm_s`` and return the milliseconds of the last calls; a failure is noted in ``turns``."""
+    start = wall()
+    while True:
+        try:
+            block = contestant.session.time(contestant.feed, warmup=0, iterations=PILOT_CALLS, scope=contestant.scope)
+        except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
+            turns.failures[name] = f"{type(error).__name__} while it was timed: {one_line(error)}"
+            return None
+        call_ms = float(np.median(block))
+        if not call_ms > 0 or wall() - start >= contestant.warm_s:
+            return call_ms if call_ms > 0 else None
 
 
 def _take_turn(
@@ -118,7 +141,8 @@ def _take_turn(
 ) -> NDArray[np.float64] | None:
     """Return one block of milliseconds, after the process has come to rest; a failure is noted in ``turns``."""
     warmup, iterations = calls
-    rest()
+    if not contestant.warm_s:  # a GPU would cool down
+        rest()
     try:
         block = contestant.session.time(contestant.feed, warmup=warmup, iterations=iterations, scope=contestant.scope)
     except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on

@@ -12,7 +12,7 @@ from typing import Any
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
-from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, with_unique_names
+from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, list_rivals, with_unique_names
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
@@ -190,7 +190,8 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
     reference = choose_baseline(Scene(opened, others, options.runtimes, device, dataset), request.baseline, progress)
     progress.note(f"baseline: {reference.accuracy_against}")
     first = {_identity(one): one for one in reference.candidates}
-    rest = [one for one in (*checkpoints, *others) if _identity(one) not in first]
+    rivals = list_rivals(reference.candidates, options.pytorch)
+    rest = [one for one in (*rivals, *checkpoints, *others) if _identity(one) not in first]
     entries = [
         Entry(one, is_baseline=index < len(first))
         for index, one in enumerate(with_unique_names([*first.values(), *rest]))
