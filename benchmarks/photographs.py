@@ -45,17 +45,17 @@ IN_PACKAGES = {
 BACKGROUNDS = Path("/usr/share/backgrounds")
 ORIENTATION = 0x0112
 
-PLAIN = ["--model", "vit", "--argument", f"image_size={SIDE}", "--argument", "patch=16", "--argument", "width=64"]
+PLAIN = ["--model", "vit", "--model-arg", f"image_size={SIDE}", "--model-arg", "patch=16", "--model-arg", "width=64"]
 SMALL = {
-    "deit": [*PLAIN, "--argument", "depth=2", "--argument", "heads=2"],
-    "deit_distilled": ["--model", "deit", *PLAIN[2:], "--argument", "depth=2", "--argument", "heads=2"],
+    "deit": [*PLAIN, "--model-arg", "depth=2", "--model-arg", "heads=2"],
+    "deit_distilled": ["--model", "deit", *PLAIN[2:], "--model-arg", "depth=2", "--model-arg", "heads=2"],
     "swin": [
-        *("--model", "swin", "--argument", f"image_size={SIDE}", "--argument", "width=32"),
-        *("--argument", "depths=[1, 1]", "--argument", "heads=[2, 2]", "--argument", "window=7"),
+        *("--model", "swin", "--model-arg", f"image_size={SIDE}", "--model-arg", "width=32"),
+        *("--model-arg", "depths=[1, 1]", "--model-arg", "heads=[2, 2]", "--model-arg", "window=7"),
     ],
     "t2t": [
-        *("--model", "t2t", "--argument", f"image_size={SIDE}", "--argument", "width=64"),
-        *("--argument", "depth=2", "--argument", "heads=2", "--argument", "token_width=16"),
+        *("--model", "t2t", "--model-arg", f"image_size={SIDE}", "--model-arg", "width=64"),
+        *("--model-arg", "depth=2", "--model-arg", "heads=2", "--model-arg", "token_width=16"),
     ],
 }
 """For each recipe a small model of its family, where the recipe names one of full size."""
@@ -98,7 +98,7 @@ def train(recipe: str, work: Path) -> dict[str, float]:
     """Train two epochs with a recipe and return the metrics of the checkpoint."""
     distils = read_training_recipe(recipe).options.distillation is not None
     teacher = ["--teacher", str(teacher_of(work))] if distils else []
-    short = ["--recipe", recipe, "--epochs", "2", "--set", "warmup_epochs=0.5", "--precision", "32-true"]
+    short = ["--recipe", recipe, "--epochs", "2", "--set", "warmup_epochs=0.5", "--amp-dtype", "float32"]
     return run_train(work, work / f"{recipe}.safetensors", [*short, *SMALL.get(recipe, []), *teacher])
 
 
