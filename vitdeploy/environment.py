@@ -279,3 +279,9 @@ def _output(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def is_helping_process() -> bool:
+    """Return whether torchrun, a cluster or Lightning Fabric has started this process beside a first one."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return any(rank not in {None, "", "0"} for rank in ranks)

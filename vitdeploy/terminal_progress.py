@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vitdeploy.progress import Progress, Task
+from vitdeploy.text import printable
 
 if TYPE_CHECKING:
     import rich.progress
@@ -39,7 +40,7 @@ class LogProgress:
 
     def note(self, text: str) -> None:
         """See ``Progress.note``."""
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
 
 class _LogTask:
@@ -95,7 +96,7 @@ class TerminalProgress:
     def task(self, description: str, total: float | None = None) -> Iterator[Task]:
         """See ``Progress.task``."""
         bars = self._enter()
-        identity = bars.add_task(description, total=total, detail="")
+        identity = bars.add_task(printable(description), total=total, detail="")
         try:
             yield _BarTask(bars, identity)
         finally:
@@ -104,7 +105,7 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """See ``Progress.note``."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _enter(self) -> rich.progress.Progress:
         from rich import progress
@@ -143,4 +144,4 @@ class _BarTask:
         self._bars.advance(self._identity, steps)
 
     def describe(self, text: str) -> None:
-        self._bars.update(self._identity, detail=text)
+        self._bars.update(self._identity, detail=printable(text))

@@ -37,6 +37,11 @@ def one_line(error: BaseException | str, limit: int = 400) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def printable_json(text: str) -> str:
+    r"""Return JSON with escapes (``\u001b``) for what a terminal would act on; its value is the same."""
+    return _ACTIVE.sub(lambda found: found.group() if found.group() in "\n\t" else f"\\u{ord(found.group()):04x}", text)
+
+
 def size_text(size: float | None) -> str:
     """Return a size in decimal units: ``512 B``, ``1.4 MB``, ``120 GB``; a dash where it is not known."""
     if size is None:

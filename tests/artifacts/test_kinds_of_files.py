@@ -12,8 +12,9 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from vitdeploy.artifacts import load_ir, open_artifact
-from vitdeploy.artifacts.files import atomic_path, refuse_unwritable, refuse_unwritable_folder, save_tensors
+from vitdeploy.artifacts.files import atomic_path, save_tensors
 from vitdeploy.artifacts.manifests import parse_manifest
+from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.errors import ArtifactError
 
 

@@ -225,11 +225,6 @@ def unknown_class(root: Path) -> None:
     classes_of(root / "test", {"cow": 3})
 
 
-def flat_test(root: Path) -> None:
-    classes_of(root / "train", {"cat": 3, "dog": 3})
-    draw(root / "test" / "1.png")
-
-
 def tiny_class(root: Path) -> None:
     classes_of(root, {"cat": 5, "dog": 2})
 
@@ -249,7 +244,6 @@ def text_only(root: Path) -> None:
         (no_test, ":test", r"has the folders train, val and none for test: add it, or name another .*:validation'"),
         (two_validations, "", r"has two validation folders, 'val' and 'validation': keep one"),
         (unknown_class, ":test", r"has class folders that 'train' lacks: 'cow'"),
-        (flat_test, ":test", r"has class folders in one split and none in another"),
         (tiny_class, ":train", r"class 'dog' of '.*' has 2 images, but a division into splits needs at least 3"),
     ],
 )

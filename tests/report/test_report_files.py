@@ -6,12 +6,13 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_reports import build, rows, timing
 
 from vitdeploy.errors import ArtifactError
-from vitdeploy.records import Report
+from vitdeploy.records import Report, sha256_of
 from vitdeploy.report import read_report, table, write_report
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
@@ -196,6 +197,51 @@ def test_a_write_that_fails_leaves_the_old_report(report, tmp_path, monkeypatch)
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def sealed(raw: dict[str, Any]) -> str:
+    content = {name: value for name, value in raw.items() if name != "report_sha256"}
+    return json.dumps({**content, "report_sha256": sha256_of(content)})
+
+
+@pytest.mark.parametrize("change", ["number", "text", "row", "verdict", "byte"])
+def test_a_report_that_was_edited_or_damaged_is_refused(report, tmp_path, change):
+    write_report(report, tmp_path)
+    file: Path = tmp_path / "report.json"
+    raw = json.loads(file.read_text())
+    if change == "number":
+        raw["rows"][0]["top1"] = 0.5
+    elif change == "text":
+        raw["rows"][0]["name"] += " "
+    elif change == "row":
+        raw["rows"].pop()
+    elif change == "verdict":
+        raw["verdict"] = ["Ship it."]
+    text = json.dumps(raw) if change != "byte" else file.read_text().replace('"p50_ms": ', '"p50_ms": 1', 1)
+    file.write_text(text)
+    with pytest.raises(ArtifactError, match="does not match its digest: it was edited or damaged") as caught:
+        read_report(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_terminal_would_act_on_is_escaped_in_every_form(report, tmp_path, capsys):
+    from rich.console import Console
+
+    evil = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egpj.exe\nsecond line"
+    rows = tuple(row.model_copy(update={"name": evil, "notes": (evil,)}) for row in report.rows)
+    conditions = report.conditions.model_copy(update={"data": evil})
+    hostile = report.model_copy(update={"rows": rows, "model": evil, "conditions": conditions, "verdict": (evil,)})
+    write_report(hostile, tmp_path)
+    assert read_report(tmp_path) == hostile
+    Console(width=400, force_terminal=False).print(table(hostile))
+    for text in (
+        capsys.readouterr().out,
+        (tmp_path / "report.md").read_text(),
+        (tmp_path / "report.html").read_text(),
+        (tmp_path / "report.json").read_text(),
+    ):
+        assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
+        assert re.search(r"\\+(x|u00)1b\\?\]0;owned\\+(x|u00)07", text)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -204,7 +250,9 @@ def test_a_write_that_fails_leaves_the_old_report(report, tmp_path, monkeypatch)
         ("[]", "no schema number"),
         ('{"rows": []}', "no schema number"),
         ('{"schema": 99}', "schema 99, this vitdeploy reads up to 1"),
-        ('{"schema": 1, "created": "x"}', "not a valid report: producer"),
+        ('{"schema": 1, "created": "x"}', "has no report_sha256: an earlier vitdeploy wrote it, or it was edited"),
+        ('{"schema": 1, "created": "x", "report_sha256": "0"}', "does not match its digest: it was edited or damaged"),
+        (sealed({"schema": 1, "created": "x"}), "not a valid report: producer"),
     ],
 )
 def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, text, said):
@@ -220,5 +268,5 @@ def test_keys_of_a_newer_minor_version_are_ignored(report, tmp_path):
     file: Path = tmp_path / "report.json"
     raw = json.loads(file.read_text())
     raw["rows"][0]["invented_later"] = 7
-    file.write_text(json.dumps(raw))
+    file.write_text(sealed(raw))
     assert read_report(file) == report

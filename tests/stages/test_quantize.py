@@ -393,7 +393,7 @@ def _plan(source):
 
 
 def test_the_model_is_not_written_over_itself(source):
-    with pytest.raises(UsageError, match="is the model itself"):
+    with pytest.raises(ArtifactError, match=r"is the input .* itself"):
         quantize(source, source.path, precision="fp16")
 
 

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEMPORARY_PREFIX = ".vitdeploy-"
-KIND_OF_SUFFIX = {
-    ".safetensors": "a checkpoint",
-    ".onnx": "an ONNX file",
-    ".engine": "an engine file",
-    ".plan": "an engine file",
-}
 
 
 @contextmanager
@@ -31,10 +25,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, else removed.
 
     Raises:
-        ArtifactError: The folder cannot be written, or the disk is full; ``path`` is as it was before.
+        ArtifactError: ``path`` is no regular file, the folder cannot be written, or the disk is full; ``path`` is as it
+            was before.
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a device, which the rename below would replace
+            raise ArtifactError(f"{str(path)!r} is no regular file, so nothing is written there")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -115,39 +112,6 @@ def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapp
         if code is None:
             raise
         raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
-
-
-def refuse_unwritable(path: Path, what: str) -> None:
-    """Raise now, rather than after minutes of work, where ``what`` (``an engine file``) could not be written.
-
-    A name that belongs to another kind of file is refused too: most often it is the input, named by mistake.
-
-    Raises:
-        ArtifactError: ``path`` is a folder, lies where nothing can be written, or is called like another kind of file.
-    """
-    belongs = KIND_OF_SUFFIX.get(path.suffix, what)
-    if belongs != what:
-        raise ArtifactError(f"{str(path)!r} is the name of {belongs}, and this writes {what}: choose another name")
-    if path.is_dir():
-        raise ArtifactError(f"{str(path)!r} is a folder, expected the name of {what}")
-    _refuse_unwritable_parent(path)
-
-
-def refuse_unwritable_folder(path: Path) -> None:
-    """Raise now where no files could be written into the folder ``path``, which need not be there yet.
-
-    Raises:
-        ArtifactError: ``path`` is a file, or lies where nothing can be written.
-    """
-    if path.exists() and not path.is_dir():
-        raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
-    _refuse_unwritable_parent(path / "file")
-
-
-def _refuse_unwritable_parent(path: Path) -> None:
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitdeploy.cli.options import DATA_HELP, Device, Json, Samples, Seed
+from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
     from vitdeploy.records import Report
@@ -80,7 +81,7 @@ def bench(
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
     from vitdeploy import BenchOptions, write_report
     from vitdeploy import bench as measure
-    from vitdeploy.artifacts.files import refuse_unwritable_folder
+    from vitdeploy.artifacts.outputs import refuse_unwritable_folder
     from vitdeploy.cli.output import print_json
     from vitdeploy.cli.values import parse_counts, split_lists
     from vitdeploy.terminal_progress import make_progress
@@ -103,7 +104,7 @@ def bench(
         processes=processes,
     )
     if report is not None:
-        refuse_unwritable_folder(report)
+        refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
     found = measure(list(artifacts), data, baseline=baseline, options=options, progress=make_progress())
     page = write_report(found, report) if report is not None else None
     if as_json:
@@ -111,7 +112,7 @@ def bench(
     else:
         print_report(found)
         if page is not None:
-            typer.echo(f"wrote {page}")
+            print_line(f"wrote {page}")
     refuse_all_failed(found)
     if max_drop is not None:
         hold_drop(found, max_drop)
@@ -124,7 +125,7 @@ def print_report(report: Report) -> None:
 
     print_rich(table(report))
     for line in report.verdict:
-        typer.echo(line)
+        print_line(line)
 
 
 def refuse_all_failed(report: Report) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed
+from vitdeploy.cli.output import print_line
 
 app = typer.Typer(
     help="Make, show and check calibration sets; observe them, and merge what was observed.",
@@ -55,7 +56,7 @@ def make(
     if as_json:
         print_json(made)
     else:
-        typer.echo(f"wrote {output}: {made.samples} images of {made.data}")
+        print_line(f"wrote {output}: {made.samples} images of {made.data}")
 
 
 @app.command(epilog="Example: vitdeploy calibration show calibration-512")
@@ -71,12 +72,12 @@ def show(folder: Folder, as_json: Json = False) -> None:
         print_json(found)
         return
     counts = Counter(entry.label for entry in found.entries)
-    typer.echo(f"{folder}: {found.samples} images of {found.data}, seed {found.seed}")
-    typer.echo(f"source: {found.source or 'not stated'}")
-    typer.echo(f"licence: {found.licence or 'not stated'}")
+    print_line(f"{folder}: {found.samples} images of {found.data}, seed {found.seed}")
+    print_line(f"source: {found.source or 'not stated'}")
+    print_line(f"licence: {found.licence or 'not stated'}")
     if found.classes:
-        typer.echo("images per class: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in found.classes))
-    typer.echo(f"digest: {found.set_sha256}")
+        print_line("images per class: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in found.classes))
+    print_line(f"digest: {found.set_sha256}")
 
 
 @app.command(epilog="Example: vitdeploy calibration check calibration-512 --against ./photos:test")
@@ -97,7 +98,7 @@ def check(
         print_json(checks)
     else:
         for entry in checks:
-            typer.echo(f"{entry.name}: {check_words(entry)}")
+            print_line(f"{entry.name}: {check_words(entry)}")
     failed = [entry.name for entry in checks if entry.status == "failed"]
     if failed:
         raise CalibrationError(f"{str(folder)!r} failed: {', '.join(failed)}")

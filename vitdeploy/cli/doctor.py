@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from vitdeploy.cli.options import Json
+from vitdeploy.cli.output import print_line
 
 MARKS = {"ok": "ok", "warning": "careful", "missing": "missing", "no": "not here"}
 
@@ -22,7 +21,7 @@ def doctor(as_json: Json = False) -> None:
     for finding in findings:
         if finding.area != area:
             area = finding.area
-            typer.echo(f"{area}:")
-        typer.echo(f"  {MARKS[finding.status]:9}{finding.name}: {finding.detail}")
+            print_line(f"{area}:")
+        print_line(f"  {MARKS[finding.status]:9}{finding.name}: {finding.detail}")
         if finding.remedy:
-            typer.echo(f"{'':11}{finding.remedy}")
+            print_line(f"{'':11}{finding.remedy}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitdeploy.cli.options import Json
+from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
     from vitdeploy.records import Manifest, Preprocess
@@ -28,7 +29,7 @@ def inspect(
         print_json(found)
     else:
         for name, text in describe(found):
-            typer.echo(f"{name + ':' if name else '':15}{text}")
+            print_line(f"{name + ':' if name else '':15}{text}")
 
 
 def describe(found: Inspection) -> list[tuple[str, str]]:

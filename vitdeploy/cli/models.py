@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitdeploy.cli.options import Json, complete_model
+from vitdeploy.cli.output import print_line
 from vitdeploy.errors import ModelError
 
 
@@ -43,7 +44,7 @@ def models(
     print_table(
         ["name", "family", "input", "params (M)", "GMACs", "top-1 (%)", "source", "also called", "checkpoints"], rows
     )
-    typer.echo(f"{len(found)} models; any other of timm's is 'timm:NAME'")
+    print_line(f"{len(found)} models; any other of timm's is 'timm:NAME'")
 
 
 def _first_and_count(texts: tuple[str, ...], shown: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from vitdeploy.text import printable, printable_json, size_text
 
 if TYPE_CHECKING:
     from vitdeploy.artifacts import Artifact
@@ -16,26 +17,23 @@ if TYPE_CHECKING:
 LOG_WIDTH = 140
 
 
+def print_line(text: str = "") -> None:
+    """Print one line; what a terminal would act on, in names and labels from outside, is shown as an escape."""
+    typer.echo(printable(text))
+
+
 def print_json(value: Any) -> None:
     """Print a record, a dataclass, or a list or mapping of them as indented JSON; NaN and infinity become null."""
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    from pydantic_core import to_jsonable_python
+
+    # the floats of a record keep infinity in the first pass
+    plain = to_jsonable_python(to_jsonable_python(value, fallback=_listed), inf_nan_mode="null")
+    typer.echo(printable_json(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
-def plain(value: Any) -> Any:
-    """Return ``value`` as what JSON knows."""
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(mode="json"))
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain({key: getattr(value, key) for key in value.__dataclass_fields__})
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, str) or value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Iterable):
-        return [plain(entry) for entry in value]
-    return str(value)
+def _listed(value: Any) -> Any:
+    """Return an array or a number of NumPy as JSON has it, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = ()) -> None:
@@ -43,13 +41,11 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
     if as_json:
         print_json({"path": str(artifact.path), "manifest": artifact.manifest})
         return
-    from vitdeploy.text import size_text
-
     for check in artifact.manifest.checks:
-        typer.echo(f"{check.name}: {check_words(check)}")
+        print_line(f"{check.name}: {check_words(check)}")
     for line in summary:
-        typer.echo(line)
-    typer.echo(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")
+        print_line(line)
+    print_line(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")
 
 
 def check_words(check: Check) -> str:
@@ -63,6 +59,7 @@ def check_words(check: Check) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print left-aligned columns, numbers right-aligned, as plain text."""
+    header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     right = [all(_numeric(row[column]) for row in rows) for column in range(len(header))]
     for row in [header, *rows]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitdeploy.cli.options import Device, Json
+from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
     from vitdeploy.stages.predict import Prediction
@@ -33,7 +34,7 @@ def predict(
         print_json(found)
         return
     for prediction in found:
-        typer.echo(f"{prediction.image}: {_said(prediction)}")
+        print_line(f"{prediction.image}: {_said(prediction)}")
 
 
 def _said(prediction: Prediction) -> str:

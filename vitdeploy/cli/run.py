@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitdeploy.cli.options import DATA_HELP, Json
+from vitdeploy.cli.output import print_line
 
 
 def run(
@@ -56,5 +57,5 @@ def run(
         return
     print_report(result.report)
     if all(stage.status != "done" for stage in result.stages):
-        typer.echo("everything was fresh: nothing was done")
-    typer.echo(f"report: {result.page}")
+        print_line("everything was fresh: nothing was done")
+    print_line(f"report: {result.page}")

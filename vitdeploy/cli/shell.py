@@ -117,7 +117,7 @@ def one_line(error: Exception) -> str:
     else:
         said = f": {error}" if str(error) else ""
         text = f"unexpected {type(error).__name__}{said} (--debug shows the traceback)"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _usage_line(error: Exception) -> str:

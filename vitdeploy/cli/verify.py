@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitdeploy.cli.options import Json
+from vitdeploy.cli.output import print_line
 
 
 def verify(
@@ -29,7 +30,7 @@ def verify(
         print_json(found)
     else:
         for entry in found.checks:
-            typer.echo(f"{entry.name}: {check_words(entry)}")
+            print_line(f"{entry.name}: {check_words(entry)}")
     if not found.passed:
         failed = ", ".join(entry.name for entry in found.checks if entry.status == "failed")
         raise ArtifactError(f"{str(artifact)!r} failed: {failed}")

@@ -2,11 +2,12 @@
 
 from vitdeploy.datasets.base import SPLITS, Dataset, DataSource, Split, content_digest, pixels_id
 from vitdeploy.datasets.calibration_set import CalibrationSet, is_calibration_set
-from vitdeploy.datasets.folder import images_below
 from vitdeploy.datasets.imagenet import imagenet_classes, imagenet_labels
 from vitdeploy.datasets.labels import match_labels, read_label_map, rename_classes, require_labels
+from vitdeploy.datasets.layout import images_below
 from vitdeploy.datasets.loading import batches, load_pixels
-from vitdeploy.datasets.opening import open_dataset, splits_of
+from vitdeploy.datasets.opening import evaluation_split, labelled_splits_of, open_dataset, splits_of
+from vitdeploy.datasets.overlap import overlap_text, shared_images
 
 __all__ = [
     "SPLITS",
@@ -16,16 +17,20 @@ __all__ = [
     "Split",
     "batches",
     "content_digest",
+    "evaluation_split",
     "imagenet_classes",
     "imagenet_labels",
     "images_below",
     "is_calibration_set",
+    "labelled_splits_of",
     "load_pixels",
     "match_labels",
     "open_dataset",
+    "overlap_text",
     "pixels_id",
     "read_label_map",
     "rename_classes",
     "require_labels",
+    "shared_images",
     "splits_of",
 ]

@@ -26,6 +26,7 @@ class Dataset(Protocol):
     datasets overlap exactly where their ids do. ``digest`` is over classes, ids and labels. Ids and digest read every
     file and are therefore computed when first asked for. ``preprocess`` is what the dataset suggests to whoever trains
     on it, or None. ``licence`` and ``source`` are empty where the dataset does not say.
+    ``notes`` are sentences for whoever uses it: what was left out.
     """
 
     @property
@@ -44,6 +45,8 @@ class Dataset(Protocol):
     def source(self) -> str: ...
     @property
     def licence(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image:
         """Return image ``index``, upright, of mode ``L`` or ``RGB``."""
@@ -83,6 +86,7 @@ class DatasetBase:
         self.preprocess: Preprocess | None = None
         self.source = ""
         self.licence = ""
+        self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -127,6 +131,7 @@ class Subset(DatasetBase):
             parent.uri if uri is None else uri, names, labels, parent.classes if classes is None else classes
         )
         self.preprocess, self.source, self.licence = parent.preprocess, parent.source, parent.licence
+        self.notes = parent.notes
         self._parent = parent
         self._indices = indices
 

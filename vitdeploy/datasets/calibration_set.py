@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError
 
 from vitdeploy.datasets.base import content_digest, pixels_id
-from vitdeploy.datasets.folder import ImageFiles, is_image_name
+from vitdeploy.datasets.folder import ImageFiles
+from vitdeploy.datasets.layout import images_below
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
 from vitdeploy.reading import first_problem, parse_json, read_bytes, read_json, sha256_of_file
@@ -172,8 +173,7 @@ def _files_check(root: Path, manifest: CalibrationSet) -> Check:
 
 def _unlisted_check(root: Path, manifest: CalibrationSet) -> Check:
     listed = {entry.path for entry in manifest.entries}
-    there = (path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if is_image_name(path.name))
-    problems = [f"{path!r} is not listed in the manifest" for path in there if path not in listed]
+    problems = [f"{path!r} is not listed in the manifest" for path in images_below(root) if path not in listed]
     return _check("unlisted files", problems, "every image is listed")
 
 

@@ -22,10 +22,10 @@ def open_dataset(uri: DataSource, *, split: Split | None = None, samples: int | 
             ``timm:NAME``; with ``:train``, ``:validation`` or ``:test`` behind it one split, and with ``@N`` before
             that another partition than the usual number 0.
         split: The same as a split in ``uri``; None and none in ``uri``: everything.
-        samples: Keep that many, chosen by ``seed``, each class in proportion to its share.
+        samples: Keep at most that many, chosen by ``seed``, each class in proportion to its share.
         seed: Decides the choice of ``samples`` and nothing else; the partition into splits never depends on it.
     Raises:
-        DataError: There is no such dataset or split, it holds no images, or fewer than ``samples``.
+        DataError: There is no such dataset or split, or it holds no images.
     """
     if isinstance(uri, str | Path):
         dataset = _open(parse_uri(str(uri), split))
@@ -39,8 +39,7 @@ def open_dataset(uri: DataSource, *, split: Split | None = None, samples: int | 
 def splits_of(uri: DataSource) -> tuple[Split, ...]:
     """Return the splits that the source itself defines; empty for a folder without split folders, or an open dataset.
 
-    ``open_dataset`` partitions such a folder when a split is asked for; whoever evaluates a folder that was handed in
-    for that purpose alone wants all of it, and can tell the two apart with this.
+    ``open_dataset`` divides such a folder by a seed when a split is asked for.
     """
     if not isinstance(uri, str | Path):
         return ()
@@ -80,14 +79,17 @@ def _existing(where: str) -> Path:
 def _take(dataset: Dataset, samples: int, seed: int) -> Dataset:
     if samples < 1:
         raise DataError(f"{samples} samples were asked for, expected at least 1")
-    if samples > len(dataset):
-        raise DataError(f"{samples} samples were asked of {dataset.uri!r}, which has {len(dataset)}: ask for fewer")
+    if samples >= len(dataset):
+        return dataset
     names = [dataset.name(index) for index in range(len(dataset))]
     return Subset(dataset, choose(names, dataset.labels, samples, seed))
 
 
 def calibration_split(data: DataSource) -> Split | None:
-    """Return the split of ``data`` that calibration takes: the training split where there is one, else all.
+    """Return the split that calibration takes where ``data`` names none: the training images, else all.
+
+    A folder of class folders without splits is divided as for training, so that its test part stays unseen; one that
+    is too small to be divided, a flat folder and ``:all`` are taken whole.
 
     Raises:
         CalibrationError: ``data`` is a test split.
@@ -98,4 +100,42 @@ def calibration_split(data: DataSource) -> Split | None:
         raise CalibrationError(f"{text!r} is a test split, which calibration must not see: take '{parsed.where}:train'")
     if not isinstance(data, str | Path):
         return None
-    return "train" if parsed.split is None and "train" in splits_of(data) else parsed.split
+    if parsed.split is not None or parsed.is_all:
+        return parsed.split
+    return "train" if "train" in splits_of(data) or _is_divisible(parsed) else None
+
+
+def evaluation_split(data: DataSource) -> Split | None:
+    """Return the split that accuracy is measured on where ``data`` names none.
+
+    The test split, else validation; one with labels before one without. A folder of class folders without splits is
+    divided as for training, and its test part counts; one that is too small to be divided, a flat folder and ``:all``
+    are taken whole.
+    """
+    if not isinstance(data, str | Path):
+        return None
+    parsed = parse_uri(str(data))
+    if parsed.split is not None or parsed.is_all:
+        return parsed.split
+    if _is_divisible(parsed):
+        return "test"
+    order: tuple[Split, ...] = ("test", "validation")
+    own = splits_of(data)
+    labelled = labelled_splits_of(data)
+    return next((split for among in (labelled, own) for split in order if split in among), None)
+
+
+def labelled_splits_of(data: DataSource) -> tuple[Split, ...]:
+    """Return those of ``splits_of(data)`` that have labels; the test folder of a contest may hold images alone."""
+    splits = splits_of(data)
+    where = parse_uri(str(data)).where if isinstance(data, str | Path) else ""
+    if not splits or where == "digits" or where.startswith(TIMM):
+        return splits
+    return ImageFolder(_existing(where)).labelled_splits
+
+
+def _is_divisible(parsed: DatasetUri) -> bool:
+    if parsed.where == "digits" or parsed.where.startswith(TIMM):
+        return False
+    root = _existing(parsed.where)
+    return not is_calibration_set(root) and ImageFolder(root).is_divisible

@@ -4,6 +4,7 @@ digits                      all 1797 digits
 digits:test                 its test split
 digits@1:test               the test split of another partition, number 1
 photos                      a folder
+photos:all                  all of it, for a command that would take a part of it
 photos:train                its folder train/, or where it has none the training part of a seeded partition
 timm:torch/cifar10?root=/data:validation
 """
@@ -17,21 +18,29 @@ from pathlib import Path
 from vitdeploy.datasets.base import SPLITS, Split
 from vitdeploy.errors import DataError
 
-_ALIASES: dict[str, Split] = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
+_ALIASES: dict[str, Split | None] = {
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("val", "valid", "dev"), "validation"),
+    "all": None,
+}
 
 
 @dataclass(frozen=True)
 class DatasetUri:
-    """A dataset's text, taken apart; ``text`` is the canonical whole."""
+    """A dataset's text, taken apart; ``text`` is the canonical whole.
+
+    ``split`` None is everything; ``is_all`` is true where the text asks for everything with ``:all``.
+    """
 
     where: str
     partition: int = 0
     split: Split | None = None
+    is_all: bool = False
 
     @property
     def text(self) -> str:
         number = f"@{self.partition}" if self.partition else ""
-        return f"{self.where}{number}{':' + self.split if self.split else ''}"
+        return f"{self.where}{number}{':all' if self.is_all else f':{self.split}' if self.split else ''}"
 
 
 def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
@@ -46,16 +55,16 @@ def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
         raise DataError("the name of the dataset is empty, expected 'digits', a folder, or 'timm:NAME'")
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
-    where, number, named = uri, 0, None
+    where, number, named, is_all = uri, 0, None, False
     if not exists(uri):
         head, colon, tail = uri.rpartition(":")
         if colon and head and tail in _ALIASES:
-            where, named = head, _ALIASES[tail]
+            where, named, is_all = head, _ALIASES[tail], tail == "all"
         if (match := re.fullmatch(r"(.+)@(\d{1,9})", where)) and not exists(where):
             where, number = match[1], int(match[2])
-    if split is not None and named is not None and split != named:
+    if split is not None and (is_all or (named is not None and split != named)):
         raise DataError(f"the split {split!r} was asked for, but {uri!r} names another: leave one of the two out")
-    return DatasetUri(where, number, split or named)
+    return DatasetUri(where, number, split or named, is_all)
 
 
 def exists(where: str) -> bool:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX
+from vitdeploy.artifacts.locks import hold_folder
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import read_json
 from vitdeploy.records import Record
 
 MEMORY = "run.json"
-LOCK = ".lock"
-ORPHANS_S = 15.0  # torch's loader processes look every 5 s whether their parent is there
 
 
 class Made(Record):
@@ -89,63 +85,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: Another run holds it, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise ArtifactError(f"cannot write in {str(folder)!r}: {error.strerror}") from error
-    with stream:
-        if not _wait_for_lock(stream):
-            raise ArtifactError(
-                f"another 'vitdeploy run' is at work in {str(folder)!r} (process {_holder(stream) or 'unknown'}): "
-                f"wait for it, or take another folder with --output"
-            )
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+    with hold_folder(folder):
         for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
         yield
-
-
-def _wait_for_lock(stream: IO[str]) -> bool:
-    """Take the lock; where its holder was killed, wait for the processes that it had started to notice."""
-    until = time.monotonic() + ORPHANS_S
-    while not _try_lock(stream):
-        holder = _holder(stream)
-        if holder is None or _lives(holder) or time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def _holder(stream: IO[str]) -> int | None:
-    stream.seek(0)
-    text = stream.read().strip()
-    return int(text) if text.isdigit() else None
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _try_lock(stream: IO[str]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

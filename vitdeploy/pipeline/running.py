@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
-from vitdeploy.errors import ArtifactError, BackendError, VitdeployError
-from vitdeploy.pipeline.folder import LOCK, Made, Memory, changes, locked
+from vitdeploy.artifacts.outputs import refuse_unwritable_folder
+from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.pipeline.folder import MEMORY, Made, Memory, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.progress import SILENT, Progress
@@ -91,21 +92,9 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     folder = Path(folder)
-    is_new = not folder.exists()
-    try:
-        with locked(folder):
-            return _Run(recipe, folder, progress).all()
-    except VitdeployError:
-        if is_new:
-            _remove_unused(folder)
-        raise
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that wrote nothing but its lock."""
-    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK]:
-        (folder / LOCK).unlink()
-        folder.rmdir()
+    refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", MEMORY))
+    with locked(folder):
+        return _Run(recipe, folder, progress).all()
 
 
 class _Run:

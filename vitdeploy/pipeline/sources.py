@@ -9,13 +9,12 @@ from pathlib import Path
 from vitdeploy.artifacts import CalibrationTable, is_calibration_table
 from vitdeploy.datasets import Dataset, Split, open_dataset
 from vitdeploy.datasets.base import DatasetBase
-from vitdeploy.datasets.opening import calibration_split
+from vitdeploy.datasets.opening import calibration_split, evaluation_split
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import RecipeError
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe
 from vitdeploy.quantization.request import QuantizeOptions, open_calibration, open_plan
 from vitdeploy.sources.source import Source, SourceOptions, open_source
-from vitdeploy.stages.bench import split_to_test
 from vitdeploy.stages.train import names_of_splits
 
 
@@ -66,14 +65,14 @@ class RunSources:
 
     @property
     def test(self) -> Dataset:
-        """The data of the report, unless the recipe names other: test, or validation where there is no test split."""
-        return self.split(names_of_splits(self._recipe.data)[-1])
+        """The data of the report, unless the recipe names other: what ``bench`` takes of the run's data."""
+        return self.dataset(self._recipe.data, evaluation_split(self._recipe.data))
 
     @cached_property
     def bench(self) -> Dataset:
         """The data of the report."""
         data = self._recipe.bench.data
-        return self.test if data is None else self.dataset(data, split_to_test(data))
+        return self.test if data is None else self.dataset(data, evaluation_split(data))
 
     def quantization(self, section: QuantizeSection) -> tuple[CalibrationTable | Dataset | None, QuantizeOptions]:
         """Return what a section is calibrated with, and its options; their sources open."""

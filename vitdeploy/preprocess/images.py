@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.reading import open_regular
 
+_PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Png", "Ppm", "Tiff", "WebP")
 _SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -34,7 +38,7 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stream = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
-            with stream, Image.open(stream) as image:
+            with stream, Image.open(stream, formats=formats()) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 plain = _as_grey_or_rgb(upright, name)
@@ -46,6 +50,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         absent = isinstance(error.__cause__, FileNotFoundError)
         raise DataError(f"there is no image {name!r}" if absent else str(error)) from error
     except UnidentifiedImageError as error:
+        if _is_empty(source):
+            raise DataError(f"image {name!r} is empty: remove or replace it") from error
         raise DataError(
             f"{name!r} is not an image that can be read (another format, or damaged): remove or replace it"
         ) from error
@@ -57,6 +63,23 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         raise DataError(_damaged(name, error)) from error
     except Exception as error:  # decoders answer damaged files with SyntaxError, ValueError, struct.error and more
         raise DataError(_damaged(name, error)) from error
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return the formats that are decoded, whatever a file is called, as far as this Pillow has them.
+
+    EPS, which Pillow hands to another program, is none of them, nor is what no camera or web site writes.
+    """
+    for name in _PLUGINS:
+        with suppress(ImportError):
+            import_module(f"PIL.{name}ImagePlugin")
+    wanted = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+    return tuple(name for name in wanted if name in Image.OPEN)
+
+
+def _is_empty(source: Path | bytes) -> bool:
+    return not (source if isinstance(source, bytes) else source.stat().st_size)
 
 
 def _damaged(name: str, error: Exception) -> str:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from vitdeploy.datasets import Dataset
 from vitdeploy.datasets.base import Subset
 from vitdeploy.datasets.partition import choose
-from vitdeploy.errors import CalibrationError
+from vitdeploy.errors import CalibrationError, CalibrationWarning, warn
 
 HELD_OUT_SHARE = 0.2
 LEAST_HELD_OUT = 16
 MOST_COMPARED = 64
+FEWEST_IMAGES = 32
+"""Calibration images below which every use of them says how few they are."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ class Division:
     check: Dataset | None
 
     @property
+    def calibration_parts(self) -> tuple[Dataset, ...]:
+        """The parts that the final ranges come from."""
+        return (self.fit,) if self.compare is None else (self.fit, self.compare)
+
+    @property
     def calibrated(self) -> int:
         """How many images the final ranges come from."""
-        return len(self.fit) + (len(self.compare) if self.compare is not None else 0)
+        return sum(len(part) for part in self.calibration_parts)
 
 
 def divide(dataset: Dataset, *, hold_out: bool, compare: bool, seed: int = 0) -> Division:
@@ -60,6 +67,16 @@ def divide(dataset: Dataset, *, hold_out: bool, compare: bool, seed: int = 0) ->
         Subset(dataset, compared) if len(compared) else None,
         Subset(dataset, checked) if len(checked) else None,
     )
+
+
+def warn_of_few_images(dataset: Dataset) -> None:
+    """Warn of a calibration set of fewer than ``FEWEST_IMAGES``."""
+    if len(dataset) < FEWEST_IMAGES:
+        warn(
+            f"the calibration set {dataset.uri!r} has {len(dataset)} images, fewer than {FEWEST_IMAGES}: ranges may be "
+            "too narrow, 100 to 500 images like those of use are usual",
+            CalibrationWarning,
+        )
 
 
 def _chosen(dataset: Dataset, among: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

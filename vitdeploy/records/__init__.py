@@ -1,6 +1,6 @@
 """Records: what is stored in artifacts and reports, as immutable validated values. They know no framework."""
 
-from vitdeploy.records.base import Record, canonical_json, sha256_of
+from vitdeploy.records.base import Record, canonical_json, printable_record, sha256_of
 from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
@@ -21,6 +21,7 @@ from vitdeploy.records.precision import (
 )
 from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
+from vitdeploy.records.samples import SampleSet, TrainingData
 
 __all__ = [
     "Activation",
@@ -44,10 +45,13 @@ __all__ = [
     "Record",
     "Report",
     "Row",
+    "SampleSet",
     "Target",
     "Task",
     "Timing",
+    "TrainingData",
     "canonical_json",
+    "printable_record",
     "sha256_of",
     "stage_key",
 ]

@@ -8,6 +8,7 @@ from vitdeploy.records.base import Record, sha256_of
 from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.precision import CalibrationInfo, Precision, PrecisionPlan, Target
 from vitdeploy.records.preprocess import Preprocess
+from vitdeploy.records.samples import TrainingData
 
 Kind = Literal["checkpoint", "onnx", "calibration-table", "engine"]
 SCHEMA_VERSION = 1
@@ -91,8 +92,10 @@ class Manifest(Record):
     ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
     key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
     without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
-    There is no clock time, so the same inputs give the same manifest. ``golden`` are an engine's golden samples as text
-    (``artifacts.Golden``); an ONNX model carries them beside its manifest, under ``golden_sha256``.
+    ``trained_on`` are the trainings behind the weights, as far as vitdeploy ran them; every artifact that is made of
+    them carries it on. There is no clock time, so the same inputs give the same manifest. ``golden`` are an
+    engine's golden samples as text (``artifacts.Golden``); an ONNX model carries them beside its manifest, under
+    ``golden_sha256``.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -104,6 +107,7 @@ class Manifest(Record):
     target: Target | None = None
     plan: PrecisionPlan | None = None
     calibration: CalibrationInfo | None = None
+    trained_on: tuple[TrainingData, ...] = ()
     build: BuildInfo | None = None
     checks: tuple[Check, ...] = ()
     metrics: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vitdeploy.records.base import Record
+from vitdeploy.records.samples import SampleSet
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
@@ -36,10 +37,14 @@ class PrecisionPlan(Record):
 
 
 class CalibrationInfo(Record):
-    """Where activation ranges come from: the set, how many samples, how ranges were chosen, what was kept out."""
+    """Where activation ranges come from: the set, how many samples, how ranges were chosen, what was kept out.
+
+    ``images`` are those that the ranges were taken from; None in files of version 0.1.
+    """
 
     data: str
     set_sha256: str
     samples: int
     method: str
     held_out: int = 0
+    images: SampleSet | None = None

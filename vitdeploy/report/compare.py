@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.measure.wording import ms_text, points_text
-from vitdeploy.records import Record, Report, Row
+from vitdeploy.records import Record, Report, Row, printable_record
 from vitdeploy.report.files import read_report
 from vitdeploy.report.view import STATUSES
 from vitdeploy.sessions import Scope
@@ -124,6 +124,7 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    comparison = printable_record(comparison)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, caption_justify="left")
     said = [f"only before: {name}" for name in comparison.only_before]
     said += [f"only after: {name}" for name in comparison.only_after]

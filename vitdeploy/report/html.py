@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.measure import wording
-from vitdeploy.records import Report
+from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
@@ -20,7 +20,7 @@ SHAPE_TITLES = {"circle": "PyTorch", "square": "ONNX Runtime", "diamond": "OpenV
 
 def render_html(report: Report) -> str:
     """Return the page."""
-    return _templates().get_template("report.html.j2").render(_context(report))
+    return _templates().get_template("report.html.j2").render(_context(printable_record(report)))
 
 
 def _context(report: Report) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from vitdeploy.measure.wording import (
     points_text,
     ratio_text,
 )
-from vitdeploy.records import Report, Row
+from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.view import (
     SCOPES,
     STATUSES,
@@ -30,6 +30,7 @@ from vitdeploy.text import UNKNOWN, size_text
 
 def render_markdown(report: Report) -> str:
     """Return the whole document."""
+    report = printable_record(report)
     parts = [
         f"# {_escape(report.model)}: bench report",
         f"{report.created} · {report.producer}",

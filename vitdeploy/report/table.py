@@ -11,7 +11,7 @@ from vitdeploy.measure.wording import (
     points_text,
     ratio_text,
 )
-from vitdeploy.records import Report, Row
+from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.view import STATUSES, interval_text, points_interval_text, remarks, runtime_text, timed_batches
 from vitdeploy.text import UNKNOWN, size_text
 
@@ -28,6 +28,7 @@ def table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    report = printable_record(report)
     batches = timed_batches(report)
     grid = Table(
         title=Text(f"{report.model} on {report.conditions.data} ({report.conditions.n_samples} images)"),

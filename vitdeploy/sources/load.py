@@ -188,7 +188,14 @@ def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
         for name, tensor in state.items():
             tensor.copy_(file.get_tensor(name))
     origin = f"checkpoint {checkpoint.path.name}"
-    return LoadedModel(module.eval(), manifest.model, manifest.preprocess, checkpoint.digest, origin)
+    return LoadedModel(
+        module.eval(),
+        manifest.model,
+        manifest.preprocess,
+        checkpoint.digest,
+        origin,
+        trained_on=manifest.trained_on,
+    )
 
 
 def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> LoadedModel:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.records import ModelSpec, Preprocess, TrainingData
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ class LoadedModel:
     digest: SHA-256 over the weights by name, dtype, shape and bytes; of a checkpoint of ours its payload digest.
     origin: where model and weights come from, in words.
     notes: what was decided on the way and should be said: a dialect, a preprocessing that the file does not carry.
+    trained_on: the trainings behind the weights that a checkpoint of ours states.
     """
 
     module: nn.Module
@@ -31,6 +32,7 @@ class LoadedModel:
     digest: str
     origin: str
     notes: tuple[str, ...] = field(default=())
+    trained_on: tuple[TrainingData, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from vitdeploy.benching.candidates import Candidate, list_candidates, list_check
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, splits_of
-from vitdeploy.datasets.uri import parse_uri
+from vitdeploy.benching.seen import note_seen_images
+from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset
 from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
@@ -43,7 +43,8 @@ def bench(
 
     Args:
         artifacts: Checkpoints, ONNX models and engines that vitdeploy wrote, opened or their files.
-        data: What ``open_dataset`` opens; of data with splits the test split, else validation, unless one is named.
+        data: What ``open_dataset`` opens; where it names no split, the test images (see ``evaluation_split``). Images
+            that a model was trained or calibrated on are named in its notes and in the verdict.
         baseline: An artifact, or a source as ``load_source`` takes it; None for the best there is (see
             ``choose_baseline``).
         options: What is measured, and how.
@@ -125,6 +126,11 @@ class BenchRequest:
         """
         dataset, options = self.dataset, self.options
         entries, reference = _plan(self, progress)
+        warnings = note_seen_images(entries, dataset)
+        for text in (f"data: {len(dataset)} images of {dataset.uri!r}", *dataset.notes):
+            progress.note(text)
+        for text in warnings:
+            warn(text, SeenDataWarning)
         with ExitStack() as stack:
             for entry in entries:
                 entry.open(stack, options)
@@ -147,22 +153,13 @@ class BenchRequest:
             baseline=record,
             conditions=conditions,
             rows=rows,
-            verdict=give_verdict(rows, record, conditions),
+            verdict=(*warnings, *give_verdict(rows, record, conditions)),
         )
 
 
 def open_test_data(data: DataSource, options: BenchOptions) -> Dataset:
-    """Open what accuracy is measured on: of data with splits the test split, else validation; else all of it."""
-    return open_dataset(data, split=split_to_test(data), samples=options.samples, seed=options.seed)
-
-
-def split_to_test(data: DataSource) -> Split | None:
-    """Return the split of ``data`` that is measured on; None for the one that its text names, or for all of it."""
-    splits = splits_of(data)
-    if not splits or parse_uri(str(data)).split is not None:
-        return None
-    known: tuple[Split, ...] = ("test", "validation")
-    return next((name for name in known if name in splits), None)
+    """Open what accuracy is measured on: where ``data`` names no split, that of ``evaluation_split``."""
+    return open_dataset(data, split=evaluation_split(data), samples=options.samples, seed=options.seed)
 
 
 def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:
@@ -196,23 +193,12 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
         Entry(one, is_baseline=index < len(first))
         for index, one in enumerate(with_unique_names([*first.values(), *rest]))
     ]
-    _note_calibration_images(entries, dataset)
     for entry in entries:
         if device is not None and entry.candidate.device != device:
             entry.why_not = f"it runs on device {entry.candidate.device!r}, and only {device!r} was asked for"
         else:
             entry.why_not = entry.candidate.cannot_run()
     return entries, reference
-
-
-def _note_calibration_images(entries: Sequence[Entry], dataset: Dataset) -> None:
-    """Say of each artifact that was calibrated on the very data it is judged on: it then looks better than it is."""
-    for entry in entries:
-        artifact = entry.candidate.artifact
-        calibration = artifact.manifest.calibration if artifact is not None else None
-        if calibration is not None and calibration.set_sha256 == dataset.digest:
-            entry.notes.append("its ranges were calibrated on the same images as it is judged on here")
-            warn(f"{entry.candidate.name}: {entry.notes[-1]}, so it looks better than it is", SeenDataWarning)
 
 
 def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx
-from vitdeploy.artifacts.files import refuse_unwritable
+from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx, sidecar_of
+from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_backend import build_options
 from vitdeploy.backends.tensorrt_options import equivalent_command
@@ -78,7 +78,7 @@ class BuildRequest:
                 written.
         """
         graph, output = open_onnx(model), Path(output)
-        refuse_unwritable(output, "an engine file")
+        refuse_unwritable(output, "an engine file", inputs=(graph,), beside=(sidecar_of(output),))
         if backend is None:
             return cls(graph, output, default_builder(), target, is_default=True)
         if backend not in BUILDERS:

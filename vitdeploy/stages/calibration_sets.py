@@ -24,11 +24,12 @@ from vitdeploy.datasets.calibration_set import (
     open_calibration_set,
     read_calibration_manifest,
 )
-from vitdeploy.datasets.opening import calibration_split
+from vitdeploy.datasets.opening import calibration_split, evaluation_split
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, DataError, RecipeError, UsageError
 from vitdeploy.preprocess import preprocess_from, to_pixels
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.quantization.division import warn_of_few_images
 from vitdeploy.reading import first_problem, read_yaml, sha256_of_file
 from vitdeploy.records import Check, Preprocess, Record
 
@@ -72,7 +73,7 @@ def make_calibration_set(
     origin: Origin = Origin(),
     progress: Progress = SILENT,
 ) -> CalibrationSet:
-    """Choose ``samples`` images, stratified and seeded, and write them to the folder ``output`` with a manifest.
+    """Choose at most ``samples`` images, stratified and seeded, and write them to ``output`` with a manifest.
 
     ``data`` is what ``open_dataset`` takes, unlabelled folders included; without a split it means the training split
     where it has one, else all of it. ``preprocess`` (the dataset's own where None) is kept in the manifest, and every
@@ -81,7 +82,7 @@ def make_calibration_set(
 
     Raises:
         CalibrationError: ``data`` is a test split.
-        DataError: There are fewer images than ``samples``, or one cannot be read; nothing is written.
+        DataError: There are no images, or one cannot be read; nothing is written.
         UsageError: ``output`` is something else than a calibration set, or lies inside the data.
         ArtifactError: The folder cannot be written, or the disk is full.
     """
@@ -89,19 +90,23 @@ def make_calibration_set(
     split = calibration_split(data)
     dataset = open_dataset(data, split=split, samples=samples, seed=seed)
     _refuse_output(output, data)
+    for note in _notes(dataset, samples):
+        progress.note(note)
+    warn_of_few_images(dataset)
     preprocess = preprocess or dataset.preprocess
     if (there := _same_set(output, dataset, preprocess)) is not None:
         progress.note(f"{output} already holds this set")
         return there
     with atomic_folder(output) as folder:
-        with progress.task(f"writing {samples} calibration images", total=samples) as task:
+        count = len(dataset)
+        with progress.task(f"writing {count} calibration images", total=count) as task:
             entries = []
-            for index in range(samples):
+            for index in range(count):
                 entries.append(_write_image(dataset, index, folder, preprocess))
                 task.advance()
         manifest = CalibrationSet(
             data=_name_of(data, split),
-            samples=samples,
+            samples=count,
             seed=seed,
             classes=dataset.classes,
             source=dataset.source or origin.source,
@@ -171,8 +176,9 @@ def show_calibration_set(path: Path) -> CalibrationSet:
 def check_calibration_set(path: Path, *, against: str | None = None) -> tuple[Check, ...]:
     """Check a calibration set: files, ids, labels, duplicates, size, and that none of it is in a test set.
 
-    ``against`` is a dataset that must share no image with the set, such as ``digits:test``. Images are compared by
-    content, so a copy under another name is found and a re-encoded one is not.
+    ``against`` is a dataset that must share no image with the set, such as ``digits:test``; where it names no split,
+    its test images (see ``evaluation_split``). Images are compared by content, so a copy under another name is found
+    and a re-encoded one is not.
 
     Raises:
         ArtifactError: The folder is no calibration set, or its manifest is damaged or edited.
@@ -185,7 +191,15 @@ def check_calibration_set(path: Path, *, against: str | None = None) -> tuple[Ch
     if against is None:
         detail = "no test set was named to compare with"
         return (*checks, Check(name="overlap", status="unchecked", detail=detail))
-    return (*checks, _overlap_check(manifest, open_dataset(against)))
+    return (*checks, _overlap_check(manifest, open_dataset(against, split=evaluation_split(against))))
+
+
+def _notes(dataset: Dataset, samples: int) -> list[str]:
+    count = len(dataset)
+    notes = [*dataset.notes]
+    if count < samples:
+        notes.append(f"{dataset.uri!r} has {count} images, fewer than the {samples} asked for: all are taken")
+    return notes
 
 
 def _existing(path: Path) -> Path:

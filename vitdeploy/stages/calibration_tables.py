@@ -12,7 +12,7 @@ import numpy as np
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_onnx, read_calibration_table, write_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
-from vitdeploy.artifacts.files import refuse_unwritable
+from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.datasets import DataSource, open_dataset
 from vitdeploy.datasets.base import Subset
 from vitdeploy.datasets.opening import calibration_split

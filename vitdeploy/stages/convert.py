@@ -8,7 +8,7 @@ from typing import Any
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Checkpoint, write_checkpoint
-from vitdeploy.artifacts.files import refuse_unwritable
+from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.errors import UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
@@ -58,7 +58,7 @@ class ConvertRequest:
             VitdeployError: As ``convert``, where source or options are unfit or the output cannot be written.
         """
         output = Path(output)
-        refuse_unwritable(output, "a checkpoint")
+        refuse_unwritable(output, "a checkpoint", inputs=(source, options.weights, options.labels))
         if type(options) is not SourceOptions:
             raise UsageError(f"convert takes SourceOptions and was handed {type(options).__name__}, which has more")
         return cls(open_source(source, options), output)
@@ -92,6 +92,7 @@ class ConvertRequest:
             key=self.key,
             model=loaded.spec,
             preprocess=loaded.preprocess,
+            trained_on=loaded.trained_on,
             options=self.values,
             producer="vitdeploy convert",
             versions=environment.versions(),

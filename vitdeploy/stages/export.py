@@ -12,8 +12,8 @@ import numpy as np
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
-from vitdeploy.artifacts.files import refuse_unwritable
-from vitdeploy.artifacts.reference import write_reference
+from vitdeploy.artifacts.outputs import refuse_unwritable
+from vitdeploy.artifacts.reference import reference_path, write_reference
 from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
 from vitdeploy.datasets.check_images import CHECKED_BATCH, check_dataset, golden_count, smooth_random_pixels
 from vitdeploy.errors import UsageError
@@ -103,7 +103,12 @@ class ExportRequest:
             raise UsageError(
                 f"{str(output)!r} is the name of a checkpoint, and export writes ONNX: 'convert' writes those"
             )
-        refuse_unwritable(output, "an ONNX file")
+        refuse_unwritable(
+            output,
+            "an ONNX file",
+            inputs=(source, options.preprocess, options.weights, options.labels),
+            beside=(reference_path(output),) if options.reference is not None else (),
+        )
         if isinstance(source, OnnxModel):
             source = source.path
         found: Source | Path
@@ -163,6 +168,7 @@ class ExportRequest:
                 key=self.key,
                 model=loaded.spec,
                 preprocess=spec,
+                trained_on=loaded.trained_on,
                 parents={"checkpoint": loaded.digest},
                 options=self.values,
                 producer="vitdeploy export",

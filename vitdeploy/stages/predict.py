@@ -83,7 +83,7 @@ def _files(paths: Iterator[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = list(images_below(path))
+        found = [path / name for name in images_below(path)]
         if not found:
             raise DataError(f"folder {str(path)!r} holds no images")
         yield from found

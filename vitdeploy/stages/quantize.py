@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
-from vitdeploy.artifacts.files import refuse_unwritable
-from vitdeploy.datasets import Dataset
+from vitdeploy.artifacts.calibration_table import arrays_of
+from vitdeploy.artifacts.outputs import refuse_unwritable
+from vitdeploy.datasets import Dataset, overlap_text
 from vitdeploy.errors import (
     BackendError,
-    CalibrationWarning,
     GateError,
     GraphError,
-    UsageError,
+    SeenDataWarning,
     VitdeployError,
     warn,
 )
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.choice import RangeChoice
-from vitdeploy.quantization.division import Division, divide
+from vitdeploy.quantization.division import Division, divide, warn_of_few_images
 from vitdeploy.quantization.plan import Intent, make_plan
 from vitdeploy.quantization.request import (
     DEFAULTS,
@@ -37,7 +37,17 @@ from vitdeploy.quantization.request import (
 )
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
-from vitdeploy.records import CalibrationInfo, Check, Kind, Manifest, NodePrecision, Precision, PrecisionPlan, Target
+from vitdeploy.records import (
+    CalibrationInfo,
+    Check,
+    Kind,
+    Manifest,
+    NodePrecision,
+    Precision,
+    PrecisionPlan,
+    SampleSet,
+    Target,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +60,6 @@ __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
 EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
 CHECK_BATCH = 16
-FEW_IMAGES = 32
 FP16_SCALES_OPSET = 19
 
 
@@ -117,11 +126,18 @@ class QuantizeRequest(QuantizeInputs):
             VitdeployError: As ``quantize``, where sources or options are unfit or the output cannot be written.
         """
         source, output = open_onnx(model), Path(output)
-        if output.resolve() == source.path.resolve():
-            raise UsageError(f"the output {str(output)!r} is the model itself: choose another name")
-        refuse_unwritable(output, "an ONNX file")
+        read = (source, calibration, options.plan, options.validation)
+        refuse_unwritable(output, "an ONNX file", inputs=read)
+        if options.table is not None:
+            refuse_unwritable(options.table, "a calibration table", inputs=read, beside=(arrays_of(options.table),))
         inputs = open_inputs(source, precision, target, calibration, options)
         return cls(output=output, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
+
+    def data_notes(self) -> list[str]:
+        """Return what should be said of the calibration images: which they are, and what is left out."""
+        if self.data is None:
+            return []
+        return [f"calibration images: {len(self.data)} of {self.data.uri!r}", *self.data.notes]
 
     def run(self, progress: Progress = SILENT) -> OnnxModel:
         """Calibrate, quantize, check, and write the graph.
@@ -132,12 +148,14 @@ class QuantizeRequest(QuantizeInputs):
         from vitdeploy.quantization.prepared import Prepared
         from vitdeploy.quantization.realize import finish, realize
 
+        for note in self.data_notes():
+            progress.note(note)
         before = Prepared.of(self.source.load())
         plan = plan_of(before, self)
         _note_opset(before.graph, plan, progress)
         division = _divide(self)
         open_graph = _opener(self)
-        _warn_of_few_images(self)
+        _warn_of_images(self)
         saved = SavedObservations(self.output, self.key)
         try:
             calibrated, info = _calibrate(before, plan, division, self, open_graph, progress, saved)
@@ -198,13 +216,13 @@ def _divide(request: QuantizeRequest) -> Division | None:
     return divide(request.data, hold_out=request.validation is None, compare=compare, seed=request.options.seed)
 
 
-def _warn_of_few_images(request: QuantizeRequest) -> None:
-    if request.needs_ranges and request.data is not None and len(request.data) < FEW_IMAGES:
-        warn(
-            f"the calibration set {request.data.uri!r} has {len(request.data)} images, fewer than {FEW_IMAGES}: ranges "
-            "may be too narrow, 100 to 500 images like those of use are usual",
-            CalibrationWarning,
-        )
+def _warn_of_images(request: QuantizeRequest) -> None:
+    if request.data is None:
+        return
+    if request.needs_ranges:
+        warn_of_few_images(request.data)
+    if request.validation is not None and (text := overlap_text(request.validation, request.data)):
+        warn(f"{text}: the check looks better than it would on other images", SeenDataWarning)
 
 
 def _opener(request: QuantizeRequest) -> Opener:
@@ -251,6 +269,7 @@ def _calibrate(
         samples=division.calibrated,
         method=str(calibrated.choice),
         held_out=0 if division.check is None else len(division.check),
+        images=SampleSet.of(identity for part in division.calibration_parts for identity in part.sample_ids),
     )
 
 
@@ -357,6 +376,7 @@ def _manifest(request: QuantizeRequest, kind: Kind, info: CalibrationInfo | None
         key=request.key,
         model=source.model,
         preprocess=source.preprocess,
+        trained_on=source.trained_on,
         precision=request.precision,
         target=request.target,
         calibration=info,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,26 @@ from typing import Any, Literal
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Checkpoint, read_checkpoint
-from vitdeploy.artifacts.files import refuse_unwritable
-from vitdeploy.datasets import Dataset, DataSource, Split, open_dataset, rename_classes, require_labels, splits_of
+from vitdeploy.artifacts.locks import hold_file
+from vitdeploy.artifacts.outputs import refuse_unwritable
+from vitdeploy.datasets import (
+    Dataset,
+    DataSource,
+    Split,
+    labelled_splits_of,
+    open_dataset,
+    overlap_text,
+    rename_classes,
+    require_labels,
+    splits_of,
+)
 from vitdeploy.datasets.class_names import read_class_names
-from vitdeploy.errors import ArtifactError, DataError, TrainingError
+from vitdeploy.errors import ArtifactError, DataError, SeenDataWarning, TrainingError, warn
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Manifest, Preprocess, sha256_of, stage_key
+from vitdeploy.records import Manifest, Preprocess, SampleSet, TrainingData, sha256_of, stage_key
 from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
 from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions
-from vitdeploy.training.paths import state_path
+from vitdeploy.training.paths import metrics_path, state_path
 from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
 from vitdeploy.training.subject import Subject, choose_subject, detail_note
 
@@ -122,7 +133,12 @@ class TrainRequest:
             VitdeployError: As ``train``, where data, model or options are unfit or the output cannot be written.
         """
         output = Path(output)
-        refuse_unwritable(output, "a checkpoint")
+        refuse_unwritable(
+            output,
+            "a checkpoint",
+            inputs=(model, weights, None if options.distillation is None else options.distillation.teacher),
+            beside=(state_path(output), metrics_path(output)),
+        )
         splits = data if isinstance(data, Mapping) else open_splits(data)
         _refuse_unfit_splits(splits)
         if labels is not None:
@@ -179,14 +195,17 @@ class TrainRequest:
         Raises:
             VitdeployError, KeyboardInterrupt: As ``train``.
         """
-        if _is_helping_process():
+        if environment.is_helping_process():
             progress = SILENT
         if self.resume and (finished := self._finished()) is not None:
             progress.note(f"{str(self.output)!r} is finished: nothing to resume")
             return finished
         resume = self._state_fits(progress) if self.resume == "auto" else self.resume
+        left_out = (note for dataset in self.splits.values() for note in dataset.notes)
+        self._warn_of_shared_images()
         start, train = self._start(), self.splits["train"]
-        for note in (start.subject.note, "" if self.source is not None else detail_note(start.subject, train)):
+        detail = "" if self.source is not None else detail_note(start.subject, train)
+        for note in dict.fromkeys((*left_out, start.subject.note, detail)):
             if note:
                 progress.note(note)
         options = _fitting_batch(self.options, len(train), progress)
@@ -195,14 +214,30 @@ class TrainRequest:
             key=self.key,
             model=start.subject.spec,
             preprocess=start.subject.preprocess,
+            trained_on=(*start.trained_on, self._training_data()),
             options=options.key(),
             parents=self.parents,
             producer=f"vitdeploy {environment.versions().get('vitdeploy', '')}".strip(),
             versions=environment.versions(),
             environment=environment.current(),
         )
-        self._launch(start, manifest, options, progress, resume=resume)
+        with nullcontext() if environment.is_helping_process() else hold_file(self.output):
+            self._launch(start, manifest, options, progress, resume=resume)
         return read_checkpoint(self.output)
+
+    def _warn_of_shared_images(self) -> None:
+        for name, dataset in self.splits.items():
+            if name != "train" and (text := overlap_text(dataset, self.splits["train"])):
+                warn(
+                    f"{text}: the top-1 on {name} is better than on new images; take them out of one of the two",
+                    SeenDataWarning,
+                )
+
+    def _training_data(self) -> TrainingData:
+        """Return what the manifest says of the images that the weights are fitted to and chosen by."""
+        train, validation = self.splits["train"], self.splits["validation"]
+        seen = (SampleSet.of(dataset.sample_ids) for dataset in (train, validation))
+        return TrainingData(data=train.uri, train=next(seen), validation=next(seen))
 
     def _start(self) -> Start:
         if self.source is None:
@@ -273,9 +308,9 @@ def open_splits(data: DataSource) -> dict[Split, Dataset]:
 
 
 def names_of_splits(data: DataSource) -> tuple[Split, ...]:
-    """Return the splits that a training uses: test too, unless the source has splits and no test among them."""
-    own = splits_of(data)
-    return ("train", "validation", "test") if not own or "test" in own else ("train", "validation")
+    """Return the splits that a training uses: test too, unless its source has splits and no labelled test."""
+    test = not splits_of(data) or "test" in labelled_splits_of(data)
+    return ("train", "validation", "test") if test else ("train", "validation")
 
 
 def _refuse_unfit_splits(splits: Mapping[Split, Dataset]) -> None:
@@ -294,12 +329,6 @@ def _refuse_unfit_splits(splits: Mapping[Split, Dataset]) -> None:
                 f"{dataset.uri!r} has the classes {_listed(dataset.classes)}, but the training split has "
                 f"{_listed(splits['train'].classes)}: give all splits the same class folders"
             )
-
-
-def _is_helping_process() -> bool:
-    """Whether torchrun, a cluster or Lightning Fabric has started this process beside a first one."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return any(rank not in {None, "", "0"} for rank in ranks)
 
 
 def _fitting_batch(options: TrainOptions, images: int, progress: Progress) -> TrainOptions:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import DataError, UsageError
-from vitdeploy.records import Preprocess
+from vitdeploy.records import Preprocess, TrainingData
 from vitdeploy.sources.load import load
 from vitdeploy.sources.source import Source
 from vitdeploy.training.schedule import seed_of
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """What is trained, and the module with its initial weights."""
+    """What is trained, the module with its initial weights, and the trainings that these come from."""
 
     subject: Subject
     module: nn.Module
+    trained_on: tuple[TrainingData, ...] = ()
 
 
 def fresh_start(subject: Subject, seed: int) -> Start:
@@ -58,7 +59,7 @@ def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
     loaded = load(replace(source, options=options))
     spec = loaded.spec.model_copy(update={"classes": train.classes, "task": "single-label"})
     notes = (*loaded.notes, f"starting from {loaded.origin}")
-    return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), loaded.module.train())
+    return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), loaded.module.train(), loaded.trained_on)
 
 
 def open_teacher(source: Source, student: Subject) -> Teacher:

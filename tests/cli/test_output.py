@@ -1,0 +1,121 @@
+"""What commands print: JSON that is JSON, and nothing that a terminal would act on."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitdeploy.cli import main, output
+from vitdeploy.errors import DataError
+from vitdeploy.records import Check, ModelSpec
+from vitdeploy.terminal_progress import LogProgress, TerminalProgress
+
+EVIL = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egpj.exe\nnext\r\u2028"
+ACTIVE = {"\x1b", "\x07", "\x9b", "\u202e", "\r", "\u2028"}
+SHOWN = r"\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egpj.exe\nnext\r\u2028"
+
+
+@dataclass(frozen=True)
+class Thing:
+    path: Path
+    values: Any
+    check: Check
+
+
+def test_records_numbers_and_paths_become_json(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Check(name="c", status="passed", value=math.inf)
+    output.print_json([Thing(Path("a/b"), {"n": np.float32(1.5), "m": np.arange(3), 1: math.nan}, check), check])
+    expected = {"name": "c", "status": "passed", "value": None, "limit": None, "unit": "", "detail": ""}
+    assert json.loads(capsys.readouterr().out) == [
+        {"path": "a/b", "values": {"n": 1.5, "m": [0, 1, 2], "1": None}, "check": expected},
+        expected,
+    ]
+
+
+def test_json_has_escapes_and_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json({EVIL: ModelSpec(family="vit", name=EVIL)})
+    text = capsys.readouterr().out
+    assert not ACTIVE & set(text)
+    assert json.loads(text)[EVIL]["name"] == EVIL
+
+
+def test_lines_and_tables_have_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_line(EVIL)
+    output.print_table(["name", EVIL], [[EVIL, "1"], ["short", "2"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == SHOWN
+    assert len(lines) == 4
+    assert len(set(map(len, lines[1:]))) == 1
+
+
+def test_progress_has_escapes() -> None:
+    log = io.StringIO()
+    LogProgress(log).note(EVIL)
+    assert log.getvalue() == SHOWN + "\n"
+    drawn = io.StringIO()
+    progress = TerminalProgress(drawn, force_terminal=True, width=200, color_system=None)
+    with progress.task(EVIL, total=2) as task:
+        task.describe(EVIL)
+        progress.note(EVIL)
+    assert SHOWN in drawn.getvalue()
+    assert "\x1b]0" not in drawn.getvalue()
+
+
+@pytest.mark.parametrize(
+    "line", [["inspect", EVIL], ["predict", EVIL, EVIL], ["bench", EVIL, "--data", EVIL], ["models", EVIL], [EVIL]]
+)
+def test_errors_are_one_line_with_escapes(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) != 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert not ACTIVE & set(err)
+
+
+def test_an_error_whose_text_has_them_is_shown_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise DataError(f"runtime says {EVIL}")
+
+    monkeypatch.setattr("vitdeploy.inspect", fail)
+    assert main(["inspect", "x"]) == 1
+    assert not ACTIVE & set(capsys.readouterr().err)
+
+
+def test_names_of_files_and_classes_are_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for name in ("cat\x1b[31m", "dog\nnext"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(40):
+            image = Image.fromarray(np.full((4, 4, 3), 2 * index + name.startswith("cat"), np.uint8))
+            image.save(tmp_path / "photos" / name / f"{index}.png")
+    os.chdir(tmp_path)
+    assert main(["calibration", "make", "photos", "--samples", "32", "-o", "set\x1b[2J"]) == 0
+    assert main(["calibration", "show", "set\x1b[2J"]) == 0
+    assert main(["calibration", "check", "set\x1b[2J", "--against", "photos"]) == 0
+    out, err = capsys.readouterr()
+    assert not ACTIVE & set(out + err)
+    assert r"cat\x1b[31m 16, dog\nnext 16" in out
+
+
+def test_no_command_prints_past_the_one_place() -> None:
+    """Every command prints by ``cli.output``; help, version and the recipe are texts of the package."""
+    folder = Path(output.__file__).parent
+    allowed = {"app.py": {"context.get_help()", "f'vitdeploy {__version__}'"}, "run.py": {"default_text()"}}
+    for file in folder.glob("*.py"):
+        if file.name in ("output.py", "shell.py"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("typer.echo", "print", "click.echo"):
+                assert ast.unparse(node.args[0]) in allowed.get(file.name, set()), f"{file.name}:{node.lineno}"

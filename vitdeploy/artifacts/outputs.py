@@ -1,0 +1,104 @@
+"""Whether a file could be written under a name: asked before the work, so that a wrong name costs no minutes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.locks import refuse_held
+from vitdeploy.errors import ArtifactError
+from vitdeploy.reading.regular import kind_of_mode
+
+TEXT = "a text file"
+KIND_OF_SUFFIX = {
+    ".safetensors": "a checkpoint",
+    ".onnx": "an ONNX file",
+    ".engine": "an engine file",
+    ".plan": "an engine file",
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".pkl"), "a PyTorch file"),
+    **dict.fromkeys((".npz", ".npy"), "a NumPy file"),
+    **dict.fromkeys((".json", ".yaml", ".yml", ".txt", ".md", ".html", ".csv"), TEXT),
+}
+_ENDING_OF_KIND = {"a checkpoint": ".safetensors", "an ONNX file": ".onnx", "an engine file": ".engine"}
+
+
+def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), beside: Iterable[Path] = ()) -> None:
+    """Raise where ``what`` (``an engine file``) could not be written, or should not be.
+
+    Args:
+        path: The name; a regular file or a new one. One that belongs to another kind of file is refused, because most
+            often it is the input, named by mistake.
+        what: A value of ``KIND_OF_SUFFIX``, or other words for it.
+        inputs: What is read and may not be replaced, under whatever name: artifacts and paths; others do not count.
+        beside: Files that are written with it.
+    Raises:
+        ArtifactError: ``path`` is a folder, a device or an input, lies where nothing can be written, is called like
+            another kind of file, or is held by another run.
+    """
+    suffix = path.suffix.lower()
+    belongs = KIND_OF_SUFFIX.get(suffix, what)
+    if belongs != what and (belongs != TEXT or what in _ENDING_OF_KIND):
+        ending = _ENDING_OF_KIND.get(what)
+        hint = f", such as {str(path.with_suffix(ending))!r}" if ending is not None else ""
+        raise ArtifactError(
+            f"{str(path)!r} is the name of {belongs}, and this writes {what}: choose another name{hint}"
+        )
+    for file in (path, *beside):
+        refuse_special(file, f"the name of {what}" if file is path else "a file")
+    for one in inputs:
+        source = one.path if isinstance(one, Artifact) else one
+        if isinstance(source, str | Path) and _is_same(path, Path(source)):
+            raise ArtifactError(f"{str(path)!r} is the input {str(source)!r} itself: choose another name")
+    _refuse_unwritable_parent(path)
+    refuse_held(path)
+
+
+def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
+    """Raise where no files called ``names`` could be written into the folder ``path``, which need not be there yet.
+
+    Raises:
+        ArtifactError: ``path`` is a file, or lies where nothing can be written, or a name is taken by what is no file.
+    """
+    try:
+        is_taken = path.exists() and not path.is_dir()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{str(path)!r} is not a name that a folder can have") from error
+    if is_taken:
+        raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
+    for name in names:
+        refuse_special(path / name, "a file")
+    _refuse_unwritable_parent(path / "file")
+
+
+def refuse_special(path: Path, expected: str) -> None:
+    """Raise where a name is taken by a folder, a device, a named pipe or a socket; links count for what they lead to.
+
+    Raises:
+        ArtifactError: As said, or no file can have this name.
+    """
+    try:
+        kind = kind_of_mode(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is not a name that a file can have") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    if kind is not None:
+        raise ArtifactError(f"{str(path)!r} is {kind}, expected {expected}: nothing was written")
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    """Return whether two names are one file: by path, by a link, or by a second hard link."""
+    try:
+        return path.absolute() == source.absolute() or path.samefile(source)
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_unwritable_parent(path: Path) -> None:
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")

@@ -1,0 +1,239 @@
+"""How people lay out folders of images: which folders are splits, which only wrap others, what is no image.
+
+photos/train/cat/1.jpg   photos/val/…        splits; also dev, eval, holdout, testing …
+photos/cats_train/…      photos/cats_test/…  splits that share the rest of their names
+photos/images/train/…    photos/train/images/cat/…   folders that only wrap others are looked through
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from vitdeploy.datasets.base import Split
+from vitdeploy.errors import DataError
+
+_SPLIT_WORDS: dict[str, tuple[Split, ...]] = {
+    **dict.fromkeys(("train", "training", "trainset", "trn"), ("train",)),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "devel", "development"), ("validation",)),
+    **dict.fromkeys(("test", "testing", "testset", "tst"), ("test",)),
+    # what is held out to be judged at the end, unless a test folder is there beside it
+    **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), ("test", "validation")),
+}
+_NEUTRAL_WORDS = frozenset({"set", "split", "data", "dataset", "images", "image", "imgs", "img", "folder", "dir"})
+_WRAPPERS = frozenset(
+    {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes", "class"}
+)
+_SYSTEM_NAMES = frozenset(
+    {
+        *("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"),
+        *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__pycache__"),  # of NAS systems
+    }
+)
+
+_FORMATS_OF_ENDING = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".pbm", ".pgm", ".pnm", ".ppm"), "PPM"),
+    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG2000"),
+    **dict.fromkeys((".avif",), "AVIF"),
+    **dict.fromkeys((".webp",), "WEBP"),
+    **dict.fromkeys((".gif",), "GIF"),
+}
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Return the endings of the files that this Pillow reads; JPEG 2000, AVIF and WebP depend on how it was built."""
+    from PIL import features
+
+    lacking = {name for name, feature in _OPTIONAL.items() if not features.check(feature)}
+    return frozenset(ending for ending, name in _FORMATS_OF_ENDING.items() if name not in lacking)
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file's name ends as an image's does, in whatever case."""
+    return PurePosixPath(name).suffix.lower() in endings()
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, sorted by name, without what is hidden or belongs to a file system or NAS.
+
+    Raises:
+        DataError: The folder cannot be read, or a name is not valid text.
+    """
+    try:
+        with os.scandir(folder) as found:
+            listed = sorted((entry for entry in found if not _is_system(entry.name)), key=lambda entry: entry.name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"folder {str(folder)!r} cannot be read: {reason}") from error
+    for entry in listed:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the name {entry.name!r} in {str(folder)!r} is not valid text: rename it") from error
+    return listed
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, links followed."""
+    return [entry.name for entry in entries(folder) if is_folder(entry)]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; a link that leads nowhere or in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def images_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the paths of the images below ``folder``, relative to it, depth first; a loop of links is entered once."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in entries(folder):
+        if is_folder(entry):
+            for path in images_below(folder / entry.name, (*above, real)):
+                yield f"{entry.name}/{path}"
+        elif is_image_name(entry.name):
+            yield entry.name
+
+
+def count_left_out(folder: Path, above: tuple[str, ...] = ()) -> Counter[str]:
+    """Return ending → number of the files below ``folder`` that are not taken for images."""
+    real = os.path.realpath(folder)
+    counts: Counter[str] = Counter()
+    if real in above:
+        return counts
+    for entry in entries(folder):
+        if is_folder(entry):
+            counts += count_left_out(folder / entry.name, (*above, real))
+        elif not is_image_name(entry.name):
+            counts[PurePosixPath(entry.name).suffix.lower() or "without an ending"] += 1
+    return counts
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the class folders; none for a flat folder.
+
+    Raises:
+        DataError: There are images both beside the class folders and in them.
+    """
+    listed = entries(folder)
+    classes = [entry.name for entry in listed if is_folder(entry)]
+    loose = next((entry.name for entry in listed if not is_folder(entry) and is_image_name(entry.name)), None)
+    if classes and loose is not None:
+        if any(has_images(folder / name) for name in classes):
+            raise DataError(
+                f"{str(folder)!r} holds the image {loose!r} beside class folders: move it into one of them, or away"
+            )
+        return []
+    return classes
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image anywhere below a folder."""
+    return next(images_below(folder), None) is not None
+
+
+def find_layout(root: Path) -> tuple[str, dict[Split, str]]:
+    """Return the folder below ``root`` in which the classes or images are, and split → its folder, both within root.
+
+    The first is what counts where there are no splits; a single folder ``train`` is then where the classes are.
+
+    Raises:
+        DataError: Two folders are the same split, or the root cannot be read.
+    """
+    base = ""
+    for _ in range(4):
+        names = folders_in(root / base)
+        found = _split_names(root / base, names)
+        if found:
+            splits: dict[Split, str] = {split: _unwrapped(root, _join(base, name)) for split, name in found.items()}
+            return (splits["train"], {}) if list(splits) == ["train"] else ("", splits)
+        inner = _wrapped_in(root / base, names)
+        if inner is None:
+            return base, {}
+        base = _join(base, inner)
+    return base, {}
+
+
+def _split_names(folder: Path, names: Sequence[str]) -> dict[Split, str]:
+    """Return split → name of its folder; empty where the folders are classes.
+
+    Folders are splits where no other folder holds images, or where there is a train folder and another split. The words
+    around ``train`` and ``test`` must be the same, so that ``bullet_train`` and
+    ``crash_test`` are classes.
+    """
+    words = {name: word for name in names if (word := _split_word(name)) is not None}
+    for affix in dict.fromkeys(affix for affix, _ in words.values()):
+        here = {name: splits for name, (its, splits) in words.items() if its == affix}
+        found = _assigned(folder, here)
+        if len(found) > 1 and "train" in found:
+            return found
+        others = [name for name in names if name not in here]
+        if found and not any(has_images(folder / name) for name in others):
+            return found
+    return {}
+
+
+def _split_word(name: str) -> tuple[tuple[str, ...], tuple[Split, ...]] | None:
+    """Return the other words of a name, and the splits that its one telling word may mean; None without one."""
+    words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"\bhold[ _-]?out\b", "holdout", name.lower()))
+    telling = [word for word in words if word in _SPLIT_WORDS]
+    if len(telling) != 1:
+        return None
+    rest = tuple(word for word in words if word not in _SPLIT_WORDS and word not in _NEUTRAL_WORDS)
+    return rest, _SPLIT_WORDS[telling[0]]
+
+
+def _assigned(folder: Path, names: dict[str, tuple[Split, ...]]) -> dict[Split, str]:
+    found: dict[Split, str] = {}
+    for name, splits in sorted(names.items(), key=lambda item: (len(item[1]), item[0])):
+        free = [split for split in splits if split not in found]
+        if not free:
+            first = found[splits[0]]
+            raise DataError(f"{str(folder)!r} has two {splits[0]} folders, {first!r} and {name!r}: keep one")
+        found[free[0]] = name
+    return found
+
+
+def _wrapped_in(folder: Path, names: Sequence[str]) -> str | None:
+    """Return the one folder in which all images are, where it is no class: by its name, or because it holds splits."""
+    if any(not is_folder(entry) and is_image_name(entry.name) for entry in entries(folder)):
+        return None
+    wrappers = [name for name in names if name.lower() in _WRAPPERS or name.lower() == folder.resolve().name.lower()]
+    for name in wrappers or (names if len(names) == 1 else []):
+        if any(has_images(folder / other) for other in names if other != name):
+            continue
+        if name in wrappers or len(_split_names(folder / name, folders_in(folder / name))) > 1:
+            return name
+    return None
+
+
+def _unwrapped(root: Path, name: str) -> str:
+    """Return the folder of a split, or the one in it that only wraps the classes (``train/images``)."""
+    for _ in range(3):
+        inner = _wrapped_in(root / name, folders_in(root / name))
+        if inner is None:
+            return name
+        name = _join(name, inner)
+    return name
+
+
+def _join(base: str, name: str) -> str:
+    return f"{base}/{name}" if base else name
+
+
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
