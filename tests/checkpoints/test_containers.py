@@ -23,6 +23,7 @@ from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
 from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.load import load_source
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 HEADS = LoadRequest(arguments={"heads": 3})
@@ -307,3 +308,33 @@ def test_stored_tables_of_swin_v2_prove_the_window(window, other, tmp_path):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(x), reference(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:", "timm:local-dir:", "hf:"])
+def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix, tmp_path):
+    """In the layout that timm's push to the hub and its save_for_hf write."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    pretrained = {"input_size": [3, 224, 224], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "label_names": ["a", "b", "c"]}
+    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": pretrained}))
+    loaded = load_source(f"{prefix}{folder}")
+    assert (loaded.spec.name, loaded.spec.classes) == ("vit_tiny_patch16_224", ("a", "b", "c"))
+    assert (loaded.preprocess.mean, loaded.preprocess.resize_size) == ((0.1, 0.2, 0.3), 280)
+
+
+def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(tmp_path):
+    """The weights of both variants have the same shapes: without the tables one loads as the other."""
+    from vitdeploy.checkpoints.layouts.swin import made_tables
+    from vitdeploy.models import create_model
+
+    model = create_model("swinv2_tiny_patch4_window8_256", depths=[1, 1, 1, 1], num_classes=5)
+    tables = {name: torch.from_numpy(np.array(table)) for name, table in made_tables(model).items()}
+    torch.save({"model": {**model.state_dict(), **tables}}, tmp_path / "swin.pth")
+    request = LoadRequest(arguments={"depths": [1, 1, 1, 1]})
+    with pytest.raises(CheckpointError, match=r"made with window=8, as its table .*relative_coords_table proves"):
+        load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window16_256", request)
+    loaded = load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window8_256", request)
+    assert loaded.preprocess.mean == (0.485, 0.456, 0.406)

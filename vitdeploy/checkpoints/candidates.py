@@ -70,7 +70,15 @@ def detect(file: WeightFile) -> tuple[Dialect, str]:
 
 def unknown(file: WeightFile) -> CheckpointError:
     """Return the error for names that are of no dialect."""
-    names = list(file.leaves)
+    names, kind = list(file.leaves), file.config.get("model_type")
+    if isinstance(kind, str) and "architecture" not in file.config:
+        return CheckpointError(
+            f"{str(file.path)!r} is a model of type {kind!r} of Hugging Face, which vitdeploy does not build: "
+            "torch.onnx.export(transformers.AutoModelForImageClassification.from_pretrained("
+            f"{str(file.path)!r}).eval(), (torch.zeros(1, 3, 224, 224),), 'model.onnx') in Python writes it (with its "
+            "own image size; dynamo=False where that fails), and 'vitdeploy export model.onnx --preprocess "
+            f"hf:{file.path} -o adopted.onnx' takes that"
+        )
     return CheckpointError(
         f"the weights in {str(file.path)!r} are of no dialect that is known: {len(names)} tensors, such as "
         f"{', '.join(map(repr, names[:4]))}; what builds the model can write it with torch.onnx.export, and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vitdeploy import catalog
@@ -11,6 +12,7 @@ from vitdeploy.catalog import Variant
 from vitdeploy.checkpoints.files import WeightFile
 from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
+from vitdeploy.reading import read_json
 from vitdeploy.records import Preprocess
 
 ARCHITECTURES = ("architecture", "arch", "model_name", "model", "backbone", "backbone_name", "name", "model_type")
@@ -77,3 +79,34 @@ def _changes(beside: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(args["crop_pct"], int | float) and args["crop_pct"] > 0:
         changes["crop_pct"] = float(args["crop_pct"])
     return changes
+
+
+@dataclass(frozen=True)
+class TimmFolder:
+    """What timm's config.json says: the model and its arguments, preprocessing and classes."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+
+
+def timm_folder(path: Path) -> TimmFolder | None:
+    """Return what the config.json of a folder of timm says, None for anything else.
+
+    Raises:
+        ArtifactError: It is no JSON.
+        DataError: It says something that cannot be carried out.
+    """
+    file = path / "config.json"
+    config = read_json(file) if file.is_file() else None
+    if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg"), Mapping):
+        return None
+    if not isinstance(config.get("architecture"), str):
+        return None
+    source = f"config.json of {path.name!r}"
+    arguments = dict(config.get("model_args") or {})
+    if isinstance(config.get("num_classes"), int):
+        arguments["num_classes"] = config["num_classes"]
+    record = preprocess_from_timm_config(config["pretrained_cfg"], source)
+    return TimmFolder(config["architecture"], arguments, record, class_names_of(config, source))

@@ -298,12 +298,13 @@ def _proven(
     taken: dict[str, Any] = {}
     for key, (value, table) in converted.proven.items():
         before = arguments.get(key)
-        if key in request.named or (before is not None and _same(key, before, value)):
+        stated = before is not None or (key == "pretrained_windows" and variant is not None)  # left out means none
+        if key in request.named or (stated and _same(key, before, value)):
             continue
         if key == "image_size" and variant is not None:
             notes.append(
                 f"{table} is for {value}×{value} pixels and {variant.name} for others: took image_size={value}; "
-                f"--argument image_size={_side(before)} resizes it"
+                f"--argument image_size={_text(before)} resizes it"
             )
         elif key != "image_size" and (variant is not None or before is not None):
             raise CheckpointError(_disproof(variant, converted, key, where))
@@ -311,8 +312,9 @@ def _proven(
     return taken
 
 
-def _side(size: Any) -> Any:
-    return size if isinstance(size, int) or size is None else f"[{','.join(map(str, size))}]"
+def _text(value: Any) -> str:
+    """Return a value as ``--argument`` takes it."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def _disproof(variant: Variant | None, converted: Converted, key: str, where: str) -> str:
@@ -323,7 +325,7 @@ def _disproof(variant: Variant | None, converted: Converted, key: str, where: st
         for entry in catalog.variants().values()
         if variant is not None and entry.family == variant.family and _fits(entry, converted)
     ]
-    advice = f"name {' or '.join(fitting[:3])}" if fitting else f"name the family, with --argument {key}={value}"
+    advice = f"name {' or '.join(fitting[:3])}" if fitting else f"name the family, with --argument {key}={_text(value)}"
     return f"{where} was made with {key}={value}, as its table {table} proves, and {stated}: {advice}".replace(
         " ]", "]"
     )

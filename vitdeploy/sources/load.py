@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts import Artifact, Checkpoint
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
@@ -15,6 +15,9 @@ from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.head import HeadQuestion, decide_head
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 from vitdeploy.sources.source import HUGGING_FACE, TIMM, TORCHVISION, Source, SourceOptions, open_source
+
+if TYPE_CHECKING:
+    from vitdeploy.checkpoints.evidence import TimmFolder
 
 __all__ = ["LoadedModel", "load", "load_source"]
 
@@ -203,6 +206,7 @@ def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> Loade
     import torch
 
     from vitdeploy.checkpoints import LoadRequest, load_foreign
+    from vitdeploy.checkpoints.evidence import timm_folder
 
     arguments = options.arguments
     rest = {key: value for key, value in arguments.items() if key not in ("image_size", "num_classes")}
@@ -215,9 +219,31 @@ def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> Loade
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)  # a new head
-        found = load_foreign(path, name, request)
+        try:
+            found = load_foreign(path, name, request)
+        except CheckpointError:
+            model = timm_folder(path)
+            if name is not None or model is None:
+                raise
+            return _load_timm_folder(path, model, options)
     origin = f"{found.dialect} weights {path.name}"
     return LoadedModel(found.module, found.spec, found.preprocess, digest_of(found.module), origin, found.notes)
+
+
+def _load_timm_folder(path: Path, model: TimmFolder, options: SourceOptions) -> LoadedModel:
+    """Build a folder's model with timm, as its config.json says; no family of ours has a place for its weights."""
+    from vitdeploy.sources.hubs import load_timm
+
+    arguments = {**model.arguments, **options.arguments}
+    loaded = load_timm(model.architecture, Weights(path, False, options.seed), arguments)
+    classes = model.classes if len(model.classes) == loaded.spec.arguments["num_classes"] else ()
+    note = f"{path}: timm builds it, as its config.json says that it is {model.architecture}"
+    return replace(
+        loaded,
+        spec=loaded.spec.model_copy(update={"classes": classes or loaded.spec.classes}),
+        preprocess=model.preprocess,
+        notes=(note, *loaded.notes),
+    )
 
 
 def _load_random(name: str, arguments: dict[str, Any], seed: int) -> LoadedModel:

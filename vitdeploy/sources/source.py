@@ -16,6 +16,7 @@ from vitdeploy.reading import missing, safetensors_metadata, sha256_of_file
 from vitdeploy.records import Preprocess, Task, sha256_of
 
 TIMM, TORCHVISION, HUGGING_FACE = "timm:", "torchvision:", "hf:"
+LOCAL_FOLDER = "local-dir:"
 HUBS = (TIMM, TORCHVISION, HUGGING_FACE)
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".onnx", ".bin", ".tar")
 
@@ -121,7 +122,8 @@ def brings_weights(source: Artifact | Path | str, weights: Checkpoint | Path | s
     """Return whether a source names weights, and not only an architecture."""
     if weights is not None or isinstance(source, Artifact):
         return True
-    return bool(hub_of(str(source))) or Path(source).exists()
+    text = str(source)
+    return bool(hub_of(text)) or text.startswith(LOCAL_FOLDER) or Path(text).exists()
 
 
 def open_source(source: Source | Artifact | Path | str, options: SourceOptions = SourceOptions()) -> Source:
@@ -146,6 +148,8 @@ def open_source(source: Source | Artifact | Path | str, options: SourceOptions =
         _refuse_weights(str(source.path), options)
         return _of_checkpoint(str(source.path), _checkpoint(source), options)
     text = str(source)
+    for prefix in (f"{TIMM}{LOCAL_FOLDER}", LOCAL_FOLDER):  # timm's words for a folder of its own
+        text = text.removeprefix(prefix)
     weights = options.weights
     file = Path(weights) if isinstance(weights, str | Path) else None
     if file is not None and not file.exists():
