@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.quantization.prepared import Prepared
+    from vitdeploy.quantization.realize import Realized
+    from vitdeploy.records import Preprocess
     from vitdeploy.sessions import Opener, Session
 
 __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
@@ -163,6 +166,8 @@ class QuantizeRequest(QuantizeInputs):
             saved.remove()
             raise
         realized = realize(before, plan, calibrated.observers, calibrated.choice, self.form)
+        if self.precision == "fp16":
+            realized = _without_overflows(realized, before.graph, division, self, open_graph, progress)
         realized = finish(realized, before.graph)
         judged = _judge(before.graph, realized.model, _check_images(self, division), self, open_graph)
         _gate(judged, self)
@@ -172,6 +177,57 @@ class QuantizeRequest(QuantizeInputs):
         written = write_onnx(self.output, realized.model, manifest, judged.golden)
         saved.remove()
         return written
+
+
+def _without_overflows(
+    realized: Realized,
+    graph: ir.Model,
+    division: Division | None,
+    request: QuantizeRequest,
+    open_graph: Opener,
+    progress: Progress,
+) -> Realized:
+    """Return the plan with the nodes in FP32 that overflow in FP16 on the calibration images, else on golden samples.
+
+    ONNX Runtime computes FP16 on a CPU in FP32 here and there, so its logits need not show what overflows on a GPU.
+    """
+    from vitdeploy.datasets import batches
+    from vitdeploy.quantization.overflow import extended, find_overflows
+
+    golden, preprocess = request.source.golden, request.source.manifest.preprocess
+    if preprocess is None or (division is None and golden is None):
+        return realized
+    if division is not None:
+        found = find_overflows(graph, batches(division.fit, preprocess, 1), open_graph)
+    else:
+        assert golden is not None
+        found = find_overflows(graph, _one_by_one(golden, preprocess), open_graph)
+    if found:
+        progress.note(f"{len(found)} values leave the FP16 range, so their nodes stay in FP32: first, {found[0]}")
+    return replace(realized, plan=extended(realized.plan, found))
+
+
+def _one_by_one(golden: Golden, preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
+    from vitdeploy.preprocess import normalize
+
+    return (normalize(golden.pixels[i : i + 1], preprocess) for i in range(len(golden.pixels)))
+
+
+def _overflow_text(before: ir.Model, request: QuantizeRequest, open_graph: Opener) -> str:
+    """Return which node overflows first on the golden samples, and the plan that keeps it in FP32; "" for none."""
+    from vitdeploy.quantization.overflow import find_overflows, keeping
+
+    golden, preprocess = request.source.golden, request.source.manifest.preprocess
+    if golden is None or preprocess is None:
+        return ""
+    found = find_overflows(before, _one_by_one(golden, preprocess), open_graph)
+    if not found:
+        return ""
+    entry = keeping(found).model_dump_json(exclude_none=True)
+    return (
+        f": first, {found[0]}, and FP16 ends at 65504; --calibration DATA finds such nodes, or a --plan with the entry "
+        f"{entry} keeps them in FP32"
+    )
 
 
 def plan_of(prepared: Prepared, request: QuantizeInputs) -> PrecisionPlan:
@@ -301,7 +357,10 @@ def _judge(
     with open_graph(before) as old, _opened(open_graph, after) as new:
         renewed = None
         if golden is not None and preprocess is not None:
-            outputs = _logits_of(new, golden, request)
+            try:
+                outputs = _logits_of(new, golden, request)
+            except GraphError as error:
+                raise GraphError(f"{error}{_overflow_text(before, request, open_graph)}") from error
             renewed = Golden(golden.pixels, golden.reference, outputs)
         if images is not None and preprocess is not None:
             found = collect_logits({"before": old, "after": new}, images, preprocess, batch=CHECK_BATCH)
