@@ -92,7 +92,7 @@ def test_the_printed_recipe_shows_every_key() -> None:
         ("export: {opset: 3}", r"export\.opset is 3"),
         ("data: digits\ndata: photos", r"is not YAML: .*found duplicate key"),
         ("data: [", r"is not YAML"),
-        ("- 1", r"is not a recipe: expected the keys data, source, train"),
+        ("- 1", r"is not a recipe: expected the keys data, source, weights, arguments, train"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_the_key_and_what_was_expected(tmp_path: Path, text: str, said: str) -> None:
