@@ -15,6 +15,7 @@ help:
 	@echo "make test           lint, types, imports, unit and jetpack; each is a target of its own"
 	@echo "make quick          lint, types, imports and the tests that take a moment: for the inner loop, under a minute"
 	@echo "make package        wheel and sdist into dist/"
+	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
 	@echo "make format         let ruff reformat"
 	@echo "make bench-startup  seconds and modules of 'vitdeploy --help' and of an up-to-date 'vitdeploy run'"
 	@echo "make families       train every family on the digits, take it through the pipeline, renew docs/support-matrix.md"
@@ -46,6 +47,10 @@ types: $(STAMP)
 
 imports: $(STAMP)
 	$(BIN)/lint-imports
+
+# Says at its end what was skipped, and why: no GPU, a library that is not installed, a GPU that a library does not serve.
+gpu-test: $(STAMP)
+	$(BIN)/pytest -m gpu -rs
 
 unit: $(STAMP)
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered

@@ -342,7 +342,7 @@ def test_cpu_and_gpu_rows_never_share_a_speedup(tmp_path, checkpoint, script):
     )
     on_cpu, on_gpu = "linear.safetensors (PyTorch, CPU)", "linear.safetensors (PyTorch, CUDA)"
     assert report.baseline.latency_rows == {"m.onnx": on_cpu, "m.fp16.engine": on_gpu}
-    assert sorted(device for _, device in torch.opened) == ["cpu", "cuda"]
+    assert sorted(device for _, device in torch.opened) == ["cpu", *["cuda"] * 3]  # and its faster ways beside it
     engine = _row(report, "m.fp16.engine")
     assert {timing.scope: timing.speedup for timing in engine.timings} == {
         "end_to_end": pytest.approx(8.05 / 2.05),
