@@ -48,3 +48,18 @@ def test_a_damaged_file_is_refused(tmp_path, tiny_onnx):
         read_reference(path)
     with pytest.raises(ArtifactError, match="holds no reference logits"):
         read_reference(tiny_onnx.path.with_name("tiny.safetensors"))
+
+
+def test_an_onnx_file_that_is_a_pipe_or_larger_than_protobuf_is_refused_at_once(tmp_path):
+    import os
+
+    from vitdeploy.artifacts import load_ir
+    from vitdeploy.errors import ArtifactError
+
+    os.mkfifo(tmp_path / "fifo.onnx")
+    with pytest.raises(ArtifactError, match="is a named pipe, expected a file"):
+        load_ir(tmp_path / "fifo.onnx")
+    with (tmp_path / "large.onnx").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match="larger than the 2 GB"):
+        load_ir(tmp_path / "large.onnx")

@@ -13,7 +13,7 @@ from vitdeploy.artifacts.files import atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import is_safetensors, missing
+from vitdeploy.reading import is_safetensors, missing, require_regular
 from vitdeploy.records import Manifest
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ EXTERNAL_DATA_LIMIT = 1_500_000_000
 EXTERNAL_TENSOR_MINIMUM = 1024
 EXTERNAL_ALIGNMENT = 4096
 IR_VERSION = 10
+LARGEST_PROTOBUF = 1 << 31
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,6 +165,8 @@ def load_ir(path: Path) -> ir.Model:
     from google.protobuf.message import DecodeError
 
     path = Path(path)
+    if require_regular(path).st_size >= LARGEST_PROTOBUF:
+        raise ArtifactError(f"{str(path)!r} is larger than the 2 GB that an ONNX file can have: it is damaged")
     try:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)  # whatever its name ends in
         if not proto.graph.node or not proto.graph.output:

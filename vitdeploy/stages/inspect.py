@@ -11,6 +11,8 @@ import numpy as np
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
+from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
+from vitdeploy.artifacts.reference import read_reference
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.reading import is_safetensors, missing, read_head, safetensors_metadata
 from vitdeploy.records import Manifest, Record
@@ -75,6 +77,8 @@ def inspect(path: Path | str) -> Inspection:
     path = Path(path)
     if not path.exists():
         raise missing(path, FileNotFoundError())
+    if path.is_file() and is_safetensors(path) and REFERENCE_KEY in safetensors_metadata(path):
+        read_reference(path)  # raises where it was damaged
     if path.is_dir() or _is_foreign_weights(path):
         return _inspect_weights(path)
     if _is_foreign_onnx(path):

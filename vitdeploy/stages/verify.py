@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
 from vitdeploy.artifacts.lineage import find_beside
-from vitdeploy.artifacts.reference import load_reference
+from vitdeploy.artifacts.reference import load_reference, read_reference, reference_path
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
 from vitdeploy.backends.tensorrt_backend import PlanBackend
@@ -74,6 +74,8 @@ def verify(path: Path | str, data: str | None = None, *, progress: Progress = SI
         checks.append(_check_golden(artifact))
     if isinstance(artifact, Engine):
         checks += _examine(artifact)
+    if isinstance(artifact, OnnxModel) and (beside := reference_path(artifact.path)).exists():
+        checks.append(_check_reference(beside))
     checks += _check_parents(artifact)
     if data is not None:
         checks.append(_check_agreement(artifact, data, progress))
@@ -148,6 +150,16 @@ def find_golden(artifact: OnnxModel | Engine) -> tuple[Golden | None, str]:
     if not isinstance(parent, OnnxModel):
         return None, "the graph that it was built from does not lie beside it"
     return parent.golden, "" if parent.golden is not None else f"{parent.path.name} carries no samples"
+
+
+def _check_reference(path: Path) -> Check:
+    """Check the digests of PyTorch's logits that lie beside a graph."""
+    try:
+        reference = read_reference(path)
+    except ArtifactError as error:
+        return Check(name="reference logits", status="failed", detail=str(error))
+    detail = f"{path.name} holds PyTorch's logits of {len(reference.info.sample_ids)} images and matches its digests"
+    return Check(name="reference logits", status="passed", detail=detail)
 
 
 def _check_parents(artifact: Artifact) -> list[Check]:
