@@ -17,7 +17,8 @@ from vitdeploy.stages.quantize import quantize
 def test_a_clone_has_the_same_groups_in_its_own_graph() -> None:
     first = Prepared.of(ir.serde.deserialize_model(small_vit(depth=2)))
     copy = first.clone()
-    again = Prepared(copy.graph, linear_groups.find_linear_groups(copy.graph), attentions.find_attentions(copy.graph))
+    linears, found = linear_groups.find_linear_groups(copy.graph), attentions.find_attentions(copy.graph)
+    again = Prepared(copy.graph, linears, found, linear_groups.shapes_at_batch(copy.graph, 2))
     assert copy == again  # nodes and values compare by identity, so these are those of the copy
     assert copy.linears
     assert copy.attentions
@@ -37,6 +38,6 @@ def test_all_trials_share_one_search(tmp_path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(prepared, "find_linear_groups", counted(linear_groups.find_linear_groups))
     monkeypatch.setattr(prepared, "find_attentions", counted(attentions.find_attentions))
     model = write_readout_vit(tmp_path / "vit.onnx", 1)
-    options = QuantizeOptions(threads=1, samples=90)  # compares three methods and two alphas
+    options = QuantizeOptions(threads=1, samples=90)  # tries ranges, scaling, shift and bias correction
     quantize(model, tmp_path / "int8.onnx", precision="int8", calibration="digits", options=options)
     assert sorted(searches) == ["find_attentions", "find_linear_groups"]

@@ -35,7 +35,7 @@ from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, plan_of,
 
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
-FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
+FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
 TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
 
@@ -78,8 +78,8 @@ def test_int8_keeps_the_accuracy_on_digits_that_it_has_not_seen(source, made, ta
     before, after = run(source.load(), images), run(made["int8", target].load(), images)
     top1 = [float(np.mean(logits.argmax(axis=1) == labels)) for logits in (before, after)]
     assert top1[0] > 0.93
-    assert abs(top1[1] - top1[0]) <= 0.005
-    assert logits_sqnr_db(after, before) >= 25
+    assert abs(top1[1] - top1[0]) <= 0.01
+    assert logits_sqnr_db(after, before) >= 29
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 50), ("int8-weight-only", 27), ("fp8", 15)])
@@ -231,27 +231,45 @@ def test_the_same_call_gives_the_same_graph(source, made, tmp_path: Path):
     assert again.digest == made["int8", "tensorrt"].digest
 
 
-def test_the_choice_of_ranges_is_told_with_what_was_compared(source, tmp_path: Path):
+def test_what_was_tried_is_noted_with_what_it_gave(source, made, tmp_path: Path):
     notes = Notes()
-    quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD, progress=notes)
-    (line,) = [line for line in notes.lines if line.startswith("ranges by")]
-    for name in ("minmax", "mse", "percentile 99.99", "alpha 0.5", "alpha 0.75"):
-        assert name in line
+    artifact = quantize(
+        source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD, progress=notes
+    )
+    (line,) = [line for line in notes.lines if line.startswith("tried on")]
+    info = artifact.manifest.calibration
+    assert line.startswith(f"tried on {info.compared} images: minmax ")
+    assert [trial.step for trial in info.trials][:3] == ["minmax", "ranges of least error", "channel scaling"]
+    for trial in info.trials:
+        assert f"{trial.step} {trial.sqnr_db:.1f} dB" in line
+    assert info.method == " + ".join(trial.step for trial in info.trials if trial.kept)
 
 
-def test_scaling_is_recorded_for_the_groups_that_take_it_and_replayed_from_the_plan(source, tmp_path: Path):
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5)
+def test_fast_tries_nothing_on_images(source, tmp_path: Path):
+    notes, options = Notes(), QuantizeOptions(threads=1, samples=60, effort="fast")
+    artifact = quantize(
+        source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options, progress=notes
+    )
+    assert not notes.lines
+    assert artifact.manifest.calibration.trials == ()
+    assert artifact.manifest.calibration.samples == 44
+    assert check(artifact, "logits SQNR").status == "passed"
+
+
+def test_treatments_are_recorded_for_the_groups_that_take_them_and_replayed_from_the_plan(source, tmp_path: Path):
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5, steps=("bias",))
     first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
-    alphas = {entry.group.rpartition(".")[2]: entry.equalization for entry in first.manifest.plan.entries}
-    assert (alphas["qkv"], alphas["fc1"], alphas["proj"], alphas["fc2"]) == (0.5, 0.5, 0.5, None)
-    replay = QuantizeOptions(threads=1, samples=60, method="minmax", plan=first.path)
+    treated = {entry.group.rpartition(".")[2]: entry.treatment for entry in first.manifest.plan.entries}
+    assert [treated[name].scaling for name in ("qkv", "proj", "fc1", "fc2")] == [0.5, 0.5, 0.5, None]
+    assert {name for name, treatment in treated.items() if treatment} == {"qkv", "proj", "fc1", "fc2"}
+    replay = QuantizeOptions(threads=1, samples=60, plan=first.path)
     second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration="digits", options=replay)
     assert second.digest == first.digest
     assert second.manifest.plan.entries == first.manifest.plan.entries
 
 
 def test_profile_mha_rounds_the_factors_of_attention(source, tmp_path: Path):
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", profile="mha")
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", profile="mha")
     artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     counts = ops(artifact.load())
     assert counts["QuantizeLinear"] == (4 + 4) * DEPTH
@@ -273,7 +291,7 @@ def test_a_plan_takes_groups_out_and_brings_others_in(source, tmp_path: Path):
         {"group": "blocks.1.mlp.fc1", "precision": "int8-weight-only"},
     ]
     path.write_text(json.dumps({"profile": "hand", "remainder": "fp16", "entries": entries}))
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", plan=path)
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", plan=path)
     artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     model = artifact.load()
     assert ops(model)["QuantizeLinear"] == 4 * DEPTH - 2
@@ -314,7 +332,7 @@ def test_a_table_gives_the_graph_that_its_images_gave(source, tmp_path: Path):
 
 def test_a_table_of_another_graph_is_refused(source, tmp_path: Path):
     table = tmp_path / "vit.calib.json"
-    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off")
+    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
     quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
     other = write_small_vit(tmp_path / "other.onnx")
     with pytest.raises(CalibrationError, match="made for another graph"):
@@ -324,7 +342,7 @@ def test_a_table_of_another_graph_is_refused(source, tmp_path: Path):
 
 def test_a_table_has_no_images_so_the_golden_samples_are_compared(source, tmp_path: Path):
     table = tmp_path / "vit.calib.json"
-    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off")
+    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
     quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
     artifact = quantize(source, tmp_path / "b.onnx", precision="int8", calibration=table)
     assert "4 golden samples" in check(artifact, "logits SQNR").detail
@@ -332,7 +350,7 @@ def test_a_table_has_no_images_so_the_golden_samples_are_compared(source, tmp_pa
 
 def test_validation_images_replace_the_held_out_ones(source, tmp_path: Path):
     options = QuantizeOptions(
-        threads=1, samples=60, method="minmax", equalization="off", validation="digits:validation"
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", validation="digits:validation"
     )
     artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     assert artifact.manifest.calibration.samples == 60
@@ -371,7 +389,7 @@ def test_no_calibration_data_is_an_error_never_random_data(source, tmp_path: Pat
 
 def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(source, tmp_path: Path):
     plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="readout", precision="int8"),))
-    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off")
+    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
     for precision in ("fp16", "int8-weight-only"):
         with pytest.raises(CalibrationError, match=f"precision '{precision}' with the plan given needs calibration"):
             quantize(source, tmp_path / "x.onnx", precision=precision, options=options)
@@ -382,7 +400,7 @@ def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(sour
 def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
     group = next(entry.group for entry in _plan(source) if entry.group.endswith("attention"))
     plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group=group, precision="int8-weight-only"),))
-    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off")
+    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
     with pytest.raises(UsageError, match="holds no weights"):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
 
@@ -451,14 +469,18 @@ def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source, tmp_path: Pa
 
 
 def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source, tmp_path: Path):
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", min_sqnr_db=90.0)
+    options = QuantizeOptions(
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", min_sqnr_db=90.0
+    )
     with pytest.raises(GateError, match=r"logits SQNR \d+\.\d dB is below 90 dB"):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_path: Path):
-    options = QuantizeOptions(threads=1, samples=60, method="percentile", percentile=51.0, equalization="off")
+    options = QuantizeOptions(
+        threads=1, samples=60, method="percentile", percentile=51.0, equalization="off", effort="fast"
+    )
     with pytest.warns(FidelityWarning, match="below 20 dB.*bench it before it ships") as caught:
         artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     assert check(artifact, "logits SQNR").status == "failed"

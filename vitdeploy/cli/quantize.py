@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from vitdeploy.quantization.search import StepName
 
 from vitdeploy.cli.options import Json, Output, Samples, Seed, Target
 
@@ -45,6 +48,14 @@ def quantize(
         str,
         typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
     ] = "auto",
+    steps: Annotated[
+        str,
+        typer.Option("--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,bias of these."),
+    ] = "auto",
+    effort: Annotated[
+        Literal["fast", "default", "best"],
+        typer.Option("--effort", help="fast trusts estimates, best tries every step on images."),
+    ] = "default",
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that goes before the profile.")
     ] = None,
@@ -75,6 +86,8 @@ def quantize(
         method=method,
         percentile=99.99 if percentile is None else percentile,
         equalization=parse_equalization(equalization),
+        steps=parse_steps(steps),
+        effort=effort,
         plan=plan,
         validation=validation,
         samples=samples,
@@ -93,6 +106,24 @@ def quantize(
         progress=make_progress(),
     )
     print_artifact(made, as_json)
+
+
+def parse_steps(text: str) -> Literal["auto"] | tuple[StepName, ...]:
+    """Return ``auto``, or the names of steps; ``none`` names none.
+
+    Raises:
+        UsageError: One is not known.
+    """
+    from vitdeploy.errors import UsageError
+    from vitdeploy.quantization.search import STEPS
+
+    if text == "auto":
+        return "auto"
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STEPS:
+            raise UsageError(f"--steps is {text!r}, expected 'auto', 'none' or some of {', '.join(STEPS)}")
+    return tuple(step for step in STEPS if step in names)
 
 
 def parse_equalization(text: str) -> Literal["auto", "off"] | float:

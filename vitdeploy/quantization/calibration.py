@@ -1,7 +1,8 @@
-"""Calibrate: observe what a plan needs, and choose by measurement how ranges follow from it."""
+"""Calibrate: observe what a plan needs, and choose by measurement how its groups are treated."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,37 +15,32 @@ from vitdeploy.datasets.base import Subset
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.choice import RangeChoice, Trial, choose
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
 from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
-from vitdeploy.quantization.realize import observed_tensors, realize
+from vitdeploy.quantization.realize import Realizer, observed_tensors
 from vitdeploy.quantization.saved_observations import SavedObservations
+from vitdeploy.quantization.search import Found, Proposals, SearchOptions, propose, search
 from vitdeploy.records import PrecisionPlan, Preprocess
 from vitdeploy.sessions import Opener
 
-
-@dataclass(frozen=True)
-class Candidates:
-    """Choices to compare: range methods, simplest first, and alphas of channel scaling to try on the best of them."""
-
-    methods: tuple[RangeChoice, ...]
-    alphas: tuple[float, ...] = ()
-
-    @property
-    def several(self) -> bool:
-        """Whether there is anything to compare."""
-        return len(self.methods) + len(self.alphas) > 1
+LEAST_COMPARED, MOST_COMPARED = 16, 64
+"""How many images the steps are tried on."""
+_FULLY_COMPARED_MACS = 2e9
+"""Multiplications of a graph that is tried on all of them; larger graphs are tried on fewer."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Observations of all calibration images, the choice made, and what each candidate gave."""
+    """Observations of all calibration images, and the plan with a treatment for every group.
+
+    ``compared`` is the number of images that ``found.trials`` were scored on.
+    """
 
     observers: Observers
-    choice: RangeChoice
-    trials: tuple[Trial, ...] = ()
+    found: Found
+    compared: int = 0
 
 
 class Calibration:
@@ -61,29 +57,32 @@ class Calibration:
     def run(
         self,
         division: Division,
-        candidates: Candidates,
+        options: SearchOptions,
         progress: Progress = SILENT,
         saved: SavedObservations | None = None,
     ) -> Calibrated:
-        """Observe ``fit``, compare the candidates on ``compare``, and return the observations of both.
+        """Observe ``fit``, try steps on ``compare``, and return the observations of both with the plan that won.
 
-        Candidates are judged by the logits SQNR against this graph, with an FP32 remainder, on images whose ranges were
-        not taken. Where there is nothing to compare, or nothing to compare with, the first candidate is taken. With
-        ``saved`` it goes on where a calibration was killed.
+        Steps are judged by the logits SQNR against this graph, with an FP32 remainder, on images whose ranges were not
+        taken. Where there are none, or the effort is ``fast``, the layer errors decide. With ``saved`` it goes on where
+        a calibration was killed.
 
         Raises:
             CalibrationError: There are no images, or an activation is NaN or infinite.
         """
         with self.collector() as collector:
-            observers = self.observe(collector, "fit", division.fit, progress, saved)
-            if division.compare is None:
-                return Calibrated(observers, candidates.methods[0])
-            also = self.observe(collector, "compare", division.compare, progress, saved)
-        everything = merged(observers, also)
-        if not candidates.several:
-            return Calibrated(everything, candidates.methods[0])
-        choice, trials = self._compare(division.compare, candidates, observers, progress)
-        return Calibrated(everything, choice, trials)
+            everything = observers = self.observe(collector, "fit", division.fit, progress, saved)
+            if division.compare is not None:
+                everything = merged(observers, self.observe(collector, "compare", division.compare, progress, saved))
+        if division.compare is None or options.effort == "fast":
+            return Calibrated(everything, self.propose(everything, options))
+        images = Subset(division.compare, np.arange(min(self._compared(options), len(division.compare))))
+        found = self._search(images, observers, options, progress)
+        return Calibrated(everything, found, len(images))
+
+    def propose(self, observers: Observers, options: SearchOptions) -> Found:
+        """Return the plan that the layer errors alone suggest."""
+        return Found(propose(self.plan, Proposals(self.prepared, observers, self.form, options)))
 
     def collector(self) -> Collector:
         """Open the graph with the tensors to observe as outputs."""
@@ -120,22 +119,29 @@ class Calibration:
             progress=progress,
         )
 
-    def _compare(
-        self, dataset: Dataset, candidates: Candidates, observers: Observers, progress: Progress
-    ) -> tuple[RangeChoice, tuple[Trial, ...]]:
+    def _search(self, dataset: Dataset, observers: Observers, options: SearchOptions, progress: Progress) -> Found:
         images = [batch.copy() for batch in batches(dataset, self.preprocess, self.batch)]
         reference = self._logits(self.prepared.graph, images)
-        total = len(candidates.methods) + len(candidates.alphas) + bool(candidates.alphas)
-        with progress.task("comparing ranges", total=total) as task:
+        realizer = Realizer(self.prepared, observers, self.form)
 
-            def score(choice: RangeChoice) -> float:
-                task.describe(str(choice))
-                graph = realize(self.prepared, self.plan, observers, choice, self.form).model
-                value = logits_sqnr_db(self._logits(graph, images), reference)
-                task.advance()
-                return value
+        def score(plan: PrecisionPlan) -> float:
+            return logits_sqnr_db(self._logits(realizer.realize(plan).model, images), reference)
 
-            return choose(candidates.methods, candidates.alphas, score)
+        proposals = Proposals(self.prepared, observers, self.form, options)
+        return search(self.plan, proposals, score, progress)
+
+    def _compared(self, options: SearchOptions) -> int:
+        """Return on how many images a step is tried: fewer the more the graph computes, all with effort ``best``."""
+        shapes = self.prepared.shapes
+        rows = [
+            math.prod(size or 1 for size in shapes.get(str(group.activation.name), ()))
+            for group in self.prepared.linears
+        ]
+        outputs = [sum(linear.out_features for linear in group.linears) for group in self.prepared.linears]
+        macs = sum(values * columns for values, columns in zip(rows, outputs, strict=True)) / 2
+        if options.effort == "best":
+            return MOST_COMPARED
+        return round(min(max(MOST_COMPARED * _FULLY_COMPARED_MACS / max(macs, 1.0), LEAST_COMPARED), MOST_COMPARED))
 
     def _logits(self, model: ir.Model, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         with self.open_graph(model) as session:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import CalibrationError
+from vitdeploy.records import RangeMethod
 
-RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[RangeMethod, ...] = ("minmax", "mse", "percentile", "entropy")
 BINS = 4096
 HISTOGRAM_ROWS = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,11 @@ INTEGER_PRECISIONS: tuple[NodePrecision, ...] = ("int8", "int8-weight-only", "fp
 
 @dataclass(frozen=True)
 class QuantizedGroup:
-    """A group, its precision, and the largest magnitude of its activation that is represented (None: weights only)."""
+    """A group, its precision, its weights by name, and the clip of its activation (None: weights only)."""
 
     group: LinearGroup
     precision: NodePrecision
+    weights: Mapping[str, QuantizedTensor]
     clip: float | None = None
 
 
@@ -60,8 +61,8 @@ def place(
 ) -> tuple[QdqPlacement, ...]:
     """Return one placement per number format: INT8 first, then E4M3.
 
-    Weights are per output channel, activations per tensor, both symmetric. Groups that read one tensor share its pair,
-    with the largest of their clips. Scales are values that ``form.scale_type`` holds exactly.
+    Activations are per tensor, symmetric. Groups that read one tensor share its pair, with the largest of their clips.
+    Scales are values that ``form.scale_type`` holds exactly.
     """
     placements = []
     for dtype in (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN):
@@ -72,12 +73,8 @@ def place(
         ]
         if not chosen and not wanted:
             continue
-        weights = {
-            str(linear.weight.name): quantize_weight(linear, form, fp8=fp8)
-            for item in chosen
-            for linear in item.group.linears
-        }
-        placements.append(QdqPlacement(_pairs(wanted, form.scale_type, FP8_MAX if fp8 else 127.0), weights, dtype))
+        weights = {name: weight for item in chosen for name, weight in item.weights.items()}
+        placements.append(QdqPlacement(_pairs(wanted, form, FP8_MAX if fp8 else 127.0), weights, dtype))
     return tuple(placements)
 
 
@@ -108,8 +105,13 @@ def _quantize_narrow(x: NDArray[np.float32], scale: NDArray[np.float32], *, axis
     return quantize_affine(x, scale, axis=axis, narrow=True)
 
 
+def activation_scale(clip: float, form: Format, steps: float = 127.0) -> float:
+    """Return the step of an activation whose largest magnitude is ``clip``."""
+    return float(storable(scale_of(clip, steps=steps), form.scale_type))
+
+
 def _pairs(
-    wanted: Sequence[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float]], scale_type: ScaleType, steps: float
+    wanted: Sequence[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float]], form: Format, steps: float
 ) -> tuple[ActivationPair, ...]:
     clips: dict[ir.Value, float] = {}
     uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
@@ -117,6 +119,5 @@ def _pairs(
         clips[value] = max(clips.get(value, 0.0), clip)
         uses.setdefault(value, []).extend(use for use in readers if use not in uses.get(value, []))
     return tuple(
-        ActivationPair(value, float(storable(scale_of(clip, steps=steps), scale_type)), tuple(uses[value]))
-        for value, clip in clips.items()
+        ActivationPair(value, activation_scale(clip, form, steps), tuple(uses[value])) for value, clip in clips.items()
     )

@@ -114,8 +114,20 @@ class Edits:
             )
         told = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
         reason = edit.reason if told else entry.reason if precision == entry.precision else f"set by {self.where}"
-        scaling = {"equalization": edit.equalization, "scaled_by": edit.scaled_by}
-        return entry.model_copy(update={"precision": precision, "reason": reason, **scaling})
+        return entry.model_copy(update={"precision": precision, "reason": reason, "treatment": edit.treatment})
+
+
+def with_treatments(plan: PrecisionPlan, other: PrecisionPlan | None) -> PrecisionPlan:
+    """Return ``plan`` with the treatments that ``other`` has for groups of the same name and precision."""
+    known = {} if other is None else {entry.group: entry for entry in other.entries}
+
+    def treated(entry: PlanEntry) -> PlanEntry:
+        found = known.get(entry.group)
+        if entry.treatment is not None or found is None or found.precision != entry.precision:
+            return entry
+        return entry.model_copy(update={"treatment": found.treatment})
+
+    return plan.model_copy(update={"entries": tuple(treated(entry) for entry in plan.entries)})
 
 
 def read_plan(path: Path) -> PrecisionPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -9,24 +10,28 @@ import onnx_ir.passes.common as common
 
 from vitdeploy.graph.attentions import Attention, find_attentions
 from vitdeploy.graph.fold_transposes import FoldTransposes
-from vitdeploy.graph.linear_groups import LinearGroup, find_linear_groups
+from vitdeploy.graph.linear_groups import LinearGroup, find_linear_groups, shapes_at_batch
 from vitdeploy.graph.name_nodes import NameNodes
 from vitdeploy.graph.quiet import quiet
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A float graph, its linear groups and its attentions, which refer to nodes and values of ``graph``."""
+    """A float graph, its linear groups and its attentions, which refer to nodes and values of ``graph``.
+
+    ``shapes`` are those of all values for a batch of two images, by name.
+    """
 
     graph: ir.Model
     linears: tuple[LinearGroup, ...]
     attentions: tuple[Attention, ...]
+    shapes: Mapping[str, tuple[int | None, ...]]
 
     @classmethod
     def of(cls, model: ir.Model) -> Prepared:
         """Prepare a graph in place and find its groups."""
         prepare(model)
-        return cls(model, find_linear_groups(model), find_attentions(model))
+        return cls(model, find_linear_groups(model), find_attentions(model), shapes_at_batch(model, 2))
 
     def clone(self) -> Prepared:
         """Return a copy of the graph, whose weights are shared, and the same groups in that copy."""
@@ -50,7 +55,7 @@ class Prepared:
             replace(found, scores=nodes[found.scores], softmax=nodes[found.softmax], context=nodes[found.context])
             for found in self.attentions
         )
-        return Prepared(copy, linears, attentions)
+        return Prepared(copy, linears, attentions, self.shapes)
 
 
 def prepare(model: ir.Model) -> ir.Model:

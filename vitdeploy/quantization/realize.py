@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,31 +11,47 @@ import onnx_ir as ir
 
 from vitdeploy.errors import CalibrationError, UsageError
 from vitdeploy.graph.attentions import Attention
-from vitdeploy.graph.channel_places import Shapes, channel_axis, find_places, rows_are_private
+from vitdeploy.graph.channel_places import (
+    Kind,
+    Places,
+    Shapes,
+    bias_places,
+    channel_axis,
+    find_places,
+    rows_are_private,
+)
 from vitdeploy.graph.fp16 import ConvertToFloat16
-from vitdeploy.graph.insert_qdq import InsertQDQ
-from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
-from vitdeploy.graph.linear_groups import LinearGroup, path_of, shapes_at_batch
-from vitdeploy.quantization.choice import LEAST_GAIN_OF_MUL_DB, RangeChoice
-from vitdeploy.quantization.equalization import (
-    Scaled,
-    gain_db,
+from vitdeploy.graph.insert_qdq import InsertQDQ, QuantizedTensor
+from vitdeploy.graph.linear_groups import Linear, LinearGroup, path_of
+from vitdeploy.quantization.activation import Activation
+from vitdeploy.quantization.bias_correction import correct_biases
+from vitdeploy.quantization.layer_scale import fold_layer_scales
+from vitdeploy.quantization.observers import TensorObserver
+from vitdeploy.quantization.placement import (
+    INTEGER_PRECISIONS,
+    Format,
+    QuantizedGroup,
+    QuantizedTensors,
+    activation_scale,
+    place,
+    quantize_weight,
+)
+from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.scaling import (
+    scale_by_constants,
     scale_by_mul,
-    scale_freely,
+    shift_by_constants,
     smoothing_factor,
     weight_amax,
 )
-from vitdeploy.quantization.observers import TensorObserver
-from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format, QuantizedGroup, QuantizedTensors, place
-from vitdeploy.quantization.prepared import Prepared
-from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan
+from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Treatment
 
-_WITH_ACTIVATIONS = ("int8", "fp8")
+WITH_ACTIVATIONS = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
 class Realized:
-    """A graph with integers, and the plan as it was carried out (with the alpha of each group that was scaled)."""
+    """A graph with integers, and the plan as it was carried out (what of each treatment was possible)."""
 
     model: ir.Model
     plan: PrecisionPlan
@@ -43,88 +59,149 @@ class Realized:
 
 def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int | None]:
     """Return the tensors whose range the plan needs, each with the axis of its channels where a linear reads it."""
-    wanted = {entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS}
-    shapes = shapes_at_batch(prepared.graph, 2)
+    wanted = {entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS}
     values: list[ir.Value] = []
     axes: dict[str, int | None] = {}
     for group in prepared.linears:
         if group.name in wanted:
-            axes[str(group.activation.name)] = channel_axis(group, shapes)
+            axes[str(group.activation.name)] = channel_axis(group, prepared.shapes)
     for attention in prepared.attentions:
         if attention.name in wanted:
             values.extend(value for value, _ in _factors(attention) if value is not attention.softmax.outputs[0])
     return {**dict.fromkeys(str(value.name) for value in values), **axes}
 
 
-def realize(
-    prepared: Prepared,
-    plan: PrecisionPlan,
-    observers: Mapping[str, TensorObserver],
-    choice: RangeChoice,
-    form: Format,
-) -> Realized:
-    """Return a copy of a prepared graph in which the plan's groups are integers; the original is untouched.
+class Realizer:
+    """Carries out plans for one graph and what was observed of it; weights that come again are rounded once."""
 
-    ``choice.alpha`` scales the channels of every group that can be; what a plan's entry says of it goes before that.
-    Clips of scaled groups are the exact maxima of their scaled channels, because a histogram cannot be rescaled per
-    channel.
+    def __init__(self, prepared: Prepared, observers: Mapping[str, TensorObserver], form: Format) -> None:
+        self.prepared, self.observers, self.form = prepared, observers, form
+        self._rounded: dict[bytes, QuantizedTensor] = {}
 
-    Raises:
-        CalibrationError: The range of a tensor was not observed.
-        GraphError: A weight is not finite.
-        UsageError: Attention, which has no weights, is to be quantized in weights only.
-    """
-    copy = prepared.clone()
-    groups = {group.name: group for group in copy.linears}
-    attentions = {attention.name: attention for attention in copy.attentions}
-    quantized: list[QuantizedGroup] = []
-    others: list[QuantizedTensors] = []
-    entries: list[PlanEntry] = []
-    scaling = _Scaling(copy.graph.graph, shapes_at_batch(copy.graph, 2), _attention_tensors(plan, attentions))
-    for entry in plan.entries:
-        if entry.precision not in INTEGER_PRECISIONS:
-            entries.append(entry)
-            continue
-        if entry.group in attentions:
-            others.append(_quantized_attention(attentions[entry.group], entry.precision, observers, choice))
-            entries.append(entry)
-            continue
-        group = groups[entry.group]
-        if entry.precision not in _WITH_ACTIVATIONS:
-            quantized.append(QuantizedGroup(group, entry.precision))
-            entries.append(entry.model_copy(update={"equalization": None, "scaled_by": None}))
-            continue
-        observer = _observer(observers, group.activation, entry.group)
-        clip = observer.clip(choice.method, percent=choice.percent)
-        wanted = _wanted_scaling(entry, choice)
-        scaled = scaling.apply(group, observer, clip, wanted) if wanted.alpha is not None else None
-        if scaled is not None:
-            group, clip = scaled.group, float(np.max(observer.channel_amax / scaled.factor))
-        by = None if scaled is None else "constants" if scaled.tensors else "mul"
-        quantized.append(QuantizedGroup(group, entry.precision, clip))
-        used = None if scaled is None else wanted.alpha
-        entries.append(entry.model_copy(update={"equalization": used, "scaled_by": by}))
-    for placement in place(quantized, form, others):
-        InsertQDQ(placement)(copy.graph)
-    if form.cpu:
-        KeepIntegerMatMuls()(copy.graph)
-    return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
+    def realize(self, plan: PrecisionPlan) -> Realized:
+        """Return a copy of the prepared graph in which the plan's groups are integers; the original is untouched.
+
+        A group whose entry has no treatment gets the default one. A scaling or shift that no constants of the graph
+        take is left out, and the returned plan says so.
+
+        Raises:
+            CalibrationError: The range of a tensor was not observed.
+            GraphError: A weight is not finite.
+            UsageError: Attention, which has no weights, is to be quantized in weights only.
+        """
+        copy = self.prepared.clone()
+        groups = {group.name: group for group in copy.linears}
+        attentions = {attention.name: attention for attention in copy.attentions}
+        fixed = attention_tensors(plan, attentions)
+        changed: list[tuple[LinearGroup, NodePrecision, Activation | None, Treatment]] = []
+        others: list[QuantizedTensors] = []
+        entries: list[PlanEntry] = []
+        for entry in plan.entries:
+            treatment = entry.treatment or Treatment()
+            if entry.precision not in INTEGER_PRECISIONS:
+                entries.append(entry.model_copy(update={"treatment": None}))
+            elif entry.group in attentions:
+                others.append(self._attention(attentions[entry.group], entry.precision, treatment))
+                entries.append(entry.model_copy(update={"treatment": ranges_only(treatment)}))
+            else:
+                group, activation = groups[entry.group], None
+                fold_layer_scales(copy.graph.graph, group, self.form)
+                if entry.precision in WITH_ACTIVATIONS:
+                    activation = Activation.of(_observer(self.observers, group.activation, entry.group))
+                    change = _Change(copy.graph.graph, self.prepared.shapes, fixed)
+                    group, activation, treatment = change.apply(group, activation, treatment)
+                changed.append((group, entry.precision, activation, treatment))
+                kept = treatment if activation is not None else None
+                entries.append(entry.model_copy(update={"treatment": kept}))
+        # only now are all weights final: scaling one group may go into the weights of another
+        quantized = [self._group(copy.graph.graph, *item) for item in changed]
+        for placement in place(quantized, self.form, others):
+            InsertQDQ(placement)(copy.graph)
+        return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
+
+    def _group(
+        self,
+        graph: ir.Graph,
+        group: LinearGroup,
+        precision: NodePrecision,
+        activation: Activation | None,
+        treatment: Treatment,
+    ) -> QuantizedGroup:
+        """Round the weights of a group, and correct its biases where the treatment says so."""
+        weights = {str(linear.weight.name): self._weight(linear, precision) for linear in group.linears}
+        if activation is None:
+            return QuantizedGroup(group, precision, weights)
+        clip = activation.clip(treatment.ranges, treatment.percent)
+        if treatment.bias_corrected and precision == "int8":
+            correct_biases(graph, group, activation, activation_scale(clip, self.form), weights)
+        return QuantizedGroup(group, precision, weights, clip)
+
+    def _weight(self, linear: Linear, precision: NodePrecision) -> QuantizedTensor:
+        assert linear.weight.const_value is not None
+        digest = hashlib.blake2b(np.ascontiguousarray(linear.weight.const_value.numpy()).data, digest_size=16)
+        digest.update(f"{precision == 'fp8'} {linear.channel_axis} {linear.weight.name}".encode())
+        key = digest.digest()
+        if key not in self._rounded:
+            self._rounded[key] = quantize_weight(linear, self.form, fp8=precision == "fp8")
+        return self._rounded[key]
+
+    def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
+        """Return q, kᵀ, p and v with their clips; p is a softmax, whose range is known to be 0 … 1."""
+        if precision == "int8-weight-only":
+            raise UsageError(f"group {attention.name!r} holds no weights, so 'int8-weight-only' means nothing for it")
+        tensors = []
+        for value, use in _factors(attention):
+            if value is attention.softmax.outputs[0]:
+                clip = 1.0
+            else:
+                observer = _observer(self.observers, value, attention.name)
+                clip = Activation.of(observer).clip(treatment.ranges, treatment.percent)
+            tensors.append((value, (use,), clip))
+        return QuantizedTensors(precision, tuple(tensors))
 
 
-def _quantized_attention(
-    attention: Attention, precision: NodePrecision, observers: Mapping[str, TensorObserver], choice: RangeChoice
-) -> QuantizedTensors:
-    """Return q, kᵀ, p and v with their clips; p is a softmax, whose range is known to be 0 … 1."""
-    if precision == "int8-weight-only":
-        raise UsageError(f"group {attention.name!r} holds no weights, so 'int8-weight-only' means nothing for it")
-    tensors = []
-    for value, use in _factors(attention):
-        if value is attention.softmax.outputs[0]:
-            clip = 1.0
+def ranges_only(treatment: Treatment) -> Treatment:
+    """Return a treatment that says how ranges are taken, and nothing else."""
+    return Treatment(ranges=treatment.ranges, percent=treatment.percent)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Scales and shifts groups of one graph; ``fixed`` are tensors whose ranges were taken as they are."""
+
+    graph: ir.Graph
+    shapes: Shapes
+    fixed: frozenset[str]
+
+    def apply(
+        self, group: LinearGroup, activation: Activation, treatment: Treatment
+    ) -> tuple[LinearGroup, Activation, Treatment]:
+        """Change a group in place; return what reads the changed activation, that, and what of it was possible."""
+        if treatment.shifted and bias_places(group) is not None and (places := self._places(group, "shift")):
+            shift = activation.middle
+            shift_by_constants(self.graph, group, shift, places)
+            activation = activation.shifted(shift)
         else:
-            clip = _observer(observers, value, attention.name).clip(choice.method, percent=choice.percent)
-        tensors.append((value, (use,), clip))
-    return QuantizedTensors(precision, tuple(tensors))
+            treatment = treatment.model_copy(update={"shifted": False})
+        if treatment.scaling is None:
+            return group, activation, treatment.model_copy(update={"scaled_by": None})
+        factor = smoothing_factor(activation.channel_amax, weight_amax(group), treatment.scaling)
+        if treatment.scaled_by != "mul" and (places := self._places(group, "scale")):
+            scale_by_constants(self.graph, group, factor, places)
+            return group, activation.scaled(factor), treatment.model_copy(update={"scaled_by": "constants"})
+        axis = channel_axis(group, self.shapes)
+        if treatment.scaled_by == "mul" and axis is not None and rows_are_private(group):
+            return scale_by_mul(self.graph, group, factor, axis), activation.scaled(factor), treatment
+        return group, activation, treatment.model_copy(update={"scaling": None, "scaled_by": None})
+
+    def _places(self, group: LinearGroup, kind: Kind) -> Places | None:
+        return free_places(group, self.shapes, kind, self.fixed)
+
+
+def free_places(group: LinearGroup, shapes: Shapes, kind: Kind, fixed: frozenset[str]) -> Places | None:
+    """Return the constants that take a change of a group's channels, without changing a tensor of ``fixed``."""
+    places = find_places(group, shapes, kind)
+    return None if places is None or fixed & places.tensors.keys() else places
 
 
 def _factors(attention: Attention) -> Iterator[tuple[ir.Value, tuple[ir.Node, int]]]:
@@ -141,45 +218,9 @@ def _observer(observers: Mapping[str, TensorObserver], value: ir.Value, group: s
     return observers[str(value.name)]
 
 
-@dataclass(frozen=True)
-class _WantedScaling:
-    """The alpha of a group, and from which gain on a Mul of its own is worth it (infinite: never)."""
-
-    alpha: float | None
-    least_gain_of_mul_db: float = math.inf
-
-
-def _wanted_scaling(entry: PlanEntry, choice: RangeChoice) -> _WantedScaling:
-    if entry.equalization is not None:
-        return _WantedScaling(entry.equalization, -math.inf if entry.scaled_by == "mul" else math.inf)
-    return _WantedScaling(choice.alpha, LEAST_GAIN_OF_MUL_DB if choice.mul else math.inf)
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    """Scales the groups of one graph; ``fixed`` are tensors whose ranges were taken as they are."""
-
-    graph: ir.Graph
-    shapes: Shapes
-    fixed: frozenset[str]
-
-    def apply(self, group: LinearGroup, observer: TensorObserver, clip: float, wanted: _WantedScaling) -> Scaled | None:
-        """Scale a group's channels in place; None where no constant takes the factor and a Mul gains too little."""
-        channels, axis = observer.channel_amax, observer.axis
-        if wanted.alpha is None or axis is None:
-            return None
-        factor = smoothing_factor(channels, weight_amax(group), wanted.alpha)
-        places = find_places(group, self.shapes)
-        if places is not None and not self.fixed & places.tensors.keys():
-            return scale_freely(self.graph, group, factor, places)
-        if rows_are_private(group) and gain_db(group, channels, factor, clip) >= wanted.least_gain_of_mul_db:
-            return scale_by_mul(self.graph, group, factor, axis)
-        return None
-
-
-def _attention_tensors(plan: PrecisionPlan, attentions: Mapping[str, Attention]) -> frozenset[str]:
+def attention_tensors(plan: PrecisionPlan, attentions: Mapping[str, Attention]) -> frozenset[str]:
     """Return the names of the factors of attentions that the plan quantizes."""
-    chosen = [entry.group for entry in plan.entries if entry.precision in _WITH_ACTIVATIONS]
+    chosen = [entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS]
     return frozenset(
         str(value.name) for name in chosen if name in attentions for value, _ in _factors(attentions[name])
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import InstanceOf
 
@@ -16,12 +15,11 @@ from vitdeploy.datasets import Dataset, DataSource, open_dataset
 from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError, require_one_of
-from vitdeploy.quantization.calibration import Candidates
-from vitdeploy.quantization.choice import ALPHAS, RangeChoice
 from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, plan_of_graph, read_plan
-from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, Target, stage_key
+from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
+from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
@@ -36,7 +34,10 @@ class QuantizeOptions:
         attention as well, where TensorRT can fuse them.
     method: How clips follow from what was observed; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
-    equalization: ``auto`` compares, ``off`` does without, a number is the alpha to take.
+    equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
+        alpha to take for all groups.
+    steps: Which steps may be tried, of ``STEPS``; ``auto``: all of them.
+    effort: ``fast`` trusts layer errors and tries nothing on images, ``best`` tries everything.
     plan: A precision plan, the file of one, or a quantized graph, whose entries go before the profile's.
     validation: Images for the check, instead of a part of the calibration set.
     samples: Take that many of the calibration images, stratified, by ``seed``.
@@ -49,6 +50,8 @@ class QuantizeOptions:
     method: Method = "auto"
     percentile: float = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
+    steps: Literal["auto"] | tuple[StepName, ...] = "auto"
+    effort: Effort = "default"
     plan: PrecisionPlan | InstanceOf[Edits] | InstanceOf[OnnxModel] | Path | str | None = None
     validation: InstanceOf[DatasetBase] | Path | str | None = None
     samples: int | None = None
@@ -60,6 +63,9 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         require_one_of("profile", self.profile, ("linear", "mha"))
         require_one_of("method", self.method, ("auto", *METHODS))
+        require_one_of("effort", self.effort, get_args(Effort))
+        for step in () if isinstance(self.steps, str) and self.steps == "auto" else self.steps:
+            require_one_of("steps", step, STEPS)
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
@@ -78,6 +84,8 @@ class QuantizeOptions:
             "method": self.method,
             "percentile": self.percentile,
             "equalization": self.equalization,
+            "steps": self.steps if isinstance(self.steps, str) else sorted(self.steps),
+            "effort": self.effort,
             "samples": self.samples,
             "seed": self.seed,
         }
@@ -132,32 +140,16 @@ class QuantizeInputs:
         """The freshness key of the result."""
         return stage_key("quantize", self.values, self.parents)
 
-    def candidates(self) -> Candidates:
-        """Return the range choices to compare: one, where options or a table fix it.
+    def search_options(self) -> SearchOptions:
+        """Return what may be tried.
 
-        FP8 has steps that grow with the value, so clipping gains it nothing. A plan that says which groups are
-        scaled is replayed as it is.
+        FP8 has steps that grow with the value, so clipping gains it nothing.
         """
         options = self.options
-        methods: Sequence[RangeChoice]
-        if options.method != "auto":
-            methods = (_choice(options.method, options.percentile),)
-        elif self.table is not None:
-            methods = (_choice_of(self.table),)
-        elif self.precision == "fp8":
-            methods = (RangeChoice("minmax"),)
-        else:
-            methods = tuple(RangeChoice(method, options.percentile) for method in METHODS)
-        if isinstance(options.equalization, str):
-            auto = options.equalization == "auto"
-            if not auto:
-                methods = [RangeChoice(choice.method, choice.percent) for choice in methods]
-            return Candidates(tuple(methods), ALPHAS if auto and self.table is None and not self._replays() else ())
-        alpha = float(options.equalization)
-        return Candidates(tuple(RangeChoice(choice.method, choice.percent, alpha) for choice in methods))
-
-    def _replays(self) -> bool:
-        return self.edits is not None and any(entry.equalization is not None for entry in self.edits.plan.entries)
+        known: tuple[RangeMethod, ...] = ("minmax",) if self.precision == "fp8" else METHODS
+        methods = known if options.method == "auto" else (options.method,)
+        steps: frozenset[StepName] = frozenset(STEPS if options.steps == "auto" else options.steps)
+        return SearchOptions(methods, options.percentile, options.equalization, steps, options.effort)
 
 
 def open_inputs(
@@ -247,17 +239,6 @@ def open_plan(plan: Edits | PrecisionPlan | OnnxModel | Path | str | None) -> Ed
     if isinstance(plan, OnnxModel):
         return Edits(plan_of_graph(plan), repr(str(plan.path)))
     return Edits(read_plan(Path(plan)), repr(str(plan)))
-
-
-def _choice(method: Method, percent: float) -> RangeChoice:
-    return RangeChoice(next(name for name in METHODS if name == method), percent)
-
-
-def _choice_of(table: CalibrationTable) -> RangeChoice:
-    """Return the choice that was made when the table was."""
-    made = table.manifest.options
-    choice = _choice(made.get("method", "minmax"), made.get("percent", 99.99))
-    return replace(choice, alpha=made.get("alpha"))
 
 
 DEFAULTS = QuantizeOptions()

@@ -17,7 +17,10 @@ from vitdeploy.records.precision import (
     PlanEntry,
     Precision,
     PrecisionPlan,
+    RangeMethod,
     Target,
+    Treatment,
+    Trial,
 )
 from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
@@ -42,6 +45,7 @@ __all__ = [
     "Precision",
     "PrecisionPlan",
     "Preprocess",
+    "RangeMethod",
     "Record",
     "Report",
     "Row",
@@ -50,6 +54,8 @@ __all__ = [
     "Task",
     "Timing",
     "TrainingData",
+    "Treatment",
+    "Trial",
     "canonical_json",
     "printable_record",
     "sha256_of",

@@ -10,22 +10,39 @@ from vitdeploy.records.samples import SampleSet
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+
+
+class Treatment(Record):
+    """How the numbers of a group are chosen; with the same observations it gives the same integers.
+
+    ``ranges``: how the largest magnitude to represent follows from what was observed; ``percent`` is for
+    ``percentile``. ``scaling``: the alpha with which the channels of the group's activation are scaled, None: not at
+    all; ``scaled_by`` says where the factors go: into constants before it, or into a Mul of its own. ``shifted``: the
+    middle of each channel's range moves into constants before it and into the biases behind it. ``bias_corrected``:
+    the mean error of the outputs is taken off the biases.
+    """
+
+    ranges: RangeMethod = "minmax"
+    percent: float = 99.99
+    scaling: float | None = None
+    scaled_by: Literal["constants", "mul"] | None = None
+    shifted: bool = False
+    bias_corrected: bool = False
 
 
 class PlanEntry(Record):
     """One group of nodes that changes precision together, and the reason for its precision.
 
     ``group`` is a readable path (``blocks.3.attn.qkv``); ``nodes`` are the ONNX node names it stands for.
-    ``equalization`` is the alpha with which the channels of the group's activation were scaled, None where they were
-    not; ``scaled_by`` says where the factors went: into constants before it, or into a Mul of their own.
+    ``treatment`` is None for groups without integers, and where it is left to ``quantize``.
     """
 
     group: str
     nodes: tuple[str, ...] = ()
     precision: NodePrecision
     reason: str = ""
-    equalization: float | None = None
-    scaled_by: Literal["constants", "mul"] | None = None
+    treatment: Treatment | None = None
 
 
 class PrecisionPlan(Record):
@@ -36,10 +53,19 @@ class PrecisionPlan(Record):
     entries: tuple[PlanEntry, ...] = ()
 
 
+class Trial(Record):
+    """A step of quantization that was tried: the logits SQNR with it, and whether it was kept."""
+
+    step: str
+    sqnr_db: float
+    kept: bool
+
+
 class CalibrationInfo(Record):
     """Where activation ranges come from: the set, how many samples, how ranges were chosen, what was kept out.
 
-    ``images`` are those that the ranges were taken from; None in files of version 0.1.
+    ``trials`` are the steps that were tried, in order, by the logits SQNR on ``compared`` images. ``images`` are those
+    that the ranges were taken from; None in files of version 0.1.
     """
 
     data: str
@@ -48,3 +74,5 @@ class CalibrationInfo(Record):
     method: str
     held_out: int = 0
     images: SampleSet | None = None
+    compared: int = 0
+    trials: tuple[Trial, ...] = ()

@@ -26,9 +26,8 @@ from vitdeploy.errors import (
 )
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
-from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.division import Division, divide, warn_of_few_images
-from vitdeploy.quantization.plan import Intent, make_plan
+from vitdeploy.quantization.plan import Intent, make_plan, with_treatments
 from vitdeploy.quantization.request import (
     DEFAULTS,
     CalibrationSource,
@@ -37,6 +36,7 @@ from vitdeploy.quantization.request import (
     open_inputs,
 )
 from vitdeploy.quantization.saved_observations import SavedObservations
+from vitdeploy.quantization.search import Found, Proposals, propose
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import (
     CalibrationInfo,
@@ -149,7 +149,7 @@ class QuantizeRequest(QuantizeInputs):
             VitdeployError: As ``quantize``.
         """
         from vitdeploy.quantization.prepared import Prepared
-        from vitdeploy.quantization.realize import finish, realize
+        from vitdeploy.quantization.realize import Realizer, finish
 
         for note in self.data_notes():
             progress.note(note)
@@ -165,7 +165,7 @@ class QuantizeRequest(QuantizeInputs):
         except VitdeployError:
             saved.remove()
             raise
-        realized = realize(before, plan, calibrated.observers, calibrated.choice, self.form)
+        realized = Realizer(before, calibrated.observers, self.form).realize(calibrated.found.plan)
         if self.precision == "fp16":
             realized = _without_overflows(realized, before.graph, division, self, open_graph, progress)
         realized = finish(realized, before.graph)
@@ -268,7 +268,7 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
 def _divide(request: QuantizeRequest) -> Division | None:
     if request.data is None:
         return None
-    compare = request.needs_ranges and request.candidates().several
+    compare = request.needs_ranges and request.options.effort != "fast"
     return divide(request.data, hold_out=request.validation is None, compare=compare, seed=request.options.seed)
 
 
@@ -304,29 +304,46 @@ def _calibrate(
 ) -> tuple[Calibrated, CalibrationInfo | None]:
     """Take ranges from the table or the images, as the request has them; none where only weights are quantized."""
     if not request.needs_ranges:
-        return Calibrated({}, RangeChoice()), None
-    candidates = request.candidates()
+        return Calibrated({}, Found(plan)), None
+    preprocess, options = request.source.manifest.preprocess, request.search_options()
     if request.table is not None:
-        choice = candidates.methods[0]
+        observers = observers_of(request.table.ranges)
         made = request.table.manifest.calibration
-        info = None if made is None else made.model_copy(update={"method": str(choice), "held_out": 0})
-        return Calibrated(observers_of(request.table.ranges), choice), info
+        found = Found(with_treatments(plan, request.table.manifest.plan) if _leaves_all_open(request.options) else plan)
+        found = Found(propose(found.plan, Proposals(prepared, observers, request.form, options)))
+        return Calibrated(observers, found), None if made is None else made.model_copy(update={"held_out": 0})
     assert request.data is not None
     assert division is not None
-    assert request.source.manifest.preprocess is not None
-    calibration = Calibration(prepared, plan, request.source.manifest.preprocess, open_graph, request.form)
-    calibrated = calibration.run(division, candidates, progress, saved)
-    if calibrated.trials:
-        compared = ", ".join(f"{trial.choice} {trial.sqnr_db:.1f} dB" for trial in calibrated.trials)
-        progress.note(f"ranges by {calibrated.choice} (compared: {compared})")
+    assert preprocess is not None
+    calibration = Calibration(prepared, plan, preprocess, open_graph, request.form)
+    calibrated = calibration.run(division, options, progress, saved)
+    for line in trial_lines(calibrated.found, calibrated.compared):
+        progress.note(line)
     return calibrated, CalibrationInfo(
         data=request.data.uri,
         set_sha256=request.data.digest,
         samples=division.calibrated,
-        method=str(calibrated.choice),
+        method=" + ".join(trial.step for trial in calibrated.found.trials if trial.kept) or "least layer error",
         held_out=0 if division.check is None else len(division.check),
         images=SampleSet.of(identity for part in division.calibration_parts for identity in part.sample_ids),
+        compared=calibrated.compared,
+        trials=calibrated.found.trials,
     )
+
+
+def _leaves_all_open(options: QuantizeOptions) -> bool:
+    """Return whether nothing was said of how groups are treated, so that a table's own plan counts."""
+    return options.method == "auto" and options.equalization == "auto" and options.steps == "auto"
+
+
+def trial_lines(found: Found, images: int) -> list[str]:
+    """Return in words what was tried and what each step gave."""
+    lines, best = [], math.nan
+    for trial in found.trials:
+        gain = "" if math.isnan(best) else f" ({trial.sqnr_db - best:+.1f}), {'kept' if trial.kept else 'not kept'}"
+        lines.append(f"{trial.step} {trial.sqnr_db:.1f} dB{gain}")
+        best = trial.sqnr_db if trial.kept else best
+    return [f"tried on {images} images: {'; '.join(lines)}"] if lines else []
 
 
 @dataclass(frozen=True)
@@ -427,9 +444,7 @@ def _gate(judged: _Judged, request: QuantizeRequest) -> None:
 
 
 def _keep_table(path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None) -> None:
-    choice = calibrated.choice
-    made = {"method": choice.method, "percent": choice.percent, "alpha": choice.alpha}
-    manifest = _manifest(request, "calibration-table", info).model_copy(update={"options": made})
+    manifest = _manifest(request, "calibration-table", info).model_copy(update={"plan": calibrated.found.plan})
     write_calibration_table(Path(path), ranges_of(calibrated.observers), manifest)
 
 

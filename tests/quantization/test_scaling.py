@@ -1,4 +1,4 @@
-"""Channel scaling: its factors, what they gain, and that outliers planted in front of a linear do no harm."""
+"""Channel scaling and shift: factors, and that outliers planted in front of a linear do no harm."""
 
 import numpy as np
 import onnx_ir as ir
@@ -12,13 +12,13 @@ from readout_vit import digits, readout_vit, run
 from vitdeploy.backends.onnxruntime import open_graph
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.measure.statistics import logits_sqnr_db
-from vitdeploy.quantization.choice import RangeChoice
 from vitdeploy.quantization.collector import Collector
-from vitdeploy.quantization.equalization import gain_db, smoothing_factor
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, make_plan
 from vitdeploy.quantization.prepared import Prepared, prepare
-from vitdeploy.quantization.realize import observed_tensors, realize
+from vitdeploy.quantization.realize import Realizer, observed_tensors
+from vitdeploy.quantization.scaling import smoothing_factor
+from vitdeploy.records import Treatment
 from vitdeploy.sessions import SessionOptions
 
 amaxes = hnp.arrays(np.float32, 16, elements=st.floats(0, 1e4, width=32))
@@ -63,11 +63,22 @@ def blocked_outliers(model):
     return model
 
 
-def quantized(model, choice, profile="linear"):
-    """Return the quantized graph and its plan, calibrated on 64 digits."""
+def quantized(model, treatment, profile="linear"):
+    """Return the quantized graph and its plan, calibrated on 64 digits, every group treated alike."""
     prepared = Prepared.of(model)
-    plan = make_plan(prepared.linears, (), Intent("int8", "onnxruntime", profile))
-    return realize(prepared, plan, observed(prepared, plan), choice, Format("float32", cpu=True))
+    attentions = prepared.attentions if profile == "mha" else ()
+    plan = treated(make_plan(prepared.linears, attentions, Intent("int8", "onnxruntime", profile)), treatment)
+    return Realizer(prepared, observed(prepared, plan), Format("float32", cpu=True)).realize(plan)
+
+
+def treated(plan, treatment, groups=""):
+    entries = [
+        entry.model_copy(update={"treatment": treatment})
+        if entry.precision == "int8" and entry.group.endswith(groups)
+        else entry
+        for entry in plan.entries
+    ]
+    return plan.model_copy(update={"entries": tuple(entries)})
 
 
 def observed(prepared, plan):
@@ -92,9 +103,9 @@ def test_outliers_are_folded_away_without_a_node(plain, where):
     """The graph with outliers computes the same function; a range for all channels together collapses."""
     model = PLANTED[where](plain.clone())
     np.testing.assert_allclose(run(model, digits("test")[0]), run(plain, digits("test")[0]), rtol=1e-2, atol=1e-2)
-    reference = sqnr(plain, quantized(plain.clone(), RangeChoice()).model)
-    assert sqnr(model, quantized(model, RangeChoice()).model) < reference - 15
-    scaled = quantized(model, RangeChoice(alpha=0.5))
+    reference = sqnr(plain, quantized(plain.clone(), Treatment()).model)
+    assert sqnr(model, quantized(model, Treatment()).model) < reference - 15
+    scaled = quantized(model, Treatment(scaling=0.5))
     assert sqnr(model, scaled.model) >= reference - 3
     pairs = {"QuantizeLinear", "DequantizeLinear"}
     assert sum(node.op_type not in pairs for node in scaled.model.graph) == len(model.graph)
@@ -102,44 +113,40 @@ def test_outliers_are_folded_away_without_a_node(plain, where):
 
 def test_where_no_constant_takes_the_factor_a_mul_does(plain):
     model = blocked_outliers(plain.clone())
-    reference = sqnr(plain, quantized(plain.clone(), RangeChoice()).model)
-    assert sqnr(model, quantized(model, RangeChoice(alpha=0.5)).model) < reference - 15
-    scaled = quantized(model, RangeChoice(alpha=0.5, mul=True))
-    assert sqnr(model, scaled.model) >= reference - 3
-    by = {entry.group: entry.scaled_by for entry in scaled.plan.entries if entry.scaled_by is not None}
-    assert {name for name, how in by.items() if how == "mul"} == {name for name in by if name.endswith("fc2")}
-    muls = [node for node in scaled.model.graph if str(node.name).endswith("/Scaling")]
-    assert len(muls) == 2
-
-
-def test_a_plan_replays_its_muls_and_constants(plain):
-    model = blocked_outliers(plain.clone())
-    first = quantized(model, RangeChoice(alpha=0.5, mul=True))
+    reference = sqnr(plain, quantized(plain.clone(), Treatment()).model)
+    left_out = quantized(model, Treatment(scaling=0.5))
+    assert {entry.group: entry.treatment.scaled_by for entry in left_out.plan.entries if entry.treatment} == {
+        f"blocks.{block}.{name}": None if name.endswith("fc2") else "constants"
+        for block in (0, 1)
+        for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert sqnr(model, left_out.model) < reference - 15
     prepared = Prepared.of(model)
-    observers = observed(prepared, first.plan)
-    again = realize(prepared, first.plan, observers, RangeChoice(), Format("float32", cpu=True))
+    plan = treated(left_out.plan, Treatment(scaling=0.5, scaled_by="mul"), "fc2")
+    scaled = Realizer(prepared, observed(prepared, plan), Format("float32", cpu=True)).realize(plan)
+    assert sqnr(model, scaled.model) >= reference - 3
+    assert scaled.plan == plan
+    assert sum(str(node.name).endswith("/Scaling") for node in scaled.model.graph) == 2
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        Treatment(scaling=0.5, shifted=True, bias_corrected=True, ranges="mse"),
+        Treatment(scaling=0.8, scaled_by="mul", ranges="percentile", percent=99.9),
+    ],
+)
+def test_a_plan_replays_to_the_same_bytes(plain, treatment):
+    first = quantized(plain.clone(), treatment)
+    prepared = Prepared.of(plain.clone())
+    again = Realizer(prepared, observed(prepared, first.plan), Format("float32", cpu=True)).realize(first.plan)
     assert ir.to_proto(again.model).SerializeToString() == ir.to_proto(first.model).SerializeToString()
     assert again.plan == first.plan
 
 
-def test_the_gain_is_that_of_the_rounding_error(plain):
-    group = next(found for found in find_linear_groups(prepare(plain.clone())) if found.name.endswith("fc2"))
-    rng, width = np.random.default_rng(0), group.linears[0].in_features
-    x = (rng.standard_normal((4096, width)) * outlier_factors(width)).astype(np.float32)
-    amax = np.abs(x).max(axis=0)
-    weight = group.linears[0].weight.const_value.numpy()
-    factor = smoothing_factor(amax, np.abs(weight).max(axis=1), 0.5)
-
-    def error(values, rows):
-        step = np.abs(values).max() / 127
-        return float(np.square((np.rint(values / step) * step - values) @ rows).mean())
-
-    # channels far below one step round to zero, which costs less than a step's worth: only a bound then
-    measured = 10 * np.log10(error(x, weight) / error(x / factor, weight * factor[:, None]))
-    expected = gain_db(group, amax, factor, float(amax.max()))
-    assert 3 < measured <= expected + 0.5
-    dense = rng.uniform(-1, 1, (4096, width)).astype(np.float32) * np.linspace(1, 4, width, dtype=np.float32)
-    amax = np.abs(dense).max(axis=0)
-    factor = smoothing_factor(amax, np.abs(weight).max(axis=1), 0.9)
-    measured = 10 * np.log10(error(dense, weight) / error(dense / factor, weight * factor[:, None]))
-    assert measured == pytest.approx(gain_db(group, amax, factor, float(amax.max())), abs=0.3)
+def test_the_factors_of_a_quantized_attention_are_left_as_they_were_observed(plain):
+    plan = quantized(plain.clone(), Treatment(scaling=0.5, shifted=True), "mha").plan
+    by = {entry.group.rpartition(".")[2]: entry.treatment for entry in plan.entries if entry.treatment}
+    assert (by["proj"].scaling, by["proj"].shifted) == (None, False)
+    assert (by["qkv"].scaling, by["qkv"].shifted) == (0.5, True)
+    assert by["attention"] == Treatment()

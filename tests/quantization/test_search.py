@@ -1,0 +1,138 @@
+"""Steps are tried one on the other and kept where they gain; nothing else decides."""
+
+import math
+
+import numpy as np
+import pytest
+from readout_vit import readout_vit
+
+from vitdeploy.quantization.observers import TensorObserver
+from vitdeploy.quantization.placement import Format
+from vitdeploy.quantization.plan import Intent, make_plan
+from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.realize import observed_tensors
+from vitdeploy.quantization.search import (
+    WORTHWHILE_DB,
+    Proposals,
+    SearchOptions,
+    propose,
+    search,
+)
+from vitdeploy.records import Treatment
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return Prepared.of(readout_vit(1))
+
+
+@pytest.fixture(scope="module")
+def plan(prepared):
+    return make_plan(prepared.linears, prepared.attentions, Intent("int8", "onnxruntime"))
+
+
+@pytest.fixture(scope="module")
+def observers(prepared, plan):
+    """Activations with outlier channels, so that every step has something to propose."""
+    rng, found = np.random.default_rng(0), {}
+    for name, axis in observed_tensors(prepared, plan).items():
+        width = prepared.shapes[name][-1]
+        spread = np.geomspace(0.02, 50, width)
+        rows = rng.standard_t(4, (256, 4, width)) * spread + 3 * spread
+        found[name] = TensorObserver(name, axis)
+        found[name].update(rows.astype(np.float32), np.arange(256, dtype=np.uint64))
+    return found
+
+
+def proposals(prepared, observers, **options):
+    return Proposals(prepared, observers, Format("float32", cpu=True), SearchOptions(**options))
+
+
+def scored(values):
+    """Return a score that hands out ``values`` in turn, and the plans that it was asked for."""
+    asked, left = [], list(values)
+
+    def score(plan):
+        asked.append(plan)
+        return left.pop(0)
+
+    return score, asked
+
+
+def treatments(plan):
+    return {entry.group.rpartition(".")[2]: entry.treatment for entry in plan.entries if entry.treatment}
+
+
+def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, observers):
+    score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 31.6])
+    found = search(plan, proposals(prepared, observers), score)
+    assert [(trial.step, trial.kept) for trial in found.trials] == [
+        ("minmax", True), ("ranges of least error", True), ("channel scaling", False), ("channel shift", True),
+        ("scaling by Muls", True), ("bias correction", False),
+    ]  # fmt: skip
+    assert found.plan == asked[4]
+    chosen = treatments(found.plan)
+    assert chosen["qkv"].shifted
+    assert chosen["fc2"].scaled_by == "mul"
+    assert not any(treatment.bias_corrected for treatment in chosen.values())
+    assert treatments(asked[0])["qkv"] == Treatment()
+
+
+@pytest.mark.parametrize("gain", [-3.0, 0.0, WORTHWHILE_DB - 0.01])
+def test_a_gain_within_the_noise_buys_nothing(prepared, plan, observers, gain):
+    score, asked = scored([20.0] + [20.0 + gain] * 5)
+    found = search(plan, proposals(prepared, observers), score)
+    assert found.plan == asked[0]
+    assert [trial.kept for trial in found.trials] == [True] + [False] * 5
+
+
+def test_nodes_must_gain_more(prepared, plan, observers):
+    score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0])
+    assert "mul" not in {
+        t.scaled_by for t in treatments(search(plan, proposals(prepared, observers), score).plan).values()
+    }
+
+
+def test_nan_never_wins_and_never_stays(prepared, plan, observers):
+    score, asked = scored([math.nan, 10.0, math.nan, math.nan, math.nan, math.nan])
+    found = search(plan, proposals(prepared, observers), score)
+    assert found.plan == asked[1]
+
+
+def test_options_close_steps(prepared, plan, observers):
+    def names(**options):
+        steps = proposals(prepared, observers, **options)
+        steps.start(plan)
+        return [step.name for step in steps.steps()]
+
+    assert names(methods=("mse",), scaling="off", steps=frozenset()) == []
+    assert names(methods=("mse",)) == ["channel scaling", "channel shift", "scaling by Muls", "bias correction"]
+    assert names(scaling="off") == ["ranges of least error", "bias correction"]
+    assert names(scaling=0.5, steps=frozenset({"ranges", "mul"})) == ["ranges of least error", "scaling by Muls"]
+    start = proposals(prepared, observers, methods=("percentile",), percent=99.0, scaling=0.5).start(plan)
+    assert treatments(start)["qkv"] == Treatment(ranges="percentile", percent=99.0, scaling=0.5)
+
+
+def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers):
+    own = Treatment(ranges="entropy", scaling=0.9)
+    entries = [
+        entry.model_copy(update={"treatment": own}) if entry.group.endswith("fc1") else entry for entry in plan.entries
+    ]
+    edited = plan.model_copy(update={"entries": tuple(entries)})
+    score, _ = scored([20.0, 25.0, 30.0, 35.0, 40.0, 45.0])
+    found = treatments(search(edited, proposals(prepared, observers), score).plan)
+    assert found["fc1"] == own
+    assert found["qkv"] != own
+
+
+def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observers):
+    chosen = treatments(propose(plan, proposals(prepared, observers)))
+    assert chosen["qkv"].scaled_by == "constants"
+    assert chosen["qkv"].shifted
+    assert chosen["fc2"].scaled_by == "mul"
+    assert not chosen["fc2"].shifted, "a GELU takes no shift"
+
+
+def test_methods_that_were_asked_for_stay(prepared, plan, observers):
+    chosen = treatments(propose(plan, proposals(prepared, observers, methods=("percentile",), percent=99.5)))
+    assert {(t.ranges, t.percent) for t in chosen.values()} == {("percentile", 99.5)}

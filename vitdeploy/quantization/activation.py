@@ -1,0 +1,90 @@
+"""What is known of the input of a group of linears, and what becomes of it when its channels are changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.errors import CalibrationError
+from vitdeploy.quantization.observers import HistogramObserver, TensorObserver
+from vitdeploy.records import RangeMethod
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation [..., C] as it was observed, or after its channels were shifted or scaled.
+
+    ``lo`` and ``hi`` [C] are exact; ``rows`` [n, C] is a sample. ``streamed`` is the histogram of the tensor as it was
+    observed; after a change that of the rows takes its place.
+    """
+
+    lo: Vector
+    hi: Vector
+    rows: NDArray[np.float32]
+    streamed: HistogramObserver | None = None
+
+    @classmethod
+    def of(cls, observer: TensorObserver) -> Activation:
+        """Return what an observer saw.
+
+        Raises:
+            CalibrationError: It saw nothing.
+        """
+        if observer.lo is None or observer.hi is None:
+            raise CalibrationError(
+                f"tensor {observer.name!r} was never seen during calibration: give at least one sample"
+            )
+        rows = observer.sample.flat if len(observer.sample.keys) else np.zeros((0, observer.lo.size), np.float32)
+        return cls(observer.lo, observer.hi, rows, observer.histogram)
+
+    @property
+    def channel_amax(self) -> Vector:
+        """Largest magnitude per channel, [C]."""
+        return np.maximum(np.abs(self.lo), np.abs(self.hi))
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude."""
+        return float(self.channel_amax.max())
+
+    @property
+    def middle(self) -> Vector:
+        """Middle of each channel's range, [C]."""
+        return ((self.lo.astype(np.float64) + self.hi) / 2).astype(np.float32)
+
+    @cached_property
+    def mean_square(self) -> NDArray[np.float64]:
+        """Mean of the squares per channel over the sample, [C]; a third of the squared range where there is none."""
+        if not len(self.rows):
+            return np.square(self.channel_amax, dtype=np.float64) / 3
+        return np.square(self.rows, dtype=np.float64).mean(axis=0)
+
+    @cached_property
+    def histogram(self) -> HistogramObserver:
+        """The histogram of magnitudes: over all images before, of the sample after a change."""
+        if self.streamed is not None:
+            return self.streamed
+        found = HistogramObserver()
+        found.update(np.abs(self.rows))
+        return found
+
+    def shifted(self, shift: Vector) -> Activation:
+        """Return x - shift."""
+        return Activation(self.lo - shift, self.hi - shift, self.rows - shift)
+
+    def scaled(self, factor: Vector) -> Activation:
+        """Return x / factor."""
+        return Activation(self.lo / factor, self.hi / factor, self.rows / factor)
+
+    def first(self, count: int) -> Activation:
+        """Return the same with at most ``count`` sampled rows."""
+        return Activation(self.lo, self.hi, self.rows[:count], self.streamed)
+
+    def clip(self, method: RangeMethod, percent: float) -> float:
+        """Return the largest magnitude to represent (``HistogramObserver.clip``)."""
+        return self.histogram.clip(method, self.amax, percent=percent)

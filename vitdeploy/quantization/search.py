@@ -1,0 +1,255 @@
+"""Choose how a plan's groups are treated: each step is proposed by layer errors and kept where the logits gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from vitdeploy.graph.channel_places import bias_places, channel_axis, rows_are_private
+from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.quantization.activation import Activation
+from vitdeploy.quantization.layer_error import Choices, LayerError
+from vitdeploy.quantization.observers import METHODS, TensorObserver
+from vitdeploy.quantization.placement import Format
+from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.realize import WITH_ACTIVATIONS, attention_tensors, free_places
+from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Treatment, Trial
+
+Effort = Literal["fast", "default", "best"]
+StepName = Literal["ranges", "scaling", "shift", "mul", "bias"]
+STEPS: tuple[StepName, ...] = get_args(StepName)
+ALPHAS = (0.25, 0.5, 0.65, 0.8, 1.0)
+FP8_ALPHA = 0.5
+WORTHWHILE_DB = 0.25
+"""A step must gain that much in the logits: less is noise of the images that it was measured on."""
+WORTH_A_NODE_DB = 1.0
+"""A step that puts nodes into the graph, which cost time, must gain more."""
+LEAST_GAIN_OF_MUL_DB = 6.0
+"""A Mul in front of a linear must leave that much less error in the linear's outputs."""
+_WITHIN_A_GROUP_DB = 0.2
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What may be tried.
+
+    methods: Ranges to choose among; one: that one is taken.
+    percent: For ``percentile``.
+    scaling: ``auto`` chooses an alpha for each group, ``off`` does without, a number is the alpha of all.
+    steps: Which steps may be tried beside those that the two before leave open.
+    effort: ``fast`` trusts the layer errors and tries nothing on images, ``default`` tries each step once, ``best``
+        tries more of them, on more images.
+    """
+
+    methods: tuple[RangeMethod, ...] = METHODS
+    percent: float = 99.99
+    scaling: Literal["auto", "off"] | float = "auto"
+    steps: frozenset[StepName] = frozenset(STEPS)
+    effort: Effort = "default"
+
+    @property
+    def start(self) -> Treatment:
+        """The treatment that everything else is compared with."""
+        alpha = None if isinstance(self.scaling, str) else float(self.scaling)
+        return Treatment(ranges=self.methods[0], percent=self.percent, scaling=alpha)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A change to a plan. ``propose`` returns the changed plan, or None where there is nothing to change."""
+
+    name: str
+    least_gain_db: float
+    propose: Callable[[PrecisionPlan], PrecisionPlan | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan that was found, and what was tried on the way."""
+
+    plan: PrecisionPlan
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass
+class Proposals:
+    """Proposes treatments for the groups of a plan that have none, from layer errors."""
+
+    prepared: Prepared
+    observers: Mapping[str, TensorObserver]
+    form: Format
+    options: SearchOptions
+    _errors: dict[str, LayerError] = field(default_factory=dict)
+
+    def start(self, plan: PrecisionPlan) -> PrecisionPlan:
+        """Return the plan in which every group without a treatment has the first one."""
+        self._open = {entry.group for entry in plan.entries if _needs_treatment(entry)}
+        self._groups = {group.name: group for group in self.prepared.linears}
+        attentions = {attention.name: attention for attention in self.prepared.attentions}
+        self._fixed = attention_tensors(plan, attentions)
+        return _changed(plan, self._open, lambda _: self.options.start)
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps that the options leave open, cheapest first."""
+        allowed, free_scaling = self.options.steps, self.options.scaling == "auto"
+        if "ranges" in allowed and len(self.options.methods) > 1:
+            yield Step("ranges of least error", WORTHWHILE_DB, self._ranges)
+        if "scaling" in allowed and free_scaling:
+            yield Step("channel scaling", WORTHWHILE_DB, self._scaling)
+        if "shift" in allowed and self.options.scaling != "off":
+            yield Step("channel shift", WORTHWHILE_DB, self._shift)
+        if "mul" in allowed and self.options.scaling != "off":
+            yield Step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
+        if "bias" in allowed:
+            yield Step("bias correction", WORTHWHILE_DB, self._bias)
+
+    def _ranges(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        choices = Choices(self.options.methods, self.options.percent)
+
+        def treat(entry: PlanEntry) -> Treatment:
+            if entry.precision == "fp8":
+                return _treatment(entry)
+            if entry.group not in self._groups:
+                return _treatment(entry).model_copy(update={"ranges": "mse"})
+            return self._best(entry, choices)
+
+        return _proposal(plan, self._open, treat)
+
+    def _scaling(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        def treat(entry: PlanEntry) -> Treatment:
+            if not self._takes(entry, "scale"):
+                return _treatment(entry)
+            if entry.precision == "fp8":
+                return _scaled(_treatment(entry), FP8_ALPHA, "constants")
+            found = self._best(entry, Choices(self._methods(entry), self.options.percent, ALPHAS))
+            return _scaled(found, found.scaling, "constants")
+
+        return _proposal(plan, self._open, treat)
+
+    def _shift(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        def treat(entry: PlanEntry) -> Treatment:
+            group = self._groups.get(entry.group)
+            if group is None or entry.precision == "fp8" or bias_places(group) is None:
+                return _treatment(entry)
+            if not self._takes(entry, "shift"):
+                return _treatment(entry)
+            alphas = ALPHAS if self.options.scaling == "auto" and self._takes(entry, "scale") else ()
+            choices = Choices(self._methods(entry), self.options.percent, alphas, shifted=True)
+            found = self._best(entry, choices)
+            return _scaled(found, found.scaling, "constants") if found.shifted else _treatment(entry)
+
+        return _proposal(plan, self._open, treat)
+
+    def _muls(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        def treat(entry: PlanEntry) -> Treatment:
+            group, before = self._groups.get(entry.group), _treatment(entry)
+            if group is None or entry.precision == "fp8" or self._takes(entry, "scale"):
+                return before
+            if channel_axis(group, self.prepared.shapes) is None or not rows_are_private(group):
+                return before
+            alphas = ALPHAS if before.scaling is None else (before.scaling,)
+            found = self._best(entry, Choices(self._methods(entry), self.options.percent, alphas))
+            if self._error(group).gain_db(before.model_copy(update={"scaling": None}), found) < LEAST_GAIN_OF_MUL_DB:
+                return before
+            return _scaled(found, found.scaling, "mul")
+
+        return _proposal(plan, self._open, treat)
+
+    def _bias(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        def treat(entry: PlanEntry) -> Treatment:
+            group = self._groups.get(entry.group)
+            possible = group is not None and entry.precision == "int8" and bias_places(group) is not None
+            return _treatment(entry).model_copy(update={"bias_corrected": possible})
+
+        return _proposal(plan, self._open, treat)
+
+    def _takes(self, entry: PlanEntry, kind: Literal["scale", "shift"]) -> bool:
+        group = self._groups.get(entry.group)
+        return group is not None and free_places(group, self.prepared.shapes, kind, self._fixed) is not None
+
+    def _methods(self, entry: PlanEntry) -> tuple[RangeMethod, ...]:
+        """Return the ranges to try with changed channels: those before, and the two that suit most."""
+        if len(self.options.methods) == 1:
+            return self.options.methods
+        return tuple(dict.fromkeys((_treatment(entry).ranges, "minmax", "mse")))
+
+    def _best(self, entry: PlanEntry, choices: Choices) -> Treatment:
+        error = self._error(self._groups[entry.group])
+        return error.best(choices, _treatment(entry), least_gain_db=_WITHIN_A_GROUP_DB)
+
+    def _error(self, group: LinearGroup) -> LayerError:
+        if group.name not in self._errors:
+            activation = Activation.of(self.observers[str(group.activation.name)])
+            self._errors[group.name] = LayerError(group, activation, self.form)
+        return self._errors[group.name]
+
+
+def propose(plan: PrecisionPlan, proposals: Proposals) -> PrecisionPlan:
+    """Return the plan that the layer errors alone suggest; nothing is tried on images."""
+    plan = proposals.start(plan)
+    for step in proposals.steps():
+        if step.name != "bias correction":
+            plan = step.propose(plan) or plan
+    return plan
+
+
+def search(
+    plan: PrecisionPlan,
+    proposals: Proposals,
+    score: Callable[[PrecisionPlan], float],
+    progress: Progress = SILENT,
+) -> Found:
+    """Return the plan after the steps that gained in ``score``, logits SQNR in dB, each tried on the plan before it.
+
+    A step is kept where it gains its least gain; a score of NaN never wins.
+    """
+    plan = proposals.start(plan)
+    steps = list(proposals.steps())
+    with progress.task("trying steps of quantization", total=len(steps) + 1) as task:
+        task.describe("as it is")
+        best = score(plan)
+        trials = [Trial(step=_start_name(proposals.options.start), sqnr_db=best, kept=True)]
+        task.advance()
+        for step in steps:
+            task.describe(step.name)
+            proposed = step.propose(plan)
+            if proposed is not None:
+                found = score(proposed)
+                kept = found >= best + step.least_gain_db or (math.isnan(best) and not math.isnan(found))
+                trials.append(Trial(step=step.name, sqnr_db=found, kept=kept))
+                plan, best = (proposed, found) if kept else (plan, best)
+            task.advance()
+    return Found(plan, tuple(trials))
+
+
+def _start_name(treatment: Treatment) -> str:
+    name = f"percentile {treatment.percent:g}" if treatment.ranges == "percentile" else treatment.ranges
+    return name if treatment.scaling is None else f"{name}, channels scaled with alpha {treatment.scaling:g}"
+
+
+def _needs_treatment(entry: PlanEntry) -> bool:
+    return entry.treatment is None and entry.precision in WITH_ACTIVATIONS
+
+
+def _treatment(entry: PlanEntry) -> Treatment:
+    return entry.treatment or Treatment()
+
+
+def _scaled(treatment: Treatment, alpha: float | None, by: Literal["constants", "mul"]) -> Treatment:
+    return treatment.model_copy(update={"scaling": alpha, "scaled_by": None if alpha is None else by})
+
+
+def _proposal(plan: PrecisionPlan, groups: set[str], treat: Callable[[PlanEntry], Treatment]) -> PrecisionPlan | None:
+    changed = _changed(plan, groups, treat)
+    return None if changed == plan else changed
+
+
+def _changed(plan: PrecisionPlan, groups: set[str], treat: Callable[[PlanEntry], Treatment]) -> PrecisionPlan:
+    entries = tuple(
+        entry.model_copy(update={"treatment": treat(entry)}) if entry.group in groups else entry
+        for entry in plan.entries
+    )
+    return plan.model_copy(update={"entries": entries})
