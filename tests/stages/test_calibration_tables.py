@@ -51,6 +51,7 @@ def test_shards_merge_into_exactly_the_table_of_one_pass(source, whole, shards, 
     assert state(merged) == state(whole)
     assert merged.manifest.payload_sha256 == whole.manifest.payload_sha256
     assert merged.manifest.calibration.samples == 203
+    assert merged.manifest.calibration.images == whole.manifest.calibration.images
     assert read_calibration_table(merged.path).manifest == merged.manifest
 
 

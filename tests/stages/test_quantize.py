@@ -250,7 +250,7 @@ def test_fast_tries_nothing_on_images(source, tmp_path: Path):
     artifact = quantize(
         source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options, progress=notes
     )
-    assert not notes.lines
+    assert not [line for line in notes.lines if "tried" in line]
     assert artifact.manifest.calibration.trials == ()
     assert artifact.manifest.calibration.samples == 44
     assert check(artifact, "logits SQNR").status == "passed"

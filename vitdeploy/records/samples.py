@@ -26,6 +26,12 @@ class SampleSet(Record):
         distinct = sorted({identity[:_DIGITS] for identity in sample_ids})
         return cls(images=len(distinct), ids=tuple(distinct[:LARGEST_SKETCH]))
 
+    @classmethod
+    def union(cls, sets: Sequence[SampleSet]) -> SampleSet:
+        """Return the set of all images of disjoint sets."""
+        ids = sorted({identity for one in sets for identity in one.ids})
+        return cls(images=sum(one.images for one in sets), ids=tuple(ids[:LARGEST_SKETCH]))
+
     def shared_with(self, sample_ids: Sequence[str]) -> int:
         """Return how many of these samples are in the set; of a sketch an estimate, 0 where it shows none."""
         known = set(self.ids)

@@ -23,7 +23,7 @@ from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, Profile, make_plan
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
-from vitdeploy.records import CalibrationInfo, Manifest, sha256_of, stage_key
+from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -126,7 +126,11 @@ def observe_calibration(
         model=source.manifest.model,
         preprocess=preprocess,
         calibration=CalibrationInfo(
-            data=dataset.uri, set_sha256=dataset.digest, samples=len(dataset), method="observed", held_out=0
+            data=dataset.uri,
+            set_sha256=dataset.digest,
+            samples=len(dataset),
+            method="observed",
+            images=SampleSet.of(dataset.sample_ids),
         ),
         parents=parents,
         options={"profile": options.profile},
@@ -174,7 +178,7 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
         set_sha256=sha256_of({"sets": sorted(info.set_sha256 for info in infos)}),
         samples=sum(info.samples for info in infos),
         method="observed",
-        held_out=0,
+        images=SampleSet.union([info.images for info in infos if info.images is not None]),
     )
     parents = {"onnx": first.manifest.parents.get("onnx", ""), "calibration": info.set_sha256}
     manifest = first.manifest.model_copy(
