@@ -1,7 +1,8 @@
 """How long work tells that it goes on, without knowing where it is shown.
 
-A stage takes ``progress: Progress = SILENT``; the command line hands in one that draws bars on a terminal and prints
-plain lines into a log.
+A verb takes ``progress``: by default bars where somebody watches (``vitdeploy.terminal_progress``), None for silence.
+The command line hands in one that draws bars on a terminal and prints plain lines into a log. What lies below the verbs
+is handed a ``Progress``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the command line shows that work goes on: bars on a terminal, plain lines in a log; always on stderr."""
+"""How work shows that it goes on: bars on a terminal or in a notebook, plain lines in a log; always on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vitdeploy.progress import Progress, Task
+from vitdeploy.progress import SILENT, Progress, Task
 from vitdeploy.text import printable
 
 if TYPE_CHECKING:
@@ -22,6 +22,50 @@ def make_progress(stream: TextIO | None = None) -> Progress:
     """Return bars where ``stream`` (stderr) is a terminal, else lines."""
     stream = stream if stream is not None else sys.stderr
     return TerminalProgress(stream) if stream.isatty() else LogProgress(stream)
+
+
+class _AutoProgress:
+    """Bars where somebody watches, on a terminal or in a notebook, else nothing; what a verb takes by default."""
+
+    def __init__(self) -> None:
+        self._stream: TextIO | None = None
+        self._bars: Progress = SILENT
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None) -> Iterator[Task]:
+        """See ``Progress.task``."""
+        with self._chosen().task(description, total) as task:
+            yield task
+
+    def note(self, text: str) -> None:
+        """See ``Progress.note``."""
+        self._chosen().note(text)
+
+    def _chosen(self) -> Progress:
+        """Return the bars that are drawn already, so that tasks nest, unless stderr is another stream by now."""
+        if self._stream is not sys.stderr:
+            self._stream = sys.stderr
+            watched = _in_notebook() or (self._stream is not None and self._stream.isatty())
+            self._bars = TerminalProgress(self._stream) if watched else SILENT
+        return self._bars
+
+
+AUTO: Progress = _AutoProgress()
+
+
+def shown(progress: Progress | None) -> Progress:
+    """Return the progress that a verb was handed; None is silence."""
+    return SILENT if progress is None else progress
+
+
+def _in_notebook() -> bool:
+    """Return whether a Jupyter kernel runs this, whose notebook rich draws into."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
 
 
 class LogProgress:
@@ -82,12 +126,15 @@ class _LogTask:
 
 
 class TerminalProgress:
-    """Bars drawn by rich; they vanish when done, notes stay above them. Tasks may be nested and shared by threads."""
+    """Bars drawn by rich, on a terminal or in a notebook; they vanish when done, notes stay above them.
 
-    def __init__(self, stream: TextIO, **console: Any) -> None:
+    Tasks may be nested and shared by threads. ``stream`` is stderr by default; ``console`` are arguments of rich's.
+    """
+
+    def __init__(self, stream: TextIO | None = None, **console: Any) -> None:
         from rich.console import Console
 
-        self._console = Console(file=stream, **console)
+        self._console = Console(file=stream if stream is not None else sys.stderr, **console)
         self._bars: rich.progress.Progress | None = None
         self._open = 0
         self._lock = threading.Lock()

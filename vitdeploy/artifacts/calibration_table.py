@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts.base import Artifact
+from vitdeploy.artifacts.base import ArrayValue, Artifact
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import atomic_path, save_tensors, write_atomically
 from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
@@ -23,8 +23,8 @@ SUFFIX = ".calib.json"
 _REMEDY = "calibrate again with 'vitdeploy quantize MODEL.onnx --calibration DATA'"
 
 
-@dataclass(frozen=True)
-class TensorRange:
+@dataclass(frozen=True, eq=False)
+class TensorRange(ArrayValue):
     """What was seen of one tensor.
 
     axis: which axis runs over the channels; None where channels were not looked at.

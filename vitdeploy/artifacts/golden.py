@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.artifacts.base import ArrayValue
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import parse_json
 from vitdeploy.text import size_text
@@ -20,8 +21,8 @@ LARGEST = 64 << 20
 """Bytes that one array may have: eight images of 1000×1000 pixels are 24 MB."""
 
 
-@dataclass(frozen=True)
-class Golden:
+@dataclass(frozen=True, eq=False, repr=False)
+class Golden(ArrayValue):
     """Inputs as the pixels that enter normalisation, and logits.
 
     pixels: [n, H, W, C] uint8, after resize and crop; ``Preprocess`` turns them into the network's input.
@@ -32,6 +33,10 @@ class Golden:
     pixels: NDArray[np.uint8]
     reference: NDArray[np.float32]
     outputs: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.pixels.shape[1:]))
+        return f"<Golden: {len(self.pixels)} samples of {size}, {self.outputs.shape[-1]} classes>"
 
     def to_text(self) -> str:
         """Return the samples as one line of JSON with compressed, base64-coded arrays."""

@@ -28,7 +28,7 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
     }
     for folder in _folders(artifacts):
         for path in sorted(folder.glob("*.safetensors")):
-            if _stated_digest(path) not in wanted:
+            if stated_digest(path) not in wanted:
                 continue
             try:
                 found = open_artifact(path)
@@ -60,7 +60,7 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
 def find_beside(path: Path, digest: str) -> Artifact | None:
     """Return the sound artifact in the same folder that has this payload digest."""
     for other in sorted(path.absolute().parent.iterdir()):
-        if other.name == path.name or _stated_digest(other) != digest:
+        if other.name == path.name or stated_digest(other) != digest:
             continue
         try:
             return open_artifact(other)
@@ -69,7 +69,7 @@ def find_beside(path: Path, digest: str) -> Artifact | None:
     return None
 
 
-def _stated_digest(path: Path) -> str | None:
+def stated_digest(path: Path) -> str | None:
     """Return the payload digest that a file states in its manifest, without reading its tensors."""
     try:
         if path.suffix == ".onnx":

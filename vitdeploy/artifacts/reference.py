@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, atomic_path
+from vitdeploy.artifacts.base import ArrayValue
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.errors import ArtifactError
@@ -31,8 +32,8 @@ class ReferenceInfo(Record):
     logits_sha256: str = ""
 
 
-@dataclass(frozen=True)
-class Reference:
+@dataclass(frozen=True, eq=False)
+class Reference(ArrayValue):
     """Logits [n, classes] float32 of the PyTorch model, one row per sample of ``info.sample_ids``."""
 
     path: Path

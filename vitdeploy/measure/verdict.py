@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from vitdeploy.measure.wording import (
+from vitdeploy.records import Baseline, Conditions, Row, Timing
+from vitdeploy.records.report import Device, backend_title, executing_target
+from vitdeploy.text import size_text
+from vitdeploy.wording import (
     ms_text,
     number_text,
     percent_text,
@@ -14,9 +17,6 @@ from vitdeploy.measure.wording import (
     points_text,
     ratio_text,
 )
-from vitdeploy.records import Baseline, Conditions, Row, Timing
-from vitdeploy.records.report import Device, backend_title, executing_target
-from vitdeploy.text import size_text
 
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99

@@ -16,6 +16,7 @@ from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Report, Row
+from vitdeploy.terminal_progress import AUTO, shown
 
 FOLDER = Path("vitdeploy-run")
 MIB = 1 << 20
@@ -72,7 +73,7 @@ class Step(Generic[Result]):
 
 
 def run(
-    recipe: Recipe | Path | str | None = None, folder: Path | str = FOLDER, *, progress: Progress = SILENT
+    recipe: Recipe | Path | str | None = None, folder: Path | str = FOLDER, *, progress: Progress | None = AUTO
 ) -> RunResult:
     """Carry out a recipe in ``folder``: train, export, quantize, build, bench, report.
 
@@ -94,7 +95,7 @@ def run(
     folder = Path(folder)
     refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", MEMORY))
     with locked(folder):
-        return _Run(recipe, folder, progress).all()
+        return _Run(recipe, folder, shown(progress)).all()
 
 
 class _Run:

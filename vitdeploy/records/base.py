@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -14,10 +15,31 @@ from vitdeploy.text import printable
 RecordT = TypeVar("RecordT", bound="Record")
 
 
+class _Shown(str):
+    """A text that stands for the value that it describes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = 4
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 70, 100, 3
+
+
 class Record(BaseModel):
     """An immutable value that is stored in artifacts and reports; readers ignore unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", protected_namespaces=())
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show in one line what is not the default; long lists, tables and texts are cut."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                yield name, _Shown(_SHORT.repr(value))
 
 
 def printable_record(record: RecordT) -> RecordT:

@@ -10,11 +10,14 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
 from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import Precision, Target
+from vitdeploy.text import UNKNOWN, printable, size_text
+from vitdeploy.wording import Interval, ms_text, percent_text, points_text, ratio_text
 
-Interval = tuple[float, float]
+__all__ = ["Baseline", "Conditions", "Device", "Interval", "Report", "Row", "Timing"]
 
 BACKEND_TITLES = {
     "pytorch": "PyTorch",
@@ -164,3 +167,35 @@ class Report(Record):
     conditions: Conditions
     rows: tuple[Row, ...]
     verdict: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        data = f"{self.conditions.data}, {self.conditions.n_samples} images"
+        return printable(f"<Report {self.created}: {self.model} on {data}, {len(self.rows)} rows>")
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            f"{self.model} on {self.conditions.data} ({self.conditions.n_samples} images)",
+            ("Artifact", "Runtime", "Precision", "Top-1", "Δ pp", "Batch", "p50 ms", "Speed-up", "Size"),
+            [_cells(row, self.baseline.row) for row in self.rows],
+            self.verdict,
+        )
+
+
+def _cells(row: Row, baseline: str | None) -> tuple[str, ...]:
+    """Return a row as a notebook shows it: medians end to end, a dash where nothing was measured."""
+    times = [timing for timing in row.timings if timing.scope == "end_to_end"]
+    runtime = BACKEND_TITLES.get(row.backend, row.backend)
+    status = "" if row.status == "ok" else f"\n{row.status}: {row.reason}"
+    return (
+        row.name + status,
+        runtime if row.device is None else f"{runtime}, {row.device.upper()}",
+        row.precision,
+        percent_text(row.top1),
+        "baseline" if row.name == baseline else points_text(row.delta_top1_pp),
+        "\n".join(str(timing.batch) for timing in times) or UNKNOWN,
+        "\n".join(ms_text(timing.p50_ms) for timing in times) or UNKNOWN,
+        "\n".join(ratio_text(timing.speedup) for timing in times) or UNKNOWN,
+        size_text(row.size_bytes),
+    )

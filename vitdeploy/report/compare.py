@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import GateError, UsageError
-from vitdeploy.measure.wording import ms_text, points_text
+from vitdeploy.notebook import html_table
 from vitdeploy.records import Record, Report, Row, printable_record
 from vitdeploy.report.files import read_report
 from vitdeploy.report.view import STATUSES
 from vitdeploy.sessions import Scope
-from vitdeploy.text import UNKNOWN, size_text
+from vitdeploy.text import UNKNOWN, printable, size_text
+from vitdeploy.wording import ms_text, points_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+COLUMNS = ("Top-1 %", "Δ pp", "Batch", "p50 ms", "Change", "Size")
 RowKey = tuple[str, str, str | None]
 
 
@@ -44,6 +46,19 @@ class RowChange(Record):
     after_size_bytes: int | None = None
     timings: tuple[TimingChange, ...] = ()
 
+    def cells(self) -> tuple[str, ...]:
+        """Return the row as tables show it: name, and a cell for each of ``COLUMNS``."""
+        times = [timing for timing in self.timings if timing.scope == "end_to_end"]
+        return (
+            self.name,
+            _top1(self),
+            points_text(self.delta_top1_pp),
+            "\n".join(str(timing.batch) for timing in times),
+            "\n".join(f"{ms_text(timing.before_ms)} → {ms_text(timing.after_ms)}" for timing in times),
+            "\n".join(f"{100 * (timing.ratio - 1):+.1f} %" for timing in times),
+            f"{size_text(self.before_size_bytes)} → {size_text(self.after_size_bytes)}",
+        )
+
 
 class Comparison(Record):
     """Two reports, row by row.
@@ -58,6 +73,19 @@ class Comparison(Record):
     only_before: tuple[str, ...] = ()
     only_after: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return printable(f"<Comparison of {self.before} and {self.after}: {len(self.rows)} rows>")
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        lines = [f"only before: {name}" for name in self.only_before]
+        lines += [f"only after: {name}" for name in self.only_after]
+        header = ("Artifact", *COLUMNS)
+        return html_table(
+            f"{self.before} → {self.after}", header, [row.cells() for row in self.rows], [*lines, *self.caveats]
+        )
 
     def check(self, *, max_drop_pp: float | None = None, max_slowdown_percent: float | None = None) -> None:
         """Refuse what lost too much; without a limit nothing is refused.
@@ -130,19 +158,11 @@ def comparison_table(comparison: Comparison) -> Table:
     said += [f"only after: {name}" for name in comparison.only_after]
     grid.caption = Text("\n".join([*said, *comparison.caveats]), style="not italic not dim yellow")
     grid.add_column("Artifact", overflow="fold")
-    for name in ("Top-1 %", "Δ pp", "Batch", "p50 ms", "Change", "Size"):
+    for name in COLUMNS:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
-        times = [timing for timing in row.timings if timing.scope == "end_to_end"]
-        grid.add_row(
-            Text(row.name, style="bold"),
-            _top1(row),
-            points_text(row.delta_top1_pp),
-            "\n".join(str(timing.batch) for timing in times),
-            "\n".join(f"{ms_text(timing.before_ms)} → {ms_text(timing.after_ms)}" for timing in times),
-            "\n".join(f"{100 * (timing.ratio - 1):+.1f} %" for timing in times),
-            f"{size_text(row.before_size_bytes)} → {size_text(row.after_size_bytes)}",
-        )
+        name, *cells = row.cells()
+        grid.add_row(Text(printable(name), style="bold"), *cells)
     return grid
 
 

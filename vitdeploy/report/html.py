@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.measure import wording
+from vitdeploy import wording
 from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdeploy.measure.wording import (
-    decibel_text,
-    ms_text,
-    percent_text,
-    points_text,
-    ratio_text,
-)
 from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.view import (
     SCOPES,
@@ -26,6 +19,13 @@ from vitdeploy.report.view import (
     runtime_text,
 )
 from vitdeploy.text import UNKNOWN, size_text
+from vitdeploy.wording import (
+    decibel_text,
+    ms_text,
+    percent_text,
+    points_text,
+    ratio_text,
+)
 
 
 def render_markdown(report: Report) -> str:

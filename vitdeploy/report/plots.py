@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vitdeploy.measure.verdict import timing_of
-from vitdeploy.measure.wording import ms_text
 from vitdeploy.records import Report, Row, Timing
 from vitdeploy.records.report import Device
 from vitdeploy.report.axes import Axis, latency_axis, percent_axis, size_axis
 from vitdeploy.report.view import DEVICES, runtime_text
 from vitdeploy.text import size_text
+from vitdeploy.wording import ms_text
 
 SCATTER_WIDTH, BAR_WIDTH = 1040, 500
 SCATTER_HEIGHT = 410

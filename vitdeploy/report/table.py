@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitdeploy.measure.verdict import timing_of
-from vitdeploy.measure.wording import (
+from vitdeploy.records import Report, Row, printable_record
+from vitdeploy.report.view import STATUSES, interval_text, points_interval_text, remarks, runtime_text, timed_batches
+from vitdeploy.text import UNKNOWN, size_text
+from vitdeploy.wording import (
     decibel_text,
     ms_text,
     points_text,
     ratio_text,
 )
-from vitdeploy.records import Report, Row, printable_record
-from vitdeploy.report.view import STATUSES, interval_text, points_interval_text, remarks, runtime_text, timed_batches
-from vitdeploy.text import UNKNOWN, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitdeploy.measure.verdict import timing_of
-from vitdeploy.measure.wording import number_text, points_text
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
 from vitdeploy.records.report import backend_title
 from vitdeploy.text import UNKNOWN, size_text
+from vitdeploy.wording import number_text, points_text
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.records import ModelSpec, Preprocess, TrainingData
+from vitdeploy.text import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 IMAGENET_CLASSES = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A model that is ready to run.
 
@@ -33,6 +34,9 @@ class LoadedModel:
     origin: str
     notes: tuple[str, ...] = field(default=())
     trained_on: tuple[TrainingData, ...] = ()
+
+    def __repr__(self) -> str:
+        return printable(f"<LoadedModel {self.spec.name!r}: {self.origin}, {self.digest[:12]}>")
 
 
 @dataclass(frozen=True)

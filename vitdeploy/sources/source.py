@@ -118,6 +118,17 @@ def hub_of(text: str) -> str:
     return next((hub for hub in HUBS if text.startswith(hub)), "")
 
 
+def place_of(source: Source | Artifact | Path | str) -> Path:
+    """Return the file that names a model, or a path in the current folder that is called like it."""
+    if isinstance(source, Source):
+        found = source.checkpoint.path if source.checkpoint is not None else source.file
+        return found if found is not None else place_of(source.text)
+    if isinstance(source, Artifact):
+        return source.path
+    text = str(source)
+    return Path(text) if Path(text).exists() else Path(Path(text.removeprefix(hub_of(text))).name)
+
+
 def brings_weights(source: Artifact | Path | str, weights: Checkpoint | Path | str | None = None) -> bool:
     """Return whether a source names weights, and not only an architecture."""
     if weights is not None or isinstance(source, Artifact):

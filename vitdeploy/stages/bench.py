@@ -25,6 +25,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, Row, stage_key
 from vitdeploy.records.report import Device
 from vitdeploy.sources.source import Source
+from vitdeploy.terminal_progress import AUTO, shown
 
 __all__ = ["BenchOptions", "BenchRequest", "bench", "open_test_data"]
 
@@ -37,7 +38,7 @@ def bench(
     *,
     baseline: Artifact | Path | str | None = None,
     options: BenchOptions = BenchOptions(),
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> Report:
     """Measure artifacts on ``data`` and return the report; one that fails gives a row that says why.
 
@@ -55,7 +56,7 @@ def bench(
         DataError: The data cannot be read, or its labels do not fit a model.
     """
     request = BenchRequest.open(artifacts, data, baseline=baseline, options=options)
-    return request.run(progress)
+    return request.run(shown(progress))
 
 
 @dataclass(frozen=True)

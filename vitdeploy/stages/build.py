@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx, sidecar_of
+from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_backend import build_options
@@ -15,17 +16,18 @@ from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import stage_key
 from vitdeploy.sessions import BuildTarget
+from vitdeploy.terminal_progress import AUTO, shown
 
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 
 
 def build(
     model: Artifact | Path | str,
-    output: Path | str,
+    output: Path | str | None = None,
     *,
     backend: str | None = None,
     target: BuildTarget = BuildTarget(),
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> Engine:
     """Build an engine from an FP32, FP16, INT8 or FP8 graph and write it with its manifest beside it.
 
@@ -35,7 +37,7 @@ def build(
 
     Args:
         model: An artifact, or the file of one.
-        output: The engine's file; its manifest is ``<output>.json``.
+        output: The engine's file, ``NAME.engine`` beside the model where it is None; its manifest is ``<output>.json``.
         backend: ``tensorrt`` or ``tensorrt-rtx``; None takes ``tensorrt`` where it is installed and a GPU is there,
             else ``tensorrt-rtx``, and notes which.
         target: Profiles, compute capabilities, workspace, and the builder's other options.
@@ -46,7 +48,7 @@ def build(
         BuildError: Graph, batch or compute capability is refused; the line names node and operator.
         UsageError: The batch range or the backend's name makes no sense.
     """
-    return BuildRequest.open(model, output, backend=backend, target=target).run(progress)
+    return BuildRequest.open(model, output, backend=backend, target=target).run(shown(progress))
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class BuildRequest:
     def open(
         cls,
         model: Artifact | Path | str,
-        output: Path | str,
+        output: Path | str | None = None,
         *,
         backend: str | None = None,
         target: BuildTarget = BuildTarget(),
@@ -77,7 +79,8 @@ class BuildRequest:
             VitdeployError: As ``build``, where the graph or the backend's name is unfit or the output cannot be
                 written.
         """
-        graph, output = open_onnx(model), Path(output)
+        graph = open_onnx(model)
+        output = Path(output) if output is not None else output_beside(graph.path, ".engine")
         refuse_unwritable(output, "an engine file", inputs=(graph,), beside=(sidecar_of(output),))
         if backend is None:
             return cls(graph, output, default_builder(), target, is_default=True)

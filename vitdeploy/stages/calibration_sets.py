@@ -28,10 +28,11 @@ from vitdeploy.datasets.opening import calibration_split, evaluation_split
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, DataError, RecipeError, UsageError
 from vitdeploy.preprocess import preprocess_from, to_pixels
-from vitdeploy.progress import SILENT, Progress
+from vitdeploy.progress import Progress
 from vitdeploy.quantization.division import warn_of_few_images
 from vitdeploy.reading import first_problem, read_yaml, sha256_of_file
 from vitdeploy.records import Check, Preprocess, Record
+from vitdeploy.terminal_progress import AUTO, shown
 
 RECOMMENDED_SAMPLES = 128
 _FEW = f"{{}} images, fewer than {RECOMMENDED_SAMPLES}: ranges may be too narrow, compare with a larger set"
@@ -71,7 +72,7 @@ def make_calibration_set(
     seed: int = 0,
     preprocess: Preprocess | None = None,
     origin: Origin = Origin(),
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> CalibrationSet:
     """Choose at most ``samples`` images, stratified and seeded, and write them to ``output`` with a manifest.
 
@@ -86,7 +87,7 @@ def make_calibration_set(
         UsageError: ``output`` is something else than a calibration set, or lies inside the data.
         ArtifactError: The folder cannot be written, or the disk is full.
     """
-    output = Path(output)
+    output, progress = Path(output), shown(progress)
     split = calibration_split(data)
     dataset = open_dataset(data, split=split, samples=samples, seed=seed)
     _refuse_output(output, data)
@@ -121,7 +122,7 @@ def make_calibration_set(
 
 
 def make_from_recipe(
-    recipe: CalibrationRecipe, output: Path | str, *, data: str | None = None, progress: Progress = SILENT
+    recipe: CalibrationRecipe, output: Path | str, *, data: str | None = None, progress: Progress | None = AUTO
 ) -> CalibrationSet:
     """Make the set that a recipe describes; ``data`` here takes the place of the recipe's.
 

@@ -17,13 +17,14 @@ from vitdeploy.datasets import DataSource, open_dataset
 from vitdeploy.datasets.base import Subset
 from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError, VitdeployError, require_one_of
-from vitdeploy.progress import SILENT, Progress
+from vitdeploy.progress import Progress
 from vitdeploy.quantization.calibration import Calibration
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, Profile, make_plan
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
+from vitdeploy.terminal_progress import AUTO, shown
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,7 +60,7 @@ def observe_calibration(
     output: Path | str,
     *,
     options: ObserveOptions = ObserveOptions(),
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> CalibrationTable:
     """Run a graph over images and keep what was observed; ``quantize`` takes the table in place of images.
 
@@ -115,7 +116,7 @@ def observe_calibration(
     saved = SavedObservations(output, key)
     try:
         with calibration.collector() as collector:
-            observers = calibration.observe(collector, "all", dataset, progress, saved)
+            observers = calibration.observe(collector, "all", dataset, shown(progress), saved)
     except VitdeployError:
         saved.remove()
         raise

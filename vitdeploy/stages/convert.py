@@ -13,6 +13,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
 from vitdeploy.sources.source import Source, SourceOptions, open_source
+from vitdeploy.terminal_progress import AUTO, shown
 
 DEFAULTS = SourceOptions()
 
@@ -22,7 +23,7 @@ def convert(
     output: Path | str,
     *,
     options: SourceOptions = DEFAULTS,
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> Checkpoint:
     """Write the weights of ``source`` as a checkpoint and return it.
 
@@ -38,7 +39,7 @@ def convert(
         UsageError: Options contradict each other.
         ModelError, CheckpointError, ArtifactError: The source cannot be loaded, or the file not written.
     """
-    return ConvertRequest.open(source, output, options=options).run(progress)
+    return ConvertRequest.open(source, output, options=options).run(shown(progress))
 
 
 @dataclass(frozen=True)

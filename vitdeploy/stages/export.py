@@ -12,6 +12,7 @@ import numpy as np
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
+from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.artifacts.reference import reference_path, write_reference
 from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
@@ -24,7 +25,8 @@ from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
-from vitdeploy.sources.source import Source, SourceOptions, open_source
+from vitdeploy.sources.source import Source, SourceOptions, open_source, place_of
+from vitdeploy.terminal_progress import AUTO, shown
 
 CHECKPOINT_SUFFIX = ".safetensors"
 
@@ -50,10 +52,10 @@ DEFAULTS = ExportOptions()
 
 def export(
     source: Artifact | Path | str,
-    output: Path | str,
+    output: Path | str | None = None,
     *,
     options: ExportOptions = DEFAULTS,
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> OnnxModel:
     """Write ``source`` as an ONNX model and return it.
 
@@ -63,7 +65,7 @@ def export(
 
     Args:
         source: A checkpoint, or what else ``load_source`` takes; or an ONNX file from elsewhere.
-        output: The ``.onnx`` to write.
+        output: The ``.onnx`` to write; None for one beside the source, or of the model's name in the current folder.
         options: See ``ExportOptions``.
         progress: Shows loading, tracing and comparing.
     Raises:
@@ -71,7 +73,7 @@ def export(
         ModelError, CheckpointError, ArtifactError, DataError: The source or the data cannot be loaded.
         GraphError: The graph is not what PyTorch computes, or cannot be expressed in ``options.opset``.
     """
-    return ExportRequest.open(source, output, options=options).run(progress)
+    return ExportRequest.open(source, output, options=options).run(shown(progress))
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,18 @@ class ExportRequest:
 
     @classmethod
     def open(
-        cls, source: Source | Artifact | Path | str, output: Path | str, *, options: ExportOptions = DEFAULTS
+        cls,
+        source: Source | Artifact | Path | str,
+        output: Path | str | None = None,
+        *,
+        options: ExportOptions = DEFAULTS,
     ) -> ExportRequest:
         """Find the model and open the data; nothing is loaded, and torch is not needed.
 
         Raises:
             VitdeployError: As ``export``, where source or options are unfit or the output cannot be written.
         """
-        output = Path(output)
+        output = Path(output) if output is not None else output_beside(place_of(source), ".onnx")
         if not OLDEST <= options.opset <= NEWEST:
             raise UsageError(f"opset {options.opset!r} is not offered, expected {OLDEST} to {NEWEST}")
         if output.suffix == CHECKPOINT_SUFFIX:

@@ -68,13 +68,13 @@ class Inspection(Record):
     remedy: str = ""
 
 
-def inspect(path: Path | str) -> Inspection:
+def inspect(file: Artifact | Path | str) -> Inspection:
     """Read a file and return what it is; files of ours are verified on the way.
 
     Raises:
         ArtifactError, CheckpointError: There is no such file, it is of no kind that is known, or it is damaged.
     """
-    path = Path(path)
+    path = file.path if isinstance(file, Artifact) else Path(file)
     if not path.exists():
         raise missing(path, FileNotFoundError())
     if path.is_file() and is_safetensors(path) and REFERENCE_KEY in safetensors_metadata(path):

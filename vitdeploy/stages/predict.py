@@ -68,7 +68,7 @@ def predict(
     named = [images] if isinstance(images, (str, Path)) else list(images)
     if top < 1 or not named:
         raise UsageError(f"{top} classes of {len(named)} images were asked for, expected at least 1 of at least 1")
-    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    opened = open_artifact(artifact)
     spec, model = opened.manifest.preprocess, opened.manifest.model
     if spec is None:
         raise ArtifactError(f"{str(opened.path)!r} carries no preprocessing, so an image cannot become its input")

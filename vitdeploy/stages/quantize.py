@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.calibration_table import arrays_of
+from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.datasets import Dataset, overlap_text
 from vitdeploy.errors import (
@@ -49,6 +50,7 @@ from vitdeploy.records import (
     SampleSet,
     Target,
 )
+from vitdeploy.terminal_progress import AUTO, shown
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,13 +70,13 @@ FP16_SCALES_OPSET = 19
 
 def quantize(
     model: Artifact | Path | str,
-    output: Path | str,
+    output: Path | str | None = None,
     *,
     precision: Precision,
     target: Target = "tensorrt",
     calibration: CalibrationSource | None = None,
     options: QuantizeOptions = DEFAULTS,
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> OnnxModel:
     """Write ``model`` in another precision for one runtime, and judge it on images kept out of calibration.
 
@@ -84,7 +86,8 @@ def quantize(
 
     Args:
         model: An FP32 OnnxModel, or the file of one.
-        output: The ``.onnx`` to write; nothing is written when anything fails.
+        output: The ``.onnx`` to write; nothing is written when anything fails. None for one beside the model, called
+            after precision and runtime, such as ``vit.int8.onnx`` or ``vit.int8.onnxruntime.onnx``.
         precision: ``fp16``, ``int8``, ``int8-weight-only`` or ``fp8`` (TensorRT only).
         target: The runtime that the graph is for; it decides the precision of the remainder, FP16 for ``tensorrt``
             and FP32 for the others.
@@ -103,7 +106,7 @@ def quantize(
     request = QuantizeRequest.open(
         model, output, precision=precision, target=target, calibration=calibration, options=options
     )
-    return request.run(progress)
+    return request.run(shown(progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ class QuantizeRequest(QuantizeInputs):
     def open(
         cls,
         model: Artifact | Path | str,
-        output: Path | str,
+        output: Path | str | None = None,
         *,
         precision: Precision,
         target: Target = "tensorrt",
@@ -128,7 +131,9 @@ class QuantizeRequest(QuantizeInputs):
         Raises:
             VitdeployError: As ``quantize``, where sources or options are unfit or the output cannot be written.
         """
-        source, output = open_onnx(model), Path(output)
+        source = open_onnx(model)
+        runtime = "" if target == "tensorrt" else f".{target}"
+        output = Path(output) if output is not None else output_beside(source.path, f".{precision}{runtime}.onnx")
         read = (source, calibration, options.plan, options.validation)
         refuse_unwritable(output, "an ONNX file", inputs=read)
         if options.table is not None:

@@ -29,6 +29,7 @@ from vitdeploy.errors import ArtifactError, DataError, SeenDataWarning, Training
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Preprocess, SampleSet, TrainingData, sha256_of, stage_key
 from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
+from vitdeploy.terminal_progress import AUTO, shown
 from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions
 from vitdeploy.training.paths import metrics_path, state_path
 from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
@@ -47,7 +48,7 @@ def train(
     preprocess: Preprocess | None = None,
     labels: Path | str | None = None,
     resume: bool | Literal["auto"] = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = AUTO,
 ) -> Checkpoint:
     """Train a model on a dataset's training split and write the weights that are best on its validation split.
 
@@ -93,7 +94,7 @@ def train(
         labels=labels,
         resume=resume,
     )
-    return request.run(progress)
+    return request.run(shown(progress))
 
 
 @dataclass(frozen=True)

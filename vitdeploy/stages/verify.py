@@ -14,14 +14,15 @@ from vitdeploy.artifacts.reference import load_reference, read_reference, refere
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
 from vitdeploy.backends.tensorrt_backend import PlanBackend
-from vitdeploy.datasets import batches, open_dataset
+from vitdeploy.datasets import DataSource, batches, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import normalize
-from vitdeploy.progress import SILENT, Progress
+from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Record
 from vitdeploy.sessions import Session
+from vitdeploy.terminal_progress import AUTO, shown
 
 TOLERANCES: dict[Precision, float] = {
     "fp32": 1e-4,  # summation order
@@ -50,7 +51,9 @@ class Verification(Record):
         return all(check.status != "failed" for check in self.checks)
 
 
-def verify(path: Path | str, data: str | None = None, *, progress: Progress = SILENT) -> Verification:
+def verify(
+    artifact: Artifact | Path | str, data: DataSource | None = None, *, progress: Progress | None = AUTO
+) -> Verification:
     """Check an artifact: digests, the graph by onnx's rules, golden samples by running it, its parents.
 
     An engine runs where a GPU of its kind is, on the golden samples that it carries (or those of the graph beside
@@ -58,7 +61,7 @@ def verify(path: Path | str, data: str | None = None, *, progress: Progress = SI
     reason.
 
     Args:
-        path: The artifact.
+        artifact: What is checked; of one that is open already, its file is read again.
         data: A dataset whose logits were stored with ``export --reference``: the artifact's top-1 must agree with
             PyTorch's on at least 90 % of it.
         progress: Shows the run over ``data``.
@@ -66,7 +69,9 @@ def verify(path: Path | str, data: str | None = None, *, progress: Progress = SI
         ArtifactError: The file is missing, damaged, or does not match its own manifest.
         DataError: ``data`` cannot be read.
     """
-    artifact = open_artifact(path)
+    given, artifact = artifact, open_artifact(artifact.path if isinstance(artifact, Artifact) else artifact)
+    if isinstance(given, Artifact) and given != artifact:
+        raise ArtifactError(f"{str(given.path)!r} was written anew since it was opened, and holds something else")
     checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
     if isinstance(artifact, OnnxModel):
         checks.append(_check_rules(artifact))
@@ -78,7 +83,7 @@ def verify(path: Path | str, data: str | None = None, *, progress: Progress = SI
         checks.append(_check_reference(beside))
     checks += _check_parents(artifact)
     if data is not None:
-        checks.append(_check_agreement(artifact, data, progress))
+        checks.append(_check_agreement(artifact, data, shown(progress)))
     return Verification(path=str(artifact.path), kind=artifact.manifest.kind, checks=tuple(checks))
 
 
@@ -175,7 +180,7 @@ def _check_parents(artifact: Artifact) -> list[Check]:
     return checks
 
 
-def _check_agreement(artifact: Artifact, data: str, progress: Progress) -> Check:
+def _check_agreement(artifact: Artifact, data: DataSource, progress: Progress) -> Check:
     name = "agreement with PyTorch"
     spec, reference = artifact.manifest.preprocess, load_reference(artifact)
     if reference is None or spec is None:
@@ -187,7 +192,7 @@ def _check_agreement(artifact: Artifact, data: str, progress: Progress) -> Check
     dataset = open_dataset(data)
     expected = reference.rows(dataset.sample_ids)
     if expected is None:
-        return Check(name=name, status="unchecked", detail=f"{data!r} has images whose logits are not stored")
+        return Check(name=name, status="unchecked", detail=f"{dataset.uri!r} has images whose logits are not stored")
     try:
         with open_session(artifact) as session, progress.task("verify", total=len(dataset)) as task:
             parts = []

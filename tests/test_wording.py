@@ -1,6 +1,6 @@
 import pytest
 
-from vitdeploy.measure import wording
+from vitdeploy import wording
 
 
 @pytest.mark.parametrize(

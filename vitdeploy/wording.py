@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vitdeploy.records import Interval
 from vitdeploy.text import UNKNOWN
 
+Interval = tuple[float, float]
 MINUS = "\N{MINUS SIGN}"
 
 

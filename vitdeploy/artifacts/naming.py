@@ -1,0 +1,24 @@
+"""Where an artifact goes that was given no place: beside what it is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitdeploy.artifacts.engine import sidecar_of
+from vitdeploy.artifacts.lineage import stated_digest
+from vitdeploy.errors import ArtifactError
+
+
+def output_beside(source: Path, ending: str) -> Path:
+    """Return ``vit.onnx`` for ``vit.safetensors`` and the ending ``.onnx``.
+
+    Raises:
+        ArtifactError: There is such a file, and vitdeploy did not write it.
+    """
+    name = source.name
+    for known in (".safetensors", ".onnx", ".engine", ".pth", ".pt", ".npz", ".bin"):
+        name = name.removesuffix(known)
+    path = source.with_name(f"{name}{ending}")
+    if path.exists() and stated_digest(path) is None and not sidecar_of(path).is_file():
+        raise ArtifactError(f"{str(path)!r} is there already, and vitdeploy did not write it: name an output")
+    return path
