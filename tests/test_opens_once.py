@@ -30,7 +30,7 @@ roots = [os.path.realpath(root) for root in roots]
 def note(path, counter):
     real = os.path.realpath(path)
     inside = any(real.startswith(root + os.sep) for root in roots)
-    if inside and os.path.isfile(real) and os.path.basename(real) != ".lock":
+    if inside and os.path.isfile(real) and not os.path.basename(real).startswith(".lock"):
         counter[real] += 1
 
 

@@ -35,6 +35,13 @@ class Finding(Record):
     detail: str
     remedy: str = ""
 
+    @classmethod
+    def of(
+        cls, area: Area, name: str, status: Literal["ok", "warning", "missing", "no"], detail: str, remedy: str = ""
+    ) -> Finding:
+        """Return a finding from its fields in order."""
+        return cls(area=area, name=name, status=status, detail=detail, remedy=remedy)
+
 
 def doctor() -> list[Finding]:
     """Return what this machine can do: machine, backends, optional parts; nothing is installed or changed."""
@@ -46,17 +53,17 @@ def machine_findings(machine: Environment) -> list[Finding]:
     """Return processor, memory, GPU, driver and JetPack."""
     memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
     found = [
-        _finding("machine", "python", "ok", f"{machine.python} on {machine.os}"),
-        _finding("machine", "processor", "ok", f"{machine.cpu}, {machine.cores} cores{memory}"),
+        Finding.of("machine", "python", "ok", f"{machine.python} on {machine.os}"),
+        Finding.of("machine", "processor", "ok", f"{machine.cpu}, {machine.cores} cores{memory}"),
     ]
     if machine.jetpack is not None:
-        found.append(_finding("machine", "JetPack", "ok", machine.jetpack))
+        found.append(Finding.of("machine", "JetPack", "ok", machine.jetpack))
         mode = machine.power_mode
         detail = f"{mode}: it decides the clocks, so it stands in every report" if mode else "unknown"
-        found.append(_finding("machine", "power mode", "ok" if mode else "warning", detail))
+        found.append(Finding.of("machine", "power mode", "ok" if mode else "warning", detail))
     if machine.gpu is None:
         found.append(
-            _finding(
+            Finding.of(
                 "machine",
                 "GPU",
                 "no",
@@ -69,8 +76,8 @@ def machine_findings(machine: Environment) -> list[Finding]:
     detail = f"{machine.gpu}, compute capability {capability}{size}, driver {machine.driver}, CUDA {machine.cuda}"
     if compute_capability_key(capability) < OLDEST_CAPABILITY:
         detail += ": TensorRT 10 and newer serves 7.5 and higher"
-        return [*found, _finding("machine", "GPU", "no", detail)]
-    return [*found, _finding("machine", "GPU", "ok", detail)]
+        return [*found, Finding.of("machine", "GPU", "no", detail)]
+    return [*found, Finding.of("machine", "GPU", "ok", detail)]
 
 
 def backend_findings(machine: Environment) -> list[Finding]:
@@ -93,10 +100,12 @@ def extra_findings() -> list[Finding]:
     found: list[Finding] = []
     for name, (module, remedy) in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            found.append(_finding("extra", name, "missing", f"{module} is not installed", remedy))
+            found.append(Finding.of("extra", name, "missing", f"{module} is not installed", remedy))
         else:
             library = module.replace("_", "-")
-            found.append(_finding("extra", name, "ok", f"{library} {environment.versions().get(library, '')}".strip()))
+            found.append(
+                Finding.of("extra", name, "ok", f"{library} {environment.versions().get(library, '')}".strip())
+            )
     return found
 
 
@@ -107,13 +116,13 @@ def _available(name: str, machine: Environment) -> Finding:
         problems = find_problems(version, machine)
         if problems:
             status: Literal["no", "warning"] = "no" if problems[0].severity == "refuse" else "warning"
-            return _finding("backend", name, status, "; ".join(problem.text for problem in problems))
+            return Finding.of("backend", name, status, "; ".join(problem.text for problem in problems))
     cannot_run = backend.can_run()
     if name == "tensorrt-rtx":
         return _rtx_finding(version, machine, cannot_run)
     if cannot_run is not None:
         return _with_remedy("backend", name, f"{version}: {cannot_run}", no=machine.gpu is None)
-    return _finding("backend", name, "ok", f"{version}{_details(name)}")
+    return Finding.of("backend", name, "ok", f"{version}{_details(name)}")
 
 
 def _rtx_finding(version: str, machine: Environment, cannot_run: str | None) -> Finding:
@@ -121,11 +130,11 @@ def _rtx_finding(version: str, machine: Environment, cannot_run: str | None) -> 
     builds = f"{version}: builds for compute capability {', '.join(known)}"
     here = machine.compute_capability
     if here is not None and here not in known:
-        return _finding("backend", "tensorrt-rtx", "warning", f"{builds}, not for this GPU ({here}): use tensorrt")
+        return Finding.of("backend", "tensorrt-rtx", "warning", f"{builds}, not for this GPU ({here}): use tensorrt")
     if cannot_run is None:
-        return _finding("backend", "tensorrt-rtx", "ok", f"{builds}, and runs here")
+        return Finding.of("backend", "tensorrt-rtx", "ok", f"{builds}, and runs here")
     if machine.gpu is None:
-        return _finding("backend", "tensorrt-rtx", "ok", f"{builds}; {cannot_run}")
+        return Finding.of("backend", "tensorrt-rtx", "ok", f"{builds}; {cannot_run}")
     return _with_remedy("backend", "tensorrt-rtx", f"{builds}; {cannot_run}")
 
 
@@ -150,11 +159,5 @@ def _with_remedy(area: Area, name: str, reason: str, *, no: bool = False) -> Fin
     """Split ``what is wrong: the command`` at its last colon before a command."""
     detail, found, command = reason.rpartition(": ")
     if not found or not command.startswith(("pip ", "sudo ")):
-        return _finding(area, name, "no" if no else "missing", reason)
-    return _finding(area, name, "no" if no else "missing", detail, "" if no else command)
-
-
-def _finding(
-    area: Area, name: str, status: Literal["ok", "warning", "missing", "no"], detail: str, remedy: str = ""
-) -> Finding:
-    return Finding(area=area, name=name, status=status, detail=detail, remedy=remedy)
+        return Finding.of(area, name, "no" if no else "missing", reason)
+    return Finding.of(area, name, "no" if no else "missing", detail, "" if no else command)
