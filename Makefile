@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
-	@echo "make test           lint, types, imports, unit and jetpack; each is a target of its own"
+	@echo "make test           lint, types, imports and unit; each is a target of its own"
 	@echo "make quick          lint, types, imports and the tests that take a moment: for the inner loop, under a minute"
 	@echo "make package        wheel and sdist into dist/"
 	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/vitdeploy run
 
-test: lint types imports unit jetpack
+test: lint types imports unit
 
 quick: lint types imports
 	$(BIN)/pytest -n 2 -m "not slow and not moderate"
@@ -53,7 +53,7 @@ gpu-test: $(STAMP)
 	$(BIN)/pytest -m gpu -rs
 
 unit: $(STAMP)
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What JetPack 6 gets: the built wheel with NumPy 2.2 and ONNX Runtime 1.23, no torch; everything from an ONNX file onwards.
 jetpack: $(STAMP)

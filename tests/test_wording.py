@@ -19,22 +19,6 @@ def test_milliseconds(value, text):
     assert wording.ms_text(value) == text
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_900, "1.0 MB"),
-        (343_000_000, "343 MB"),
-        (2.53e9, "2.5 GB"),
-        (None, "–"),
-    ],
-)
-def test_sizes(size, text):
-    assert wording.size_text(size) == text
-
-
 def test_differences_have_their_sign_and_zero_has_none():
     assert [wording.points_text(value) for value in (0.224, -1.1, 0.0, -0.001, None)] == [
         "+0.22",

@@ -125,18 +125,18 @@ def test_weights_that_do_not_fit_are_one_line(checkpoint, tmp_path):
 def test_failure_inside_the_module_is_one_line():
     class Failing(torch.nn.Module):
         def forward(self, batch):
-            raise RuntimeError("out of\nmemory")
+            raise RuntimeError("out of memory\nTraceback of the kernel")
 
     with (
         open_module(Failing(), (None, 1, 8, 8)) as session,
-        pytest.raises(BackendError, match="pytorch failed: out of memory"),
+        pytest.raises(BackendError, match=r"pytorch failed: out of memory$"),
     ):
         session.run({"input": images(1)})
 
 
 def test_what_it_does_not_do_is_refused(checkpoint, model, engine_path):
     backend = get_backend("pytorch")
-    with pytest.raises(BackendError, match="no provider 'jit', expected 'eager' or 'compile'"):
+    with pytest.raises(BackendError, match="no provider 'jit', expected one of eager, compile"):
         backend.open(checkpoint, SessionOptions(provider="jit"))
     with pytest.raises(BackendError, match=r"pytorch opens checkpoints, .*vit.onnx' is of kind 'onnx'"):
         backend.open(model)

@@ -8,7 +8,7 @@ import pytest
 from foreign_onnx import FOREIGN, write_foreign
 
 from vitdeploy.artifacts import open_artifact, read_onnx
-from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
+from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError, VitdeployError
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.inspect import inspect
 
@@ -40,9 +40,15 @@ def test_a_foreign_graph_becomes_one_of_ours(tmp_path):
     assert len(model.golden.pixels) == 8
 
 
-def test_a_file_can_be_adopted_in_place(tmp_path):
+def test_a_file_is_not_adopted_in_place_under_any_of_its_names(tmp_path):
     source = write_foreign(tmp_path / "foreign.onnx")
-    assert export(source, source, options=ADOPT).digest == read_onnx(source).digest
+    before = source.read_bytes()
+    (tmp_path / "symbolic.onnx").symlink_to(source)
+    (tmp_path / "hard.onnx").hardlink_to(source)
+    for output in (source, tmp_path / "symbolic.onnx", tmp_path / "hard.onnx"):
+        with pytest.raises(VitdeployError, match="is the input"):
+            export(source, output, options=ADOPT)
+    assert source.read_bytes() == before
 
 
 def test_weights_beside_a_foreign_file_come_along(tmp_path):

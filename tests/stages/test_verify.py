@@ -27,6 +27,7 @@ def test_a_sound_model_passes_everything(tiny_onnx):
         "onnx checker": "passed",
         "golden samples": "passed",
         "parent checkpoint": "passed",
+        "reference logits": "passed",
         "agreement with PyTorch": "passed",
     }
     assert by_name(result)["agreement with PyTorch"].value == 1.0
