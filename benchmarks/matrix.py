@@ -109,8 +109,8 @@ def measure_variant(family: str, name: str, folder: Path) -> dict[str, Any]:
 
 def redrawn_checkpoint(name: str, path: Path) -> int:
     """Write a checkpoint of a variant whose every parameter is redrawn, and return how many numbers those are."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "conformance"))
-    from proof import redraw
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+    from redrawing import redraw
 
     loaded = load_source(name, random_weights=True)
     redraw(loaded.module)

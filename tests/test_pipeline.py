@@ -113,7 +113,7 @@ def test_changes_go_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("train: {options: {epochs: 3, batch: 8}}")
     recipe = read_recipe(path, {"train.options.epochs": 5, "build.batch": "1:2:4"})
-    assert (recipe.train.options.epochs, recipe.train.options.batch, recipe.build.batch) == (5, 8, (1, 2, 4))
+    assert (recipe.train.options.epochs, recipe.train.options.batch, recipe.build.batch) == (5, 8, ((1, 2, 4),))
 
 
 def test_a_change_inside_a_list_is_refused(tmp_path: Path) -> None:
@@ -171,7 +171,11 @@ def test_a_fresh_run_loads_neither_torch_nor_a_runtime(finished_run: Path, quick
 @pytest.mark.parametrize(
     ("change", "ran", "said"),
     [
-        ({"build.batch": "1:2:4"}, ("build fp16", "build int8", "bench"), "batch changed from [1, 1, 1] to [1, 2, 4]"),
+        (
+            {"build.batch": "1:2:4"},
+            ("build fp16", "build int8", "bench"),
+            "batch changed from [[1, 1, 1]] to [[1, 2, 4]]",
+        ),
         ({"bench.options.seed": 3}, ("bench",), "seed changed from 0 to 3"),
     ],
 )
@@ -324,7 +328,7 @@ def test_the_children_of_a_killed_run_are_waited_for(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, quick_changes: dict[str, Any]) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"cannot write in .*file"):
+    with pytest.raises(ArtifactError, match="is a file, expected a folder"):
         run(quick(quick_changes), tmp_path / "file")
 
 

@@ -165,7 +165,10 @@ def test_an_unreadable_image_is_named(refused: Run, finished_run: Path) -> None:
             path.write_bytes(path.read_bytes()[:48])
     said = refused("train photos -o t.safetensors", notes=("vit of small size", "batch 10 instead of 64"))
     assert re.search(r"10 of 10 images cannot be read: image 'photos/c\d/\d\.png' is truncated", said)
-    said = refused("quantize model.onnx -o o.onnx --precision int8 --calibration photos")
+    said = refused(
+        "quantize model.onnx -o o.onnx --precision int8 --calibration photos",
+        notes=("calibration images", "10 ", "8 ", "only "),
+    )
     assert re.search(r"\d\.png", said)
     (finished_run / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert "broken.png" in refused("predict model.onnx broken.png")
@@ -210,7 +213,10 @@ def test_a_graph_with_nothing_to_quantize_is_refused(refused: Run, finished_run:
     tiny (float[batch, 1, 8, 8] input) => (float[batch, 64] logits) { logits = Flatten(input) }"""
     onnx.save(onnx.parser.parse_model(text), finished_run / "flat.onnx")
     assert main(["export", "flat.onnx", "--preprocess", "digits", "-o", "adopted.onnx"]) == 0
-    said = refused("quantize adopted.onnx -o o.onnx --precision int8 --calibration digits --samples 32")
+    said = refused(
+        "quantize adopted.onnx -o o.onnx --precision int8 --calibration digits --samples 32",
+        notes=("calibration images",),
+    )
     assert re.search("nothing|no linear|no .*quantiz", said)
 
 
@@ -271,7 +277,6 @@ def test_wrong_usage_is_one_line_too(refused: Run, line: str, said: str) -> None
         ("train digits -o x.safetensors --recipe deitt", "there is no training recipe 'deitt'"),
         ("calibration show .", "is not a calibration set"),
         ("calibration make digits:test --samples 8 -o c", "is a test split"),
-        ("calibration make digits --samples 99999 -o c", "99999 samples were asked"),
         ("run none.yaml", "there is no file 'none.yaml'"),
         ("run --set train.option=1 -o .", "there is no key 'train.option', did you mean 'options'"),
         ("compare none report.json", "there is no file 'none'"),

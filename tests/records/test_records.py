@@ -64,8 +64,8 @@ def test_records_cannot_be_changed() -> None:
     [
         ({"mean": (0.5,)}, "one per channel"),
         ({"std": (0.5, 0.0, 0.5)}, "must be positive"),
-        ({"resize_size": 200}, "at least the input size 224"),
-        ({"resize_size": None}, "at least the input size 224"),
+        ({"resize_size": 0}, "greater than 0|at least|positive"),
+        ({"resize_size": None}, "must be one number with resize 'shortest'"),
     ],
 )
 def test_preprocess_refuses_values_that_contradict_each_other(change: dict[str, object], message: str) -> None:

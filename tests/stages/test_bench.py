@@ -116,7 +116,7 @@ class ScriptedBackend:
     """A runtime whose answers the test chooses."""
 
     name: str
-    graph_devices: tuple[str, ...] = ()
+    graph_devices: tuple[str, ...] = ("cpu", "cuda")
     cannot: str | None = None
     call_ms: dict[str, float] = field(default_factory=dict)  # by precision, or by device for PyTorch
     fails: str | None = None
@@ -341,7 +341,8 @@ def test_cpu_and_gpu_rows_never_share_a_speedup(tmp_path, checkpoint, script):
         [checkpoint.path, _onnx(tmp_path / "m.onnx").path, tmp_path / "m.fp16.engine"], "digits", options=QUICK
     )
     on_cpu, on_gpu = "linear.safetensors (PyTorch, CPU)", "linear.safetensors (PyTorch, CUDA)"
-    assert report.baseline.latency_rows == {"m.onnx": on_cpu, "m.fp16.engine": on_gpu}
+    faster = {f"linear.safetensors (PyTorch, {way})": on_gpu for way in ("autocast-fp16", "compile")}
+    assert report.baseline.latency_rows == {"m.onnx": on_cpu, "m.fp16.engine": on_gpu, **faster}
     assert sorted(device for _, device in torch.opened) == ["cpu", *["cuda"] * 3]  # and its faster ways beside it
     engine = _row(report, "m.fp16.engine")
     assert {timing.scope: timing.speedup for timing in engine.timings} == {

@@ -48,16 +48,16 @@ def test_one_output_has_a_top1_of_two_classes(tmp_path, photos, text, names, top
     model = adopted(tmp_path, text, labels=labels)
     if top1 is None:
         with pytest.raises(DataError, match=r"'dark'; the model has 2: 'not bright', 'bright'"):
-            bench([model], str(photos), options=QUICK)
+            bench([model], f"{photos}:all", options=QUICK)
         return
-    (row,) = bench([model], str(photos), options=QUICK).rows
+    (row,) = bench([model], f"{photos}:all", options=QUICK).rows
     assert row.top1 == pytest.approx(top1)
 
 
 def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path, photos):
     (tmp_path / "map.csv").write_text("dark,0\nbright,1\n")
     options = BenchOptions(rounds=1, iterations=1, processes=False, label_map=tmp_path / "map.csv")
-    (row,) = bench([adopted(tmp_path, BRIGHT)], str(photos), options=options).rows
+    (row,) = bench([adopted(tmp_path, BRIGHT)], f"{photos}:all", options=options).rows
     assert row.top1 == pytest.approx(0.9)
 
 
@@ -71,7 +71,7 @@ def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path,
 )
 def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(tmp_path, photos, text, task, note):
     model = adopted(tmp_path, text, task=task)
-    report = bench([model], str(photos), options=QUICK)
+    report = bench([model], f"{photos}:all", options=QUICK)
     (row,) = report.rows
     assert (row.status, row.top1, row.agreement) == ("ok", None, None)
     assert row.timings[0].p50_ms > 0
@@ -82,5 +82,5 @@ def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(tmp_path, phot
 def test_probabilities_are_said_to_be_some(tmp_path, photos):
     labels = tmp_path / "labels.txt"
     labels.write_text("dark\nbright\n")
-    (row,) = bench([adopted(tmp_path, SIGMOID, labels=labels)], str(photos), options=QUICK).rows
+    (row,) = bench([adopted(tmp_path, SIGMOID, labels=labels)], f"{photos}:all", options=QUICK).rows
     assert any("its outputs are probabilities (sigmoid at the end)" in note for note in row.notes)

@@ -22,6 +22,7 @@ from vitdeploy.graph.channel_places import (
 )
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ, QuantizedTensor
+from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
 from vitdeploy.graph.linear_groups import Linear, LinearGroup, path_of
 from vitdeploy.quantization.activation import Activation
 from vitdeploy.quantization.bias_correction import correct_biases
@@ -117,6 +118,8 @@ class Realizer:
         quantized = [self._group(copy.graph.graph, *item) for item in changed]
         for placement in place(quantized, self.form, others):
             InsertQDQ(placement)(copy.graph)
+        if self.form.cpu:
+            KeepIntegerMatMuls()(copy.graph)
         return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
 
     def _group(
