@@ -167,7 +167,7 @@ def test_an_unreadable_image_is_named(refused: Run, finished_run: Path) -> None:
     assert re.search(r"10 of 10 images cannot be read: image 'photos/c\d/\d\.png' is truncated", said)
     said = refused(
         "quantize model.onnx -o o.onnx --precision int8 --calibration photos",
-        notes=("calibration images", "10 ", "8 ", "only "),
+        notes=("calibration images", "warning: the calibration set"),
     )
     assert re.search(r"\d\.png", said)
     (finished_run / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
