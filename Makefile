@@ -36,7 +36,7 @@ demo: $(STAMP)
 test: lint types imports unit
 
 quick: lint types imports
-	$(BIN)/pytest -n 2 -m "not slow and not moderate"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
