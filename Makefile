@@ -13,7 +13,7 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
 	@echo "make test           lint, types, imports and unit; each is a target of its own"
-	@echo "make quick          lint, types, imports and the tests that take a moment: for the inner loop, under a minute"
+	@echo "make quick          lint, types, imports and all tests but those marked slow: for the inner loop"
 	@echo "make package        wheel and sdist into dist/"
 	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
 	@echo "make format         let ruff reformat"

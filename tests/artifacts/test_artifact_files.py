@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from vitdeploy.artifacts import (
     Golden,
@@ -162,6 +163,25 @@ def test_external_data_is_named_by_content_and_the_replaced_file_is_removed(
         read_onnx(path).load().graph.initializers["weight"].const_value.numpy(),
         linear_model(seed=1).graph.initializers["weight"].const_value.numpy(),
     )
+
+
+@pytest.mark.parametrize("location", ["../outside.data", "/outside.data", "inner/../../outside.data"])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    weight = helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    weight.ClearField("float_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", location
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", [value], [result], [weight])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.data").write_bytes(bytes(4))
+    path = folder / "m.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(ArtifactError, match="lies outside its folder"):
+        onnx_files.load_ir(path)
 
 
 def test_missing_truncated_or_changed_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

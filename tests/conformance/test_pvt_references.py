@@ -18,6 +18,7 @@ from transformers import PvtConfig, PvtForImageClassification, PvtV2Config, PvtV
 
 from vitdeploy.catalog.pvt import VARIANTS
 from vitdeploy.checkpoints.layouts import pvt as layouts
+from vitdeploy.checkpoints.positions import FAMILY_RULES, resize_positions
 from vitdeploy.models import create_model
 
 CLOSE = 1e-5
@@ -172,7 +173,7 @@ def test_position_is_resized_by_the_rule_that_the_original_applies_at_each_call(
     cells = position[:, extra:].transpose(1, 2).reshape(1, 5, *before)
     expected = nn.functional.interpolate(cells, size=after, mode="bilinear").flatten(2).transpose(1, 2)
     expected = torch.cat([position[:, :extra], expected], dim=1)
-    ours = torch.from_numpy(layouts.resize_position(position.numpy(), before, after))
+    ours = torch.from_numpy(resize_positions(position.numpy(), after, extra, FAMILY_RULES["pvt"], before=before))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 

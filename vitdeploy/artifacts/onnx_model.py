@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.base import Artifact
@@ -199,6 +199,12 @@ def _digest(model: ir.Model, path: Path) -> str:
 
 
 def _resolve_external(tensor: Any, path: Path) -> None:
+    location = PurePath(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ArtifactError(
+            f"{str(path)!r} names its weights as {str(location)!r}, which lies outside its folder: refused; put the "
+            "file beside it and save the model again"
+        )
     tensor.base_dir = str(path.parent)
     data = Path(tensor.path)
     if not data.is_file():

@@ -12,7 +12,7 @@ def truncates_fp16_quantize() -> bool:
     """Return whether the CPU's QuantizeLinear truncates FP16 inputs where it must round half to even.
 
     ONNX Runtime 1.23.2 does: every second integer is one too small in magnitude, which costs INT8 graphs with an FP16
-    remainder 4 dB of logits SQNR on the digits ViT; 1.32.0 rounds.
+    remainder several dB of logits SQNR; 1.32.0 rounds.
     """
     import onnx
     import onnxruntime

@@ -31,7 +31,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 SHOWN_NAMES = 3
 _ERRORS = (
     *(pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError),
-    *(AssertionError, OverflowError, MemoryError, RecursionError, NotImplementedError, zlib.error),
+    *(AssertionError, OverflowError, RecursionError, NotImplementedError, zlib.error),
     *(zipfile.BadZipFile, tarfile.TarError),
 )
 
@@ -54,6 +54,10 @@ def read_torch_file(path: Path, head: bytes) -> Any:
     try:
         with open_regular(path) as stream:
             value = _read(stream, refused, head)
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{str(path)!r} asks for more memory than there is: it is damaged, or too large for this machine"
+        ) from error
     except _ERRORS as error:
         if refused:
             raise _refusal(path, refused) from error

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.checkpoints.layouts.rename import Rules, joined, renamed
@@ -99,21 +98,3 @@ def image_size(positions: int, patch: int) -> int | None:
     """Return the side of a square image from the rows of the first position table, None where that is no square."""
     side = math.isqrt(positions)
     return side * patch if side * side == positions else None
-
-
-def resize_position(position: NDArray[Any], before: tuple[int, int], after: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize a position embedding of PVT v1, [1, H·W, D] or with a class token in front, from one grid to another.
-
-    Bilinear without aligned corners, as the original does at each call.
-    """
-    extra = position.shape[1] - before[0] * before[1]
-    cells = position[0, extra:].astype(np.float64).reshape(*before, -1)
-    rows, columns = (_bilinear(*lengths) for lengths in zip(before, after, strict=True))
-    resized = np.einsum("yY,xX,YXd->yxd", rows, columns, cells).reshape(after[0] * after[1], -1)
-    return np.concatenate([position[0, :extra], resized])[None].astype(np.float32)
-
-
-def _bilinear(before: int, after: int) -> NDArray[np.float64]:
-    """Return the matrix [after, before] of linear interpolation along one axis; edge values repeat outside."""
-    at = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
-    return np.stack([np.interp(at, np.arange(before), column) for column in np.eye(before)], axis=1)
