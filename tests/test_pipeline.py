@@ -80,7 +80,7 @@ def test_the_printed_recipe_shows_every_key() -> None:
         ("train: {options: {epoch: 3}}", r"there is no key 'train\.options\.epoch', did you mean 'epochs'"),
         ("qantize: []", r"there is no key 'qantize', did you mean 'quantize'"),
         ("train: {options: {epochs: many}}", r"train\.options\.epochs is 'many': Input should be a valid integer"),
-        ("train: {options: {epochs: 0}}", r"epochs is 0, expected a whole number of at least 1"),
+        ("train: {options: {epochs: 0}}", r"train\.options\.epochs is 0: Input should be greater than or equal to 1"),
         ("quantize: [{precision: int9}]", r"quantize\.0\.precision is 'int9'"),
         ("quantize: [{precision: int8}, {precision: int8}]", r"quantize has 'int8' twice"),
         ("quantize: [{precision: int8, options: {table: t.calib.json}}]", r"a run keeps no CalibrationTable"),

@@ -240,7 +240,7 @@ def test_an_engine_of_another_version_or_gpu_says_which(refused: Run, finished_r
         ("train digits -o x --epochs three", "got 'three'"),
         ("train digits -o x --epochs 3 --set epochs=4", "epochs is given twice"),
         ("train digits -o x.safetensors --set epoch=4", "there is no training option 'epoch': did you mean epochs"),
-        ("train digits -o x.safetensors --epochs 0", "epochs is 0, expected a whole number"),
+        ("train digits -o x.safetensors --epochs 0", "epochs is 0: Input should be greater than or equal to 1"),
         ("export m -o x --weights w --random-weights", "--weights and --random-weights contradict each other"),
         ("export model.safetensors -o x.onnx --opset 3", "opset 3 is not offered, expected 17 to 20"),
         ("export model.safetensors -o x.onnx --output-name y", "--output-name is for ONNX files"),

@@ -512,9 +512,9 @@ def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(
     [
         ({"batches": ()}, "at least one, each once"),
         ({"batches": (1, 1)}, "at least one, each once"),
-        ({"batches": (0,)}, "batch size is 0"),
+        ({"batches": (0,)}, "batches is .0,., expected a whole number of at least 1"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"threads": -1}, "threads -1"),
+        ({"threads": -1}, "threads is -1, expected a whole number of at least 0"),
         ({"runtimes": ()}, "no runtime"),
     ],
 )

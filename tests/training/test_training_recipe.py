@@ -48,7 +48,7 @@ def test_a_recipe_of_ones_own_takes_what_it_does_not_say_from_the_defaults(tmp_p
             "there is no training option 'augmentation.mixxup': did you mean mixup",
         ),
         ("options: {epochs: many}", "training option epochs is 'many': Input should be a valid integer"),
-        ("options: {epochs: -3}", "epochs is -3, expected a whole number of at least 1"),
+        ("options: {epochs: -3}", "epochs is -3: Input should be greater than or equal to 1"),
         ("options: {hardware: {precision: int8}}", "training option hardware.precision is 'int8'"),
         ("options: 3", "options in .* is 3, expected names and values"),
         ("modle: vit", "has the key 'modle', expected some of about, model, weights, random_weights, argum"),

@@ -9,6 +9,7 @@ from typing import Any
 from vitdeploy.errors import UsageError
 from vitdeploy.measure.timing import TurnOptions
 from vitdeploy.reading import sha256_of_file
+from vitdeploy.records.constraints import Count, NonNegative, NonNegativeCount, Positive, check_fields
 from vitdeploy.records.report import Device
 
 
@@ -26,18 +27,18 @@ class BenchOptions:
     baseline, ``compile`` or ``autocast-…``; None is what ``list_rivals`` takes.
     """
 
-    batches: tuple[int, ...] = (1,)
-    threads: int = 0
+    batches: tuple[Count, ...] = (1,)
+    threads: NonNegativeCount = 0
     device: Device | None = None
     runtimes: tuple[str, ...] = ("onnxruntime",)
-    rounds: int = 10
-    warmup: int = 5
-    iterations: int = 20
-    block_s: float = 0.5
-    fill_s: float = 0.1
-    samples: int | None = None
+    rounds: Count = 10
+    warmup: Count = 5
+    iterations: Count = 20
+    block_s: Positive = 0.5
+    fill_s: NonNegative = 0.1
+    samples: Count | None = None
     seed: int = 0
-    accuracy_batch: int = 32
+    accuracy_batch: Count = 32
     tf32: bool = False
     cuda_graph: bool = True
     cpu_fallback: bool = False
@@ -45,26 +46,12 @@ class BenchOptions:
     label_map: Path | None = None
     labels_by_order: bool = False
     processes: bool = True
-    timeout_s: float = 600.0
+    timeout_s: Positive = 600.0
 
     def __post_init__(self) -> None:
-        counts = {
-            "rounds": self.rounds,
-            "warmup": self.warmup,
-            "iterations": self.iterations,
-            "accuracy_batch": self.accuracy_batch,
-            "batch size": min(self.batches, default=1),
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise UsageError(f"{name} is {count!r}, expected at least 1")
+        check_fields(self)
         if not self.batches or len(set(self.batches)) != len(self.batches):
             raise UsageError(f"the batch sizes are {self.batches!r}, expected at least one, each once")
-        if self.threads < 0 or self.timeout_s <= 0 or self.block_s <= 0 or self.fill_s < 0:
-            raise UsageError(
-                f"threads {self.threads!r}, timeout_s {self.timeout_s!r}, block_s {self.block_s!r}, fill_s "
-                f"{self.fill_s!r}: expected threads and fill_s not negative, timeout_s and block_s positive"
-            )
         known = ("compile", "autocast-fp16", "autocast-bf16")
         wrong = [mode for mode in self.pytorch or () if mode not in known]
         if wrong:

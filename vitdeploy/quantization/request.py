@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import InstanceOf
+from pydantic import Field, InstanceOf
 
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
@@ -20,6 +19,7 @@ from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, plan_of_graph, read_plan
 from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
+from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
@@ -48,28 +48,25 @@ class QuantizeOptions:
 
     profile: Profile = "linear"
     method: Method = "auto"
-    percentile: float = 99.99
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
     steps: Literal["auto"] | tuple[StepName, ...] = "auto"
     effort: Effort = "default"
     plan: PrecisionPlan | InstanceOf[Edits] | InstanceOf[OnnxModel] | Path | str | None = None
     validation: InstanceOf[DatasetBase] | Path | str | None = None
-    samples: int | None = None
+    samples: Count | None = None
     seed: int = 0
-    min_sqnr_db: float | None = None
+    min_sqnr_db: Finite | None = None
     table: Path | None = None
-    threads: int = 0
+    threads: NonNegativeCount = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_one_of("profile", self.profile, ("linear", "mha"))
         require_one_of("method", self.method, ("auto", *METHODS))
         require_one_of("effort", self.effort, get_args(Effort))
         for step in () if isinstance(self.steps, str) and self.steps == "auto" else self.steps:
             require_one_of("steps", step, STEPS)
-        if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"percentile {self.percentile!r} is out of range, expected more than 50 and at most 100")
-        if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
-            raise UsageError(f"min_sqnr_db is {self.min_sqnr_db!r}, expected a number of decibels")
         if self.table is not None and not str(self.table).endswith(SUFFIX):
             raise UsageError(f"the calibration table {str(self.table)!r} must be called NAME{SUFFIX}")
         if isinstance(self.equalization, str):
@@ -206,7 +203,7 @@ def open_inputs(
 
 
 def open_calibration(
-    source: CalibrationSource | None, samples: int | None = None, seed: int = 0
+    source: CalibrationSource | None, samples: Count | None = None, seed: int = 0
 ) -> CalibrationTable | Dataset | None:
     """Open a calibration table or calibration images; whether they fit a model is not asked.
 

@@ -1,4 +1,4 @@
-"""What a training is told: plain values, so that a recipe can be read and a freshness key computed without torch."""
+"""The options of a training: plain values, so that a recipe can be read and a freshness key computed without torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
 from vitdeploy.artifacts import Checkpoint
 from vitdeploy.errors import UsageError, require_one_of
+from vitdeploy.records.constraints import Count, NonNegative, NonNegativeCount, Positive, Share, check_fields
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _POLICY = re.compile(  # timm.data.auto_augment, which passes over what it does not know
@@ -24,6 +25,8 @@ _POLICY = re.compile(  # timm.data.auto_augment, which passes over what it does 
 AugmentationKind = Literal["auto", "none", "affine", "timm"]
 DistillationKind = Literal["hard", "soft"]
 TrainPrecision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+
+_Beta = Annotated[float, Field(ge=0, le=0.99999)]
 
 STRICT = ConfigDict(extra="forbid")  # an option that is misspelt in a recipe is refused
 
@@ -54,17 +57,17 @@ class Augmentation:
     """
 
     kind: AugmentationKind = "auto"
-    rotate_degrees: float = 10.0
-    translate: float = 0.08
-    scale: float = 0.1
+    rotate_degrees: NonNegative = 10.0
+    translate: Share = 0.08
+    scale: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     crop_area: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    colour_jitter: float = 0.4
+    flip: Share = 0.5
+    colour_jitter: NonNegative = 0.4
     policy: str | None = "rand-m9-mstd0.5-inc1"
-    erase: float = 0.25
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
+    erase: Share = 0.25
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    mix_probability: Share = 1.0
 
     @property
     def mixes(self) -> bool:
@@ -88,8 +91,8 @@ class Distillation:
 
     teacher: InstanceOf[Checkpoint] | str | Path
     kind: DistillationKind = "hard"
-    weight: float = 0.5
-    temperature: float = 3.0
+    weight: Share = 0.5
+    temperature: Positive = 3.0
     weights: InstanceOf[Checkpoint] | str | Path | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,8 +112,8 @@ class Hardware:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: TrainPrecision = "32-true"
-    workers: int = 4
-    threads: int | None = None
+    workers: NonNegativeCount = 4
+    threads: Count | None = None
 
 
 @with_config(STRICT)
@@ -137,29 +140,29 @@ class TrainOptions:
             image ends the training. Images that are held in memory, and those for evaluation, must all be readable.
     """
 
-    epochs: int = 140
-    batch: int = 64
-    accumulate: int = 1
-    repeats: int = 1
+    epochs: Count = 140
+    batch: Count = 64
+    accumulate: Count = 1
+    repeats: Count = 1
     seed: int = 0
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 0.0
-    warmup_epochs: float | None = None
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float | None = None
+    learning_rate: Positive = 3e-3
+    final_learning_rate: NonNegative = 0.0
+    warmup_epochs: NonNegative | None = None
+    weight_decay: NonNegative = 0.05
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    layer_decay: Annotated[float, Field(ge=0.001, le=1)] | None = None
     freeze: tuple[str, ...] = ()
-    clip_norm: float | None = 1.0
-    label_smoothing: float = 0.1
-    drop_path: float | None = None
-    ema_decay: float | None = None
-    patience: int | None = None
+    clip_norm: Positive | None = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, le=0.999)] = 0.1
+    drop_path: Annotated[float, Field(ge=0, le=0.99)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, le=0.999999)] | None = None
+    patience: Count | None = None
     augmentation: Augmentation = Augmentation()
     distillation: Distillation | None = None
     hardware: Hardware = Hardware()
     keep_last: bool = False
     tensorboard: bool = False
-    save_every_s: float = 20.0
+    save_every_s: NonNegative = 20.0
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
@@ -168,11 +171,13 @@ class TrainOptions:
         Raises:
             UsageError: One line that names the option, its value and what was expected.
         """
+        check_fields(self)
+        check_fields(self.hardware)
+        check_fields(self.augmentation, "augmentation.")
         _check_options(self)
         _check_augmentation(self.augmentation)
         if self.distillation is not None:
-            _between("distillation.weight", self.distillation.weight, 0, 1)
-            _above("distillation.temperature", self.distillation.temperature, 0)
+            check_fields(self.distillation, "distillation.")
             require_one_of("distillation.kind", self.distillation.kind, ("hard", "soft"))
 
     @property
@@ -227,25 +232,12 @@ def augmentation_kind(augmentation: Augmentation, size: tuple[int, int]) -> Augm
 
 
 def _check_options(options: TrainOptions) -> None:
-    for name in ("epochs", "batch", "accumulate", "repeats"):
-        _at_least_one(name, getattr(options, name))
-    if options.patience is not None:
-        _at_least_one("patience", options.patience)
-    _above("learning_rate", options.learning_rate, 0)
-    _between("final_learning_rate", options.final_learning_rate, 0, options.learning_rate)
-    _between("weight_decay", options.weight_decay, 0, float("inf"))
-    _between("label_smoothing", options.label_smoothing, 0, 0.999)
-    for value in options.betas:
-        _between("betas", value, 0, 0.99999)
-    if options.layer_decay is not None:
-        _between("layer_decay", options.layer_decay, 0.001, 1)
-    if options.clip_norm is not None:
-        _above("clip_norm", options.clip_norm, 0)
-    if options.drop_path is not None:
-        _between("drop_path", options.drop_path, 0, 0.99)
-    if options.ema_decay is not None:
-        _between("ema_decay", options.ema_decay, 0, 0.999999)
-    if options.warmup_epochs is not None and not 0 <= options.warmup_epochs < options.epochs:
+    if not options.final_learning_rate <= options.learning_rate:
+        raise UsageError(
+            f"final_learning_rate is {options.final_learning_rate!r}, expected 0 to {options.learning_rate!r}, "
+            "the learning rate"
+        )
+    if options.warmup_epochs is not None and not options.warmup_epochs < options.epochs:
         raise UsageError(
             f"warmup_epochs is {options.warmup_epochs!r}, expected at least 0 and less than the {options.epochs} epochs"
         )
@@ -253,20 +245,10 @@ def _check_options(options: TrainOptions) -> None:
         raise UsageError(
             f"batch {options.batch} does not divide by accumulate {options.accumulate}: change one of them"
         )
-    if options.hardware.threads is not None:
-        _at_least_one("threads", options.hardware.threads)
-    if options.hardware.workers < 0:
-        raise UsageError(f"workers is {options.hardware.workers!r}, expected 0 or more")
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
     require_one_of("augmentation.kind", augmentation.kind, ("auto", "none", "affine", "timm"))
-    for name in ("flip", "erase", "mix_probability"):
-        _between(f"augmentation.{name}", getattr(augmentation, name), 0, 1)
-    for name in ("rotate_degrees", "colour_jitter", "mixup", "cutmix"):
-        _between(f"augmentation.{name}", getattr(augmentation, name), 0, float("inf"))
-    _between("augmentation.translate", augmentation.translate, 0, 1)
-    _between("augmentation.scale", augmentation.scale, 0, 0.9)
     if augmentation.policy and not _POLICY.fullmatch(augmentation.policy):
         raise UsageError(
             f"augmentation.policy is {augmentation.policy!r}, expected timm's spelling, such as rand-m9-mstd0.5-inc1, "
@@ -275,22 +257,6 @@ def _check_augmentation(augmentation: Augmentation) -> None:
     low, high = augmentation.crop_area
     if not 0 < low <= high <= 1:
         raise UsageError(f"augmentation.crop_area is {augmentation.crop_area!r}, expected 0 < smallest ≤ largest ≤ 1")
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} is {value!r}, expected a whole number of at least 1")
-
-
-def _above(name: str, value: float, low: float) -> None:
-    if not value > low:
-        raise UsageError(f"{name} is {value!r}, expected more than {low}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        wanted = f"at least {low}" if high == float("inf") else f"{low} to {high}"
-        raise UsageError(f"{name} is {value!r}, expected {wanted}")
 
 
 def _json(options: Any) -> dict[str, Any]:
