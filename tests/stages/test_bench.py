@@ -25,6 +25,7 @@ from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, DataError, SeenDataWarning, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Check, Examination, Manifest, ModelSpec, Report
+from vitdeploy.records.samples import SampleSet, TrainingData
 from vitdeploy.sessions import TensorSpec
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench, open_test_data
 
@@ -483,6 +484,28 @@ def test_data_with_splits_is_judged_on_its_test_split(tmp_path):
     shutil.copytree(tmp_path / "val", tmp_path / "train")
     next((tmp_path / "val").rglob("*.png")).unlink()
     assert len(open_test_data(str(tmp_path), QUICK)) == 29
+
+
+def _trained_on(path: Path, *data: str) -> OnnxModel:
+    seen = SampleSet.of(open_dataset("digits:train").sample_ids)
+    trainings = tuple(TrainingData(data=one, train=seen) for one in data)
+    return _onnx(path, trained_on=trainings)
+
+
+def test_without_data_the_test_part_of_what_the_weights_were_trained_on_counts(tmp_path):
+    models = [_trained_on(tmp_path / "a.onnx", "elsewhere", "digits:train"), _onnx(tmp_path / "b.onnx")]
+    assert BenchRequest.open(models).dataset.uri == "digits:test"
+    assert BenchRequest.open([_trained_on(tmp_path / "c.onnx", "digits@1:train")]).dataset.uri == "digits@1:test"
+
+
+def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="do not state what they were trained on: name the test images, data="):
+        bench([_onnx(tmp_path / "a.onnx")])
+    several = [_trained_on(tmp_path / "b.onnx", "digits:train"), _trained_on(tmp_path / "c.onnx", "digits@1:train")]
+    with pytest.raises(UsageError, match="were trained on 'digits', 'digits@1': name the test images"):
+        bench(several)
+    with pytest.raises(DataError, match="gone"):
+        bench([_trained_on(tmp_path / "d.onnx", "gone:train")])
 
 
 def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path):

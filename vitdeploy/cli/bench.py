@@ -18,7 +18,10 @@ def bench(
     artifacts: Annotated[
         list[str], typer.Argument(metavar="ARTIFACT...", help="Checkpoints, ONNX models and engines.")
     ],
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default="what the weights were trained on"),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latenc
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.seen import note_seen_images
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset
+from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
@@ -34,7 +35,7 @@ TIMED_LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx
 
 def bench(
     artifacts: Sequence[Artifact | Path | str] | Artifact | Path | str,
-    data: DataSource,
+    data: DataSource | None = None,
     *,
     baseline: Artifact | Path | str | None = None,
     options: BenchOptions = BenchOptions(),
@@ -45,13 +46,15 @@ def bench(
     Args:
         artifacts: Checkpoints, ONNX models and engines that vitdeploy wrote, opened or their files.
         data: What ``open_dataset`` opens; where it names no split, the test images (see ``evaluation_split``). Images
-            that a model was trained or calibrated on are named in its notes and in the verdict.
+            that a model was trained or calibrated on are named in its notes and in the verdict. None is the test part
+            of the data that the artifacts state they were trained on.
         baseline: An artifact, or a source as ``load_source`` takes it; None for the best there is (see
             ``choose_baseline``).
         options: What is measured, and how.
         progress: Where to show that it goes on.
     Raises:
-        UsageError: There are no artifacts, or options contradict each other.
+        UsageError: There are no artifacts, options contradict each other, or no data is given and the artifacts state
+            none, or several.
         ArtifactError: A file is missing, of another kind, or damaged.
         DataError: The data cannot be read, or its labels do not fit a model.
     """
@@ -76,7 +79,7 @@ class BenchRequest:
     def open(
         cls,
         artifacts: Sequence[Artifact | Path | str] | Artifact | Path | str,
-        data: DataSource,
+        data: DataSource | None = None,
         *,
         baseline: Source | Artifact | Path | str | None = None,
         options: BenchOptions = BenchOptions(),
@@ -89,7 +92,7 @@ class BenchRequest:
         """
         several = [artifacts] if isinstance(artifacts, Artifact | Path | str) else artifacts
         opened = _open(several)
-        dataset = open_test_data(data, options)
+        dataset = open_test_data(training_data_of(opened) if data is None else data, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
                 if predicts_a_class(model):
@@ -161,6 +164,20 @@ class BenchRequest:
 def open_test_data(data: DataSource, options: BenchOptions) -> Dataset:
     """Open what accuracy is measured on: where ``data`` names no split, that of ``evaluation_split``."""
     return open_dataset(data, split=evaluation_split(data), samples=options.samples, seed=options.seed)
+
+
+def training_data_of(artifacts: Sequence[Artifact]) -> str:
+    """Return the data that the artifacts were last trained on, as a URI without a split.
+
+    Raises:
+        UsageError: They state none, or several.
+    """
+    trainings = [artifact.manifest.trained_on[-1].data for artifact in artifacts if artifact.manifest.trained_on]
+    stated = sorted({replace(parse_uri(uri), split=None).text for uri in trainings})
+    if len(stated) == 1:
+        return stated[0]
+    why = f"were trained on {', '.join(map(repr, stated))}" if stated else "do not state what they were trained on"
+    raise UsageError(f"the artifacts {why}: name the test images, data=")
 
 
 def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:
