@@ -22,7 +22,7 @@ from PIL import Image
 from vitdeploy.artifacts import open_artifact, read_checkpoint
 from vitdeploy.errors import ArtifactError, BackendError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
-from vitdeploy.pipeline.folder import Made, changes, locked
+from vitdeploy.pipeline.folder import Provenance, changes, locked
 from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 
@@ -217,8 +217,8 @@ def test_a_run_without_its_memory_is_fresh_all_the_same(finished_run: Path, quic
 
 
 def test_differences_are_said_by_name() -> None:
-    old = Made(options={"a": 1, "b": {"c": [1]}}, parents={"onnx": "1"})
-    new = Made(options={"a": 2, "b": {"c": [2]}}, parents={"onnx": "2"})
+    old = Provenance(options={"a": 1, "b": {"c": [1]}}, parents={"onnx": "1"})
+    new = Provenance(options={"a": 2, "b": {"c": [2]}}, parents={"onnx": "2"})
     assert changes(old, new) == ["a changed from 1 to 2", "b.c changed from [1] to [2]", "onnx changed"]
 
 

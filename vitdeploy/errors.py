@@ -5,7 +5,7 @@
     ├── GateError                    a limit such as --max-drop was passed (exit code 3)
     ├── ArtifactError                a file is missing, of another kind, truncated, changed, or without a manifest
     ├── DataError                    a dataset, an image, or labels that do not fit the model
-    ├── CheckpointError              weights of an unknown dialect, of another variant, with gaps or leftovers
+    ├── CheckpointError              weights of an unknown dialect, of another variant, missing or unexpected tensors
     ├── ModelError                   a model name, argument or input size that the family cannot take
     ├── TrainingError                a loss that is not a number, a state that does not fit the training
     ├── GraphError                   an ONNX graph that a pass cannot treat
@@ -44,7 +44,7 @@ def require_one_of(name: str, value: object, known: Sequence[object]) -> None:
     """Raise where an option has a value that is not one of the ``known`` ones.
 
     Raises:
-        UsageError: As said.
+        UsageError: ``value`` is none of them.
     """
     if value not in known:
         raise UsageError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")

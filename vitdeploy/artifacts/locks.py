@@ -78,7 +78,7 @@ def refuse_held(path: Path) -> None:
     """Raise where another process holds a file, or the folder that it lies in.
 
     Raises:
-        ArtifactError: As said; the line has the number of the process.
+        ArtifactError: It is held; the line has the number of the process.
     """
     for lock in (_lock_of(path), path.parent / FOLDER_LOCK):
         if not lock.is_file() or _is_ours(_holder(lock)):

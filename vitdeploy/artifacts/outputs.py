@@ -76,7 +76,7 @@ def refuse_special(path: Path, expected: str) -> None:
     """Raise where a name is taken by a folder, a device, a named pipe or a socket; links count for what they lead to.
 
     Raises:
-        ArtifactError: As said, or no file can have this name.
+        ArtifactError: It is special, or no file can have this name.
     """
     try:
         kind = kind_of_mode(path.stat().st_mode)

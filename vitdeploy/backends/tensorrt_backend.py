@@ -219,7 +219,7 @@ class PlanBackend(ABC):
         """Refuse a release that is known to compute wrongly here, and note what else is known.
 
         Raises:
-            BackendError: As said.
+            BackendError: In one line, with the reason.
         """
 
     @abstractmethod
@@ -430,7 +430,7 @@ def refuse_failed(checks: tuple[Check, ...], path: Path) -> None:
     """Raise where a check failed, so that a wrong engine is never written.
 
     Raises:
-        BuildError: As said; the line has the measured value and the limit.
+        BuildError: In one line, with the measured value and the limit.
     """
     for check in checks:
         if check.status == "failed":

@@ -100,7 +100,7 @@ def started(make: Callable[[Any], Any], logger: Any, messages: Messages, what: s
     error and returns an object that ends the process when it is used. Both are the same refusal here.
 
     Raises:
-        BackendError: As said; the line has what the library logged.
+        BackendError: In one line, with what the library logged.
     """
     mark = messages.mark()
     try:

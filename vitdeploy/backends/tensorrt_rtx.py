@@ -84,7 +84,7 @@ class TensorRTRTXBackend(BuildingBackend):
         """Refuse what this library ignores or cannot do here, by name.
 
         Raises:
-            BuildError: As said.
+            BuildError: In one line, with the option.
         """
         for asked, name, instead in (
             (

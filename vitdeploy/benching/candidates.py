@@ -97,8 +97,8 @@ class Candidate:
         if self.model.activation != "none":
             found.append(f"its outputs are probabilities ({self.model.activation} at the end), and the SQNR is theirs")
         if self.target is not None and executing_target(self.backend, self.provider) != self.target:
-            made, run = backend_title(self.target), backend_title(self.backend)
-            found.append(f"made for {made}, run by {run}: its latency is not that of its target")
+            target, runtime = backend_title(self.target), backend_title(self.backend)
+            found.append(f"made for {target}, run by {runtime}: its latency is not that of its target")
         build = self.artifact.manifest.build if self.artifact is not None else None
         if build is not None:
             found.extend(build.notes)

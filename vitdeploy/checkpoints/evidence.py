@@ -1,4 +1,4 @@
-"""What files say of their model besides tensors: timm's config.json, arguments of training scripts, hyperparameters."""
+"""What a file states of its model besides tensors: config.json of timm, arguments of training scripts."""
 
 from __future__ import annotations
 

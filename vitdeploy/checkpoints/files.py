@@ -1,7 +1,7 @@
 """Weight files of any container as named tensors, without executing anything that is in them.
 
 ``.safetensors``, files of ``torch.save`` of any age, plain pickles, Google's ``.npz``, and folders as Hugging Face,
-timm and their trainers write them. The container is told from the content, never from the name.
+timm and their trainers write them. The container is detected by the content, never from the name.
 """
 
 from __future__ import annotations

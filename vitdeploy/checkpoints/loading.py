@@ -212,10 +212,10 @@ def _fits(entry: Variant, converted: Converted, *, size: bool = True) -> bool:
 
     defaults = {name: one.default for name, one in inspect.signature(family_class(entry.family)).parameters.items()}
     proven = {key: value for key, (value, _) in converted.proven.items() if size or key != "image_size"}
-    told = {key: value for key, value in {**converted.arguments, **proven}.items() if key not in _ANY}
+    stated = {key: value for key, value in {**converted.arguments, **proven}.items() if key not in _ANY}
     if entry.family == "vit" and ("layer_scale" in entry.arguments) != ("layer_scale" in converted.arguments):
         return False
-    return all(_same(key, entry.arguments.get(key, defaults.get(key)), value) for key, value in told.items())
+    return all(_same(key, entry.arguments.get(key, defaults.get(key)), value) for key, value in stated.items())
 
 
 # Arguments in which weights of one variant may differ, so that the file's value counts.
@@ -278,8 +278,8 @@ _ASKED = {
 
 def _unknown(converted: Converted, arguments: Mapping[str, Any]) -> list[str]:
     """Return the arguments that change logits and that nothing tells."""
-    told = {**converted.proven, **arguments}
-    return [key for key in (*converted.unknown, "image_size") if key not in told]
+    known = {**converted.proven, **arguments}
+    return [key for key in (*converted.unknown, "image_size") if key not in known]
 
 
 def _proven(
@@ -339,9 +339,9 @@ def _check_tables(converted: Converted, module: nn.Module, request: LoadRequest,
     """
     if not converted.tables or {"image_size", "window", "pretrained_windows"} & request.named.keys():
         return
-    made = swin.made_tables(module)
+    built = swin.made_tables(module)
     for name, table in converted.tables.items():
-        ours = made.get(name)
+        ours = built.get(name)
         same = ours is not None and ours.size == table.size
         if ours is None or not same or not np.allclose(ours.reshape(-1), table.reshape(-1), atol=1e-4):
             raise CheckpointError(
@@ -441,7 +441,7 @@ def _preprocess(
 
 
 def _changed(record: Preprocess, changes: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
-    """Return a record with what timm's training script was told."""
+    """Return a record with the arguments of timm's training script."""
     update = {key: value for key, value in changes.items() if key != "crop_pct"}
     if "crop_pct" in changes and record.resize == "shortest":
         update["resize_size"] = math.floor(min(size) / changes["crop_pct"])

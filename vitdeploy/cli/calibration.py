@@ -47,16 +47,18 @@ def make(
     if recipe is not None:
         if samples is not None or preprocess is not None or seed != 0:
             raise UsageError("--recipe says samples, seed and preprocessing: change them there, or leave --recipe out")
-        made = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
+        manifest = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
     else:
         if data is None or samples is None:
             raise UsageError("name the DATA and how many --samples, or a --recipe")
         spec = None if preprocess is None else preprocess_from(preprocess)
-        made = make_calibration_set(data, output, samples=samples, seed=seed, preprocess=spec, progress=make_progress())
+        manifest = make_calibration_set(
+            data, output, samples=samples, seed=seed, preprocess=spec, progress=make_progress()
+        )
     if as_json:
-        print_json(made)
+        print_json(manifest)
     else:
-        print_line(f"wrote {output}: {made.samples} images of {made.data}")
+        print_line(f"wrote {output}: {manifest.samples} images of {manifest.data}")
 
 
 @app.command(epilog="Example: vitdeploy calibration show calibration-512")

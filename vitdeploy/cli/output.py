@@ -53,8 +53,8 @@ def check_words(check: Check) -> str:
     unit = f" {check.unit}" if check.unit else ""
     limit = f" (limit {check.limit:.4g}{unit})" if check.limit is not None else ""
     value = f"{check.value:.4g}{unit}{limit}" if check.value is not None else ""
-    said = ", ".join(filter(None, [value, check.detail]))
-    return f"{check.status}: {said}" if said else check.status
+    detail = ", ".join(filter(None, [value, check.detail]))
+    return f"{check.status}: {detail}" if detail else check.status
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -96,7 +96,7 @@ def quantize(
         table=table,
         threads=threads,
     )
-    made = convert(
+    quantized = convert(
         model,
         output,
         precision=precision,
@@ -105,7 +105,7 @@ def quantize(
         options=options,
         progress=make_progress(),
     )
-    print_artifact(made, as_json)
+    print_artifact(quantized, as_json)
 
 
 def parse_steps(text: str) -> Literal["auto"] | tuple[StepName, ...]:

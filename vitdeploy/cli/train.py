@@ -107,11 +107,11 @@ def train(
         "hardware.accelerator": device,
         "hardware.precision": None if amp_dtype is None else PRECISIONS[amp_dtype],
     }
-    given = {name: value for name, value in named.items() if value is not None}
+    chosen = {name: value for name, value in named.items() if value is not None}
     others = parse_pairs("--set", settings)
-    for name in sorted(set(given) & set(others)):
+    for name in sorted(set(chosen) & set(others)):
         raise UsageError(f"{name} is given twice, by its own option and by --set: give it once")
-    options = merged(base.options, {**given, **others})
+    options = merged(base.options, {**chosen, **others})
     own_weights = weights is not None or random_weights or model is not None
     checkpoint = fit(
         data,

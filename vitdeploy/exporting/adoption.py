@@ -213,8 +213,8 @@ def _run(model: ir.Model, images: NDArray[np.float32], where: str) -> tuple[int,
         with open_graph(model, CPU) as session:
             spec = next(iter(session.inputs.values()))
             batch = spec.shape[0] or min(2, len(images))
-            given = np.resize(images, (batch, *images.shape[1:]))
-            probe = next(iter(session.run({spec.name: given}).values()))
+            repeated = np.resize(images, (batch, *images.shape[1:]))
+            probe = next(iter(session.run({spec.name: repeated}).values()))
         count, notes = fit_output(model, probe.shape, batch, where)
         with open_graph(model, CPU) as session:
             fixed = next(iter(session.inputs.values())).shape[0]

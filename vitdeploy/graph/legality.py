@@ -77,10 +77,10 @@ def _structure(graph: ir.Graph) -> list[Finding]:
 
 def count_unsorted(graph: ir.Graph) -> int:
     """Return how many nodes read a value that a later node makes."""
-    made = set(graph.inputs) | set(graph.initializers.values())
+    defined = set(graph.inputs) | set(graph.initializers.values())
     unsorted = 0
     for node in graph:
-        if any(value is not None and value not in made and value.producer() is not None for value in node.inputs):
+        if any(value is not None and value not in defined and value.producer() is not None for value in node.inputs):
             unsorted += 1
-        made.update(node.outputs)
+        defined.update(node.outputs)
     return unsorted

@@ -104,10 +104,10 @@ class PixelNormViT(nn.Module):
 
         def attention() -> Attention:
             scale = (width if scale_by_width else head_width) ** -0.5
-            made = Attention(width, heads, qkv_bias=False, head_width=head_width, scale=scale)
+            attention = Attention(width, heads, qkv_bias=False, head_width=head_width, scale=scale)
             if heads == 1 and head_width == width and not project_out:
-                made.proj = nn.Identity()  # type: ignore[assignment]  # as wide in as out, as any projection
-            return made
+                attention.proj = nn.Identity()  # type: ignore[assignment]  # as wide in as out, as any projection
+            return attention
 
         self.blocks = nn.Sequential(
             *(

@@ -1,4 +1,4 @@
-"""The folder of a run: a lock, so that two runs do not mix; a memory of what was made from what; no leftovers."""
+"""The folder of a run: a lock, so that two runs do not mix; a record of what was made from what; no stray files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vitdeploy.records import Record
 MEMORY = "run.json"
 
 
-class Made(Record):
-    """What a stage was told and given when it made its artifact: options as in the recipe, parents' payload digests."""
+class Provenance(Record):
+    """What an artifact was made from: options as in the recipe, parents' payload digests."""
 
     options: dict[str, Any] = {}
     parents: dict[str, str] = {}
 
 
 class Memory:
-    """``run.json``: stage → ``Made``, written after each stage.
+    """``run.json``: stage → ``Provenance``, written after each stage.
 
     Whether a stage is fresh does not hang on it, that is in the artifacts; it says in words what has changed.
     """
@@ -37,27 +37,27 @@ class Memory:
         self._path = folder / MEMORY
         self._made = _read(self._path)
 
-    def get(self, stage: str) -> Made | None:
+    def get(self, stage: str) -> Provenance | None:
         """Return what the stage made last, None where that is not known."""
         return self._made.get(stage)
 
-    def put(self, stage: str, made: Made) -> None:
+    def put(self, stage: str, provenance: Provenance) -> None:
         """Remember, and write ``run.json`` atomically where that is new."""
-        if self._made.get(stage) == made:
+        if self._made.get(stage) == provenance:
             return
-        self._made[stage] = made
+        self._made[stage] = provenance
         text = json.dumps({name: entry.model_dump(mode="json") for name, entry in self._made.items()}, indent=1)
         write_atomically(self._path, text + "\n")
 
 
-def changes(old: Made, new: Made) -> list[str]:
+def changes(old: Provenance, new: Provenance) -> list[str]:
     """Return in words what differs between two."""
-    given = [
+    parents = [
         f"{role} changed"
         for role in sorted(set(old.parents) | set(new.parents))
         if old.parents.get(role) != new.parents.get(role)
     ]
-    return [*_differences(old.options, new.options), *given]
+    return [*_differences(old.options, new.options), *parents]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -71,9 +71,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
     return words
 
 
-def _read(path: Path) -> dict[str, Made]:
+def _read(path: Path) -> dict[str, Provenance]:
     try:
-        return {name: Made.model_validate(entry) for name, entry in read_json(path).items()}
+        return {name: Provenance.model_validate(entry) for name, entry in read_json(path).items()}
     except (ArtifactError, AttributeError, ValidationError):
         return {}
 

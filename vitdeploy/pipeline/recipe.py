@@ -1,4 +1,4 @@
-"""The recipe of a run: what each stage is told. ``recipes/run.yaml`` is the default, with every key and a comment."""
+"""The recipe of a run: the options of each stage. ``recipes/run.yaml`` is the default, with every key and a comment."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Section(BaseModel):
 
 
 class TrainSection(Section):
-    """What ``train`` is told."""
+    """Options of ``train``."""
 
     model: str | None = None
     weights: Path | None = None
@@ -80,7 +80,7 @@ class TrainSection(Section):
 
 
 class ExportSection(Section):
-    """What ``export`` is told; ``reference`` keeps PyTorch's logits of the test data beside the graph."""
+    """Options of ``export``; ``reference`` keeps PyTorch's logits of the test data beside the graph."""
 
     opset: int = Field(20, ge=17, le=20)
     reference: bool = True
@@ -129,16 +129,16 @@ class BuildSection(Section):
 
     @property
     def target(self) -> BuildTarget:
-        """What the builder is told."""
-        told = {name: getattr(self, name) for name in type(self).model_fields}
+        """Options of the builder."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
         for name in ("precisions", "backend"):
-            del told[name]
-        mib = told.pop("workspace_mib")
-        return BuildTarget(workspace_bytes=None if mib is None else mib << 20, **told)
+            del fields[name]
+        mib = fields.pop("workspace_mib")
+        return BuildTarget(workspace_bytes=None if mib is None else mib << 20, **fields)
 
 
 class BenchSection(Section):
-    """What ``bench`` is told. ``data`` None is the test split of the run's data."""
+    """Options of ``bench``. ``data`` None is the test split of the run's data."""
 
     data: str | None = None
     options: BenchOptions = BenchOptions()
@@ -172,8 +172,8 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"quantize has {twice[0]!r} twice: give each precision and target once")
-        made = {"fp32", *(section.precision for section in self.quantize if section.target == "tensorrt")}
-        lacking = [precision for precision in self.build.precisions if precision not in made]
+        buildable = {"fp32", *(section.precision for section in self.quantize if section.target == "tensorrt")}
+        lacking = [precision for precision in self.build.precisions if precision not in buildable]
         if lacking and "precisions" in self.build.model_fields_set:
             raise ValueError(f"build.precisions has {lacking[0]!r}, and quantize makes no such graph for tensorrt")
         return self

@@ -11,7 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.errors import ArtifactError, BackendError
-from vitdeploy.pipeline.folder import MEMORY, Made, Memory, changes, locked
+from vitdeploy.pipeline.folder import MEMORY, Memory, Provenance, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.progress import SILENT, Progress
@@ -57,7 +57,7 @@ class Request(Protocol[Result_co]):
 class Step(Generic[Result]):
     """One stage of a run.
 
-    ``read`` opens the output of an earlier run, whose key is compared with the request's. ``made`` are the options and
+    ``read`` opens the output of an earlier run, whose key is compared with the request's. ``provenance`` is options and
     parents, which say in words what has changed; ``fallback_reason`` is what must have changed where neither of these
     did. ``beside`` are files that have to be there too.
     """
@@ -66,7 +66,7 @@ class Step(Generic[Result]):
     request: Request[Result]
     output: Path
     read: Callable[[Path], Result]
-    made: Made
+    provenance: Provenance
     fallback_reason: str
     beside: tuple[Path, ...] = ()
     needs_torch: bool = False
@@ -136,8 +136,8 @@ class _Run:
             options=section.complete,
             resume="auto",
         )
-        made = Made(options={"data": self.recipe.data, **section.model_dump(mode="json")})
-        step = Step("train", request, output, read_checkpoint, made, "the data changed", needs_torch=True)
+        provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
+        step = Step("train", request, output, read_checkpoint, provenance, "the data changed", needs_torch=True)
         return self.do(step, key_of)
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
@@ -154,9 +154,9 @@ class _Run:
         )
         request = ExportRequest.open(source, output, options=options)
         named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments"})
-        made = Made(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
+        provenance = Provenance(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
-        step = Step("export", request, output, read_onnx, made, "the data changed", beside, needs_torch=True)
+        step = Step("export", request, output, read_onnx, provenance, "the data changed", beside, needs_torch=True)
         return self.do(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:
@@ -172,10 +172,10 @@ class _Run:
             calibration=calibration,
             options=options,
         )
-        made = Made(
+        provenance = Provenance(
             options={"data": self.recipe.data, **section.model_dump(mode="json")}, parents={"onnx": model.digest}
         )
-        step = Step(f"quantize {section.name}", request, output, read_onnx, made, "the calibration data changed")
+        step = Step(f"quantize {section.name}", request, output, read_onnx, provenance, "the calibration data changed")
         return self.do(step, key_of)
 
     def build(self, model: OnnxModel, graphs: dict[str, OnnxModel]) -> list[Engine]:
@@ -201,9 +201,9 @@ class _Run:
         output = self.folder / f"model.{precision}.engine"
         request = BuildRequest.open(graph, output, backend=backend, target=section.target)
         options = {**section.model_dump(mode="json", exclude={"precisions"}), "backend": backend}
-        made = Made(options=options, parents=request.parents)
+        provenance = Provenance(options=options, parents=request.parents)
         reason = f"the version of {backend} or the GPU changed"
-        return self.do(Step(f"build {precision}", request, output, read_engine, made, reason), key_of)
+        return self.do(Step(f"build {precision}", request, output, read_engine, provenance, reason), key_of)
 
     def skip_build(self, wanted: list[OnnxModel], reason: str) -> None:
         """Leave the engines out, with the reason in a note and in a row of the report for each."""
@@ -231,14 +231,14 @@ class _Run:
         request = BenchRequest.open(
             artifacts, self.sources.bench, baseline=self.sources.model, options=options, not_built=self.not_built
         )
-        made = Made(
+        provenance = Provenance(
             options={"data": self.sources.bench.uri, **options.identity(), "baseline": self.recipe.source},
             parents={artifact.path.name: artifact.digest for artifact in artifacts},
         )
         output = self.folder / "report.json"
         beside = (self.folder / "report.md", self.folder / "report.html")
         reason = "the data, the machine, a runtime or the engines that could not be built changed"
-        step = Step("bench", request, output, read_report, made, reason, beside)
+        step = Step("bench", request, output, read_report, provenance, reason, beside)
         return self.do(step, lambda report: report.key, lambda report: write_report(report, self.folder))
 
     def do(
@@ -252,7 +252,7 @@ class _Run:
         if found is not None:
             self.outcomes.append(StageOutcome(step.name, "fresh", "", step.output))
             self.progress.note(f"{step.name}: fresh")
-            self.memory.put(step.name, step.made)
+            self.memory.put(step.name, step.provenance)
             return found
         self.progress.note(f"{step.name}: {reason}, so it runs now")
         start = time.monotonic()
@@ -262,7 +262,7 @@ class _Run:
         if write is not None:
             write(result)
         seconds = time.monotonic() - start
-        self.memory.put(step.name, step.made)
+        self.memory.put(step.name, step.provenance)
         self.outcomes.append(StageOutcome(step.name, "done", reason, step.output, seconds))
         self.progress.note(f"{step.name}: done in {seconds:.1f} s")
         return result
@@ -284,7 +284,7 @@ class _Run:
             return None, "it was interrupted"
         if before is None:
             return None, "what is there was made by something else"
-        return None, "; ".join(changes(before, step.made)) or step.fallback_reason
+        return None, "; ".join(changes(before, step.provenance)) or step.fallback_reason
 
 
 def key_of(artifact: Artifact) -> str:

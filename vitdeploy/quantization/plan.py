@@ -112,8 +112,8 @@ class Edits:
                 f"the plan {self.where} asks for 'fp16' in group {edit.group!r}, beside a remainder of 'fp32': "
                 f"write 'fp32', or choose target 'tensorrt'"
             )
-        told = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
-        reason = edit.reason if told else entry.reason if precision == entry.precision else f"set by {self.where}"
+        has_reason = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
+        reason = edit.reason if has_reason else entry.reason if precision == entry.precision else f"set by {self.where}"
         return entry.model_copy(update={"precision": precision, "reason": reason, "treatment": edit.treatment})
 
 

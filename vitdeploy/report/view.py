@@ -119,7 +119,7 @@ def layers_text(row: Row) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return (names, text) for each reason and note in the order of the rows; what several share is said once."""
+    """Return (names, text) for each reason and note in the order of the rows; what several share stands once."""
     found: dict[str, list[str]] = {}
     for row in rows:
         reason = (f"{STATUSES[row.status]}: {row.reason}",) if row.reason else ()

@@ -98,7 +98,7 @@ def _refuse_unfit(task: Task, question: HeadQuestion) -> None:
 
 
 def _names(task: Task, question: HeadQuestion) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return class names that fit, and what is to be said of those that do not."""
+    """Return class names that fit, and a note on those that do not."""
     wanted = {"binary": 2, "features": 0}.get(task, question.outputs)
     if question.labels is not None:
         if task == "features":

@@ -313,10 +313,10 @@ def _calibrate(
     preprocess, options = request.source.manifest.preprocess, request.search_options()
     if request.table is not None:
         observers = observers_of(request.table.ranges)
-        made = request.table.manifest.calibration
+        info = request.table.manifest.calibration
         found = Found(with_treatments(plan, request.table.manifest.plan) if _leaves_all_open(request.options) else plan)
         found = Found(propose(found.plan, Proposals(prepared, observers, request.form, options)))
-        return Calibrated(observers, found), None if made is None else made.model_copy(update={"held_out": 0})
+        return Calibrated(observers, found), None if info is None else info.model_copy(update={"held_out": 0})
     assert request.data is not None
     assert division is not None
     assert preprocess is not None
@@ -337,7 +337,7 @@ def _calibrate(
 
 
 def _leaves_all_open(options: QuantizeOptions) -> bool:
-    """Return whether nothing was said of how groups are treated, so that a table's own plan counts."""
+    """Return whether no option decides how groups are treated, so that a table's own plan counts."""
     return options.method == "auto" and options.equalization == "auto" and options.steps == "auto"
 
 

@@ -69,9 +69,9 @@ def verify(
         ArtifactError: The file is missing, damaged, or does not match its own manifest.
         DataError: ``data`` cannot be read.
     """
-    given, artifact = artifact, open_artifact(artifact.path if isinstance(artifact, Artifact) else artifact)
-    if isinstance(given, Artifact) and given != artifact:
-        raise ArtifactError(f"{str(given.path)!r} was written anew since it was opened, and holds something else")
+    earlier, artifact = artifact, open_artifact(artifact.path if isinstance(artifact, Artifact) else artifact)
+    if isinstance(earlier, Artifact) and earlier != artifact:
+        raise ArtifactError(f"{str(earlier.path)!r} was written anew since it was opened, and holds something else")
     checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
     if isinstance(artifact, OnnxModel):
         checks.append(_check_rules(artifact))

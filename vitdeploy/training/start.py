@@ -53,8 +53,8 @@ def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
     classes = len(train.classes)
     arguments = dict(source.options.arguments)
     if arguments.pop("num_classes", classes) != classes:
-        given = source.options.arguments["num_classes"]
-        raise UsageError(f"num_classes is {given!r}, and {train.uri!r} has {classes}: leave the argument out")
+        stated = source.options.arguments["num_classes"]
+        raise UsageError(f"num_classes is {stated!r}, and {train.uri!r} has {classes}: leave the argument out")
     options = replace(source.options, arguments=arguments, head_for=classes, seed=seed_of(seed, "weights"))
     loaded = load(replace(source, options=options))
     spec = loaded.spec.model_copy(update={"classes": train.classes, "task": "single-label"})

@@ -49,7 +49,7 @@ def choose_subject(
     if train.labels is None or len(train.classes) < 2:
         what = "no labels" if train.labels is None else f"{len(train.classes)} class"
         raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
-    chosen, given = resolve(model), dict(arguments)
+    chosen, own = resolve(model), dict(arguments)
     size = image_size(arguments)
     if chosen is not None:
         family, note = chosen.family, ""
@@ -57,17 +57,17 @@ def choose_subject(
         family = _family(model)
         wanted = size or (preprocess or train.preprocess or _square(DEFAULT_SIDE, 3)).size
         small = {} if gives_shape(arguments) else small_member(family, wanted)
-        given = {**small, **given}
+        own = {**small, **own}
         chosen = None if small or gives_shape(arguments) else smallest_variant(family, wanted)
         note = _note(family, wanted, small, chosen)
     if chosen is not None:
-        given = {**chosen.arguments, **given}
+        own = {**chosen.arguments, **own}
     if preprocess is None and resolve(model) is None:
         preprocess = train.preprocess
-    preprocess = preprocess or _usual(chosen, size, given.get("channels", 3))
+    preprocess = preprocess or _usual(chosen, size, own.get("channels", 3))
     preprocess = preprocess if size is None else preprocess.at_size(size)
     name = model if chosen is None else chosen.name
-    return Subject(_spec(name, family, given, preprocess, train), preprocess, note)
+    return Subject(_spec(name, family, own, preprocess, train), preprocess, note)
 
 
 def detail_note(subject: Subject, train: Dataset) -> str:

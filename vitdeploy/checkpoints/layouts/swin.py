@@ -189,18 +189,20 @@ def dropped(tables: State) -> dict[str, str]:
 
 def made_tables(module: Any) -> dict[str, NDArray[Any]]:
     """Return the tables that a Swin of ours computes with, under the names and in the shapes of Microsoft's files."""
-    made: dict[str, NDArray[Any]] = {}
+    tables: dict[str, NDArray[Any]] = {}
     for stage, layer in enumerate(module.layers):
         for index, block in enumerate(layer.blocks):
             place, attention = f"layers.{stage}.blocks.{index}.", block.attn
             tokens = attention.windows.side**2
-            made[f"{place}attn.relative_position_index"] = attention.relative_positions.numpy().reshape(tokens, tokens)
+            tables[f"{place}attn.relative_position_index"] = attention.relative_positions.numpy().reshape(
+                tokens, tokens
+            )
             if attention.mask is not None:
-                made[f"{place}attn_mask"] = attention.mask.numpy().reshape(-1, tokens, tokens)
+                tables[f"{place}attn_mask"] = attention.mask.numpy().reshape(-1, tokens, tokens)
             if hasattr(attention, "offsets"):
                 side = 2 * attention.windows.side - 1
-                made[f"{place}attn.relative_coords_table"] = attention.offsets.numpy().reshape(1, side, side, 2)
-    return made
+                tables[f"{place}attn.relative_coords_table"] = attention.offsets.numpy().reshape(1, side, side, 2)
+    return tables
 
 
 def resize_table(table: NDArray[Any], side: int, rule: TableRule = "bicubic") -> NDArray[np.float32]:
