@@ -312,3 +312,47 @@ def test_a_graph_made_for_another_runtime_is_not_said_to_lose_accuracy():
     said = _verdict(TORCH, off)
     assert said[0].startswith("On this CPU, keep the baseline vit.safetensors")
     assert "vit.int8.onnx was made for another runtime and not considered here" in said[0]
+
+
+def _verdict_under(conditions, *rows):
+    baseline = Baseline(row="vit.safetensors", accuracy_against="PyTorch eager FP32", latency_against="the baseline")
+    return give_verdict(rows, baseline, CONDITIONS.model_copy(update=conditions))
+
+
+@pytest.mark.parametrize("interval", [(0.08, 0.13), (0.10, 0.16), (0.0, 0.05)])
+def test_models_at_chance_are_never_shipped(interval):
+    top1 = sum(interval) / 2
+    torch = TORCH.model_copy(update={"top1": top1, "top1_ci95": interval})
+    fast = _row("vit.onnx", top1=top1, top1_ci95=interval, timings=(_timing(1.0, 10.0, (9.0, 11.0)),))
+    said = _verdict_under({"chance": 0.1}, torch, fast)
+    assert said[0].startswith(
+        "Ship none of these: no model is better than chance on the 450 images (the best top-1 is "
+    )
+    assert not any(", ship " in sentence or "keep the baseline" in sentence for sentence in said)
+
+
+def test_a_candidate_at_chance_is_named_and_the_baseline_stays():
+    torch = TORCH.model_copy(update={"top1_ci95": (0.96, 0.99)})
+    lost = _row(
+        "vit.int8.onnx", "int8", top1=0.1, top1_ci95=(0.07, 0.13), delta_top1_pp=-88.0, delta_ci95_pp=(-91.0, -85.0)
+    )
+    said = _verdict_under(
+        {"chance": 0.1}, torch, lost.model_copy(update={"timings": (_timing(1.0, 10.0, (9.0, 11.0)),)})
+    )
+    assert said[0] == "vit.int8.onnx classifies no better than chance (10.00 %)."
+    assert "only the baseline vit.safetensors keeps the accuracy" in said[1]
+
+
+def test_the_most_frequent_class_is_what_chance_is_measured_against():
+    torch = TORCH.model_copy(update={"top1": 0.9, "top1_ci95": (0.87, 0.93)})
+    assert _verdict_under({"chance": 0.9}, torch)[0].startswith("Ship none of these")
+    assert not _verdict_under({"chance": 0.8}, torch)[0].startswith("Ship none of these")
+    assert not _verdict_under({"chance": None}, torch)[0].startswith("Ship none of these")
+
+
+@pytest.mark.parametrize(("images", "drop"), [(60, "5.00"), (150, "2.00"), (299, "1.00"), (300, None), (10_000, None)])
+def test_a_small_test_set_is_named_with_what_it_cannot_show(images, drop):
+    said = _verdict_under({"n_samples": images}, TORCH, _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)))
+    warned = [sentence for sentence in said if sentence.startswith("The test set is small")]
+    assert len(warned) == (drop is not None)
+    assert all(f"with {images} images a drop of {drop} pp can go unseen" in sentence for sentence in warned)

@@ -22,6 +22,9 @@ MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
 MEDIAN_MARGIN = 0.05
 BUSY_CORES = 0.25
+RULE_OF_THREE = (
+    3  # n images without one event: with 95 % confidence it is rarer than 3/n (Hanley and Lippman-Hand 1983)
+)
 DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
 
 Kept = Literal["kept", "small loss", "loss", "unknown"]
@@ -30,11 +33,12 @@ Kept = Literal["kept", "small loss", "loss", "unknown"]
 def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> tuple[str, ...]:
     """Return sentences in the order in which a reader needs them.
 
-    What to ship on each device that was measured; where INT8 does not pay; what lost accuracy; what was built and not
-    run, or not even built; what failed; what the numbers are against where that is not PyTorch.
+    Whether the models know anything of these images; what to ship on each device that was measured; where INT8 does
+    not pay; what lost accuracy; what was built and not run, or not even built; what failed; what the numbers are
+    against where that is not PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
-    said: list[str] = []
+    said = [*_at_chance(measured, baseline, conditions)]
     for device in dict.fromkeys(row.device for row in measured if row.device is not None):
         said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
     if not measured:
@@ -66,6 +70,11 @@ def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
     if row.agreement >= MIN_AGREEMENT:
         return "kept"
     return "small loss" if row.agreement >= 3 * MIN_AGREEMENT - 2 else "loss"
+
+
+def at_chance(row: Row, conditions: Conditions) -> bool:
+    """Return whether a row's top-1 is not shown to be better than answering with the most frequent class."""
+    return conditions.chance is not None and row.top1_ci95 is not None and row.top1_ci95[0] <= conditions.chance
 
 
 def is_baseline(row: Row, baseline: Baseline) -> bool:
@@ -114,8 +123,9 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
     for batch in conditions.batches:
         able = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
         fit = [row for row in able if accuracy_kept(row, baseline) in ("kept", "small loss")]
+        fit = [row for row in fit if not at_chance(row, conditions)]
         if not fit:
-            if able:
+            if any(not at_chance(row, conditions) for row in able):
                 said.append(
                     f"{where}, no artifact is known to keep the accuracy at batch {batch}: none is recommended."
                 )
@@ -128,6 +138,26 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
         elif len(conditions.batches) > 1:
             said.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
     return said
+
+
+def _at_chance(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> list[str]:
+    """Name the rows that classify no better than chance: what they keep and how fast they are is worth nothing."""
+    known = [row for row in rows if row.top1 is not None]
+    lost = [row for row in known if at_chance(row, conditions)]
+    if not lost:
+        return []
+    chance = percent_text(conditions.chance)
+    if len(lost) == len(known):
+        best = max(lost, key=lambda row: row.top1 or 0.0)
+        assert best.top1_ci95 is not None
+        low, high = (percent_text(limit) for limit in best.top1_ci95)
+        return [
+            f"Ship none of these: no model is better than chance on the {conditions.n_samples} images (the best top-1 "
+            f"is {percent_text(best.top1)}, 95 % interval {low} to {high}; always answering with the most frequent class "
+            f"gives {chance}). Are the weights, the labels and the preprocessing those of the model?"
+        ]
+    verb = "classifies" if len(lost) == 1 else "classify"
+    return [f"{_list([row.name for row in lost])} {verb} no better than chance ({chance})."]
 
 
 def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
@@ -271,6 +301,14 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
         )
     if not baseline.accuracy_against.startswith("PyTorch eager"):
         said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
+    least = math.ceil(RULE_OF_THREE * 100 / MAX_DROP_PP)
+    if conditions.n_samples < least and any(not is_baseline(row, baseline) for row in rows):
+        unseen = number_text(RULE_OF_THREE * 100 / conditions.n_samples)
+        said.append(
+            f"The test set is small: with {conditions.n_samples} images a drop of {unseen} pp can go unseen, even where "
+            "no answer changes; "
+            f"{number_text(MAX_DROP_PP)} pp takes at least {least} images."
+        )
     if rows and all(row.top1 is None for row in rows):
         said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
     return said

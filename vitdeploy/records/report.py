@@ -118,12 +118,14 @@ class Conditions(Record):
 
     A turn throws ``warmup`` calls away and counts ``iterations`` of them, fewer where they would take more than
     ``block_s``, more where they would take less than ``fill_s``. ``threads`` 0 is each runtime's own choice.
-    ``other_load_cores`` is how many cores other processes kept busy while times were taken.
+    ``other_load_cores`` is how many cores other processes kept busy while times were taken. ``chance`` is the top-1 of
+    always answering with the most frequent class of the data (1/classes where all are as frequent); None: no labels.
     """
 
     data: str
     data_sha256: str
     n_samples: int
+    chance: float | None = None
     batches: tuple[int, ...]
     threads: int
     warmup: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -247,6 +248,7 @@ def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad) -> Con
         data=dataset.uri,
         data_sha256=dataset.digest,
         n_samples=len(dataset),
+        chance=None if dataset.labels is None else max(Counter(dataset.labels).values()) / len(dataset),
         batches=options.batches,
         threads=options.threads,
         warmup=turns.warmup,
