@@ -153,8 +153,8 @@ def _at_chance(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) 
         low, high = (percent_text(limit) for limit in best.top1_ci95)
         return [
             f"Ship none of these: no model is better than chance on the {conditions.n_samples} images (the best top-1 "
-            f"is {percent_text(best.top1)}, 95 % interval {low} to {high}; always answering with the most frequent class "
-            f"gives {chance}). Are the weights, the labels and the preprocessing those of the model?"
+            f"is {percent_text(best.top1)}, 95 % interval {low} to {high}; always answering with the most frequent "
+            f"class gives {chance}). Are the weights, the labels and the preprocessing those of the model?"
         ]
     verb = "classifies" if len(lost) == 1 else "classify"
     return [f"{_list([row.name for row in lost])} {verb} no better than chance ({chance})."]
@@ -305,9 +305,8 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
     if conditions.n_samples < least and any(not is_baseline(row, baseline) for row in rows):
         unseen = number_text(RULE_OF_THREE * 100 / conditions.n_samples)
         said.append(
-            f"The test set is small: with {conditions.n_samples} images a drop of {unseen} pp can go unseen, even where "
-            "no answer changes; "
-            f"{number_text(MAX_DROP_PP)} pp takes at least {least} images."
+            f"The test set is small: with {conditions.n_samples} images a drop of {unseen} pp can go unseen, "
+            f"even where no answer changes; {number_text(MAX_DROP_PP)} pp takes at least {least} images."
         )
     if rows and all(row.top1 is None for row in rows):
         said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
