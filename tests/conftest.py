@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -38,6 +39,9 @@ def quick_changes() -> dict[str, Any]:
     """Changes to the default recipe that make a run take seconds."""
     return dict(QUICK)
 
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how fast a machine is decides nothing
+hypothesis.settings.load_profile("untimed")
 
 MADE = os.environ.get("VITDEPLOY_TEST_ARTIFACTS")
 """A folder with ``run/`` and ``tiny.safetensors``, ``tiny.onnx`` … made elsewhere, for tests where torch is absent."""

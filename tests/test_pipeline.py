@@ -20,9 +20,10 @@ from notes import Notes
 from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, read_checkpoint
+from vitdeploy.artifacts.run_record import Provenance
 from vitdeploy.errors import ArtifactError, BackendError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
-from vitdeploy.pipeline.folder import Provenance, changes, locked
+from vitdeploy.pipeline.folder import changes, locked
 from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 

@@ -251,7 +251,6 @@ def test_an_engine_of_another_version_or_gpu_says_which(refused: Run, finished_r
         ("build model.onnx -o o.engine --batch 8:1:2", "expected MIN <= OPT <= MAX"),
         ("build model.onnx -o o.engine --backend onnxruntime", "'onnxruntime' is not one of"),
         ("bench", "Missing argument 'ARTIFACT...'"),
-        ("bench model.onnx", "Missing option '--data'"),
         ("bench model.onnx --data digits --runtime abacus", "there is no runtime 'abacus'"),
         ("bench model.onnx --data digits --rounds 0", "greater than or equal to 1"),
         ("compare report.json report.json --max-drop -1", "greater than or equal to 0"),

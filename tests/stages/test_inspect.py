@@ -99,3 +99,62 @@ def test_what_is_nothing_is_refused(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises((ArtifactError, CheckpointError), match=message):
         inspect(path)
+
+
+def test_every_kind_of_file_that_a_run_writes(finished_run):
+    found = inspect(finished_run)
+    assert found.kind == "run"
+    assert {"stage", "checkpoint", "onnx", "verdict"} <= {name for name, _ in found.facts}
+    assert [text for name, text in found.facts if name == "stage"][:2] == ["train", "export"]
+    assert inspect(finished_run / "run.json") == found
+    report = inspect(finished_run / "report.json")
+    assert report.kind == "report"
+    alone = finished_run.parent / "alone"
+    alone.mkdir()
+    (alone / "report.json").write_bytes((finished_run / "report.json").read_bytes())
+    assert inspect(alone).facts == report.facts
+    assert ("data", "digits:test, 50 images") in report.facts
+    kinds = {
+        path.name: inspect(path).kind
+        for path in finished_run.iterdir()
+        if path.suffix not in ("", ".html", ".md") and path.is_file()
+    }
+    assert set(kinds.values()) >= {"checkpoint", "onnx", "reference", "run", "training-metrics"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "report.json", "model.reference.safetensors", "model.onnx"])
+def test_what_a_run_wrote_is_refused_where_it_is_damaged(finished_run, name):
+    path = finished_run / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x20
+    path.write_bytes(data[: len(data) - 3] if name == "run.json" else data)
+    with pytest.raises(ArtifactError):
+        inspect(path)
+    with pytest.raises(ArtifactError):
+        inspect(finished_run)
+
+
+def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path):
+    from vitdeploy.stages.calibration_sets import make_calibration_set
+
+    made = make_calibration_set("digits:train", tmp_path / "set", samples=40)
+    found = inspect(tmp_path / "set")
+    assert (found.kind, found.payload_sha256) == ("calibration-set", made.set_sha256)
+    assert inspect(tmp_path / "set" / "manifest.json") == found
+    image = tmp_path / "set" / made.entries[0].path
+    image.write_bytes(image.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match="damaged calibration set: "):
+        inspect(tmp_path / "set")
+
+
+def test_the_sidecar_of_an_engine_is_the_engine(tmp_path, tiny_onnx):
+    from vitdeploy.artifacts import write_engine
+    from vitdeploy.records import BuildInfo
+
+    build = BuildInfo(backend="tensorrt", version="11.0", batch=(1, 1, 1))
+    manifest = tiny_onnx.manifest.model_copy(update={"kind": "engine", "build": build})
+    engine = write_engine(tmp_path / "vit.engine", b"plan", manifest)
+    assert inspect(tmp_path / "vit.engine.json") == inspect(engine.path)
+    engine.path.unlink()
+    with pytest.raises(ArtifactError, match=r"vit\.engine"):
+        inspect(tmp_path / "vit.engine.json")

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An artifact, any ONNX file, or weights of any make.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="An artifact, a report, a run, a calibration set, any ONNX file or weights."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show what a file is: model, preprocessing, precision, graph, checks, where it comes from."""
+    """Show what a file or folder is: model, preprocessing, precision, graph, checks, where it comes from."""
     from vitdeploy import inspect as look
     from vitdeploy.cli.output import print_json
 
@@ -39,6 +44,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     lines = [("file", found.path), ("kind", f"{found.kind}, {size_text(found.size_bytes)}")]
     if found.manifest is not None:
         lines += _manifest_lines(found.manifest)
+    lines += found.facts
     if found.graph is not None:
         lines += _graph_lines(found.graph)
     if found.weights is not None:

@@ -8,23 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX
 from vitdeploy.artifacts.locks import hold_folder
+from vitdeploy.artifacts.run_record import RUN, Provenance, read_run_record
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import read_json
-from vitdeploy.records import Record
 
-MEMORY = "run.json"
-
-
-class Provenance(Record):
-    """What an artifact was made from: options as in the recipe, parents' payload digests."""
-
-    options: dict[str, Any] = {}
-    parents: dict[str, str] = {}
+MEMORY = RUN
 
 
 class Memory:
@@ -35,7 +25,10 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / MEMORY
-        self._made = _read(self._path)
+        try:
+            self._made = read_run_record(self._path)
+        except ArtifactError:
+            self._made = {}  # it decides nothing
 
     def get(self, stage: str) -> Provenance | None:
         """Return what the stage made last, None where that is not known."""
@@ -69,13 +62,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
         elif before != after:
             words.append(f"{path}{name} changed from {before!r} to {after!r}")
     return words
-
-
-def _read(path: Path) -> dict[str, Provenance]:
-    try:
-        return {name: Provenance.model_validate(entry) for name, entry in read_json(path).items()}
-    except (ArtifactError, AttributeError, ValidationError):
-        return {}
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records import Record, Report, Row, printable_record
-from vitdeploy.report.files import read_report
 from vitdeploy.report.view import STATUSES
 from vitdeploy.sessions import Scope
 from vitdeploy.text import UNKNOWN, printable, size_text

@@ -8,19 +8,44 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact
+from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact, read_engine
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
 from vitdeploy.artifacts.reference import read_reference
+from vitdeploy.artifacts.report_json import DIGEST_KEY, REPORT, read_report
+from vitdeploy.artifacts.run_record import RUN, read_run_record
+from vitdeploy.datasets.calibration_set import MANIFEST_NAME as CALIBRATION_SET
+from vitdeploy.datasets.calibration_set import check_files, is_calibration_set, read_calibration_manifest
 from vitdeploy.errors import ArtifactError, CheckpointError
-from vitdeploy.reading import is_safetensors, missing, read_head, safetensors_metadata
+from vitdeploy.reading import (
+    is_safetensors,
+    missing,
+    parse_json,
+    read_bytes,
+    read_head,
+    read_json,
+    safetensors_metadata,
+)
 from vitdeploy.records import Manifest, Record
+from vitdeploy.text import size_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-InspectedKind = Literal["checkpoint", "onnx", "calibration-table", "engine", "weights"]
+InspectedKind = Literal[
+    "checkpoint",
+    "onnx",
+    "calibration-table",
+    "engine",
+    "weights",
+    "reference",
+    "report",
+    "run",
+    "calibration-set",
+    "training-metrics",
+]
+ARTIFACT_SUFFIXES = (".safetensors", ".onnx", ".calib.json", ".engine", ".plan")
 
 
 class TensorInfo(Record):
@@ -55,7 +80,11 @@ class WeightsInfo(Record):
 
 
 class Inspection(Record):
-    """What a file is. ``manifest`` is None for a file that is not ours; ``remedy`` then says how to make use of it."""
+    """What a file or folder is.
+
+    ``manifest`` is None for what carries none; ``remedy`` says how to make use of a file that is not ours. ``facts``
+    are names and texts of what a report, a run, a calibration set or stored logits hold.
+    """
 
     path: str
     kind: InspectedKind
@@ -65,11 +94,14 @@ class Inspection(Record):
     graph: GraphInfo | None = None
     weights: WeightsInfo | None = None
     golden_samples: int = 0
+    facts: tuple[tuple[str, str], ...] = ()
     remedy: str = ""
 
 
 def inspect(file: Artifact | Path | str) -> Inspection:
-    """Read a file and return what it is; files of ours are verified on the way.
+    """Read a file, or a folder of a run, a report, a calibration set or weights, and return what it is.
+
+    What vitdeploy wrote is verified on the way: digests, and every artifact of a run's folder.
 
     Raises:
         ArtifactError, CheckpointError: There is no such file, it is of no kind that is known, or it is damaged.
@@ -77,13 +109,101 @@ def inspect(file: Artifact | Path | str) -> Inspection:
     path = file.path if isinstance(file, Artifact) else Path(file)
     if not path.exists():
         raise missing(path, FileNotFoundError())
+    if path.name.endswith(".metrics.jsonl"):
+        return _inspect_metrics(path)
+    if path.is_dir() or path.suffix == ".json":
+        found = _inspect_record(path)
+        if found is not None:
+            return found
     if path.is_file() and is_safetensors(path) and REFERENCE_KEY in safetensors_metadata(path):
-        read_reference(path)  # raises where it was damaged
+        return _inspect_reference(path)
     if path.is_dir() or _is_foreign_weights(path):
         return _inspect_weights(path)
     if _is_foreign_onnx(path):
         return _inspect_foreign_onnx(path)
     return _inspect_artifact(open_artifact(path))
+
+
+def _inspect_record(path: Path) -> Inspection | None:
+    """Return what a folder or a JSON file of ours is; None for what its name and content do not tell."""
+    folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+    if name.endswith((".engine.json", ".plan.json")):
+        return _inspect_artifact(read_engine(path.with_suffix("")))
+    if name == RUN or (not name and (folder / RUN).is_file()):
+        return _inspect_run(folder)
+    if name in ("", CALIBRATION_SET) and is_calibration_set(folder):
+        return _inspect_calibration_set(folder)
+    if (folder / REPORT).is_file() if not name else name == REPORT or DIGEST_KEY in _keys(path):
+        return _inspect_report(folder / (name or REPORT))
+    return None
+
+
+def _keys(path: Path) -> set[str]:
+    content = read_json(path)
+    return set(content) if isinstance(content, dict) else set()
+
+
+def _inspect_report(path: Path) -> Inspection:
+    report = read_report(path)
+    conditions = report.conditions
+    facts = [
+        ("model", report.model),
+        ("data", f"{conditions.data}, {conditions.n_samples} images"),
+        ("measured", f"{report.created} on {report.environment.cpu}, by {report.producer}"),
+        ("baseline", report.baseline.accuracy_against),
+        *(("row", f"{row.name}: {row.precision}, {row.status}") for row in report.rows),
+        *(("verdict", sentence) for sentence in report.verdict),
+    ]
+    return Inspection(path=str(path), kind="report", size_bytes=path.stat().st_size, facts=tuple(facts))
+
+
+def _inspect_run(folder: Path) -> Inspection:
+    facts = [("stage", name) for name in read_run_record(folder / RUN)]
+    files = sorted(one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
+    size = 0
+    for file in files:
+        found = inspect(file)
+        size += found.size_bytes
+        precision = "" if found.manifest is None else f", {found.manifest.precision}"
+        facts.append((found.kind, f"{file.name}{precision}, {size_text(found.size_bytes)}"))
+    if (folder / REPORT).is_file():
+        facts += [fact for fact in _inspect_report(folder / REPORT).facts if fact[0] == "verdict"]
+    return Inspection(path=str(folder), kind="run", size_bytes=size, facts=tuple(facts))
+
+
+def _inspect_calibration_set(folder: Path) -> Inspection:
+    manifest = read_calibration_manifest(folder)
+    checks = check_files(folder, manifest)
+    failed = [check for check in checks if check.status == "failed"]
+    if failed:
+        raise ArtifactError(f"{str(folder)!r} is a damaged calibration set: {failed[0].name}: {failed[0].detail}")
+    facts = (
+        ("images", f"{manifest.samples} of {manifest.data}, seed {manifest.seed}"),
+        ("classes", ", ".join(manifest.classes[:10]) + (" …" if len(manifest.classes) > 10 else "")),
+        ("source", f"{manifest.source}; {manifest.licence}"),
+        ("made by", manifest.producer),
+    )
+    size = sum((folder / entry.path).stat().st_size for entry in manifest.entries)
+    digest = manifest.set_sha256
+    return Inspection(path=str(folder), kind="calibration-set", size_bytes=size, payload_sha256=digest, facts=facts)
+
+
+def _inspect_metrics(path: Path) -> Inspection:
+    lines = read_bytes(path).splitlines()
+    try:
+        epochs = [parse_json(line) for line in lines]
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is not a training's metrics: a line is not JSON ({error})") from error
+    last = epochs[-1] if epochs and isinstance(epochs[-1], dict) else {}
+    facts = (("lines", str(len(epochs))), *((f"last {name}", str(value)) for name, value in last.items()))
+    return Inspection(path=str(path), kind="training-metrics", size_bytes=path.stat().st_size, facts=facts)
+
+
+def _inspect_reference(path: Path) -> Inspection:
+    reference = read_reference(path)
+    assert reference is not None
+    facts = (("logits", "of PyTorch, by the samples' digests; 'vitdeploy bench' compares with them"),)
+    return Inspection(path=str(path), kind="reference", size_bytes=path.stat().st_size, facts=facts)
 
 
 def _inspect_artifact(artifact: Artifact) -> Inspection:

@@ -1,0 +1,49 @@
+"""Reading ``report.json``: its schema and its digest are checked before a number counts as measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vitdeploy.errors import ArtifactError
+from vitdeploy.reading import first_problem, read_json
+from vitdeploy.records import Report, sha256_of
+
+REPORT = "report.json"
+SCHEMA_VERSION = 1
+DIGEST_KEY = "report_sha256"
+
+
+def read_report(path: Path | str) -> Report:
+    """Read a ``report.json``, or the one in a folder.
+
+    Raises:
+        ArtifactError: There is none, it is damaged or edited, or its schema is newer than this vitdeploy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / REPORT
+    raw = read_json(path, "a report.json of 'vitdeploy bench'")
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of 'vitdeploy bench'")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{str(path)!r} has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}: update it"
+        )
+    digest = raw.pop(DIGEST_KEY, None)
+    if digest is None:
+        raise ArtifactError(
+            f"{str(path)!r} has no {DIGEST_KEY}: an earlier vitdeploy wrote it, or it was edited; 'vitdeploy bench' "
+            "makes a report that can be compared"
+        )
+    if digest != sha256_of(raw):
+        raise ArtifactError(
+            f"{str(path)!r} does not match its digest: it was edited or damaged, its numbers are not those measured: "
+            "take the original, or bench again"
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(f"{str(path)!r} is not a valid report: {first_problem(error)}") from error
