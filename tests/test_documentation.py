@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import typer
+from PIL import Image
 
 from vitdeploy.cli.app import EXAMPLES, app
 from vitdeploy.pipeline import Recipe
+from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, open_image, to_pixels
 from vitdeploy.reading import parse_yaml
+from vitdeploy.records import Preprocess
 from vitdeploy.report import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,8 +150,26 @@ def test_the_example_for_notebooks_has_seven_lines_and_runs(
         source = source.replace(slow, quick)
     monkeypatch.chdir(tmp_path)
     exec(compile(source, "README.md", "exec"), {})
-    assert "ship" in capsys.readouterr().out
+    assert "ship" in capsys.readouterr().out.lower()
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (300, 411), (256, 256), (1001, 333)])
+def test_the_ten_lines_for_plain_onnx_runtime_give_the_pixels_of_predict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text("utf8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n,3,224,224] input) => (float[n,3,224,224] logits) '
+    onnx.save(onnx.parser.parse_model(text + "{ logits = Identity(input) }"), tmp_path / "vit.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, "deploying.md", "exec"), names)
+    spec = Preprocess(size=(224, 224), resize_size=256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    expected = normalize(to_pixels(open_image(tmp_path / "photo.jpg"), spec)[None], spec)
+    np.testing.assert_array_equal(names["logits"], expected)
 
 
 def test_the_table_of_the_readme_is_that_of_the_report_beside_it() -> None:
