@@ -13,6 +13,7 @@ import typer
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 Task = Literal["single-label", "multi-label", "binary", "regression", "features"]
+DropBy = Literal["point", "interval"]
 Split = Literal["train", "validation", "test"]
 
 
