@@ -270,3 +270,16 @@ def test_keys_of_a_newer_minor_version_are_ignored(report, tmp_path):
     raw["rows"][0]["invented_later"] = 7
     file.write_text(sealed(raw))
     assert read_report(file) == report
+
+
+@pytest.mark.parametrize(
+    ("model", "data"), [("vit", "digits"), ("deit_small_patch16_224", "folder photos"), ("swin_t", "cifar10 (test)")]
+)
+def test_the_title_names_the_model_and_the_data(report, model, data):
+    conditions = report.conditions.model_copy(update={"data": data})
+    changed = report.model_copy(update={"model": model, "conditions": conditions})
+    page = render_html(changed)
+    assert f"<title>{model} on {data} – bench report</title>" in page
+    assert f"<h1>{model} on {data}</h1>" in page
+    heading = render_markdown(changed).splitlines()[0]
+    assert heading.replace("\\", "") == f"# {model} on {data}: bench report"

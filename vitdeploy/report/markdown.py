@@ -32,7 +32,7 @@ def render_markdown(report: Report) -> str:
     """Return the whole document."""
     report = printable_record(report)
     parts = [
-        f"# {_escape(report.model)}: bench report",
+        f"# {_escape(report.model)} on {_escape(report.conditions.data)}: bench report",
         f"{report.created} · {report.producer}",
         "## Verdict",
         "\n".join(f"- {_escape(text)}" for text in report.verdict),
