@@ -19,6 +19,7 @@ from vitdeploy.datasets.check_images import CHECKED_BATCH, golden_count, smooth_
 from vitdeploy.errors import GraphError, UsageError
 from vitdeploy.exporting.checking import CPU, TOLERANCES, Expected, compare, describe_graph, staged
 from vitdeploy.exporting.interface import choose_output, fit_input, fit_output
+from vitdeploy.graph.bounds import refuse_unbounded
 from vitdeploy.graph.output_activation import output_activation
 from vitdeploy.graph.precisions import graph_precision
 from vitdeploy.measure.accuracy import run_batch
@@ -69,6 +70,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
     with progress.task("adopt", total=3) as task:
         task.describe("reading")
         model, where = load_ir(path), repr(str(path))
+        refuse_unbounded(model, where)
         named = _preprocess(path, model, options.preprocess, progress)
         original = onnx_digest(model)
         precision = graph_precision(model)
