@@ -176,5 +176,7 @@ def hold_drop(report: Report, limit: float, by: DropBy = "point") -> None:
         raise GateError(f"--max-drop {limit:g}: no candidate's top-1 could be compared with a baseline")
     worst = max(drops, key=lambda name: drops[name])
     if drops[worst] > limit:
+        if math.isinf(drops[worst]):
+            raise GateError(f"--max-drop {limit:g}: the drop of {worst} has no interval in this report")
         how = "dropped by" if by == "point" else "may have dropped, with 95 % confidence, by up to"
         raise GateError(f"--max-drop {limit:g}: top-1 of {worst} {how} {drops[worst]:.2f} percentage points")

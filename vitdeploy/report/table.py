@@ -1,7 +1,8 @@
-"""The report as a table in the terminal, readable at 100 columns."""
+"""The report as a table in the terminal, at any width."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vitdeploy.measure.verdict import timing_of
@@ -16,49 +17,100 @@ from vitdeploy.wording import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
     from rich.text import Text
 
 STATUS_STYLES = {"built": "yellow", "skipped": "yellow", "failed": "red"}
 
 
-def table(report: Report) -> Table:
+class ReportTable:
+    """A report as rich draws it, in the first of three forms that fits: no name, number or word is ever cut.
+
+    One line per number and its interval; intervals below their numbers; a block of lines per row.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = printable_record(report)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield title, rows and remarks."""
+        from rich.text import Text
+
+        conditions = self.report.conditions
+        title = f"{self.report.model} on {conditions.data} ({conditions.n_samples} images)"
+        yield Text(title, style="bold")
+        for stacked in (False, True):
+            grid = _grid(self.report, stacked=stacked)
+            if console.measure(grid, options=options.update(width=1000)).maximum <= options.max_width:
+                yield grid
+                break
+        else:
+            yield from _blocks(self.report)
+            yield Text()
+        yield _remarks(self.report)
+
+
+def table(report: Report) -> ReportTable:
     """Return one row per candidate; intervals are 95 %, latency is the median end to end."""
+    return ReportTable(report)
+
+
+def _grid(report: Report, *, stacked: bool) -> Table:
     from rich import box
     from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for index, header in enumerate(_headers(report, stacked=stacked)):
+        grid.add_column(header, justify="right" if index else "left", no_wrap=True)
+    for row in report.rows:
+        grid.add_row(*_cells(row, report, stacked=stacked))
+    return grid
+
+
+def _headers(report: Report, *, stacked: bool) -> list[str]:
+    batch = ["Batch"] if len(timed_batches(report)) > 1 else []
+    times = ["p50 ms\nspeed-up"] if stacked else ["p50 ms", "Speed-up"]
+    return ["Artifact", "Top-1 %\nΔ pp", "SQNR\ndB", *batch, *times, "Size\npeak"]
+
+
+def _cells(row: Row, report: Report, *, stacked: bool) -> list[Text]:
     from rich.text import Text
 
-    report = printable_record(report)
     batches = timed_batches(report)
-    grid = Table(
-        title=Text(f"{report.model} on {report.conditions.data} ({report.conditions.n_samples} images)"),
-        caption=_caption(report),
-        caption_justify="left",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
-    grid.add_column("Artifact", overflow="fold", min_width=14)
-    grid.add_column("Top-1 %\nΔ pp", justify="right", no_wrap=True)
-    grid.add_column("SQNR\ndB", justify="right", no_wrap=True)
-    if len(batches) > 1:
-        grid.add_column("Batch", justify="right", no_wrap=True)
-    grid.add_column("p50 ms", justify="right", no_wrap=True)
-    grid.add_column("Speed-up", justify="right", no_wrap=True)
-    grid.add_column("Size\npeak", justify="right", no_wrap=True)
+    accuracy, (times, ratios) = _accuracy(row, report), _latency(row, report, batches)
+    if stacked:
+        accuracy = _below(accuracy)
+        pairs = zip(times.split("\n"), ratios.split("\n"), strict=True)
+        times = (
+            Text("\n").join(Text("\n").join((time, _below(ratio))) for time, ratio in pairs) if row.timings else Text()
+        )
+    gap = "\n\n\n" if stacked else "\n"
+    batch = [Text(gap.join(map(str, batches)) if row.timings else "")] if len(batches) > 1 else []
+    decibels = Text(decibel_text(row.logits_sqnr_db, row.logits_identical).removesuffix(" dB"))
+    return [_name(row), accuracy, decibels, *batch, times, *([] if stacked else [ratios]), _size(row)]
+
+
+def _below(text: Text) -> Text:
+    """Return the text with each interval on a line of its own."""
+    lines = []
+    for line in text.split("\n"):
+        number, space, _ = line.plain.partition(" [")
+        lines += [line[: len(number)], line[len(number) + 1 :]] if space else [line]
+    return type(text)("\n").join(lines)
+
+
+def _blocks(report: Report) -> Iterator[Text]:
+    """Yield a row's name and, below it, a line per number, which wraps at words."""
+    from rich.text import Text
+
+    labels = [header.replace("\n", ", ") for header in _headers(report, stacked=False)]
     for row in report.rows:
-        cells = [
-            _name(row),
-            _accuracy(row, report),
-            Text(decibel_text(row.logits_sqnr_db, row.logits_identical).removesuffix(" dB")),
-        ]
-        if len(batches) > 1:
-            cells.append(Text("\n".join(map(str, batches)) if row.timings else ""))
-        cells.extend((*_latency(row, report, batches), _size(row)))
-        grid.add_row(*cells)
-    return grid
+        name, *cells = _cells(row, report, stacked=False)
+        yield Text("\n").append_text(name)
+        for label, cell in zip(labels[1:], cells, strict=True):
+            if cell.plain:
+                yield Text(f"  {label}: ").append_text(Text(", ").join(cell.split("\n")))
 
 
 def _name(row: Row) -> Text:
@@ -113,11 +165,11 @@ def _size(row: Row) -> Text:
     return text
 
 
-def _caption(report: Report) -> Text:
+def _remarks(report: Report) -> Text:
     from rich.text import Text
 
     machine = report.environment
-    text = Text(style="not italic not dim")
+    text = Text()
     place = f"{machine.cpu}, {machine.cores} cores; {machine.gpu or 'no GPU'}"
     text.append(f"95 % intervals in brackets · against {report.baseline.accuracy_against} · {place}", style="dim")
     for name, remark in remarks(report.rows):
