@@ -79,6 +79,7 @@ def test_squash_equals_torchvision_with_and_without_a_crop():
         ({"resize_size": None}, "must be one number with resize 'shortest'"),
         ({"resize": "squash", "resize_size": 30, "crop": "none"}, r"never give the size \(24, 24\)"),
         ({"size": (10**9, 24)}, "a side of 1000000000 pixels is out of range, expected 1 to 16384"),
+        ({"size": (16384, 16384)}, "is out of range, expected at most 16777216 pixels"),
         ({"resize_size": 0}, "a side of 0 pixels is out of range"),
         ({"fill": (1, 2)}, "fill .* must be 3 numbers from 0 to 255"),
         ({"channels": 1, "mean": (0.5,), "std": (0.5,), "channel_order": "bgr"}, "'bgr' needs 3 channels"),

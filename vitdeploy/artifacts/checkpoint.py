@@ -18,6 +18,8 @@ from vitdeploy.reading import open_safetensors
 from vitdeploy.records import Manifest
 
 METADATA_KEY = "vitdeploy"
+ALWAYS_PLAUSIBLE = {"depth": 1_000, "depths": 1_000}
+PLAUSIBLE_SIZE = 1 << 16
 
 
 class Checkpoint(Artifact):
@@ -53,4 +55,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
             )
         manifest = parse_manifest(file.metadata[METADATA_KEY], path)
         check_payload(manifest, tensors_digest(file.tensors), path, "train or convert it again")
+        _refuse_claims(manifest.model.arguments, file.tensors, path)
     return Checkpoint(path, manifest)
+
+
+def _refuse_claims(arguments: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Refuse a manifest whose model is larger than the weights beside it, before a module takes the memory.
+
+    A model has no more layers than tensors, and no width, class or size beyond the number of its values.
+    """
+    values = sum(array.size for array in tensors.values())
+    for name, value in arguments.items():
+        limit = ALWAYS_PLAUSIBLE.get(name)
+        limit = max(values, PLAUSIBLE_SIZE) if limit is None else max(len(tensors), limit)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and number > limit:
+                raise ArtifactError(
+                    f"{str(path)!r} states a model with {name}={number} and holds {len(tensors)} tensors of {values} "
+                    "values: the manifest is not that of these weights"
+                )

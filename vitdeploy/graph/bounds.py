@@ -25,8 +25,8 @@ def refuse_unbounded(model: ir.Model, where: str) -> None:
         model: A graph that another tool wrote.
         where: What the message calls it.
     Raises:
-        GraphError: A Loop has no constant number of turns, or more than 100,000; or a node with constant sizes makes
-            more than 2³¹ values.
+        GraphError: A Loop has no constant number of turns, or more than 100,000; or a node whose sizes are a constant
+            input makes more than 2³¹ values. Computed sizes are not followed.
     """
     graphs = [model.graph, *(function.graph for function in model.functions.values())]
     for node in (node for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph)):

@@ -14,6 +14,7 @@ Resize = Literal["shortest", "cover", "contain", "squash", "none"]
 
 _STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order")
 LARGEST_SIDE = 16384
+LARGEST_AREA = 4096 * 4096
 """Beyond it a size is a typing error, or an attack on memory."""
 
 
@@ -60,6 +61,8 @@ class Preprocess(Record):
         for side in (*self.size, *resized):
             if not 1 <= side <= LARGEST_SIDE:
                 raise ValueError(f"a side of {side} pixels is out of range, expected 1 to {LARGEST_SIDE}")
+        if self.size[0] * self.size[1] > LARGEST_AREA:
+            raise ValueError(f"an input of {self.size} pixels is out of range, expected at most {LARGEST_AREA} pixels")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} entries each, one per channel")
         if self.fill and (len(self.fill) != self.channels or not all(0 <= value <= 255 for value in self.fill)):
