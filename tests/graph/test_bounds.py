@@ -73,6 +73,7 @@ def test_a_loop_within_a_branch_counts() -> None:
         refuse_unbounded(ir.from_onnx_text(text), "'x.onnx'")
 
 
+@pytest.mark.torch  # timm has the preprocessing
 def test_export_refuses_an_endless_file_before_it_runs_it(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     from vitdeploy.cli import main
 
