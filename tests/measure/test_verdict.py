@@ -326,7 +326,7 @@ def test_models_at_chance_are_never_shipped(interval):
     fast = _row("vit.onnx", top1=top1, top1_ci95=interval, timings=(_timing(1.0, 10.0, (9.0, 11.0)),))
     said = _verdict_under({"chance": 0.1}, torch, fast)
     assert said[0].startswith(
-        "Ship none of these: no model is better than chance on the 450 images (the best top-1 is "
+        "Ship none of these: no model is shown to be better than chance on the 450 images (the best top-1 is "
     )
     assert not any(", ship " in sentence or "keep the baseline" in sentence for sentence in said)
 
@@ -339,7 +339,7 @@ def test_a_candidate_at_chance_is_named_and_the_baseline_stays():
     said = _verdict_under(
         {"chance": 0.1}, torch, lost.model_copy(update={"timings": (_timing(1.0, 10.0, (9.0, 11.0)),)})
     )
-    assert said[0] == "vit.int8.onnx classifies no better than chance (10.00 %)."
+    assert said[0] == "vit.int8.onnx is not shown to be better than chance (10.00 %)."
     assert "only the baseline vit.safetensors keeps the accuracy" in said[1]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import InstanceOf
 
 from vitdeploy.errors import UsageError
 from vitdeploy.records.constraints import Count, Finite, NonNegative, Positive, Share, check_fields
@@ -20,10 +23,16 @@ class Settings:
     sizes: tuple[Count, ...] = (1,)
     rest: NonNegative = 0.0
     free: int = -7
+    other: InstanceOf[Path] | None = None
 
 
 def test_what_the_annotations_admit_passes() -> None:
     check_fields(Settings(positive=1e-9, sizes=(1, 8), share=1, finite=-1.5))
+
+
+def test_fields_without_a_range_are_left_to_whoever_opens_them() -> None:
+    wrong: Any = 5
+    check_fields(Settings(other=wrong))
 
 
 @pytest.mark.parametrize(

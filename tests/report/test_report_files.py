@@ -16,6 +16,7 @@ from vitdeploy.records import Report, sha256_of
 from vitdeploy.report import read_report, table, write_report
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
+from vitdeploy.wording import ms_text
 
 
 def _printed(report: Report, width: int = 100) -> str:
@@ -87,6 +88,18 @@ def test_the_table_fits_a_hundred_columns_and_holds_every_row(report):
     assert "98.67 [97.1, 99.4]" in wide
     assert "−0.22 [−1.25, +0.64]" in wide
     assert "6.68× [6.39, 6.91]" in wide
+
+
+def test_below_each_other_a_batch_stands_on_the_line_of_its_time(report):
+    """Two forms of one table: where intervals go below their numbers, rows without an interval take fewer lines."""
+    lines = _printed(report, 100).splitlines()
+    assert any("speed-up" in line for line in lines[:6])  # the second form
+    for row in report.rows:
+        for measured in (one for one in row.timings if one.scope == "end_to_end"):
+            start = next(index for index, line in enumerate(lines) if line.strip().startswith(row.name))
+            number = ms_text(measured.p50_ms)
+            line = next(line for line in lines[start:] if f" {number} " in line)
+            assert re.search(rf" {measured.batch} +{re.escape(number)} ", line)
 
 
 def _words(text: str) -> set[str]:

@@ -499,10 +499,10 @@ def test_without_data_the_test_part_of_what_the_weights_were_trained_on_counts(t
 
 
 def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="do not state what they were trained on: name the test images, data="):
+    with pytest.raises(UsageError, match="do not state what they were trained on: name the data to measure on"):
         bench([_onnx(tmp_path / "a.onnx")])
     several = [_trained_on(tmp_path / "b.onnx", "digits:train"), _trained_on(tmp_path / "c.onnx", "digits@1:train")]
-    with pytest.raises(UsageError, match="were trained on 'digits', 'digits@1': name the test images"):
+    with pytest.raises(UsageError, match="were trained on 'digits', 'digits@1': name the data"):
         bench(several)
     with pytest.raises(DataError, match="gone"):
         bench([_trained_on(tmp_path / "d.onnx", "gone:train")])
@@ -535,7 +535,7 @@ def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(
     [
         ({"batches": ()}, "at least one, each once"),
         ({"batches": (1, 1)}, "at least one, each once"),
-        ({"batches": (0,)}, "batches is .0,., expected a whole number of at least 1"),
+        ({"batches": (0,)}, r"batches is \(0,\), expected a whole number of at least 1"),
         ({"rounds": 0}, "rounds is 0"),
         ({"threads": -1}, "threads is -1, expected a whole number of at least 0"),
         ({"runtimes": ()}, "no runtime"),

@@ -131,6 +131,15 @@ def test_what_a_run_wrote_is_refused_where_it_is_damaged(finished_run, name):
         inspect(finished_run)
 
 
+def test_a_damaged_reference_is_named_by_the_graph_beside_it_too(finished_run):
+    path = finished_run / "model.reference.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x20
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"reference logits .* are damaged"):
+        inspect(finished_run / "model.onnx")
+
+
 def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path):
     from vitdeploy.stages.calibration_sets import make_calibration_set
 

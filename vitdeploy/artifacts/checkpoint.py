@@ -18,8 +18,8 @@ from vitdeploy.reading import open_safetensors
 from vitdeploy.records import Manifest
 
 METADATA_KEY = "vitdeploy"
-ALWAYS_PLAUSIBLE = {"depth": 1_000, "depths": 1_000}
-PLAUSIBLE_SIZE = 1 << 16
+LAYER_COUNTS = ("depth", "depths")
+CHEAP_LAYERS, CHEAP_SIZE = 1_000, 1 << 16  # claims up to these cost little until the tensors are matched
 
 
 class Checkpoint(Artifact):
@@ -66,8 +66,7 @@ def _refuse_claims(arguments: Mapping[str, Any], tensors: Mapping[str, NDArray[A
     """
     values = sum(array.size for array in tensors.values())
     for name, value in arguments.items():
-        limit = ALWAYS_PLAUSIBLE.get(name)
-        limit = max(values, PLAUSIBLE_SIZE) if limit is None else max(len(tensors), limit)
+        limit = max(len(tensors), CHEAP_LAYERS) if name in LAYER_COUNTS else max(values, CHEAP_SIZE)
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and number > limit:
                 raise ArtifactError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -165,18 +164,17 @@ def hold_drop(report: Report, limit: float, by: DropBy = "point") -> None:
     """
     from vitdeploy.errors import GateError
 
-    drops = {}
+    drops: dict[str, float] = {}
     for row in report.rows:
         if row.delta_top1_pp is None or row.name == report.baseline.row:
             continue
-        drops[row.name] = -row.delta_top1_pp
-        if by == "interval":
-            drops[row.name] = math.inf if row.delta_ci95_pp is None else -row.delta_ci95_pp[0]
+        if by == "interval" and row.delta_ci95_pp is None:
+            raise GateError(f"--max-drop {limit:g}: the drop of {row.name} has no interval in this report")
+        change = row.delta_top1_pp if by == "point" or row.delta_ci95_pp is None else row.delta_ci95_pp[0]
+        drops[row.name] = -change
     if not drops:
         raise GateError(f"--max-drop {limit:g}: no candidate's top-1 could be compared with a baseline")
     worst = max(drops, key=lambda name: drops[name])
     if drops[worst] > limit:
-        if math.isinf(drops[worst]):
-            raise GateError(f"--max-drop {limit:g}: the drop of {worst} has no interval in this report")
         how = "dropped by" if by == "point" else "may have dropped, with 95 % confidence, by up to"
         raise GateError(f"--max-drop {limit:g}: top-1 of {worst} {how} {drops[worst]:.2f} percentage points")

@@ -22,9 +22,8 @@ MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
 MEDIAN_MARGIN = 0.05
 BUSY_CORES = 0.25
-RULE_OF_THREE = (
-    3  # n images without one event: with 95 % confidence it is rarer than 3/n (Hanley and Lippman-Hand 1983)
-)
+# Of n images without one event: with 95 % confidence the event is rarer than 3/n (Hanley and Lippman-Hand 1983).
+RULE_OF_THREE = 3
 DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
 
 Kept = Literal["kept", "small loss", "loss", "unknown"]
@@ -38,7 +37,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
     against where that is not PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
-    said = [*_at_chance(measured, baseline, conditions)]
+    said = [*_what_is_at_chance(measured, conditions)]
     for device in dict.fromkeys(row.device for row in measured if row.device is not None):
         said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
     if not measured:
@@ -122,10 +121,10 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
     previous: Row | None = None
     for batch in conditions.batches:
         able = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
-        fit = [row for row in able if accuracy_kept(row, baseline) in ("kept", "small loss")]
-        fit = [row for row in fit if not at_chance(row, conditions)]
+        useful = [row for row in able if not at_chance(row, conditions)]
+        fit = [row for row in useful if accuracy_kept(row, baseline) in ("kept", "small loss")]
         if not fit:
-            if any(not at_chance(row, conditions) for row in able):
+            if useful:
                 said.append(
                     f"{where}, no artifact is known to keep the accuracy at batch {batch}: none is recommended."
                 )
@@ -140,8 +139,8 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
     return said
 
 
-def _at_chance(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> list[str]:
-    """Name the rows that classify no better than chance: what they keep and how fast they are is worth nothing."""
+def _what_is_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
+    """Name the rows not shown to be better than chance: what they keep and how fast they are is worth nothing."""
     known = [row for row in rows if row.top1 is not None]
     lost = [row for row in known if at_chance(row, conditions)]
     if not lost:
@@ -152,12 +151,12 @@ def _at_chance(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) 
         assert best.top1_ci95 is not None
         low, high = (percent_text(limit) for limit in best.top1_ci95)
         return [
-            f"Ship none of these: no model is better than chance on the {conditions.n_samples} images (the best top-1 "
-            f"is {percent_text(best.top1)}, 95 % interval {low} to {high}; always answering with the most frequent "
-            f"class gives {chance}). Are the weights, the labels and the preprocessing those of the model?"
+            f"Ship none of these: no model is shown to be better than chance on the {conditions.n_samples} images "
+            f"(the best top-1 is {percent_text(best.top1)}, 95 % interval {low} to {high}; always answering with the "
+            f"most frequent class gives {chance}). Are weights, labels and preprocessing those of the model?"
         ]
-    verb = "classifies" if len(lost) == 1 else "classify"
-    return [f"{_list([row.name for row in lost])} {verb} no better than chance ({chance})."]
+    verb = "is" if len(lost) == 1 else "are"
+    return [f"{_list([row.name for row in lost])} {verb} not shown to be better than chance ({chance})."]
 
 
 def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:

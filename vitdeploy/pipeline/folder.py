@@ -14,8 +14,6 @@ from vitdeploy.artifacts.locks import hold_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance, read_run_record
 from vitdeploy.errors import ArtifactError
 
-MEMORY = RUN
-
 
 class Memory:
     """``run.json``: stage → ``Provenance``, written after each stage.
@@ -24,7 +22,7 @@ class Memory:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / MEMORY
+        self._path = folder / RUN
         try:
             self._made = read_run_record(self._path)
         except ArtifactError:

@@ -10,9 +10,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
-from vitdeploy.artifacts.run_record import Provenance
+from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.errors import ArtifactError, BackendError
-from vitdeploy.pipeline.folder import MEMORY, Memory, changes, locked
+from vitdeploy.pipeline.folder import Memory, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.progress import SILENT, Progress
@@ -94,7 +94,7 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     folder = Path(folder)
-    refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", MEMORY))
+    refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", RUN))
     with locked(folder):
         return _Run(recipe, folder, shown(progress)).all()
 

@@ -203,7 +203,7 @@ def open_inputs(
 
 
 def open_calibration(
-    source: CalibrationSource | None, samples: Count | None = None, seed: int = 0
+    source: CalibrationSource | None, samples: int | None = None, seed: int = 0
 ) -> CalibrationTable | Dataset | None:
     """Open a calibration table or calibration images; whether they fit a model is not asked.
 

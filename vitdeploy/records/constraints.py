@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from vitdeploy.errors import UsageError
 
@@ -41,7 +42,15 @@ def check_fields(options: Any, prefix: str = "") -> None:
 @cache
 def _adapters(kind: Any) -> Mapping[str, TypeAdapter[Any]]:
     hints = get_type_hints(kind, include_extras=True)
-    return {name: TypeAdapter(hint) for name, hint in hints.items() if "Annotated[" in repr(hint)}
+    return {name: TypeAdapter(hint) for name, hint in hints.items() if _has_range(hint)}
+
+
+def _has_range(hint: Any) -> bool:
+    """Return whether an annotation, or a part of it, carries a ``Field``."""
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated and any(isinstance(part, FieldInfo) for part in parts[1:]):
+        return True
+    return any(_has_range(part) for part in parts)
 
 
 def _range_in_words(schema: Mapping[str, Any]) -> str:

@@ -79,25 +79,28 @@ def _cells(row: Row, report: Report, *, stacked: bool) -> list[Text]:
 
     batches = timed_batches(report)
     accuracy, (times, ratios) = _accuracy(row, report), _latency(row, report, batches)
+    heights = [1] * len(batches)
     if stacked:
         accuracy = _below(accuracy)
-        pairs = zip(times.split("\n"), ratios.split("\n"), strict=True)
-        times = (
-            Text("\n").join(Text("\n").join((time, _below(ratio))) for time, ratio in pairs) if row.timings else Text()
-        )
-    gap = "\n\n\n" if stacked else "\n"
-    batch = [Text(gap.join(map(str, batches)) if row.timings else "")] if len(batches) > 1 else []
+        pairs = zip(times.split("\n"), ratios.split("\n"), strict=True) if row.timings else ()
+        groups = [Text("\n").join((time, _below(ratio))) for time, ratio in pairs]
+        heights = [group.plain.count("\n") + 1 for group in groups]
+        times = Text("\n").join(groups)
+    numbers = "".join(f"{batch}" + "\n" * height for batch, height in zip(batches, heights, strict=False))
+    batch = [Text(numbers.rstrip() if row.timings else "")] if len(batches) > 1 else []
     decibels = Text(decibel_text(row.logits_sqnr_db, row.logits_identical).removesuffix(" dB"))
     return [_name(row), accuracy, decibels, *batch, times, *([] if stacked else [ratios]), _size(row)]
 
 
 def _below(text: Text) -> Text:
     """Return the text with each interval on a line of its own."""
+    from rich.text import Text
+
     lines = []
     for line in text.split("\n"):
         number, space, _ = line.plain.partition(" [")
         lines += [line[: len(number)], line[len(number) + 1 :]] if space else [line]
-    return type(text)("\n").join(lines)
+    return Text("\n").join(lines)
 
 
 def _blocks(report: Report) -> Iterator[Text]:

@@ -178,7 +178,7 @@ def training_data_of(artifacts: Sequence[Artifact]) -> str:
     if len(stated) == 1:
         return stated[0]
     why = f"were trained on {', '.join(map(repr, stated))}" if stated else "do not state what they were trained on"
-    raise UsageError(f"the artifacts {why}: name the test images, data=")
+    raise UsageError(f"the artifacts {why}: name the data to measure on")
 
 
 def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact, read_engine
+from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_TABLE
+from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
-from vitdeploy.artifacts.reference import read_reference
+from vitdeploy.artifacts.reference import read_reference, reference_path
 from vitdeploy.artifacts.report_json import DIGEST_KEY, REPORT, read_report
 from vitdeploy.artifacts.run_record import RUN, read_run_record
 from vitdeploy.datasets.calibration_set import MANIFEST_NAME as CALIBRATION_SET
@@ -45,7 +47,7 @@ InspectedKind = Literal[
     "calibration-set",
     "training-metrics",
 ]
-ARTIFACT_SUFFIXES = (".safetensors", ".onnx", ".calib.json", ".engine", ".plan")
+ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
 
 class TensorInfo(Record):
@@ -133,9 +135,10 @@ def _inspect_record(path: Path) -> Inspection | None:
         return _inspect_run(folder)
     if name in ("", CALIBRATION_SET) and is_calibration_set(folder):
         return _inspect_calibration_set(folder)
-    if (folder / REPORT).is_file() if not name else name == REPORT or DIGEST_KEY in _keys(path):
-        return _inspect_report(folder / (name or REPORT))
-    return None
+    if not name:
+        return _inspect_report(folder / REPORT) if (folder / REPORT).is_file() else None
+    is_report = name == REPORT or (not name.endswith(CALIBRATION_TABLE) and DIGEST_KEY in _keys(path))
+    return _inspect_report(path) if is_report else None
 
 
 def _keys(path: Path) -> set[str]:
@@ -160,8 +163,9 @@ def _inspect_report(path: Path) -> Inspection:
 def _inspect_run(folder: Path) -> Inspection:
     facts = [("stage", name) for name in read_run_record(folder / RUN)]
     files = sorted(one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
+    arrays = {arrays_of(one) for one in files if one.name.endswith(CALIBRATION_TABLE)}
     size = 0
-    for file in files:
+    for file in (one for one in files if one not in arrays):
         found = inspect(file)
         size += found.size_bytes
         precision = "" if found.manifest is None else f", {found.manifest.precision}"
@@ -200,8 +204,7 @@ def _inspect_metrics(path: Path) -> Inspection:
 
 
 def _inspect_reference(path: Path) -> Inspection:
-    reference = read_reference(path)
-    assert reference is not None
+    read_reference(path)
     facts = (("logits", "of PyTorch, by the samples' digests; 'vitdeploy bench' compares with them"),)
     return Inspection(path=str(path), kind="reference", size_bytes=path.stat().st_size, facts=facts)
 
@@ -219,6 +222,8 @@ def _inspect_artifact(artifact: Artifact) -> Inspection:
         tensors = artifact.tensors()
         return found.model_copy(update={"weights": _weights_info({k: (v.shape, v.dtype) for k, v in tensors.items()})})
     if isinstance(artifact, OnnxModel):
+        if reference_path(artifact.path).exists():
+            read_reference(reference_path(artifact.path))
         samples = 0 if artifact.golden is None else len(artifact.golden.pixels)
         update = {"graph": graph_info(load_ir(artifact.path)), "golden_samples": samples}
         return found.model_copy(update=update)
@@ -230,7 +235,7 @@ def _size(artifact: Artifact) -> int:
     if isinstance(artifact, OnnxModel):
         files += artifact.external_data()
     if isinstance(artifact, CalibrationTable):
-        files += artifact.path.parent.glob(f"{artifact.path.stem}.safetensors")
+        files += [arrays_of(artifact.path)]
     return sum(file.stat().st_size for file in files)
 
 
