@@ -226,10 +226,21 @@ def test_differences_are_said_by_name() -> None:
 # --- kills, locks, leftovers
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to what it runs in its background: Ctrl-C is ignored there, and by all children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, quick_changes: Mapping[str, Any]) -> subprocess.Popen[str]:
     arguments = [f"--set={name}={value}" for name, value in quick_changes.items()]
     command = [sys.executable, "-m", "vitdeploy", "run", "--output", str(folder), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=_heed_interrupts,
+    )
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -104,8 +105,8 @@ def open_page(browser: str, file: Path) -> Iterator[Page]:
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
         quiet = os.open(os.devnull, os.O_RDWR)
-        # first out of the way of 3 and 4, then onto them
-        high = [os.dup2(handle, 200 + index) for index, handle in enumerate((to_read, from_write))]
+        # first out of the way of 3 and 4, then onto them; free numbers, since a process of many tests has many open
+        high = [fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 10) for handle in (to_read, from_write)]
         process = os.posix_spawn(
             browser,
             [browser, *SWITCHES, f"--user-data-dir={profile}", "about:blank"],
