@@ -31,7 +31,7 @@ from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
-from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, plan_of, quantize
+from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
@@ -407,7 +407,7 @@ def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
 
 def _plan(source):
     request = QuantizeRequest.open(source, "plan.onnx", precision="int8", calibration="digits", options=FAST)
-    return plan_of(Prepared.of(source.load()), request).entries
+    return request.plan_of(Prepared.of(source.load())).entries
 
 
 def test_the_model_is_not_written_over_itself(source):

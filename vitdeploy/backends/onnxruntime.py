@@ -21,7 +21,7 @@ from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+from vitdeploy.sessions import BuildTarget, Opener, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> O
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
         return OnnxRuntimeSession(str(path), options, precision)
+
+
+def cpu_opener(threads: int) -> Opener:
+    """Return what opens graphs on the CPU with that many threads, 0 for all."""
+    options = SessionOptions(threads=threads, device="cpu")
+    return lambda model: open_graph(model, options)
 
 
 def _has_fp16_quantize(model: ir.Model) -> bool:

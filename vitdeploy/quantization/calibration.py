@@ -44,14 +44,20 @@ class Calibrated:
 
 
 class Calibration:
-    """Calibrates one prepared graph for one plan."""
+    """Calibrates one prepared graph for one plan; of a wider plan ``also`` the tensors are observed too."""
 
     def __init__(
-        self, prepared: Prepared, plan: PrecisionPlan, preprocess: Preprocess, open_graph: Opener, form: Format
+        self,
+        prepared: Prepared,
+        plan: PrecisionPlan,
+        preprocess: Preprocess,
+        open_graph: Opener,
+        form: Format,
+        also: PrecisionPlan | None = None,
     ) -> None:
         self.prepared, self.plan, self.preprocess = prepared, plan, preprocess
         self.open_graph, self.form = open_graph, form
-        self.tensors = observed_tensors(prepared, plan)
+        self.tensors = observed_tensors(prepared, also or plan)
         self.batch = batch_for(prepared.graph, self.tensors)
 
     def run(

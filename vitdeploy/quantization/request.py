@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, InstanceOf
 
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
-from vitdeploy.datasets import Dataset, DataSource, open_dataset
+from vitdeploy.datasets import Dataset, DataSource, open_dataset, overlap_text
 from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.datasets.opening import calibration_split
-from vitdeploy.errors import CalibrationError, GraphError, UsageError, require_one_of
+from vitdeploy.errors import CalibrationError, GraphError, SeenDataWarning, UsageError, require_one_of, warn
+from vitdeploy.quantization.division import Division, divide, warn_of_few_images
 from vitdeploy.quantization.observers import METHODS
-from vitdeploy.quantization.placement import Format
-from vitdeploy.quantization.plan import Edits, Intent, Profile, plan_of_graph, read_plan
+from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
+from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
 from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
 from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
+
+if TYPE_CHECKING:
+    from vitdeploy.quantization.prepared import Prepared
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
@@ -147,6 +151,49 @@ class QuantizeInputs:
         methods = known if options.method == "auto" else (options.method,)
         steps: frozenset[StepName] = frozenset(STEPS if options.steps == "auto" else options.steps)
         return SearchOptions(methods, options.percentile, options.equalization, steps, options.effort)
+
+    def plan_of(self, prepared: Prepared) -> PrecisionPlan:
+        """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
+
+        Raises:
+            GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
+        """
+        name = str(self.source.path)
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in prepared.graph.graph):
+            raise GraphError(
+                f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 "
+                f"graph"
+            )
+        intent = Intent(self.precision, self.target, self.options.profile)
+        plan = make_plan(prepared.linears, prepared.attentions, intent)
+        if self.edits is not None:
+            plan = self.edits.applied(plan, self.target, {str(node.name) for node in prepared.graph.graph})
+        if self.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
+            raise GraphError(
+                f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding "
+                f"and head: --precision fp16 needs none"
+            )
+        return plan
+
+    def divide(self) -> Division | None:
+        """Divide the calibration images: to observe, to compare steps on, and to check with; None without images.
+
+        Raises:
+            CalibrationError: There are too few.
+        """
+        if self.data is None:
+            return None
+        compare = self.needs_ranges and self.options.effort != "fast"
+        return divide(self.data, hold_out=self.validation is None, compare=compare, seed=self.options.seed)
+
+    def warn_of_images(self) -> None:
+        """Warn of few calibration images, and of images that ranges are taken from and the check looks at."""
+        if self.data is None:
+            return
+        if self.needs_ranges:
+            warn_of_few_images(self.data)
+        if self.validation is not None and (text := overlap_text(self.validation, self.data)):
+            warn(f"{text}: the check looks better than it would on other images", SeenDataWarning)
 
 
 def open_inputs(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,11 +24,6 @@ from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
 from vitdeploy.terminal_progress import AUTO, shown
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from vitdeploy.sessions import Session
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,8 @@ def observe_calibration(
         UsageError: The output is not called ``NAME.calib.json``.
         ArtifactError, DataError: A file cannot be read or written.
     """
-    from vitdeploy.backends.onnxruntime import open_graph
+    from vitdeploy.backends.onnxruntime import cpu_opener
     from vitdeploy.quantization.prepared import Prepared
-    from vitdeploy.sessions import SessionOptions
 
     source, output = open_onnx(model), _table_path(output)
     preprocess = source.manifest.preprocess
@@ -102,10 +95,7 @@ def observe_calibration(
     prepared = Prepared.of(source.load())
     plan = make_plan(prepared.linears, prepared.attentions, Intent("int8", "tensorrt", options.profile))
 
-    def open_on_cpu(graph: ir.Model) -> Session:
-        return open_graph(graph, SessionOptions(threads=options.threads, device="cpu"))
-
-    calibration = Calibration(prepared, plan, preprocess, open_on_cpu, Format())
+    calibration = Calibration(prepared, plan, preprocess, cpu_opener(options.threads), Format())
     if not calibration.tensors:
         raise GraphError(
             f"{str(source.path)!r} has no node to quantize, expected linears of at least 16 features between patch "

@@ -16,19 +16,18 @@ from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_ca
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
-from vitdeploy.datasets import Dataset, overlap_text
+from vitdeploy.datasets import Dataset
 from vitdeploy.errors import (
     BackendError,
     GateError,
     GraphError,
-    SeenDataWarning,
     VitdeployError,
     warn,
 )
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.calibration import Calibrated, Calibration
-from vitdeploy.quantization.division import Division, divide, warn_of_few_images
-from vitdeploy.quantization.plan import Intent, make_plan, with_treatments
+from vitdeploy.quantization.calibrate import calibrate
+from vitdeploy.quantization.calibration import Calibrated
+from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.request import (
     DEFAULTS,
     CalibrationSource,
@@ -37,8 +36,7 @@ from vitdeploy.quantization.request import (
     open_inputs,
 )
 from vitdeploy.quantization.saved_observations import SavedObservations
-from vitdeploy.quantization.search import Found, Proposals, propose
-from vitdeploy.quantization.table import observers_of, ranges_of
+from vitdeploy.quantization.table import ranges_of
 from vitdeploy.records import (
     CalibrationInfo,
     Check,
@@ -47,7 +45,6 @@ from vitdeploy.records import (
     NodePrecision,
     Precision,
     PrecisionPlan,
-    SampleSet,
     Target,
 )
 from vitdeploy.terminal_progress import AUTO, shown
@@ -55,7 +52,6 @@ from vitdeploy.terminal_progress import AUTO, shown
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from vitdeploy.quantization.prepared import Prepared
     from vitdeploy.quantization.realize import Realized
     from vitdeploy.records import Preprocess
     from vitdeploy.sessions import Opener, Session
@@ -153,20 +149,21 @@ class QuantizeRequest(QuantizeInputs):
         Raises:
             VitdeployError: As ``quantize``.
         """
+        from vitdeploy.backends.onnxruntime import cpu_opener
         from vitdeploy.quantization.prepared import Prepared
         from vitdeploy.quantization.realize import Realizer, finish
 
         for note in self.data_notes():
             progress.note(note)
         before = Prepared.of(self.source.load())
-        plan = plan_of(before, self)
+        plan = self.plan_of(before)
         _note_opset(before.graph, plan, progress)
-        division = _divide(self)
-        open_graph = _opener(self)
-        _warn_of_images(self)
+        division = self.divide()
+        open_graph = cpu_opener(self.options.threads)
+        self.warn_of_images()
         saved = SavedObservations(self.output, self.key)
         try:
-            calibrated, info = _calibrate(before, plan, division, self, open_graph, progress, saved)
+            calibrated, info = calibrate(before, plan, division, self, open_graph, progress, saved)
         except VitdeployError:
             saved.remove()
             raise
@@ -235,31 +232,6 @@ def _overflow_text(before: ir.Model, request: QuantizeRequest, open_graph: Opene
     )
 
 
-def plan_of(prepared: Prepared, request: QuantizeInputs) -> PrecisionPlan:
-    """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
-
-    Raises:
-        GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
-    """
-    from vitdeploy.quantization.placement import INTEGER_PRECISIONS
-
-    name = str(request.source.path)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in prepared.graph.graph):
-        raise GraphError(
-            f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 graph"
-        )
-    intent = Intent(request.precision, request.target, request.options.profile)
-    plan = make_plan(prepared.linears, prepared.attentions, intent)
-    if request.edits is not None:
-        plan = request.edits.applied(plan, request.target, {str(node.name) for node in prepared.graph.graph})
-    if request.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
-        raise GraphError(
-            f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding and "
-            f"head: --precision fp16 needs none"
-        )
-    return plan
-
-
 def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> None:
     opset = graph.opset_imports.get("", 0)
     integers = any(entry.precision.startswith("int8") for entry in plan.entries)
@@ -268,87 +240,6 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
             f"the graph has opset {opset}, where scales are FP32 and need casts around every pair: "
             f"'vitdeploy export … --opset {FP16_SCALES_OPSET}' or newer gives a faster engine"
         )
-
-
-def _divide(request: QuantizeRequest) -> Division | None:
-    if request.data is None:
-        return None
-    compare = request.needs_ranges and request.options.effort != "fast"
-    return divide(request.data, hold_out=request.validation is None, compare=compare, seed=request.options.seed)
-
-
-def _warn_of_images(request: QuantizeRequest) -> None:
-    if request.data is None:
-        return
-    if request.needs_ranges:
-        warn_of_few_images(request.data)
-    if request.validation is not None and (text := overlap_text(request.validation, request.data)):
-        warn(f"{text}: the check looks better than it would on other images", SeenDataWarning)
-
-
-def _opener(request: QuantizeRequest) -> Opener:
-    from vitdeploy.backends.onnxruntime import open_graph
-    from vitdeploy.sessions import SessionOptions
-
-    options = SessionOptions(threads=request.options.threads, device="cpu")
-
-    def open_on_cpu(model: ir.Model) -> Session:
-        return open_graph(model, options)
-
-    return open_on_cpu
-
-
-def _calibrate(
-    prepared: Prepared,
-    plan: PrecisionPlan,
-    division: Division | None,
-    request: QuantizeRequest,
-    open_graph: Opener,
-    progress: Progress,
-    saved: SavedObservations,
-) -> tuple[Calibrated, CalibrationInfo | None]:
-    """Take ranges from the table or the images, as the request has them; none where only weights are quantized."""
-    if not request.needs_ranges:
-        return Calibrated({}, Found(plan)), None
-    preprocess, options = request.source.manifest.preprocess, request.search_options()
-    if request.table is not None:
-        observers = observers_of(request.table.ranges)
-        info = request.table.manifest.calibration
-        found = Found(with_treatments(plan, request.table.manifest.plan) if _leaves_all_open(request.options) else plan)
-        found = Found(propose(found.plan, Proposals(prepared, observers, request.form, options)))
-        return Calibrated(observers, found), None if info is None else info.model_copy(update={"held_out": 0})
-    assert request.data is not None
-    assert division is not None
-    assert preprocess is not None
-    calibration = Calibration(prepared, plan, preprocess, open_graph, request.form)
-    calibrated = calibration.run(division, options, progress, saved)
-    for line in trial_lines(calibrated.found, calibrated.compared):
-        progress.note(line)
-    return calibrated, CalibrationInfo(
-        data=request.data.uri,
-        set_sha256=request.data.digest,
-        samples=division.calibrated,
-        method=" + ".join(trial.step for trial in calibrated.found.trials if trial.kept) or "least layer error",
-        held_out=0 if division.check is None else len(division.check),
-        images=SampleSet.of(identity for part in division.calibration_parts for identity in part.sample_ids),
-        compared=calibrated.compared,
-        trials=calibrated.found.trials,
-    )
-
-
-def _leaves_all_open(options: QuantizeOptions) -> bool:
-    """Return whether no option decides how groups are treated, so that a table's own plan counts."""
-    return options.method == "auto" and options.equalization == "auto" and options.steps == "auto"
-
-
-def trial_lines(found: Found, images: int) -> list[str]:
-    """Return in words what was tried and what each step gave."""
-    lines, best = [], math.nan
-    for trial in found.trials:
-        gain = "" if math.isnan(best) else f" ({trial.sqnr_db - best:+.1f}), {'kept' if trial.kept else 'not kept'}"
-        lines.append(f"{trial.step} {trial.sqnr_db:.1f} dB{gain}")
-        best = trial.sqnr_db if trial.kept else best
-    return [f"tried on {images} images: {'; '.join(lines)}"] if lines else []
 
 
 @dataclass(frozen=True)
