@@ -50,6 +50,8 @@ from vitdeploy.report import (
     read_report as read_report,
     write_report as write_report,
 )
+from vitdeploy.runtime.prediction import ClassProbability as ClassProbability, Prediction as Prediction
+from vitdeploy.runtime.predictor import Predictor as Predictor, load as load
 from vitdeploy.sessions import BuildTarget as BuildTarget, SessionOptions as SessionOptions
 from vitdeploy.sources.load import LoadedModel as LoadedModel, load_source as load_source
 from vitdeploy.sources.source import SourceOptions as SourceOptions
@@ -69,7 +71,7 @@ from vitdeploy.stages.convert import ConvertRequest as ConvertRequest, convert a
 from vitdeploy.stages.doctor import Finding as Finding, doctor as doctor
 from vitdeploy.stages.export import ExportOptions as ExportOptions, ExportRequest as ExportRequest, export as export
 from vitdeploy.stages.inspect import Inspection as Inspection, inspect as inspect
-from vitdeploy.stages.predict import Prediction as Prediction, predict as predict
+from vitdeploy.stages.predict import predict as predict
 from vitdeploy.stages.quantize import (
     QuantizeOptions as QuantizeOptions,
     QuantizeRequest as QuantizeRequest,

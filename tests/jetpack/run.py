@@ -27,6 +27,7 @@ TESTS = (
     "quantization",
     "records",
     "report",
+    "runtime",
     "stages/test_bench.py",
     "stages/test_calibration_sets.py",
     "stages/test_inspect.py",

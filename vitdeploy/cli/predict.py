@@ -11,7 +11,7 @@ from vitdeploy.cli.options import Device, Json
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
-    from vitdeploy.stages.predict import Prediction
+    from vitdeploy.runtime.prediction import Prediction
 
 LISTED = 5
 """Numbers that are shown of a model that gives numbers."""

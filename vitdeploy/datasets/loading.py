@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +10,10 @@ from numpy.typing import NDArray
 from vitdeploy.datasets.base import Dataset
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess import normalize, to_pixels
+from vitdeploy.preprocess.ahead import map_ahead, thread_count
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Preprocess
 
-_MAX_THREADS = 8
 _LISTED = 5
 
 
@@ -68,7 +65,7 @@ def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[
 
 
 def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] | DataError]:
-    """Yield pixels [H, W, C] or the error, in order; files are decoded in threads (Pillow releases the lock)."""
+    """Return pixels [H, W, C] or the error of each image, in order; files are decoded in threads."""
 
     def load(index: int) -> NDArray[np.uint8] | DataError:
         try:
@@ -80,18 +77,6 @@ def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] 
         except DataError as error:
             return DataError(f"{dataset.name(index)!r}: {error}")
 
-    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if threads == 1 or not len(dataset) or dataset.file(0) is None:
-        yield from map(load, range(len(dataset)))
-        return
-    pending: deque[Future[NDArray[np.uint8] | DataError]] = deque()
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-images")
-    try:
-        for index in range(len(dataset)):
-            pending.append(executor.submit(load, index))
-            if len(pending) >= 4 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    if thread_count() == 1 or not len(dataset) or dataset.file(0) is None:
+        return map(load, range(len(dataset)))
+    return map_ahead(load, range(len(dataset)), ahead=4 * thread_count())

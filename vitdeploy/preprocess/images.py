@@ -39,11 +39,7 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
             warnings.simplefilter("ignore")
             stream = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
             with stream, Image.open(stream, formats=formats()) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                plain = _as_grey_or_rgb(upright, name)
-                plain.info.clear()  # a transparent colour left in here would steer later conversions
-                return plain
+                return plain_image(image, name)
     except DataError:
         raise
     except ArtifactError as error:
@@ -63,6 +59,19 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         raise DataError(_damaged(name, error)) from error
     except Exception as error:  # decoders answer damaged files with SyntaxError, ValueError, struct.error and more
         raise DataError(_damaged(name, error)) from error
+
+
+def plain_image(image: Image.Image, name: str = "image") -> Image.Image:
+    """Return a copy of an image, upright and of mode ``L`` or ``RGB``, by the rules of ``open_image``.
+
+    Raises:
+        DataError: Its pixels are floating-point numbers or outside 0…65535.
+        Exception: Whatever a decoder of Pillow raises, where the image was not decoded yet and its file is damaged.
+    """
+    image.load()
+    plain = _as_grey_or_rgb(ImageOps.exif_transpose(image), name)
+    plain.info.clear()  # a transparent colour left in here would steer later conversions
+    return plain
 
 
 @cache

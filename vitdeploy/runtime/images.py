@@ -1,0 +1,116 @@
+"""Whatever an application has for images, one by one: files, folders, Pillow's images, arrays, and iterators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitdeploy.datasets import images_below
+from vitdeploy.errors import DataError
+from vitdeploy.preprocess import open_image, plain_image, to_pixels
+from vitdeploy.records import Preprocess
+from vitdeploy.text import one_line
+
+ImageLike: TypeAlias = "Path | str | Image.Image | NDArray[np.uint8]"
+"""A file, a folder (all images in it), an image of Pillow, or an array: [H, W], [H, W, 1 or 3] or [N, H, W, 1 or 3]."""
+
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """One image that is not decoded yet; ``name`` is its path, or its number in the order given."""
+
+    name: str
+    source: Path | Image.Image | NDArray[np.uint8]
+
+    def pixels(self, spec: Preprocess) -> NDArray[np.uint8]:
+        """Return the image decoded, resized and cropped as ``spec`` says, [H, W, C].
+
+        Raises:
+            DataError: It cannot be read, or cannot become an input.
+        """
+        image = self._decoded()
+        try:
+            return to_pixels(image, spec)
+        except DataError as error:
+            raise DataError(f"{self.name!r}: {error}") from error
+
+    def _decoded(self) -> Image.Image:
+        if isinstance(self.source, Path):
+            return open_image(self.source)
+        if isinstance(self.source, np.ndarray):
+            return Image.fromarray(self.source[..., 0] if self.source.shape[2:] == (1,) else self.source)
+        try:
+            return plain_image(self.source, self.name)
+        except DataError:
+            raise
+        except Exception as error:  # Pillow decodes only now, and raises whatever its decoders do
+            raise DataError(f"{self.name!r} cannot be decoded ({one_line(error)})") from error
+
+
+def is_single(images: Images) -> bool:
+    """Return whether this is one image: a file, an image of Pillow, or an array of one."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, Image.Image) or (isinstance(images, str | Path) and not Path(images).is_dir())
+
+
+def each_image(images: Images) -> Iterator[NamedImage]:
+    """Yield every image, in order; nothing is decoded, and of an iterator nothing is taken before it is asked for.
+
+    Raises:
+        DataError: A folder holds no images, or something is no image; the line says what it is.
+    """
+    several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    number = 0
+    try:
+        ordered = iter(several)
+    except TypeError as error:
+        raise DataError(_no_image(several)) from error
+    for one in ordered:
+        if isinstance(one, str | Path):
+            for path in _files(Path(one)):
+                yield NamedImage(str(path), path)
+                number += 1
+            continue
+        if isinstance(one, Image.Image):
+            parts: Iterable[Image.Image | NDArray[np.uint8]] = [one]
+        elif isinstance(one, np.ndarray):
+            parts = _checked(one)
+        else:
+            raise DataError(_no_image(one))
+        for part in parts:
+            yield NamedImage(f"image {number}", part)
+            number += 1
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    found = [path / name for name in images_below(path)]
+    if not found:
+        raise DataError(f"folder {str(path)!r} holds no images")
+    yield from found
+
+
+def _checked(array: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
+    grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (grey or (array.ndim in (3, 4) and array.shape[-1] in (1, 3))) or not array.size:
+        raise DataError(
+            f"an array of {array.dtype} and shape {list(array.shape)} is no image: expected uint8, [H, W], [H, W, C] "
+            "or [N, H, W, C] with 1 or 3 channels, red first"
+        )
+    return array if array.ndim == 4 else [array]
+
+
+def _no_image(value: object) -> str:
+    kind = type(value).__name__
+    return f"{kind} is no image: expected a path, an image of Pillow, an array of uint8, or several of them"
