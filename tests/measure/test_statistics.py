@@ -222,3 +222,30 @@ def test_speedup_refuses_rounds_that_do_not_pair():
 def test_student_quantiles_equal_the_table():
     for degrees, value in ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (29, 2.045)):
         assert statistics.student_t975(degrees) == pytest.approx(value, rel=4e-3)
+
+
+def test_intervals_of_percentiles_hold_the_true_ones_about_as_often_as_they_say() -> None:
+    """Rounds with a common offset each: calls of a round are alike, as on a real machine."""
+    random = np.random.default_rng(3)
+    held = {"p50": 0, "p90": 0}
+    trials = 200
+    draws = np.abs(10 + random.normal(0, 1, 200_000) + random.normal(0, 0.5, 200_000))
+    truth = {"p50": float(np.percentile(draws, 50)), "p90": float(np.percentile(draws, 90))}
+    for trial in range(trials):
+        blocks = [np.abs(10 + random.normal(0, 0.5) + random.normal(0, 1, 20)) for _ in range(10)]
+        found = statistics.latency(blocks, seed=trial)
+        for name, interval in (("p50", found.p50_ci95), ("p90", found.p90_ci95)):
+            assert interval is not None
+            held[name] += interval[0] <= truth[name] <= interval[1]
+    assert 0.88 <= held["p50"] / trials <= 1.0
+    assert 0.85 <= held["p90"] / trials <= 1.0
+
+
+def test_few_rounds_have_no_intervals_and_no_drift() -> None:
+    found = statistics.latency([np.array([1.0, 2.0]), np.array([3.0])])
+    assert (found.p50_ci95, found.p90_ci95, found.p99_ci95, found.drift) == (None, None, None, None)
+
+
+def test_drift_is_the_last_third_over_the_first() -> None:
+    blocks = [np.full(5, ms) for ms in (1.0, 1.0, 7.0, 7.0, 1.5, 1.5)]
+    assert statistics.latency(blocks).drift == pytest.approx(1.5)

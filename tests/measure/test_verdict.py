@@ -4,6 +4,7 @@ import pytest
 
 from vitdeploy.measure.verdict import accuracy_kept, give_verdict, is_faster
 from vitdeploy.records import Baseline, Conditions, Row, Timing
+from vitdeploy.records.report import SelfCheck
 
 CONDITIONS = Conditions(
     data="digits:test",
@@ -356,3 +357,29 @@ def test_a_small_test_set_is_named_with_what_it_cannot_show(images, drop):
     warned = [sentence for sentence in said if sentence.startswith("The test set is small")]
     assert len(warned) == (drop is not None)
     assert all(f"with {images} images a drop of {drop} pp can go unseen" in sentence for sentence in warned)
+
+
+@pytest.mark.parametrize(
+    ("drift", "interval", "said"),
+    [(1.4, (9.5, 10.5), True), (0.7, (9.5, 10.5), True), (1.04, (9.5, 10.5), False), (1.4, (5.0, 15.0), False)],
+)
+def test_a_drift_beyond_the_interval_is_said(drift: float, interval: tuple[float, float], said: bool) -> None:
+    timing = _timing(10.0).model_copy(update={"drift": drift, "p50_ci95": interval})
+    text = " ".join(_verdict(TORCH.model_copy(update={"timings": (timing,)})))
+    assert ("drifted over the run" in text) == said
+    assert (f"vit.safetensors at batch 1 by {drift - 1:+.0%}" in text) == said
+
+
+def _checked(check: SelfCheck | None, row: Row) -> str:
+    baseline = Baseline(row=row.name, accuracy_against="PyTorch eager FP32", latency_against=None)
+    return " ".join(give_verdict([row], baseline, CONDITIONS.model_copy(update={"self_check": check})))
+
+
+def test_a_self_check_that_fails_is_said_and_one_that_holds_is_not() -> None:
+    apart = SelfCheck(row="vit.safetensors", batch=1, ratio=1.3, ratio_ci95=(1.2, 1.4))
+    assert "vit.safetensors was timed twice in this run and differs from itself" in _checked(apart, TORCH)
+    assert "differs from itself" not in _checked(apart.model_copy(update={"ratio_ci95": (0.9, 1.4)}), TORCH)
+    slowed = _timing(10.0).model_copy(update={"alone_ratio": 1.5, "alone_ci95": (1.4, 1.6)})
+    assert "as long in turns as alone at batch 1" in _checked(None, TORCH.model_copy(update={"timings": (slowed,)}))
+    same = slowed.model_copy(update={"alone_ci95": (0.99, 1.6)})
+    assert "as long in turns as alone" not in _checked(None, TORCH.model_copy(update={"timings": (same,)}))

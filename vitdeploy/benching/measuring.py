@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 from vitdeploy.artifacts import Engine
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
-from vitdeploy.benching.candidates import Candidate, batch_fits, make_feed
+from vitdeploy.benching.candidates import Candidate
 from vitdeploy.benching.labels import ClassKey, class_key, match_classes, predicts_a_class
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
-from vitdeploy.measure import statistics
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
 from vitdeploy.measure.process import ProcessCost, measure_in_child
-from vitdeploy.measure.timing import Contestant, Turns, time_in_turns
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, Row, Timing
-from vitdeploy.sessions import Scope, Session
+from vitdeploy.records.report import TimedScope
+from vitdeploy.sessions import Session
 from vitdeploy.text import one_line
-
-GPU_WARM_S = 0.2  # an H100 idles at 345 MHz and works at 1980 MHz
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Entry:
     failure: str | None = None
     accuracy: Accuracy = field(default_factory=Accuracy)
     logits: NDArray[np.float32] | None = None
-    blocks: dict[tuple[int, Scope], list[NDArray[np.float64]]] = field(default_factory=dict)
+    blocks: dict[tuple[int, TimedScope], list[NDArray[np.float64]]] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     against: str | None = None
     cost: ProcessCost = field(default_factory=ProcessCost)
@@ -164,84 +161,6 @@ def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: Baselin
         return None
     beside = [one for one in measured if one.candidate.device == entry.candidate.device]
     return (beside or measured)[0].logits
-
-
-def measure_latency(entries: Sequence[Entry], batch: int, options: BenchOptions, progress: Progress) -> None:
-    """Time all entries that take this batch in turns; entries on a GPU also without the copies to and from it."""
-    contestants: dict[str, Contestant] = {}
-    owners: dict[str, tuple[Entry, Scope]] = {}
-    for entry in entries:
-        session, preprocess = entry.session, entry.candidate.preprocess
-        if session is None or preprocess is None or entry.failure is not None:
-            continue
-        why = batch_fits(entry.candidate, session, batch)
-        if why is not None:
-            entry.notes.append(why)
-            continue
-        scopes: tuple[Scope, ...] = ("end_to_end",) if entry.candidate.device == "cpu" else ("end_to_end", "device")
-        for scope in scopes:
-            title = f"{entry.candidate.name} batch {batch} {scope.replace('_', ' ')}"
-            warm_s = GPU_WARM_S if entry.candidate.device == "cuda" else 0.0
-            feed = make_feed(session, preprocess, batch, options.seed)
-            contestants[title] = Contestant(session, feed, scope, warm_s)
-            owners[title] = entry, scope
-    turns = time_in_turns(contestants, options.turns, progress=progress)
-    _record_turns(owners, turns, batch)
-    for entry in entries:
-        if entry.alive:
-            _record_timings(entry, entries, batch, options.seed)
-
-
-def _record_turns(owners: dict[str, tuple[Entry, Scope]], turns: Turns, batch: int) -> None:
-    for title, (entry, scope) in owners.items():
-        if title in turns.failures:
-            entry.failure = turns.failures[title]
-        else:
-            entry.blocks[batch, scope] = turns.blocks[title]
-
-
-def _record_timings(entry: Entry, entries: Sequence[Entry], batch: int, seed: int) -> None:
-    for (measured_at, scope), blocks in entry.blocks.items():
-        if measured_at != batch:
-            continue
-        latency = statistics.latency(blocks)
-        other = _latency_baseline(entry, entries, batch, scope)
-        ratio, interval = None, None
-        if other is not None and other is not entry:
-            ratio, interval = statistics.speedup(blocks, other.blocks[batch, scope], seed=seed)
-            entry.against = other.candidate.name
-        entry.timings.append(
-            Timing(
-                batch=batch,
-                scope=scope,
-                **asdict(latency),
-                images_per_s=1000 * batch / latency.mean_ms,
-                enqueue_ms=entry.session.enqueue_ms(batch) if entry.session is not None and scope == "device" else None,
-                launch=entry.session.launch_mode(batch) if entry.session is not None else None,
-                speedup=ratio,
-                speedup_ci95=interval,
-            )
-        )
-
-
-def _latency_baseline(entry: Entry, entries: Sequence[Entry], batch: int, scope: Scope) -> Entry | None:
-    """Return whose time this one's is compared with.
-
-    The baseline on the same device; without one, the FP32 graph on the same runtime. Never across devices.
-    """
-    timed = [
-        one
-        for one in entries
-        if one.alive and (batch, scope) in one.blocks and one.candidate.device == entry.candidate.device
-    ]
-    baselines = [one for one in timed if one.is_baseline]
-    same_runtime = [
-        one
-        for one in timed
-        if one.candidate.precision == "fp32"
-        and (one.candidate.backend, one.candidate.provider) == (entry.candidate.backend, entry.candidate.provider)
-    ]
-    return next(iter(baselines or same_runtime), None)
 
 
 def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress: Progress) -> None:

@@ -25,6 +25,9 @@ class BenchOptions:
     time, first inference and peak memory, which take a process per candidate.
     ``cpu_fallback`` lets ONNX Runtime leave nodes of a GPU's graph to the CPU. ``pytorch`` are rows beside the eager
     baseline, ``compile`` or ``autocast-…``; None is what ``list_rivals`` takes.
+    ``image_to_label`` times the way from an image's file to its class as well, at the first batch
+    size that a row takes. ``self_check``
+    lets one candidate take part twice and times each alone after the turns.
     """
 
     batches: tuple[Count, ...] = (1,)
@@ -46,6 +49,8 @@ class BenchOptions:
     label_map: Path | None = None
     labels_by_order: bool = False
     processes: bool = True
+    image_to_label: bool = True
+    self_check: bool = False
     timeout_s: Positive = 600.0
 
     def __post_init__(self) -> None:

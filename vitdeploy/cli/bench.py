@@ -70,10 +70,18 @@ def bench(
             "autocast-fp16 and compile.",
         ),
     ] = None,
+    image_to_label: Annotated[
+        bool, typer.Option(help="Time the way from image file to class too, at the first batch size.")
+    ] = True,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Time one candidate twice in the turns, and each alone after them.")
+    ] = False,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FOLDER", help="Write report.json, report.md and report.html there."),
+        typer.Option(
+            "--report", metavar="FOLDER", help="Write report.json, .md and .html there, and report.samples.npz."
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -111,10 +119,12 @@ def bench(
         cpu_fallback=cpu_fallback,
         pytorch=None if pytorch is None else tuple(pytorch),
         processes=processes,
+        image_to_label=image_to_label,
+        self_check=self_check,
     )
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
-    found = measure(list(artifacts), data, baseline=baseline, options=options, progress=make_progress())
+    found = measure(list(artifacts), data, baseline=baseline, options=options, keep=report, progress=make_progress())
     page = write_report(found, report) if report is not None else None
     if as_json:
         print_json(found)

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Z95 = NormalDist().inv_cdf(0.975)
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_CHUNK_BYTES = 32 << 20
+MIN_ROUNDS = 3
+PERCENTILES = (50, 90, 99)
+MIN_DRIFT_ROUNDS = 2
 
 Interval = tuple[float, float]
 Logits = NDArray[np.floating[Any]]
@@ -101,22 +104,44 @@ def logits_sqnr_db(candidate: Logits, baseline: Logits) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per call over all blocks of a candidate."""
+    """Milliseconds per call over all blocks of a candidate.
+
+    The intervals are None for fewer than three rounds. ``drift`` is the median of the last third of the rounds over
+    that of the first, None for fewer than six; 1 is a machine that stayed as it was.
+    """
 
     p50_ms: float
     p90_ms: float
     p99_ms: float
     mean_ms: float
     calls: int
+    p50_ci95: Interval | None = None
+    p90_ci95: Interval | None = None
+    p99_ci95: Interval | None = None
+    drift: float | None = None
 
 
-def latency(blocks: Sequence[NDArray[np.float64]]) -> Latency:
-    """Return percentiles and mean over the calls of all ``blocks``."""
+def latency(blocks: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Latency:
+    """Return percentiles with their intervals, and the mean, over the calls of all ``blocks``, in order of time.
+
+    The intervals are bootstrapped over whole rounds, as ``speedup`` says.
+    """
     calls = np.concatenate(blocks)
     if not calls.size or not np.isfinite(calls).all() or calls.min() <= 0:
         raise ValueError(f"{calls.size} calls, expected at least one, each of a positive finite duration")
-    p50, p90, p99 = (float(value) for value in np.percentile(calls, (50, 90, 99)))
-    return Latency(p50, p90, p99, float(calls.mean()), int(calls.size))
+    p50, p90, p99 = (float(value) for value in np.percentile(calls, PERCENTILES))
+    around = _percentile_intervals(blocks, (p50, p90, p99), seed)
+    return Latency(
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        mean_ms=float(calls.mean()),
+        calls=int(calls.size),
+        p50_ci95=around[0],
+        p90_ci95=around[1],
+        p99_ci95=around[2],
+        drift=_drift(blocks),
+    )
 
 
 def speedup(
@@ -133,13 +158,11 @@ def speedup(
         raise ValueError(f"{len(candidate)} and {len(baseline)} rounds: expected the same number, at least one")
     ratio = float(np.median(np.concatenate(baseline)) / np.median(np.concatenate(candidate)))
     rounds = len(candidate)
-    if rounds < 3:
+    if rounds < MIN_ROUNDS:
         return ratio, None
-    picks = np.random.default_rng(seed).integers(rounds, size=(BOOTSTRAP_RESAMPLES, rounds))
-    ratios = _resampled_medians(baseline, picks) / _resampled_medians(candidate, picks)
-    tail = NormalDist().cdf(-math.sqrt(rounds / (rounds - 1)) * student_t975(rounds - 1))
-    low, high = np.quantile(ratios, (tail, 1 - tail))
-    return ratio, (min(float(low), ratio), max(float(high), ratio))
+    picks = _picks(rounds, seed)
+    medians = (_resampled_percentiles(blocks, picks, (50,))[:, 0] for blocks in (baseline, candidate))
+    return ratio, _interval(next(medians) / next(medians), rounds, ratio)
 
 
 def student_t975(degrees: int) -> float:
@@ -161,16 +184,48 @@ def student_t975(degrees: int) -> float:
     )
 
 
-def _resampled_medians(blocks: Sequence[NDArray[np.float64]], picks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the median of the picked blocks' calls, one per row of ``picks`` [resamples, rounds]."""
+def _percentile_intervals(
+    blocks: Sequence[NDArray[np.float64]], points: Sequence[float], seed: int
+) -> list[Interval | None]:
+    rounds = len(blocks)
+    if rounds < MIN_ROUNDS:
+        return [None for _ in points]
+    resampled = _resampled_percentiles(blocks, _picks(rounds, seed), PERCENTILES)
+    return [_interval(column, rounds, point) for column, point in zip(resampled.T, points, strict=True)]
+
+
+def _drift(blocks: Sequence[NDArray[np.float64]]) -> float | None:
+    third = len(blocks) // 3
+    if third < MIN_DRIFT_ROUNDS:
+        return None
+    first, last = (np.median(np.concatenate(part)) for part in (blocks[:third], blocks[-third:]))
+    return float(last / first)
+
+
+def _picks(rounds: int, seed: int) -> NDArray[np.int64]:
+    """Return which rounds each resample holds, [resamples, rounds]."""
+    return np.random.default_rng(seed).integers(rounds, size=(BOOTSTRAP_RESAMPLES, rounds))
+
+
+def _interval(resampled: NDArray[np.float64], rounds: int, point: float) -> Interval:
+    """Return the interval of a bootstrap over ``rounds`` clusters, widened for their small number (see ``speedup``)."""
+    tail = NormalDist().cdf(-math.sqrt(rounds / (rounds - 1)) * student_t975(rounds - 1))
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    return min(float(low), point), max(float(high), point)
+
+
+def _resampled_percentiles(
+    blocks: Sequence[NDArray[np.float64]], picks: NDArray[np.int64], percentiles: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return percentiles [resamples, percentiles] of the picked blocks' calls, one row per row of ``picks``."""
     longest = max(block.size for block in blocks)
     table = np.full((len(blocks), longest), np.nan)
     for row, block in zip(table, blocks, strict=True):
         row[: block.size] = block
-    median = np.nanmedian if any(block.size != longest for block in blocks) else np.median
+    percentile = np.nanpercentile if any(block.size != longest for block in blocks) else np.percentile
     chunk = max(1, BOOTSTRAP_CHUNK_BYTES // (8 * picks.shape[1] * longest))
     parts = [
-        median(table[picks[start : start + chunk]].reshape(-1, picks.shape[1] * longest), axis=1)
+        percentile(table[picks[start : start + chunk]].reshape(-1, picks.shape[1] * longest), percentiles, axis=1).T
         for start in range(0, len(picks), chunk)
     ]
     return np.concatenate(parts)

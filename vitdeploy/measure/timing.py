@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.sessions import Feed, Scope, Session
+from vitdeploy.sessions import Feed, Scope
 from vitdeploy.text import one_line
 
 PILOT_CALLS = 3
@@ -56,18 +57,26 @@ class TurnOptions:
         return min(thrown, MAX_CALLS_PER_TURN), min(counted, MAX_CALLS_PER_TURN)
 
 
+class Timed(Protocol):
+    """What can be timed: an open ``Session``, or more work around one."""
+
+    def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
+
+
 @dataclass(frozen=True)
 class Contestant:
     """An open session with the input it is timed on.
 
     ``warm_s`` is for a GPU, whose clocks fall within milliseconds of idleness: calls fill that time before each turn,
-    and the last of them say how long a call takes now.
+    and the last of them say how long a call takes now. ``after_turn`` looks at each counted turn and returns what is
+    wrong, None where nothing is; its own time is not counted.
     """
 
-    session: Session
+    session: Timed
     feed: Feed
     scope: Scope = "end_to_end"
     warm_s: float = 0.0
+    after_turn: Callable[[NDArray[np.float64]], str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ def time_in_turns(
                 if pilot:
                     expected_ms[name] = float(np.median(block))
                     continue
+                _look_after(name, contestants[name], block, turns)
                 turns.blocks[name].append(block)
                 if not expected_ms[name] / SLOWED_BY <= block.mean() <= SLOWED_BY * expected_ms[name]:
                     expected_ms[name] = float(block.mean())
@@ -134,6 +144,18 @@ def _warm_up(name: str, contestant: Contestant, turns: Turns, wall: Callable[[],
         call_ms = float(np.median(block))
         if not call_ms > 0 or wall() - start >= contestant.warm_s:
             return call_ms if call_ms > 0 else None
+
+
+def _look_after(name: str, contestant: Contestant, block: NDArray[np.float64], turns: Turns) -> None:
+    """Let the contestant's ``after_turn`` see the block; what it finds wrong is noted in ``turns``."""
+    if contestant.after_turn is None:
+        return
+    try:
+        wrong = contestant.after_turn(block)
+    except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
+        wrong = f"{type(error).__name__} while its outputs were sampled: {one_line(error)}"
+    if wrong is not None:
+        turns.failures[name] = wrong
 
 
 def _take_turn(

@@ -298,6 +298,8 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
             f"Other processes kept {others:.1f} cores busy while times were taken: bench again on an idle machine "
             f"before you rely on them."
         )
+    said.extend(_what_drifted(rows))
+    said.extend(_what_the_self_check_found(rows, conditions))
     if not baseline.accuracy_against.startswith("PyTorch eager"):
         said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
     least = math.ceil(RULE_OF_THREE * 100 / MAX_DROP_PP)
@@ -309,6 +311,44 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
         )
     if rows and all(row.top1 is None for row in rows):
         said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
+    return said
+
+
+def _what_drifted(rows: Sequence[Row]) -> list[str]:
+    """Name the rows whose median moved over the run by more than its interval is wide."""
+    moved = [
+        (row.name, timing)
+        for row in rows
+        for timing in row.timings
+        if timing.drift is not None
+        and timing.p50_ci95 is not None
+        and abs(timing.drift - 1) * timing.p50_ms > timing.p50_ci95[1] - timing.p50_ci95[0]
+    ]
+    if not moved:
+        return []
+    listed = _list([f"{name} at batch {timing.batch} by {(timing.drift or 1) - 1:+.0%}" for name, timing in moved])
+    return [f"Times drifted over the run by more than their intervals: {listed}. Speed-ups compare the same rounds."]
+
+
+def _what_the_self_check_found(rows: Sequence[Row], conditions: Conditions) -> list[str]:
+    said = []
+    check = conditions.self_check
+    if check is not None and check.ratio_ci95 is not None and not check.ratio_ci95[0] <= 1 <= check.ratio_ci95[1]:
+        said.append(
+            f"{check.row} was timed twice in this run and differs from itself: {ratio_text(check.ratio)} (95 % "
+            f"interval {number_text(check.ratio_ci95[0])} to {number_text(check.ratio_ci95[1])}). Differences of that "
+            "size mean nothing here."
+        )
+    for row in rows:
+        for timing in row.timings:
+            limits = timing.alone_ci95
+            if timing.scope != "end_to_end" or limits is None or timing.alone_ratio is None:
+                continue
+            if limits[0] > 1 + MEDIAN_MARGIN or limits[1] < 1 - MEDIAN_MARGIN:
+                said.append(
+                    f"{row.name} takes {ratio_text(timing.alone_ratio)} as long in turns as alone at batch "
+                    f"{timing.batch} (95 % interval {number_text(limits[0])} to {number_text(limits[1])})."
+                )
     return said
 
 

@@ -230,7 +230,12 @@ class _Run:
 
         options = self.recipe.bench.options
         request = BenchRequest.open(
-            artifacts, self.sources.bench, baseline=self.sources.model, options=options, not_built=self.not_built
+            artifacts,
+            self.sources.bench,
+            baseline=self.sources.model,
+            options=options,
+            not_built=self.not_built,
+            keep=self.folder,
         )
         provenance = Provenance(
             options={"data": self.sources.bench.uri, **options.identity(), "baseline": self.recipe.source},

@@ -43,11 +43,29 @@ TARGET_OF_PROVIDER: dict[str, Target] = {
 
 
 Device = Literal["cpu", "cuda"]
+TimedScope = Literal["device", "end_to_end", "image_to_label"]
+
+
+class Audit(Record):
+    """Whether the work was done that was timed, from ``calls`` sampled between turns.
+
+    ``outputs_off`` is the largest difference of an output from that of the accuracy run for the same image, as a
+    fraction of the logits' range. ``new_image_ratio`` is the median time of a call on new images over one on the same
+    images again: far above 1, answers come from a cache.
+    """
+
+    calls: int
+    outputs_off: float
+    new_image_ratio: float | None
 
 
 class Timing(Record):
-    """Latency of one candidate at one batch size; ``scope`` says whether copies to and from the device count.
+    """Latency of one candidate at one batch size.
 
+    ``scope``: ``device`` leaves copies to and from the device out, ``end_to_end`` counts them, ``image_to_label``
+    begins with the image's file (or its pixels, where the data has no files) and ends with the class.
+    ``drift`` is the median of the last third of the rounds over that of the first; ``alone_ratio`` the median in turns
+    over the median of this candidate alone, from a self-check.
     ``calls`` is how many calls were counted over all rounds. ``enqueue_ms`` is the median of the host's time per
     launch, beside the device's own: where it is the longer of the two, the host is the bottleneck. ``launch`` says
     whether the engine was launched as a CUDA graph or kernel by kernel. ``speedup`` is the ratio of medians, baseline
@@ -56,13 +74,20 @@ class Timing(Record):
 
     batch: int
     streams: int = 1
-    scope: Literal["device", "end_to_end"]
+    scope: TimedScope
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p50_ci95: Interval | None = None
+    p90_ci95: Interval | None = None
+    p99_ci95: Interval | None = None
     mean_ms: float
     images_per_s: float
     calls: int | None = None
+    drift: float | None = None
+    alone_ratio: float | None = None
+    alone_ci95: Interval | None = None
+    audit: Audit | None = None
     enqueue_ms: float | None = None
     launch: Literal["cuda-graph", "stream"] | None = None
     speedup: float | None = None
@@ -113,6 +138,15 @@ class Row(Record):
     notes: tuple[str, ...] = ()
 
 
+class SelfCheck(Record):
+    """A candidate that took part twice: the ratio of its two medians should be 1, within its interval."""
+
+    row: str
+    batch: int
+    ratio: float
+    ratio_ci95: Interval | None
+
+
 class Conditions(Record):
     """How the rows were measured.
 
@@ -137,6 +171,7 @@ class Conditions(Record):
     other_load_cores: float | None = None
     tf32: bool = False
     seed: int = 0
+    self_check: SelfCheck | None = None
 
 
 class Baseline(Record):

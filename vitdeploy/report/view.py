@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
-from vitdeploy.records.report import backend_title
+from vitdeploy.records.report import SelfCheck, backend_title
 from vitdeploy.text import UNKNOWN, size_text
 from vitdeploy.wording import number_text, points_text
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-SCOPES = {"end_to_end": "end to end", "device": "on the device"}
+SCOPES = {"end_to_end": "end to end", "device": "on the device", "image_to_label": "image to label"}
 STATUSES = {"ok": "measured", "built": "built, not run", "skipped": "skipped", "failed": "failed"}
 
 
@@ -78,9 +78,17 @@ def condition_facts(report: Report) -> list[Fact]:
         Fact("TF32", "allowed" if found.tf32 else "off in every row"),
         Fact("Seed", str(found.seed)),
     ]
+    if found.self_check is not None:
+        facts.append(Fact("Self-check", self_check_text(found.self_check)))
     if found.accuracy_batch is not None:
         facts.insert(5, Fact("Batch for accuracy", str(found.accuracy_batch)))
     return facts
+
+
+def self_check_text(check: SelfCheck) -> str:
+    """Return what a candidate that took part twice says of the run."""
+    ratio = f"{number_text(check.ratio)} {interval_text(check.ratio_ci95)}".rstrip()
+    return f"{check.row} timed twice at batch {check.batch}: ratio {ratio}"
 
 
 def environment_facts(machine: Environment) -> list[Fact]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
+from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, list_rivals, with_unique_names
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
-from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_latency, measure_processes
+from vitdeploy.benching.latency import measure_latency
+from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
+from vitdeploy.benching.samples import SAMPLES, write_samples
 from vitdeploy.benching.seen import note_seen_images
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset
 from vitdeploy.datasets.uri import parse_uri
@@ -25,7 +28,7 @@ from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, Row, stage_key
-from vitdeploy.records.report import Device
+from vitdeploy.records.report import Device, SelfCheck
 from vitdeploy.sources.source import Source
 from vitdeploy.terminal_progress import AUTO, shown
 
@@ -40,6 +43,7 @@ def bench(
     *,
     baseline: Artifact | Path | str | None = None,
     options: BenchOptions = BenchOptions(),
+    keep: Path | str | None = None,
     progress: Progress | None = AUTO,
 ) -> Report:
     """Measure artifacts on ``data`` and return the report; one that fails gives a row that says why.
@@ -52,6 +56,7 @@ def bench(
         baseline: An artifact, or a source as ``load_source`` takes it; None for the best there is (see
             ``choose_baseline``).
         options: What is measured, and how.
+        keep: A folder for ``report.samples.npz``, the duration of every counted call (docs/measuring.md).
         progress: Where to show that it goes on.
     Raises:
         UsageError: There are no artifacts, options contradict each other, or no data is given and the artifacts state
@@ -59,7 +64,7 @@ def bench(
         ArtifactError: A file is missing, of another kind, or damaged.
         DataError: The data cannot be read, or its labels do not fit a model.
     """
-    request = BenchRequest.open(artifacts, data, baseline=baseline, options=options)
+    request = BenchRequest.open(artifacts, data, baseline=baseline, options=options, keep=keep)
     return request.run(shown(progress))
 
 
@@ -67,7 +72,8 @@ def bench(
 class BenchRequest:
     """A bench that is ready to run: artifacts, data and baseline open, labels known to fit.
 
-    ``not_built`` are rows of engines that there are none of, with the reason; the verdict knows them.
+    ``not_built`` are rows of engines that there are none of, with the reason; the verdict knows them. ``keep`` is the
+    folder that gets the single durations.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -75,6 +81,7 @@ class BenchRequest:
     baseline: Source | Artifact | None
     options: BenchOptions
     not_built: tuple[Row, ...] = ()
+    keep: Path | None = None
 
     @classmethod
     def open(
@@ -85,6 +92,7 @@ class BenchRequest:
         baseline: Source | Artifact | Path | str | None = None,
         options: BenchOptions = BenchOptions(),
         not_built: Sequence[Row] = (),
+        keep: Path | str | None = None,
     ) -> BenchRequest:
         """Open artifacts, data and baseline; no runtime is loaded.
 
@@ -93,12 +101,15 @@ class BenchRequest:
         """
         several = [artifacts] if isinstance(artifacts, Artifact | Path | str) else artifacts
         opened = _open(several)
+        if keep is not None:
+            refuse_unwritable_folder(Path(keep), (SAMPLES,))
         dataset = open_test_data(training_data_of(opened) if data is None else data, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
                 if predicts_a_class(model):
                     match_classes(dataset, model, options)
-        return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built))
+        kept = None if keep is None else Path(keep)
+        return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built), kept)
 
     @property
     def parents(self) -> dict[str, str]:
@@ -141,13 +152,14 @@ class BenchRequest:
                 entry.open(stack, options)
             measure_accuracy(entries, reference, dataset, options, progress)
             with watch_other_load() as load:
-                for batch in options.batches:
-                    measure_latency(entries, batch, options, progress)
+                checks = [measure_latency(entries, batch, dataset, options, progress) for batch in options.batches]
         if options.processes:
             measure_processes(entries, options, progress)
+        if self.keep is not None:
+            write_samples(entries, self.keep)
         rows = (*(entry.row() for entry in entries), *self.not_built)
         record = _baseline_record(entries, reference)
-        conditions = _conditions(dataset, options, load)
+        conditions = _conditions(dataset, options, load, next((check for check in checks if check), None))
         return Report(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             producer=f"vitdeploy {__version__}",
@@ -242,7 +254,7 @@ def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Bas
     )
 
 
-def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad) -> Conditions:
+def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad, self_check: SelfCheck | None) -> Conditions:
     turns = options.turns
     return Conditions(
         data=dataset.uri,
@@ -260,4 +272,5 @@ def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad) -> Con
         other_load_cores=load.cores,
         tf32=options.tf32,
         seed=options.seed,
+        self_check=self_check,
     )

@@ -1,0 +1,48 @@
+"""The single durations behind a report: ``report.samples.npz``, one line per call in columns of equal length."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitdeploy.artifacts import write_atomically
+from vitdeploy.benching.measuring import Entry
+
+SAMPLES = "report.samples.npz"
+
+
+def write_samples(entries: Sequence[Entry], folder: Path) -> Path:
+    """Write every counted call of every row and return the file.
+
+    Its arrays: ``rows`` and ``scopes`` are names; ``row``, ``scope`` (indices of these), ``batch``, ``round`` and
+    ``duration_ms`` have one value per call, in the order in which a row's calls were made.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or the disk is full.
+    """
+    names = [entry.candidate.name for entry in entries]
+    scopes = sorted({scope for entry in entries for _, scope in entry.blocks})
+    columns: dict[str, list[int]] = {"row": [], "scope": [], "batch": [], "round": []}
+    durations: list[float] = []
+    for row, entry in enumerate(entries):
+        for (batch, scope), blocks in entry.blocks.items():
+            for number, block in enumerate(blocks):
+                values = {"row": row, "scope": scopes.index(scope), "batch": batch, "round": number}
+                for name, value in values.items():
+                    columns[name].extend([value] * block.size)
+                durations.extend(block.tolist())
+    buffer = io.BytesIO()
+    integers = {name: np.array(values, np.int32) for name, values in columns.items()}
+    np.savez_compressed(
+        buffer,
+        rows=np.array(names),
+        scopes=np.array(scopes),
+        duration_ms=np.array(durations, np.float64),
+        **integers,  # type: ignore[arg-type]  # its stub takes a keyword of its own, allow_pickle
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SAMPLES, buffer.getvalue())
+    return folder / SAMPLES
