@@ -96,7 +96,12 @@ def test_bench_prints_a_table_and_a_verdict(work: Path, capsys: pytest.CaptureFi
     report = Report.model_validate(record(f"{line} --no-processes", capsys))
     assert report.conditions.n_samples == 40
     assert [row.backend for row in report.rows] == ["pytorch", "onnxruntime", "onnxruntime"]
-    assert {path.name for path in (work / "out").iterdir()} == {"report.json", "report.md", "report.html"}
+    assert {path.name for path in (work / "out").iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "report.samples.npz",
+    }
 
 
 def test_bench_holds_a_gate_after_it_has_reported(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records import Record, Report, Row, printable_record
+from vitdeploy.records.report import TimedScope
 from vitdeploy.report.view import STATUSES
-from vitdeploy.sessions import Scope
 from vitdeploy.text import UNKNOWN, printable, size_text
 from vitdeploy.wording import ms_text, points_text
 
@@ -26,7 +26,7 @@ class TimingChange(Record):
     """The median of one row at one batch size, before and after; ``ratio`` is after by before, so above 1 is slower."""
 
     batch: int
-    scope: Scope
+    scope: TimedScope
     before_ms: float
     after_ms: float
     ratio: float
