@@ -46,6 +46,7 @@ def test_everything_from_an_onnx_file_onwards_works_without_torch(finished_run: 
         "quantize model.onnx -o q/fp16.onnx --precision fp16",
         "quantize model.onnx -o q/int8.onnx --precision int8 --calibration digits --samples 64",
         "quantize model.onnx -o q/ort.onnx --precision int8 --target onnxruntime --calibration digits --samples 64",
+        "sensitivity model.onnx --calibration digits --samples 64 --level kinds --images 20 -o q/sensitivity.json",
         "build q/int8.onnx -o q/int8.engine --backend tensorrt-rtx --compute-capability 8.9",
         "bench model.onnx q/ort.onnx q/int8.engine --data digits --rounds 1 --iterations 2 --report r --json",
         "compare r r",
@@ -63,7 +64,7 @@ def test_everything_from_an_onnx_file_onwards_works_without_torch(finished_run: 
     results = without_torch(finished_run, lines)
     for line, (code, _, errors) in results.items():
         assert code == 0, (line, errors)
-    report = json.loads(results[lines[4]][1])
+    report = json.loads(results[lines[5]][1])
     assert "stored" in report["baseline"]["accuracy_against"]  # PyTorch's logits, as the run's export kept them
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["model.onnx"]["agreement"] == 1.0

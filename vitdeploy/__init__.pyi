@@ -42,6 +42,7 @@ from vitdeploy.records import (
     Preprocess as Preprocess,
     Report as Report,
     Row as Row,
+    Sensitivity as Sensitivity,
     Timing as Timing,
 )
 from vitdeploy.report import (
@@ -49,6 +50,7 @@ from vitdeploy.report import (
     compare as compare,
     read_report as read_report,
     write_report as write_report,
+    write_sensitivity as write_sensitivity,
 )
 from vitdeploy.runtime.prediction import ClassProbability as ClassProbability, Prediction as Prediction
 from vitdeploy.runtime.predictor import Predictor as Predictor, load as load
@@ -77,6 +79,7 @@ from vitdeploy.stages.quantize import (
     QuantizeRequest as QuantizeRequest,
     quantize as quantize,
 )
+from vitdeploy.stages.sensitivity import SensitivityRequest as SensitivityRequest, sensitivity as sensitivity
 from vitdeploy.stages.train import TrainRequest as TrainRequest, train as train
 from vitdeploy.stages.verify import Verification as Verification, verify as verify
 from vitdeploy.terminal_progress import TerminalProgress as TerminalProgress

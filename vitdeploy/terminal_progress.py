@@ -121,8 +121,11 @@ class _LogTask:
             return
         self._last = now
         share = f" {100 * self._done / self._total:.0f} %" if self._total else ""
+        left = ""
+        if self._total and 0 < self._done < self._total:
+            left = f", about {(now - self._start) * (self._total / self._done - 1):.0f} s left"
         detail = f" ({self._detail})" if self._detail and self._detail != self._name else ""
-        self._write(f"{self._name}:{share} after {now - self._start:.0f} s{detail}")
+        self._write(f"{self._name}:{share} after {now - self._start:.0f} s{left}{detail}")
 
 
 class TerminalProgress:
@@ -164,6 +167,7 @@ class TerminalProgress:
                     progress.BarColumn(),
                     progress.TaskProgressColumn(),
                     progress.TimeElapsedColumn(),
+                    progress.TimeRemainingColumn(compact=True),
                     progress.TextColumn("{task.fields[detail]}", markup=False, style="dim"),
                     console=self._console,
                     transient=True,

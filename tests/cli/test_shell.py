@@ -220,7 +220,7 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end() -> None:
         task.advance()  # after 12 s
         task.describe("loss 0.1")  # after 15 s: too early
     progress.note("done")
-    assert stream.getvalue() == "train: 50 % after 12 s\ntrain: done in 30 s\ndone\n"
+    assert stream.getvalue() == "train: 50 % after 12 s, about 12 s left\ntrain: done in 30 s\ndone\n"
 
 
 def test_a_log_says_nothing_of_what_is_quick() -> None:

@@ -249,3 +249,13 @@ def test_few_rounds_have_no_intervals_and_no_drift() -> None:
 def test_drift_is_the_last_third_over_the_first() -> None:
     blocks = [np.full(5, ms) for ms in (1.0, 1.0, 7.0, 7.0, 1.5, 1.5)]
     assert statistics.latency(blocks).drift == pytest.approx(1.5)
+
+
+def test_kl_divergence_equals_hand_computed_values() -> None:
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    exact = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert statistics.kl_divergence(q, p) == pytest.approx(exact / 2)
+    assert statistics.kl_divergence(p, p) == 0
+    assert statistics.kl_divergence(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])) == pytest.approx(12 * math.log(10))
+    with pytest.raises(ValueError, match="two equal"):
+        statistics.kl_divergence(p, q[:1])

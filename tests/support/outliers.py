@@ -32,6 +32,18 @@ def norm_outliers(model: ir.Model, **factors: float) -> ir.Model:
     return model
 
 
+def weight_outliers(model: ir.Model, name: str, factor: float = 1000.0) -> ir.Model:
+    """Grow one row of a group's weight, which widens the range of every output, and shrink that channel in the norm."""
+    model = prepare(model)
+    (group,) = (group for group in _linears_after(model, "LayerNormalization") if group.name == name)
+    factors = np.ones(group.linears[0].in_features, np.float32)
+    factors[3] = 1 / factor
+    for value in group.activation.producer().inputs[1:]:
+        _multiply(value, factors)
+    _divide_rows(group, factors)
+    return model
+
+
 def gelu_outliers(model: ir.Model, **factors: float) -> ir.Model:
     """Put a Mul per channel behind every GELU, and shrink the rows of fc2."""
     model = prepare(model)

@@ -21,6 +21,7 @@ from vitdeploy.cli import (
     predict,
     quantize,
     run,
+    sensitivity,
     train,
     verify,
 )
@@ -64,6 +65,7 @@ EXAMPLES = {
     "convert": "vitdeploy convert deit_small_patch16_224 --weights deit_small.pth -o deit.safetensors",
     "export": "vitdeploy export timm:vit_small_patch16_224 -o vit.onnx --reference ./photos:test",
     "quantize": "vitdeploy quantize vit.onnx -o vit.int8.onnx --precision int8 --calibration ./photos:train",
+    "sensitivity": "vitdeploy sensitivity vit.onnx --calibration ./photos:train --data ./photos:validation -o vit.json",
     "build": "vitdeploy build vit.int8.onnx -o vit.engine --batch 1:8:32",
     "bench": "vitdeploy bench vit.onnx vit.int8.onnx vit.engine --data ./photos:test --report report",
     "compare": "vitdeploy compare last-week/report.json report/report.json --max-drop 0.5",
@@ -85,6 +87,7 @@ _add("train", train.train, "From data to a checkpoint.")
 _add("convert", convert.convert, "From weights of any dialect to a checkpoint.")
 _add("export", export.export, "From a model to ONNX; adopt a foreign ONNX file.")
 _add("quantize", quantize.quantize, "From FP32 to FP16, INT8 or FP8.")
+_add("sensitivity", sensitivity.sensitivity, "Where the error of a quantized graph comes from.")
 _add("build", build.build, "From ONNX to a TensorRT engine.")
 _add("bench", bench.bench, "Accuracy and latency, side by side.")
 _add("compare", compare.compare, "Two reports, with limits.")

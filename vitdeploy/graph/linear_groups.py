@@ -12,6 +12,8 @@ import onnx_ir.passes.common as ir_passes
 from vitdeploy.graph.name_nodes import module_path
 
 MINIMUM_FEATURES = 16
+PATCH_EMBEDDING = "patch embedding: the first layer from the image"
+HEAD = "head: feeds the output"
 _WRAPPERS = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
 _POINTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Cast", *_WRAPPERS))
 _SELECTION = frozenset(("Concat", "Gather", "Slice", "Split"))
@@ -147,9 +149,9 @@ def _linear(node: ir.Node) -> Linear | None:
 
 def _obstacle(linear: Linear, raw: set[ir.Value], shape: tuple[int | None, ...] | None, performers: set[str]) -> str:
     if linear.node.inputs[0] in raw:
-        return "patch embedding: the first layer from the image"
+        return PATCH_EMBEDDING
     if _reaches(linear.node, _TO_OUTPUT, to_output=True):
-        return "head: feeds the output"
+        return HEAD
     if linear.node.op_type == "Conv":
         assert linear.weight.const_value is not None
         *_, height, width = linear.weight.const_value.shape.numpy()

@@ -102,6 +102,17 @@ def logits_sqnr_db(candidate: Logits, baseline: Logits) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
+def kl_divergence(candidate: NDArray[np.float64], baseline: NDArray[np.float64]) -> float:
+    """Return the mean over samples of Σ p·ln(p / q) in nats: p are the baseline's probabilities, q the candidate's.
+
+    candidate, baseline: [n, classes]. A class of the candidate below 1e-12 counts as that, so the result is finite.
+    """
+    if candidate.shape != baseline.shape or candidate.ndim != 2 or not candidate.size:
+        raise ValueError(f"{candidate.shape} and {baseline.shape}: expected two equal, non-empty matrices")
+    p, q = np.maximum(baseline, 1e-12), np.maximum(candidate, 1e-12)
+    return max(0.0, float(np.sum(p * np.log(p / q), axis=1).mean()))
+
+
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds per call over all blocks of a candidate.

@@ -202,8 +202,10 @@ def open_inputs(
     target: Target,
     calibration: CalibrationSource | None,
     options: QuantizeOptions,
+    *,
+    validation: Dataset | None = None,
 ) -> QuantizeInputs:
-    """Check the options and open plan, table and datasets.
+    """Check the options and open plan, table and datasets; ``validation`` takes the place of the options'.
 
     Raises:
         CalibrationError: Ranges are needed and there is nothing to take them from, or a table or split is unfit.
@@ -231,7 +233,8 @@ def open_inputs(
             f"{what} needs calibration images, ranges are never invented: give --calibration DATA (100 to 500 images "
             f"like those of use), or take --precision int8-weight-only"
         )
-    validation = None if options.validation is None else open_dataset(options.validation)
+    if validation is None and options.validation is not None:
+        validation = open_dataset(options.validation)
     if (data is not None or validation is not None) and source.manifest.preprocess is None:
         raise CalibrationError(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "

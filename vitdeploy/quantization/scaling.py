@@ -69,6 +69,13 @@ def matrix(linear: Linear) -> NDArray[np.float32]:
     return array if linear.channel_axis == 1 else array.T
 
 
+def is_matrix(linear: Linear) -> bool:
+    """Return whether the weight is a matrix, or a convolution of 1×1 without groups, which is one."""
+    assert linear.weight.const_value is not None
+    sizes = linear.weight.const_value.shape.numpy()
+    return all(size == 1 for size in sizes[2:]) and linear.in_features in sizes[:2]
+
+
 def weight_amax(group: LinearGroup) -> NDArray[np.float32]:
     """Return the largest magnitude in each row of all weights of a group, [in_features]."""
     return np.max([np.abs(matrix(linear)).max(axis=1) for linear in group.linears], axis=0)

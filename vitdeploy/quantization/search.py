@@ -16,6 +16,7 @@ from vitdeploy.quantization.observers import METHODS, TensorObserver
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import WITH_ACTIVATIONS, attention_tensors, free_places
+from vitdeploy.quantization.scaling import is_matrix
 from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Treatment, Trial
 
 Effort = Literal["fast", "default", "best"]
@@ -76,7 +77,11 @@ class Found:
 
 @dataclass
 class Proposals:
-    """Proposes treatments for the groups of a plan that have none, from layer errors."""
+    """Proposes treatments for the groups of a plan that have none, from layer errors.
+
+    Convolutions with a kernel, and linears whose channels are spread over several axes, get the ranges of least error
+    of the tensor and nothing else.
+    """
 
     prepared: Prepared
     observers: Mapping[str, TensorObserver]
@@ -87,7 +92,11 @@ class Proposals:
     def start(self, plan: PrecisionPlan) -> PrecisionPlan:
         """Return the plan in which every group without a treatment has the first one."""
         self._open = {entry.group for entry in plan.entries if _needs_treatment(entry)}
-        self._groups = {group.name: group for group in self.prepared.linears}
+        self._groups = {
+            group.name: group
+            for group in self.prepared.linears
+            if channel_axis(group, self.prepared.shapes) is not None and all(map(is_matrix, group.linears))
+        }
         attentions = {attention.name: attention for attention in self.prepared.attentions}
         self._fixed = attention_tensors(plan, attentions)
         return _changed(plan, self._open, lambda _: self.options.start)
@@ -148,7 +157,7 @@ class Proposals:
             group, before = self._groups.get(entry.group), _treatment(entry)
             if group is None or entry.precision == "fp8" or self._takes(entry, "scale"):
                 return before
-            if channel_axis(group, self.prepared.shapes) is None or not rows_are_private(group):
+            if not rows_are_private(group):
                 return before
             alphas = ALPHAS if before.scaling is None else (before.scaling,)
             found = self._best(entry, Choices(self._methods(entry), self.options.percent, alphas))

@@ -25,6 +25,7 @@ from vitdeploy.records.precision import (
 from vitdeploy.records.preprocess import Interpolation, Preprocess
 from vitdeploy.records.report import Baseline, Conditions, Interval, Report, Row, Timing
 from vitdeploy.records.samples import SampleSet, TrainingData
+from vitdeploy.records.sensitivity import Effect, PartSensitivity, Sensitivity
 
 __all__ = [
     "Activation",
@@ -33,6 +34,7 @@ __all__ = [
     "CalibrationInfo",
     "Check",
     "Conditions",
+    "Effect",
     "Environment",
     "Examination",
     "Interpolation",
@@ -41,6 +43,7 @@ __all__ = [
     "Manifest",
     "ModelSpec",
     "NodePrecision",
+    "PartSensitivity",
     "PlanEntry",
     "Precision",
     "PrecisionPlan",
@@ -50,6 +53,7 @@ __all__ = [
     "Report",
     "Row",
     "SampleSet",
+    "Sensitivity",
     "Target",
     "Task",
     "Timing",

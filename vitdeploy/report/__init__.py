@@ -1,10 +1,20 @@
-"""A ``Report`` for people: a table in the terminal, Markdown, a self-contained HTML page; and two reports compared."""
+"""A ``Report`` for people: a table, Markdown, an HTML page; two reports compared; and sensitivity analyses."""
 
 from __future__ import annotations
 
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
+from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
 from vitdeploy.report.table import table
 
-__all__ = ["Comparison", "compare", "comparison_table", "read_report", "table", "write_report"]
+__all__ = [
+    "Comparison",
+    "compare",
+    "comparison_table",
+    "read_report",
+    "sensitivity_table",
+    "table",
+    "write_report",
+    "write_sensitivity",
+]

@@ -59,8 +59,8 @@ def percent_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def size_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Return an axis from zero."""
-    return Axis(0.0, max(values) * 1.02, start, end)
+    """Return an axis from zero; one without length has room for 1."""
+    return Axis(0.0, (max(values) or 1.0) * 1.02, start, end)
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:

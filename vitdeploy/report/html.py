@@ -20,7 +20,7 @@ SHAPE_TITLES = {"circle": "PyTorch", "square": "ONNX Runtime", "diamond": "OpenV
 
 def render_html(report: Report) -> str:
     """Return the page."""
-    return _templates().get_template("report.html.j2").render(_context(printable_record(report)))
+    return templates().get_template("report.html.j2").render(_context(printable_record(report)))
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def _context(report: Report) -> dict[str, Any]:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """Return the templates of all pages, with the wording of numbers as filters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(

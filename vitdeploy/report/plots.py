@@ -280,6 +280,37 @@ def size_bars(report: Report) -> Bars | None:
     return _chart("Size of the file", bars, left, axis, size_text)
 
 
+@dataclass(frozen=True)
+class BarItem:
+    """What a bar of any chart shows: its label, its value, and both in words."""
+
+    label: str
+    value: float
+    text: str
+    title: str
+    precision: str
+    faded: bool = False
+
+
+def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], str]) -> Bars:
+    """Return a chart of bars from zero; ``text`` writes the numbers of the axis."""
+    left = min(max(len(item.label) for item in items) * LETTER_WIDTH + 16, BAR_WIDTH * 0.42)
+    axis = size_axis([max(item.value, 0.0) for item in items], left, BAR_WIDTH - 72)
+    bars = [
+        Bar(
+            y=_bar_y(index),
+            width=axis.at(item.value) - left,
+            precision=item.precision,
+            label=_shortened(item.label, left),
+            value=item.text,
+            title=item.title,
+            faded=item.faded,
+        )
+        for index, item in enumerate(items)
+    ]
+    return _chart(caption, bars, left, axis, text)
+
+
 def _chart(caption: str, bars: list[Bar], left: float, axis: Axis, text: Callable[[float], str]) -> Bars:
     height = len(bars) * (BAR_HEIGHT + BAR_GAP) + 36
     return Bars(caption, bars, left, height, [Tick(axis.at(value), text(value)) for value in axis.ticks(4)])
