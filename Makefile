@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint types imports unit coverage jetpack package format bench-startup families matrix clean distclean
+.PHONY: help demo test quick lint types imports unit coverage jetpack package format bench-startup schema families matrix clean distclean
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
@@ -18,6 +18,7 @@ help:
 	@echo "make package        wheel and sdist into dist/"
 	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
 	@echo "make format         let ruff reformat"
+	@echo "make schema         renews docs/report.schema.json"
 	@echo "make bench-startup  seconds and modules of 'vitdeploy --help' and of an up-to-date 'vitdeploy run'"
 	@echo "make families       train every family on the digits, take it through the pipeline, renew docs/support-matrix.md"
 	@echo "make matrix         every family at full size through every stage; renews docs/support-matrix.md, graph-size.md"
@@ -70,6 +71,10 @@ package: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What a test compares docs/report.schema.json with.
+schema: $(STAMP)
+	$(BIN)/python -m vitdeploy.report.schema > docs/report.schema.json
 
 bench-startup: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

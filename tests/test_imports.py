@@ -97,7 +97,7 @@ def test_a_fresh_run_needs_no_torch(finished_run: Path, quick_changes: dict[str,
     code, out, errors = without_torch(finished_run, [line])[line]
     assert code == 0, errors
     assert "train: fresh" in errors
-    assert "bench: fresh" in errors
+    assert "bench: fresh" in errors, errors
     assert "report: report.html" in out
 
 

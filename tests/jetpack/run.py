@@ -81,7 +81,7 @@ def install(wheel: Path) -> None:
     stamp = VENV / ".installed"
     if not stamp.is_file() or stamp.read_text() != wanted:
         run(sys.executable, "-m", "venv", "--clear", VENV)
-        extra = ("pytest", "pytest-xdist", "hypothesis", "scikit-learn")
+        extra = ("pytest", "pytest-xdist", "hypothesis", "jsonschema", "scikit-learn")
         run(PYTHON, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel, *extra)
         stamp.write_text(wanted)
     run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
