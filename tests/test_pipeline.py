@@ -353,7 +353,7 @@ def test_without_a_builder_the_engines_are_skipped_and_the_report_says_so(
     def none() -> str:
         raise BackendError("no library that builds engines is installed: pip install 'vitdeploy[tensorrt]'")
 
-    monkeypatch.setattr("vitdeploy.stages.build.default_builder", none)
+    monkeypatch.setattr("vitdeploy.backends.opening.default_builder", none)
     notes = Notes()
     result = run(quick(quick_changes), finished_run, progress=notes)
     skipped = [stage for stage in result.stages if stage.status == "skipped"]

@@ -8,6 +8,7 @@ from vitdeploy.artifacts import (
     OnnxModel as OnnxModel,
     open_artifact as open_artifact,
 )
+from vitdeploy.artifacts.bundle import Bundle as Bundle, read_bundle as read_bundle
 from vitdeploy.backends import register_backend as register_backend
 from vitdeploy.catalog import Variant as Variant, list_models as list_models
 from vitdeploy.datasets import CalibrationSet as CalibrationSet, Dataset as Dataset, open_dataset as open_dataset
@@ -73,6 +74,7 @@ from vitdeploy.stages.convert import ConvertRequest as ConvertRequest, convert a
 from vitdeploy.stages.doctor import Finding as Finding, doctor as doctor
 from vitdeploy.stages.export import ExportOptions as ExportOptions, ExportRequest as ExportRequest, export as export
 from vitdeploy.stages.inspect import Inspection as Inspection, inspect as inspect
+from vitdeploy.stages.package import Provenance as Provenance, package as package
 from vitdeploy.stages.predict import predict as predict
 from vitdeploy.stages.quantize import (
     QuantizeOptions as QuantizeOptions,

@@ -285,3 +285,11 @@ def is_helping_process() -> bool:
     """Return whether torchrun, a cluster or Lightning Fabric has started this process beside a first one."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return any(rank not in {None, "", "0"} for rank in ranks)
+
+
+def cache_folder() -> Path:
+    """Return where caches are kept: ``VITDEPLOY_CACHE``, else ``vitdeploy`` in the user's cache folder."""
+    named = os.environ.get("VITDEPLOY_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitdeploy"

@@ -1,7 +1,8 @@
-"""Open an artifact with the backend that belongs to its kind."""
+"""Which backend opens an artifact, and which builds an engine here."""
 
 from __future__ import annotations
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt import TensorRTBackend
@@ -47,3 +48,21 @@ def engine_backend(engine: Engine) -> str:
     if full.mismatch(engine) is not None and lean.unavailable() is None and lean.version_mismatch(build) is None:
         return lean.name
     return build.backend
+
+
+def default_builder() -> str:
+    """Return ``tensorrt`` where it is installed and has a GPU to build on, else ``tensorrt-rtx``.
+
+    Raises:
+        BackendError: Neither is installed.
+    """
+    installed = environment.versions()
+    has_tensorrt = "tensorrt" in installed or get_backend("tensorrt").unavailable() is None
+    if has_tensorrt and (environment.current().gpu is not None or "tensorrt-rtx" not in installed):
+        return "tensorrt"
+    if "tensorrt-rtx" in installed:
+        return "tensorrt-rtx"
+    raise BackendError(
+        "no library that builds engines is installed: pip install 'vitdeploy[tensorrt]' on the machine with the GPU, "
+        "or pip install 'vitdeploy[tensorrt-rtx]' on any x86-64 machine"
+    )

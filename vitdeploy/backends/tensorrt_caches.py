@@ -7,24 +7,16 @@ library, GPU or driver, is left out with a note and written anew; it is never ha
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from vitdeploy.artifacts.files import write_atomically
+from vitdeploy.environment import cache_folder
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records.base import sha256_of
 
 MAGIC = b"vitdeploy cache 1\n"
 DIGEST_BYTES = 32
-
-
-def cache_folder() -> Path:
-    """Return where caches are kept: ``VITDEPLOY_CACHE``, else ``vitdeploy`` in the user's cache folder."""
-    named = os.environ.get("VITDEPLOY_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitdeploy"
 
 
 def cache_path(kind: str, *parts: str | None) -> Path:

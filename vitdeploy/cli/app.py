@@ -18,6 +18,7 @@ from vitdeploy.cli import (
     export,
     inspect,
     models,
+    package,
     predict,
     quantize,
     run,
@@ -69,6 +70,7 @@ EXAMPLES = {
     "build": "vitdeploy build vit.int8.onnx -o vit.engine --batch 1:8:32",
     "bench": "vitdeploy bench vit.onnx vit.int8.onnx vit.engine --data ./photos:test --report report",
     "compare": "vitdeploy compare last-week/report.json report/report.json --max-drop 0.5",
+    "package": "vitdeploy package vit.int8.engine vit.int8.onnx -o vit.bundle --report report",
     "predict": "vitdeploy predict vit.int8.onnx photo.jpg",
     "inspect": "vitdeploy inspect vit.engine",
     "verify": "vitdeploy verify vit.int8.onnx",
@@ -92,6 +94,7 @@ _add("build", build.build, "From ONNX to a TensorRT engine.")
 _add("bench", bench.bench, "Accuracy and latency, side by side.")
 _add("compare", compare.compare, "Two reports, with limits.")
 app.add_typer(calibration.app, name="calibration", short_help="Make, show and check calibration sets.")
+_add("package", package.package, "Graphs and engines to a bundle for devices.")
 _add("predict", predict.predict, "The classes of some images.")
 _add("inspect", inspect.inspect, "What a file is.")
 _add("verify", verify.verify, "Whether an artifact is what it says.")

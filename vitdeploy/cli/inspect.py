@@ -20,7 +20,7 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="An artifact, a report, a run, a calibration set, any ONNX file or weights."
+            metavar="FILE", help="An artifact, a bundle, a report, a run, a calibration set, any ONNX file or weights."
         ),
     ],
     as_json: Json = False,

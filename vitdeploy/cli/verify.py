@@ -12,20 +12,28 @@ from vitdeploy.cli.output import print_line
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that vitdeploy wrote.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file or a bundle that vitdeploy wrote.")],
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="DATA", help="Also compare with PyTorch's logits, as export --reference kept."),
     ] = None,
+    rebuild: Annotated[
+        bool | None,
+        typer.Option(
+            "--rebuild/--no-rebuild",
+            help="Of a bundle none of whose engines runs here: build one from its ONNX model.",
+            show_default="where there is a GPU",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check digests, graph, parents and golden samples; exits with 1 where a check fails."""
+    """Check digests, graph, parents and golden samples, and what of a bundle runs here; 1 where a check fails."""
     from vitdeploy import verify as check
     from vitdeploy.cli.output import check_words, print_json
     from vitdeploy.errors import ArtifactError
     from vitdeploy.terminal_progress import make_progress
 
-    found = check(artifact, data, progress=make_progress())
+    found = check(artifact, data, rebuild_engine=rebuild, progress=make_progress())
     if as_json:
         print_json(found)
     else:

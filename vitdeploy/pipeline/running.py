@@ -180,7 +180,7 @@ class _Run:
         return self.do(step, key_of)
 
     def build(self, model: OnnxModel, graphs: dict[str, OnnxModel]) -> list[Engine]:
-        from vitdeploy.stages.build import default_builder
+        from vitdeploy.backends.opening import default_builder
 
         section = self.recipe.build
         known = {"fp32": model, **graphs}

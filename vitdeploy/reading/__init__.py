@@ -1,6 +1,6 @@
 """Reading what comes from outside: regular files only, of bounded size and depth, and nothing in them is executed."""
 
-from vitdeploy.reading.archives import check_zip, read_npz
+from vitdeploy.reading.archives import check_zip, read_npz, unpack_zip
 from vitdeploy.reading.json_text import decode_text, first_problem, parse_json, read_json
 from vitdeploy.reading.regular import (
     missing,
@@ -39,4 +39,5 @@ __all__ = [
     "safetensors_layout",
     "safetensors_metadata",
     "sha256_of_file",
+    "unpack_zip",
 ]

@@ -1,8 +1,10 @@
-"""Zip archives of arrays: what they claim to hold is compared with what they are before any of it is unpacked."""
+"""Zip archives: what they claim to hold is compared with what they are before any of it is unpacked."""
 
 from __future__ import annotations
 
 import math
+import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +18,7 @@ from vitdeploy.reading.regular import require_regular
 from vitdeploy.text import size_text
 
 ALWAYS_FINE = 256 << 20
+MOST_MEMBERS = 1000
 MOST_GROWTH = 30
 """Trained weights shrink to nine tenths in a zip archive; zeros, of which bombs are made, to a thousandth."""
 
@@ -40,6 +43,45 @@ def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
             f"so far, so it is refused"
         )
     return members
+
+
+def unpack_zip(path: Path | str, folder: Path) -> None:
+    """Unpack an archive of plain files, all of them at its top, into an empty folder; nothing is written elsewhere.
+
+    Raises:
+        ArtifactError: It is refused by ``check_zip`` or damaged, holds more than 1000 files, or a folder, a link, an
+            encrypted file, a path, or one name twice.
+        OSError: A file cannot be written.
+    """
+    members = check_zip(path)
+    if len(members) > MOST_MEMBERS:
+        raise ArtifactError(f"{str(path)!r} holds {len(members)} files, expected at most {MOST_MEMBERS}: refused")
+    seen: set[str] = set()
+    for member in members:
+        _check_member(member, seen, repr(str(path)))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in members:
+                target = folder / member.filename
+                with archive.open(member) as source, target.open("xb") as stream:
+                    shutil.copyfileobj(source, stream, 1 << 20)
+                if target.stat().st_size != member.file_size:
+                    raise ArtifactError(f"{str(path)!r} is damaged: {member.filename!r} is shorter than it claims")
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ArtifactError(f"{str(path)!r} is a truncated or damaged archive") from error
+
+
+def _check_member(member: zipfile.ZipInfo, seen: set[str], where: str) -> None:
+    name, mode = member.filename, member.external_attr >> 16
+    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+        raise ArtifactError(f"{where} holds {name!r}, expected plain names without folders: refused")
+    if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+        raise ArtifactError(f"{where} holds {name!r}, which is a link or no plain file: refused")
+    if member.flag_bits & 1:
+        raise ArtifactError(f"{where} holds {name!r}, which is encrypted: refused")
+    if name.lower() in seen:
+        raise ArtifactError(f"{where} holds {name!r} twice: refused")
+    seen.add(name.lower())
 
 
 def read_npz(path: Path | str) -> dict[str, NDArray[Any]]:

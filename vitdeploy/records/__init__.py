@@ -1,6 +1,7 @@
 """Records: what is stored in artifacts and reports, as immutable validated values. They know no framework."""
 
 from vitdeploy.records.base import Record, canonical_json, printable_record, sha256_of
+from vitdeploy.records.bundle import BundledFile, BundledGraph, BundleManifest
 from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
@@ -31,6 +32,9 @@ __all__ = [
     "Activation",
     "Baseline",
     "BuildInfo",
+    "BundleManifest",
+    "BundledFile",
+    "BundledGraph",
     "CalibrationInfo",
     "Check",
     "Conditions",

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, OnnxModel, open_artifact
+from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
 from vitdeploy.backends.opening import open_session
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import normalize
 from vitdeploy.preprocess.ahead import map_ahead, thread_count
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.runtime.choosing import choose
 from vitdeploy.runtime.images import Images, NamedImage, each_image, is_single
 from vitdeploy.runtime.prediction import Prediction, predictions
 from vitdeploy.sessions import Session, SessionOptions
@@ -27,16 +29,24 @@ OnError = Callable[[str, DataError], None]
 """Told the name of an image that cannot be read, and why."""
 
 
-def load(source: Artifact | Path | str, *, options: SessionOptions = SessionOptions()) -> Predictor:
-    """Open an ONNX model, an engine or a checkpoint for predictions; nothing of torch is needed but for a checkpoint.
+def load(source: Bundle | Artifact | Path | str, *, options: SessionOptions = SessionOptions()) -> Predictor:
+    """Open a bundle, an ONNX model, an engine or a checkpoint for predictions; only a checkpoint needs torch.
+
+    Of a bundle every file is compared with its digest, and the first engine that this machine can run is opened, one
+    that ``verify`` rebuilt here, or else a graph.
 
     Args:
-        source: An artifact, or the file of one.
+        source: A bundle (folder or zip) or an artifact, open or by its path.
         options: Where it runs.
     Raises:
         ArtifactError: It is missing, damaged, or carries no preprocessing.
         BackendError: Its runtime is not installed, or cannot run it on this machine.
     """
+    if isinstance(source, str | Path) and (Path(source).is_dir() or is_bundle(Path(source))):
+        source = read_bundle(source)
+    if isinstance(source, Bundle):
+        choice = choose(source, options)
+        return Predictor(choice.artifact, options, choice.graph)
     return Predictor(open_artifact(source), options)
 
 
@@ -48,13 +58,16 @@ class Predictor:
     They are resized, cropped and normalised as the training's evaluation did.
     """
 
-    def __init__(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> None:
+    def __init__(
+        self, artifact: Artifact, options: SessionOptions = SessionOptions(), graph: OnnxModel | None = None
+    ) -> None:
         if artifact.manifest.preprocess is None:
             raise ArtifactError(f"{str(artifact.path)!r} carries no preprocessing, so an image cannot become its input")
         self.artifact = artifact
         self.preprocess: Preprocess = artifact.manifest.preprocess
         self.model: ModelSpec = artifact.manifest.model
         self._options = options
+        self._graph = artifact if isinstance(artifact, OnnxModel) else graph
         self._lock = threading.Lock()
         self._session: Session = open_session(artifact, options)
         self._features: Session | None = None
@@ -113,10 +126,12 @@ class Predictor:
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Return the features of each image, [n, D]: the outputs of a model without classes, else what its head reads.
 
+        An engine gives nothing but its logits: where it comes from a bundle, its graph is run under ONNX Runtime.
+
         Raises:
             UsageError: There are no images.
-            GraphError: The model has no single head whose input is the features, or is an engine with classes, of
-                which nothing but the logits can be read.
+            GraphError: The model has no single head whose input is the features, or is an engine or a checkpoint with
+                classes.
             DataError: An image cannot be read.
         """
         if self.model.task == "features":
@@ -126,15 +141,14 @@ class Predictor:
         return self._all(self._features, images)
 
     def _open_features(self) -> Session:
-        if not isinstance(self.artifact, OnnxModel):
+        if self._graph is None:
             raise GraphError(
-                f"{str(self.artifact.path)!r} gives its classes alone: load the ONNX model that it was made from, or "
-                "export the model with task 'features'"
+                f"{str(self.artifact.path)!r} gives its classes alone: load its ONNX model, or a bundle of both"
             )
         from vitdeploy.backends.onnxruntime import open_graph
         from vitdeploy.graph.head_input import find_head_input
 
-        graph = self.artifact.load()
+        graph = self._graph.load()
         features = find_head_input(graph)
         graph.graph.outputs[:] = [features]
         return open_graph(graph, self._options)

@@ -10,6 +10,7 @@ from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx, sidecar_
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.backends import get_backend
+from vitdeploy.backends.opening import default_builder
 from vitdeploy.backends.tensorrt_backend import build_options
 from vitdeploy.backends.tensorrt_options import equivalent_command
 from vitdeploy.errors import BackendError, UsageError
@@ -142,24 +143,6 @@ def note_default(name: str, progress: Progress) -> None:
     else:
         why = "tensorrt is not installed"
     progress.note(f"building with {name} ({why}); --backend chooses another")
-
-
-def default_builder() -> str:
-    """Return ``tensorrt`` where it is installed and has a GPU to build on, else ``tensorrt-rtx``.
-
-    Raises:
-        BackendError: Neither is installed.
-    """
-    installed = environment.versions()
-    has_tensorrt = "tensorrt" in installed or get_backend("tensorrt").unavailable() is None
-    if has_tensorrt and (environment.current().gpu is not None or "tensorrt-rtx" not in installed):
-        return "tensorrt"
-    if "tensorrt-rtx" in installed:
-        return "tensorrt-rtx"
-    raise BackendError(
-        "no library that builds engines is installed: pip install 'vitdeploy[tensorrt]' on the machine with the GPU, "
-        "or pip install 'vitdeploy[tensorrt-rtx]' on any x86-64 machine"
-    )
 
 
 def note_target(model: OnnxModel, progress: Progress) -> None:

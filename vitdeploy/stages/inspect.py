@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact, read_engine
+from vitdeploy.artifacts.bundle import is_bundle, read_bundle
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_TABLE
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
@@ -46,6 +47,7 @@ InspectedKind = Literal[
     "run",
     "calibration-set",
     "training-metrics",
+    "bundle",
 ]
 ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
@@ -111,6 +113,8 @@ def inspect(file: Artifact | Path | str) -> Inspection:
     path = file.path if isinstance(file, Artifact) else Path(file)
     if not path.exists():
         raise missing(path, FileNotFoundError())
+    if is_bundle(path):
+        return _inspect_bundle(path)
     if path.name.endswith(".metrics.jsonl"):
         return _inspect_metrics(path)
     if path.is_dir() or path.suffix == ".json":
@@ -190,6 +194,29 @@ def _inspect_calibration_set(folder: Path) -> Inspection:
     size = sum((folder / entry.path).stat().st_size for entry in manifest.entries)
     digest = manifest.set_sha256
     return Inspection(path=str(folder), kind="calibration-set", size_bytes=size, payload_sha256=digest, facts=facts)
+
+
+def _inspect_bundle(path: Path) -> Inspection:
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    facts = [
+        ("model", f"{manifest.model.name}, {len(manifest.model.classes)} classes"),
+        *(("engine", f"{one.path.name}, {one.manifest.precision}") for one in bundle.engines()),
+        *(("graph", f"{one.path.name}, {one.manifest.precision}") for one in bundle.graphs()),
+        *(("file", f"{file.name}, {size_text(file.bytes)}") for file in manifest.files),
+        ("licence", manifest.licence or "not stated"),
+        ("source", manifest.source or "not stated"),
+        *(("trained on", data.data) for data in manifest.trained_on),
+        ("signature", "signed; 'vitdeploy verify --public-key' checks it" if bundle.is_signed else "none"),
+        ("made by", manifest.producer),
+    ]
+    return Inspection(
+        path=str(path),
+        kind="bundle",
+        size_bytes=sum(file.bytes for file in manifest.files),
+        payload_sha256=manifest.manifest_sha256,
+        facts=tuple(facts),
+    )
 
 
 def _inspect_metrics(path: Path) -> Inspection:

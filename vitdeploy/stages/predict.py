@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitdeploy.artifacts import Artifact
+from vitdeploy.artifacts.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.runtime.images import Images
 from vitdeploy.runtime.prediction import Prediction
@@ -13,7 +14,7 @@ from vitdeploy.sessions import SessionOptions
 
 
 def predict(
-    artifact: Artifact | Path | str,
+    artifact: Bundle | Artifact | Path | str,
     images: Images,
     *,
     top: int = 5,
@@ -21,8 +22,9 @@ def predict(
 ) -> list[Prediction]:
     """Return the ``top`` most likely classes of each image, in the order given.
 
-    A checkpoint runs under PyTorch, an ONNX model under ONNX Runtime, an engine under the TensorRT that built it. A
-    model without classes gives its outputs. For several calls, ``load`` opens the model once.
+    A checkpoint runs under PyTorch, an ONNX model under ONNX Runtime, an engine under the TensorRT that built it, of a
+    bundle what this machine can run best. A model without classes gives its outputs. For several calls, ``load`` opens
+    the model once.
 
     Args:
         artifact: The model.

@@ -1,4 +1,4 @@
-"""``verify``: whether an artifact is what its manifest says, and whether it still computes what it did."""
+"""``verify``: whether an artifact or a bundle is what its manifest says, and still computes what it did."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
+from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
 from vitdeploy.artifacts.lineage import find_beside
 from vitdeploy.artifacts.reference import load_reference, read_reference, reference_path
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
 from vitdeploy.backends.tensorrt_backend import PlanBackend
 from vitdeploy.datasets import DataSource, batches, open_dataset
-from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.errors import ArtifactError, BackendError, UsageError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Record
+from vitdeploy.runtime.choosing import choose, rebuild
 from vitdeploy.sessions import Session
 from vitdeploy.terminal_progress import AUTO, shown
 
@@ -52,39 +55,98 @@ class Verification(Record):
 
 
 def verify(
-    artifact: Artifact | Path | str, data: DataSource | None = None, *, progress: Progress | None = AUTO
+    artifact: Bundle | Artifact | Path | str,
+    data: DataSource | None = None,
+    *,
+    rebuild_engine: bool | None = None,
+    progress: Progress | None = AUTO,
 ) -> Verification:
     """Check an artifact: digests, the graph by onnx's rules, golden samples by running it, its parents.
 
     An engine runs where a GPU of its kind is, on the golden samples that it carries (or those of the graph beside
     it), and tells in which precision its products run. What cannot be checked is reported as unchecked, with the
-    reason.
+    reason. Of a bundle every file is compared with its digest, every artifact is checked so, and the last check says
+    what ``load`` runs on this machine.
 
     Args:
-        artifact: What is checked; of one that is open already, its file is read again.
+        artifact: What is checked, a bundle too; of one that is open already, its file is read again.
         data: A dataset whose logits were stored with ``export --reference``: the artifact's top-1 must agree with
             PyTorch's on at least 90 % of it.
+        rebuild_engine: Build an engine from a bundle's graph where none of its engines runs here, and keep it in the
+            cache folder, where ``load`` finds it; None does so where there is a GPU.
         progress: Shows the run over ``data``.
     Raises:
         ArtifactError: The file is missing, damaged, or does not match its own manifest.
         DataError: ``data`` cannot be read.
+        UsageError: ``data`` is given for a bundle, or ``rebuild_engine`` for something else.
     """
-    earlier, artifact = artifact, open_artifact(artifact.path if isinstance(artifact, Artifact) else artifact)
+    path = artifact.path if isinstance(artifact, Artifact | Bundle) else Path(artifact)
+    if isinstance(artifact, Bundle) or path.is_dir() or is_bundle(path):
+        if data is not None:
+            raise UsageError(f"{str(path)!r} is a bundle: name one of its artifacts to compare with stored logits")
+        return _verify_bundle(read_bundle(path), rebuild_engine, shown(progress))
+    if rebuild_engine is not None:
+        raise UsageError(f"{str(path)!r} is no bundle, and an engine is rebuilt from a bundle: 'vitdeploy build'")
+    earlier, artifact = artifact, open_artifact(path)
     if isinstance(earlier, Artifact) and earlier != artifact:
         raise ArtifactError(f"{str(earlier.path)!r} was written anew since it was opened, and holds something else")
-    checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
-    if isinstance(artifact, OnnxModel):
-        checks.append(_check_rules(artifact))
-    if isinstance(artifact, OnnxModel):
-        checks.append(_check_golden(artifact))
-    if isinstance(artifact, Engine):
-        checks += _examine(artifact)
-    if isinstance(artifact, OnnxModel) and (beside := reference_path(artifact.path)).exists():
-        checks.append(_check_reference(beside))
+    checks = _checks_of(artifact)
     checks += _check_parents(artifact)
     if data is not None:
         checks.append(_check_agreement(artifact, data, shown(progress)))
     return Verification(path=str(artifact.path), kind=artifact.manifest.kind, checks=tuple(checks))
+
+
+def _checks_of(artifact: Artifact) -> list[Check]:
+    """Return what the file itself, and what lies in it, is checked for."""
+    checks = [Check(name="digest", status="passed", detail="content, manifest and samples match their digests")]
+    if isinstance(artifact, OnnxModel):
+        checks += [_check_rules(artifact), _check_golden(artifact)]
+    if isinstance(artifact, Engine):
+        checks += _examine(artifact)
+    if isinstance(artifact, OnnxModel) and (beside := reference_path(artifact.path)).exists():
+        checks.append(_check_reference(beside))
+    return checks
+
+
+def _verify_bundle(bundle: Bundle, rebuild_engine: bool | None, progress: Progress) -> Verification:
+    manifest = bundle.manifest
+    detail = f"{len(manifest.files)} files match their digests, and there is no other"
+    checks = [Check(name="files", status="passed", detail=detail)]
+    for listed in (*bundle.engines(), *bundle.graphs()):
+        found = open_artifact(listed.path)
+        if found.manifest != listed.manifest:
+            raise ArtifactError(f"{listed.path.name!r} in {str(bundle.path)!r} has another manifest than the bundle")
+        checks += [
+            check.model_copy(update={"name": f"{listed.path.name}: {check.name}"}) for check in _checks_of(found)
+        ]
+    choice = choose(bundle)
+    if rebuild_engine is None:
+        rebuild_engine = environment.current().gpu is not None
+    if isinstance(choice.artifact, OnnxModel) and rebuild_engine:
+        checks += _rebuilt(bundle, progress)
+        choice = choose(bundle)
+    checks += [Check(name="passed over", status="unchecked", detail=reason) for reason in choice.passed_over]
+    try:
+        with open_session(choice.artifact) as session:
+            detail = f"{choice.artifact.path.name} under {session.provider} is what 'load' and 'predict' run here"
+        checks.append(Check(name="runs here", status="passed", detail=detail))
+    except BackendError as error:
+        checks.append(Check(name="runs here", status="failed", detail=str(error)))
+    return Verification(path=str(bundle.path), kind="bundle", checks=tuple(checks))
+
+
+def _rebuilt(bundle: Bundle, progress: Progress) -> list[Check]:
+    """Build an engine of a bundle's graph for this machine, and return what it was checked for."""
+    try:
+        engine = rebuild(bundle, progress)
+    except BackendError as error:
+        return [Check(name="rebuilt engine", status="unchecked", detail=f"none was built: {error}")]
+    build = engine.manifest.build
+    assert build is not None
+    detail = f"built by {build.backend} {build.version} and kept as {engine.path}"
+    own = [check.model_copy(update={"name": f"rebuilt engine: {check.name}"}) for check in engine.manifest.checks]
+    return [Check(name="rebuilt engine", status="passed", detail=detail), *own]
 
 
 def _check_rules(model: OnnxModel) -> Check:
