@@ -5,9 +5,10 @@
     python benchmarks/photographs.py --only-make photos   # write the folder and train nothing
 
 The photographs are crops of real ones that come with installed packages: scikit-learn's, scikit-image's (where it is
-installed), and the backgrounds of a desktop under /usr/share. Each source is a class. The files are what cameras and
-programs write: turned by EXIF, progressive, CMYK and greyscale JPEGs, PNGs with a palette, with transparency and with
-16 bits. Each training is the command that a user would type, in a process of its own.
+installed), and the backgrounds of a desktop under /usr/share; textures are drawn where those are fewer than the
+classes. Each source is a class. The files are what cameras and programs write: turned by EXIF, progressive, CMYK and
+greyscale JPEGs, PNGs with a palette, with transparency and with 16 bits. Each training is the command that a user would
+type, in a process of its own.
 
 Ends with 1 where a training fails.
 """
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ IN_PACKAGES = {
     "portrait": ("skimage", "data/astronaut.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
+DRAWN: dict[str, tuple[int, tuple[tuple[int, int, int], ...], float]] = {
+    "clouds": (0, ((64, 110, 190), (150, 180, 220), (250, 250, 250)), 1.9),
+    "gravel": (1, ((40, 36, 32), (130, 120, 105), (225, 215, 200)), 0.9),
+    "leaves": (2, ((10, 30, 8), (60, 110, 30), (190, 200, 90)), 1.3),
+}
+"""What is drawn where the packages have too few photographs: seed, colours from dark to bright, roughness."""
 BACKGROUNDS = Path("/usr/share/backgrounds")
 ORIENTATION = 0x0112
 
@@ -127,8 +134,8 @@ def run_train(work: Path, output: Path, options: list[str]) -> dict[str, float]:
 def make_photographs(folder: Path, count: int = 200, seed: int = 0) -> None:
     """Write ``count`` photographs into class folders, in equal parts."""
     originals = dict(find_originals())
-    if len(originals) < 2:
-        sys.exit("there are fewer than 2 photographs in the installed packages: pip install scikit-learn scikit-image")
+    for name in list(DRAWN)[: max(CLASSES - len(originals), 0)]:
+        originals[name] = draw_scene(*DRAWN[name])
     shutil.rmtree(folder, ignore_errors=True)
     draw = random.Random(seed)
     names = list(originals)[:CLASSES]
@@ -149,6 +156,24 @@ def find_originals() -> Iterator[tuple[str, Image.Image]]:
             yield name, Image.open(path).convert("RGB")
     for path in sorted(BACKGROUNDS.rglob("*.jpg")) if BACKGROUNDS.is_dir() else ():
         yield path.stem, Image.open(path).convert("RGB")
+
+
+def draw_scene(seed: int, colours: Sequence[tuple[int, int, int]], roughness: float) -> Image.Image:
+    """Return a texture of 800×600 pixels whose power falls with frequency as that of a photograph does.
+
+    Args:
+        seed: Of the texture.
+        colours: From its darkest to its brightest place.
+        roughness: The exponent with which the amplitude falls: 1 is sand, 2 is clouds.
+    """
+    draw = np.random.default_rng(seed)
+    rows, columns = np.fft.fftfreq(600)[:, None], np.fft.fftfreq(800)[None]
+    falling = np.maximum(np.hypot(rows, columns), 1 / 800) ** -roughness
+    field = np.fft.ifft2(np.fft.fft2(draw.standard_normal((600, 800))) * falling).real
+    rank = np.linspace(0, 1, field.size)[field.ravel().argsort().argsort()].reshape(field.shape)
+    steps = np.linspace(0, 1, len(colours))
+    channels = [np.interp(rank, steps, [colour[channel] for colour in colours]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
 def crop(original: Image.Image, draw: random.Random) -> Image.Image:

@@ -46,7 +46,7 @@ def printed(report: Report) -> str:
     wanted = ("Data", "Turns", "CPU threads", "Other load", "CPU", "GPU", "System")
     said = "\n".join(f"* {fact.name}: {fact.value}" for fact in facts if fact.name in wanted)
     when = f"Measured {report.created[:10]} by {report.producer}, under these conditions:"
-    return f"```\n{text.strip()}\n```\n\n{when}\n\n{said}\n"
+    return f"```text\n{text.strip()}\n```\n\n{when}\n\n{said}\n"
 
 
 def put(readme: Path, block: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ from vitdeploy.report import read_report
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text("utf8")
+
+
+def benchmark(name: str) -> Any:
+    """Import a script of ``benchmarks``."""
+    place = str(ROOT / "benchmarks")
+    sys.path.insert(0, place)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(place)
+
+
+documented = benchmark("documented")
+BLOCKS = [block for page in documented.PAGES for block in documented.blocks_of(page)]
 
 
 def lines_of_code(text: str) -> Iterator[str]:
@@ -134,6 +149,74 @@ def test_recipes_of_the_pages_are_valid() -> None:
         Recipe.model_validate(parse_yaml(block))
 
 
+def test_the_blocks_that_benchmarks_documented_runs_are_all_but_the_marked_ones() -> None:
+    code = [block for block in BLOCKS if block.language in {"sh", "python"}]
+    assert {block.page for block in code if block.runs} >= {"README.md", "docs/training.md", "docs/running.md"}
+    assert sum(block.runs for block in code) >= 15
+    assert all(block.runs or block.reason for block in code)
+    fences = sum(page.read_text("utf8").count("\n```") for page in documented.PAGES)
+    indented = sum(block.language == "sh" for block in BLOCKS)
+    assert len(BLOCKS) == fences // 2 + indented, "shell is indented, all else is fenced"
+
+
+def test_a_marked_block_does_what_only_the_marker_can_say() -> None:
+    """What needs no GPU, network or installation is run: a marker must not hide a command that fails."""
+    words = {"installs", "a Jetson", "an NVIDIA GPU", "timm's hub", "Google's file has 330 MB"}
+    for block in BLOCKS:
+        assert block.reason is None or any(block.reason.startswith(word) for word in words), block
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.runs and block.language == "sh"], ids=str)
+def test_a_block_that_runs_has_commands_alone(block: Any) -> None:
+    for line, command in block.commands():
+        assert shlex.split(command, comments=True)[0] == "vitdeploy", f"{block.page}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```\nx\n```\n", r"page.md:1: the block names no language"),
+        ("<!-- not run: a GPU -->\n\nwords\n", r"page.md:1: the marker stands before no block"),
+        (
+            "<!-- not run: a GPU -->\n\n```yaml\na: 1\n```\n",
+            r"page.md:1: the marker stands before a block that would not",
+        ),
+    ],
+)
+def test_a_page_that_leaves_open_what_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        documented.blocks_of(tmp_path / "page.md")
+
+
+def test_blocks_are_collected_with_lines_and_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    text = "# A\n\n    one \\\n    two\n    three\n\nwords\n\n"
+    text += "<!-- not run: a GPU -->\n\n```python\nx = 1\n```\n\n```sh\ny\n```\n"
+    (tmp_path / "page.md").write_text(text)
+    first, second, third = documented.blocks_of(tmp_path / "page.md")
+    assert list(first.commands()) == [(3, "one two"), (5, "three")]
+    assert (second.line, second.language, second.reason, second.runs) == (12, "python", "a GPU", False)
+    assert (list(third.commands()), third.runs) == ([(16, "y")], True)
+
+
+def test_a_command_that_fails_is_counted_and_one_that_works_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    scripts = ("import os", "print(os.sep)", "raise SystemExit(3)")
+    text = "    echo fine\n    false # wrong\n" + "".join(f"\n```python\n{script}\n```\n" for script in scripts)
+    (tmp_path / "page.md").write_text(text)
+    given = documented.Given(tmp_path / "given")
+    assert documented.work_through(tmp_path / "page.md", tmp_path / "page", given) == 2
+    printed = capsys.readouterr().out
+    outcomes = [("1", "ok"), ("2", "exit 1"), ("5", "ok"), ("9", "ok"), ("13", "exit 3")]
+    assert re.findall(r"page.md:(\d+) +[\d.]+ s  (ok|exit \d)", printed) == outcomes
+
+
 def test_the_example_for_notebooks_has_seven_lines_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,12 +256,7 @@ def test_the_ten_lines_for_plain_onnx_runtime_give_the_pixels_of_predict(
 
 
 def test_the_table_of_the_readme_is_that_of_the_report_beside_it() -> None:
-    place = ROOT / "benchmarks" / "readme.py"
-    spec = importlib.util.spec_from_file_location("readme", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark("readme")
     report = read_report(ROOT / "docs" / "demo")
     shown = README.split(module.BEGIN)[1].split(module.END)[0]
     assert shown.strip() == module.printed(report).strip()
