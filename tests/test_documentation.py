@@ -166,10 +166,16 @@ def test_a_marked_block_does_what_only_the_marker_can_say() -> None:
         assert block.reason is None or any(block.reason.startswith(word) for word in words), block
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.runs and block.language == "sh"], ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.runs and block.language == "sh"],
+    ids=lambda block: f"{block.page}:{block.line}",
+)
 def test_a_block_that_runs_has_commands_alone(block: Any) -> None:
     for line, command in block.commands():
-        assert shlex.split(command, comments=True)[0] == "vitdeploy", f"{block.page}:{line}"
+        assert shlex.split(command, comments=True)[0] == "vitdeploy", (
+            f"{block.page}:{line} is not a command: output is fenced as text"
+        )
 
 
 @pytest.mark.parametrize(
