@@ -27,7 +27,7 @@ EXPECTED_BAD = [
     ({"window": 0}, "window is 0, expected a number above 0"),
     ({"drop_path": 1.0}, "drop_path is 1.0"),
     ({"init": "zeros"}, "init is 'zeros', expected one of trunc_normal, xavier"),
-    ({"num_classes": 0}, "num_classes is 0"),
+    ({"num_classes": -1}, "num_classes is -1"),
     ({"windows": 7}, "has no argument 'windows'"),
 ]
 

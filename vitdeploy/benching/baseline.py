@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
 from vitdeploy.records.report import Device, backend_title
 from vitdeploy.sources.source import Source, open_source
+
+if TYPE_CHECKING:
+    from vitdeploy.sources.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,7 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
     if absent is None:
         checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
         if checkpoint is not None:
-            rows = list_checkpoints([checkpoint], scene.others, scene.device)
-            return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {checkpoint.path.name}")
+            return _of_checkpoint(scene, checkpoint, checkpoint.path.name)
         why = "no checkpoint was given, and the one they were made from is not beside them"
     else:
         why = "torch is not installed"
@@ -117,16 +120,35 @@ def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
     if isinstance(named, Source):
         from vitdeploy.sources.load import load
 
-        loaded = load(named)
-        devices = devices_of(scene.others, scene.device)
-        rows = [of_loaded(text, loaded, device) for device in devices]
-        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+        return _of_loaded(scene, load(named), text)
     if isinstance(named, Checkpoint):
-        rows = list_checkpoints([named], scene.others, scene.device)
-        return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+        return _of_checkpoint(scene, named, text)
     rows = list(_first_per_device(list_candidates([named], scene.runtimes, scene.device)))
     title = backend_title(rows[0].backend)
     return BaselineChoice(tuple(rows), accuracy_against=f"{text} under {title}, as named")
+
+
+def _of_checkpoint(scene: Scene, checkpoint: Checkpoint, text: str) -> BaselineChoice:
+    if _are_features(scene) and checkpoint.manifest.model.task != "features":
+        from vitdeploy.sources.load import load_source
+
+        return _of_loaded(scene, load_source(checkpoint), text)
+    rows = list_checkpoints([checkpoint], scene.others, scene.device)
+    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+
+
+def _of_loaded(scene: Scene, loaded: LoadedModel, text: str) -> BaselineChoice:
+    """Return a loaded model as the baseline; of models that give features, without its head, as they are."""
+    if _are_features(scene):
+        from vitdeploy.sources.headless import without_head
+
+        loaded = without_head(loaded)
+    rows = [of_loaded(text, loaded, device) for device in devices_of(scene.others, scene.device)]
+    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+
+
+def _are_features(scene: Scene) -> bool:
+    return bool(scene.others) and all(one.model.task == "features" for one in scene.others)
 
 
 def _is_ours(path: Path) -> bool:

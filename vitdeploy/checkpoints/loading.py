@@ -34,14 +34,16 @@ class LoadRequest:
 
     ``image_size`` resizes position tables once, by the rule of the checkpoint's own code. ``num_classes`` other than
     the file's needs ``reset_head``, which draws a fresh head; ``head_for`` is the number of classes of a training,
-    which keeps a head for as many and draws any other. ``arguments`` replace constructor ones (``qk_scale``,
-    ``heads`` where the keys cannot tell).
+    which keeps a head for as many and draws any other. ``headless`` takes weights without a head, or with one that the
+    model does not have, as they are: features in place of logits. ``arguments`` replace constructor ones
+    (``qk_scale``, ``heads`` where the keys cannot tell).
     """
 
     image_size: int | tuple[int, int] | None = None
     num_classes: int | None = None
     reset_head: bool = False
     head_for: int | None = None
+    headless: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -249,16 +251,19 @@ def _arguments(
     found = converted.arguments.get("num_classes")
     if request.head_for is not None:
         return {**arguments, "num_classes": request.head_for}
+    if request.headless and (found is None or converted.head_problem):
+        return {**arguments, "num_classes": 0}
     if converted.head_problem and not request.reset_head:
         raise CheckpointError(
-            f"{where} cannot be taken whole: {converted.head_problem}; --reset-head --argument num_classes=N draws a "
-            "new head, and torch.onnx.export writes the model as it is, which 'vitdeploy export MODEL.onnx "
-            "--preprocess …' takes"
+            f"{where} cannot be taken whole: {converted.head_problem}; --task features leaves it out, --reset-head "
+            "--argument num_classes=N draws a new head, and torch.onnx.export writes the model as it is, which "
+            "'vitdeploy export MODEL.onnx --preprocess …' takes"
         )
     wanted = request.num_classes if request.num_classes is not None else found
     if found is None and (wanted is None or not request.reset_head):
         raise CheckpointError(
-            f"{where} has no classification head: --reset-head --argument num_classes=N draws a new one"
+            f"{where} has no classification head: --task features takes it as it is, --reset-head --argument "
+            "num_classes=N draws a new one"
         )
     if found is not None and wanted != found and not request.reset_head:
         raise CheckpointError(f"{where} has {found} classes, {wanted} were asked for: --reset-head draws a new head")
@@ -367,7 +372,9 @@ def _fitted(
             if tensors[name].shape[0] != expected[name][0]:
                 tensors[name] = swin.resize_table(tensors[name], side, converted.table_rule)
                 notes.append(f"resized {name} to a window of {side}")
-    had, classes = converted.arguments.get("num_classes"), expected["head.weight"][0]
+    had, classes = converted.arguments.get("num_classes"), expected.get("head.weight", (0,))[0]
+    if not classes:
+        return {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
     if request.reset_head or (request.head_for is not None and had != classes):
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
         heads = [name for name in expected if name.startswith(_HEADS)]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _OF_CONFIG = ("architectures", "id2label", "label2id", "label_names", "model_type", "problem_type")
 """Keys of a ``config.json`` beside the file that say what the outputs mean."""
+_OF_CLASSIFIERS = ("logits", "probs", "probabilities", "probability", "scores", "class_logits")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         original = onnx_digest(model)
         precision = graph_precision(model)
         notes = choose_output(model, options.output_name, where)
+        if options.task == "features":
+            notes = (*notes, *_without_head(model, path))
         spec, more = fit_input(model, named, where)
         if options.golden is None:
             pixels = smooth_random_pixels(spec, CHECKED_BATCH, options.seed)
@@ -160,6 +163,28 @@ def _folders(path: Path) -> tuple[Path, ...]:
     """Return where files of the model may lie: beside the graph, or above a folder that is called onnx."""
     folder = path.resolve().parent
     return (folder, folder.parent) if folder.name == "onnx" else (folder,)
+
+
+def _without_head(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Let a classifier's graph give what its head reads, in place; one that gives features already stays as it is.
+
+    It is a classifier where its output is called so, ends in probabilities, or has names in a ``config.json``.
+
+    Raises:
+        GraphError: Its logits are not those of one linear layer.
+    """
+    from vitdeploy.graph.head_input import find_head_input
+
+    config, where = _config(path)
+    output = model.graph.outputs[0]
+    producer = output.producer()
+    ends = producer is not None and producer.op_type in ("Softmax", "Sigmoid")
+    classifies = any("Classification" in str(kind) for kind in config.get("architectures") or ())
+    if not (ends or classifies or output.name in _OF_CLASSIFIERS or {"label_names", "label2id"} & config.keys()):
+        return (f"output {output.name!r} is taken for the features as it is",)
+    model.graph.outputs[:] = [find_head_input(model)]
+    said = f"{where} names classes" if classifies else f"output {output.name!r} is a classifier's"
+    return (f"{said}: the head is left out, and the outputs are the features that it reads",)
 
 
 def _config(path: Path) -> tuple[dict[str, Any], str]:

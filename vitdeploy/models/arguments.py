@@ -87,6 +87,18 @@ def check_positive(**values: float) -> None:
             raise ModelError(f"{name} is {value!r}, expected a number above 0")
 
 
+def check_classes(num_classes: int) -> None:
+    """Refuse a number of classes that is none; 0 is a model without a head.
+
+    Raises:
+        ModelError: It is negative or no integer.
+    """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ModelError(
+            f"num_classes is {num_classes!r}, expected a number above 0, or 0 for features in place of logits"
+        )
+
+
 def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse a word that is not among those allowed.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.arguments import check_input
-from vitdeploy.models.layers import prepend_tokens
+from vitdeploy.models.layers import make_head, prepend_tokens
 from vitdeploy.models.vit import Initialisation, VisionTransformer, initialise_linear
 
 
@@ -61,10 +61,10 @@ class DistilledViT(VisionTransformer):
         self.position_grids = {"pos_embed": (tokens + 1, grid)}
         positions = self.pos_embed.shape[1] + 1
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
-        self.head_dist = nn.Linear(width, num_classes) if distillation_head else None
+        self.head_dist = make_head(width, num_classes) if distillation_head else None
         nn.init.trunc_normal_(self.pos_embed, std=position_std, a=-2 * position_std, b=2 * position_std)
         nn.init.trunc_normal_(self.dist_token, std=0.02)
-        if self.head_dist is not None:
+        if isinstance(self.head_dist, nn.Linear):
             initialise_linear(self.head_dist, init)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
 
+_TORCHVISION_HEADS = ("heads", "head", "fc", "classifier")
 _TIMM_NAMES = {"image_size": "img_size", "channels": "in_chans", "drop_path": "drop_path_rate"}
 
 
@@ -101,9 +102,30 @@ def create_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if name not in names:
         raise ModelError(f"torchvision has no classification model {name!r}: {nearest(name, names)}")
     try:
+        if arguments.get("num_classes") == 0:
+            rest = {key: value for key, value in arguments.items() if key != "num_classes"}
+            return _without_last_linear(models.get_model(name, weights=None, **rest), name)
         module: nn.Module = models.get_model(name, weights=None, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"torchvision cannot build {name!r} with {dict(arguments)!r}: {_first_line(error)}") from error
+    return module
+
+
+def _without_last_linear(module: nn.Module, name: str) -> nn.Module:
+    """Return a model of torchvision whose last linear layer hands on what it reads.
+
+    Raises:
+        ModelError: Its logits are not those of a linear layer.
+    """
+    places = [
+        place
+        for place, child in module.named_modules()
+        if isinstance(child, nn.Linear) and place.partition(".")[0] in _TORCHVISION_HEADS
+    ]
+    if not places:
+        raise ModelError(f"'torchvision:{name}' has no linear head, so it has no features [B, D] to give")
+    parent, _, attribute = places[-1].rpartition(".")
+    setattr(module.get_submodule(parent), attribute, nn.Identity())
     return module
 
 

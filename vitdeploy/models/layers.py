@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def make_head(width: int, num_classes: int) -> nn.Module:
+    """Return the linear from features [B, D] to logits [B, num_classes]; of 0 classes, the features as they are."""
+    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over tokens, ``softmax(scale · q kᵀ) v`` (Vaswani et al. 2017, section 3.2.2).
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_heads, check_one_of, check_positive, check_rate, pair
-from vitdeploy.models.layers import DropPath, Mlp, attend, merge_heads, prepend_tokens, split_heads
+from vitdeploy.models.arguments import check_classes, check_heads, check_one_of, check_positive, check_rate, pair
+from vitdeploy.models.layers import DropPath, Mlp, attend, make_head, merge_heads, prepend_tokens, split_heads
 from vitdeploy.models.vit import Initialisation, initialise_linear
 
 
@@ -51,7 +51,8 @@ class PatchConvNet(nn.Module):
         init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, width=width, depth=depth, heads=heads, eps=eps)
         check_heads(width, heads, None)
         check_one_of("init", init, ("trunc_normal", "xavier"))
         check_rate("drop_path", drop_path)
@@ -60,6 +61,8 @@ class PatchConvNet(nn.Module):
             raise ModelError(f"image_size {image_size!r} does not divide by {stride}, the product of stem_strides")
         if doublings < 0 or width % (1 << doublings):
             raise ModelError(f"width {width} does not divide by {1 << doublings}, as {doublings + 1} stem_strides need")
+        if multi_token and not num_classes:
+            raise ModelError("multi_token=True has a token for each class and none for the image: it gives no features")
         self.multi_token = multi_token
         tokens = num_classes if multi_token else 1
         self.cls_token = nn.Parameter(torch.zeros(1, tokens, width))
@@ -69,7 +72,7 @@ class PatchConvNet(nn.Module):
             [TokenBlock(width, heads, token_mlp_ratio, layer_scale, eps, keys_include_tokens=not multi_token)]
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.head = nn.Linear(width, num_classes)
+        self.head = make_head(width, num_classes)
         self.initialise(init)
 
     def initialise(self, init: Initialisation) -> None:
@@ -87,6 +90,7 @@ class PatchConvNet(nn.Module):
         x = x.reshape(-1, x.shape[1] * x.shape[2], x.shape[3])  # [B, N, D]
         tokens = self.norm(self.blocks_token_only[0](x, self.cls_token))  # [B, T, D]
         if self.multi_token:
+            assert isinstance(self.head, nn.Linear)
             return (tokens * self.head.weight).sum(dim=-1) + self.head.bias
         return self.head(tokens[:, 0])
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.arguments import (
+    check_classes,
     check_heads,
     check_input,
     check_one_of,
@@ -25,7 +26,16 @@ from vitdeploy.models.arguments import (
     pair,
     patch_grid,
 )
-from vitdeploy.models.layers import DropPath, Mlp, attend, drop_path_rates, merge_heads, prepend_tokens, split_heads
+from vitdeploy.models.layers import (
+    DropPath,
+    Mlp,
+    attend,
+    drop_path_rates,
+    make_head,
+    merge_heads,
+    prepend_tokens,
+    split_heads,
+)
 from vitdeploy.models.vit import Initialisation, initialise_linear
 
 Grid = tuple[int, int]
@@ -140,7 +150,8 @@ class PVT(nn.Module):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, eps=eps, inner_eps=inner_eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, eps=eps, inner_eps=inner_eps)
         check_one_of("init", init, ("trunc_normal", "xavier"))
         check_stages(
             widths=widths, depths=depths, heads=heads, mlp_ratios=mlp_ratios, sr_ratios=sr_ratios, patches=patches
@@ -183,7 +194,7 @@ class PVT(nn.Module):
         }
         self.cls_token = nn.Parameter(torch.zeros(1, 1, widths[-1]))
         self.norm = nn.LayerNorm(widths[-1], eps=eps)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = make_head(widths[-1], num_classes)
         self.initialise(init, position_std)
 
     def initialise(self, init: Initialisation, position_std: float) -> None:

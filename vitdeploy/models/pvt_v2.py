@@ -16,8 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitdeploy.models.arguments import check_heads, check_input, check_one_of, check_positive, check_rate, pair
-from vitdeploy.models.layers import drop_path_rates
+from vitdeploy.models.arguments import (
+    check_classes,
+    check_heads,
+    check_input,
+    check_one_of,
+    check_positive,
+    check_rate,
+    pair,
+)
+from vitdeploy.models.layers import drop_path_rates, make_head
 from vitdeploy.models.pvt import (
     Block,
     Grid,
@@ -155,7 +163,8 @@ class PVTv2(nn.Module):
         init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, pool=pool, eps=eps, inner_eps=inner_eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, pool=pool, eps=eps, inner_eps=inner_eps)
         check_one_of("init", init, ("trunc_normal", "xavier"))
         check_stages(
             widths=widths,
@@ -194,7 +203,7 @@ class PVTv2(nn.Module):
             self.add_module(f"norm{index + 1}", nn.LayerNorm(width, eps=eps))
             self.grids.append(grid)
             before, width_before = grid, width
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = make_head(widths[-1], num_classes)
         self.initialise(init)
 
     def initialise(self, init: Initialisation) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.arguments import (
+    check_classes,
     check_heads,
     check_input,
     check_one_of,
@@ -28,7 +29,7 @@ from vitdeploy.models.arguments import (
     patch_grid,
 )
 from vitdeploy.models.derived import DerivedConstants
-from vitdeploy.models.layers import DropPath, Mlp, attend, drop_path_rates
+from vitdeploy.models.layers import DropPath, Mlp, attend, drop_path_rates, make_head
 from vitdeploy.models.vit import Initialisation, initialise_linear
 
 MASKED = -100.0
@@ -407,7 +408,8 @@ class SwinTransformer(WindowTransformer):
         init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, mlp_ratio=mlp_ratio, eps=eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, mlp_ratio=mlp_ratio, eps=eps)
         check_one_of("init", init, ("trunc_normal", "xavier"))
         self.image_size = pair(image_size)
         grid = patch_grid(self.image_size, patch)
@@ -423,7 +425,7 @@ class SwinTransformer(WindowTransformer):
         self.patch_embed = Stem(channels, width, patch, eps=eps)
         self.assemble(grid, plans, block, merging, absolute_position=absolute_position)
         self.norm = nn.LayerNorm(plans[-1].width, eps=eps)
-        self.head = nn.Linear(plans[-1].width, num_classes)
+        self.head = make_head(plans[-1].width, num_classes)
         self.initialise(init)
 
     def initialise(self, init: Initialisation) -> None:

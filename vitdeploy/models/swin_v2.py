@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_one_of, check_positive, pair, patch_grid
+from vitdeploy.models.arguments import check_classes, check_one_of, check_positive, pair, patch_grid
 from vitdeploy.models.derived import DerivedConstants
-from vitdeploy.models.layers import DropPath, Mlp
+from vitdeploy.models.layers import DropPath, Mlp, make_head
 from vitdeploy.models.swin import (
     Reorder,
     StagePlan,
@@ -170,7 +170,8 @@ class SwinTransformerV2(WindowTransformer):
         init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, mlp_ratio=mlp_ratio, eps=eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, mlp_ratio=mlp_ratio, eps=eps)
         check_one_of("init", init, ("trunc_normal", "xavier"))
         self.image_size = pair(image_size)
         grid = patch_grid(self.image_size, patch)
@@ -193,7 +194,7 @@ class SwinTransformerV2(WindowTransformer):
         self.patch_embed = Stem(channels, width, patch, eps=eps)
         self.assemble(grid, plans, block, merging, absolute_position=absolute_position)
         self.norm = nn.LayerNorm(plans[-1].width, eps=eps)
-        self.head = nn.Linear(plans[-1].width, num_classes)
+        self.head = make_head(plans[-1].width, num_classes)
         self.initialise(init)
 
     def initialise(self, init: Initialisation) -> None:

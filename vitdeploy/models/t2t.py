@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitdeploy.errors import ModelError
-from vitdeploy.models.arguments import check_heads, check_input, check_one_of, check_positive, check_rate, pair
-from vitdeploy.models.layers import Attention, DropPath, Mlp, drop_path_rates, prepend_tokens
+from vitdeploy.models.arguments import (
+    check_classes,
+    check_heads,
+    check_input,
+    check_one_of,
+    check_positive,
+    check_rate,
+    pair,
+)
+from vitdeploy.models.layers import Attention, DropPath, Mlp, drop_path_rates, make_head, prepend_tokens
 from vitdeploy.models.vit import Initialisation, initialise_linear
 
 PERFORMER_EPS = 1e-8
@@ -57,7 +65,8 @@ class T2TViT(nn.Module):
         init: Initialisation = "trunc_normal",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, token_width=token_width, width=width, depth=depth)
+        check_classes(num_classes)
+        check_positive(channels=channels, token_width=token_width, width=width, depth=depth)
         check_positive(heads=heads, mlp_ratio=mlp_ratio, eps=eps)
         check_heads(width, heads, None)
         check_one_of("token_module", token_module, ("performer", "transformer"))
@@ -75,7 +84,7 @@ class T2TViT(nn.Module):
             Block(width, heads, mlp_ratio, qk_scale, eps, rate) for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.head = nn.Linear(width, num_classes)
+        self.head = make_head(width, num_classes)
         self.initialise(init)
 
     def initialise(self, init: Initialisation) -> None:

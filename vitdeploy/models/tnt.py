@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.arguments import (
+    check_classes,
     check_heads,
     check_input,
     check_one_of,
@@ -24,7 +25,16 @@ from vitdeploy.models.arguments import (
     pair,
     patch_grid,
 )
-from vitdeploy.models.layers import DropPath, Mlp, attend, drop_path_rates, merge_heads, prepend_tokens, split_heads
+from vitdeploy.models.layers import (
+    DropPath,
+    Mlp,
+    attend,
+    drop_path_rates,
+    make_head,
+    merge_heads,
+    prepend_tokens,
+    split_heads,
+)
 from vitdeploy.models.vit import Initialisation, initialise_linear
 
 
@@ -59,7 +69,8 @@ class TNT(nn.Module):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, width=width, depth=depth, heads=heads, eps=eps)
         check_positive(inner_width=inner_width, inner_heads=inner_heads, inner_stride=inner_stride, mlp_ratio=mlp_ratio)
         check_heads(width, heads, None)
         check_heads(inner_width, inner_heads, None)
@@ -83,7 +94,7 @@ class TNT(nn.Module):
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.head = nn.Linear(width, num_classes)
+        self.head = make_head(width, num_classes)
         self.initialise(init, position_std)
 
     def initialise(self, init: Initialisation, position_std: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.arguments import (
+    check_classes,
     check_heads,
     check_input,
     check_one_of,
@@ -26,7 +27,16 @@ from vitdeploy.models.arguments import (
     pair,
     patch_grid,
 )
-from vitdeploy.models.layers import Attention, DropPath, LayerScale, Mlp, PatchEmbed, drop_path_rates, prepend_tokens
+from vitdeploy.models.layers import (
+    Attention,
+    DropPath,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    drop_path_rates,
+    make_head,
+    prepend_tokens,
+)
 
 Pool = Literal["cls", "mean"]
 Initialisation = Literal["trunc_normal", "xavier"]
@@ -172,7 +182,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.image_size = pair(image_size)
         grid = patch_grid(self.image_size, patch)
-        check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, eps=eps)
+        check_classes(num_classes)
+        check_positive(channels=channels, width=width, depth=depth, heads=heads, eps=eps)
         check_positive(parallel=parallel, mlp_ratio=mlp_ratio)
         check_one_of("pool", pool, ("cls", "mean"))
         check_one_of("init", init, ("trunc_normal", "xavier"))
@@ -212,7 +223,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(block(rate) for rate in drop_path_rates(drop_path, depth)))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.pre_logits = PreLogits(width, representation_size) if representation_size is not None else nn.Identity()
-        self.head = nn.Linear(representation_size or width, num_classes)
+        self.head = make_head(representation_size or width, num_classes)
         self.initialise()
 
     def initialise(self) -> None:

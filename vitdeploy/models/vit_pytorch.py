@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.arguments import (
+    check_classes,
     check_heads,
     check_input,
     check_one_of,
@@ -23,7 +24,7 @@ from vitdeploy.models.arguments import (
     pair,
     patch_grid,
 )
-from vitdeploy.models.layers import Attention, Mlp, PatchEmbed, drop_path_rates, prepend_tokens
+from vitdeploy.models.layers import Attention, Mlp, PatchEmbed, drop_path_rates, make_head, prepend_tokens
 from vitdeploy.models.vit import Block, Pool, VisionTransformer
 
 EPS = 1e-5
@@ -88,7 +89,8 @@ class PixelNormViT(nn.Module):
         super().__init__()
         self.image_size = pair(image_size)
         grid = patch_grid(self.image_size, patch)
-        check_positive(channels=channels, num_classes=num_classes, width=width, depth=depth, heads=heads, hidden=hidden)
+        check_classes(num_classes)
+        check_positive(channels=channels, width=width, depth=depth, heads=heads, hidden=hidden)
         check_one_of("pool", pool, ("cls", "mean"))
         check_heads(width, heads, head_width)
         check_rate("drop_path", drop_path)
@@ -116,7 +118,7 @@ class PixelNormViT(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.head = nn.Linear(width, num_classes)
+        self.head = make_head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] to logits [B, num_classes]."""

@@ -67,22 +67,44 @@ def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
         CheckpointError: The weights do not fit, or cannot be fetched.
         ArtifactError: The file was changed since it was opened, or is damaged.
     """
+    if source.options.headless:
+        source = _for_features(source)
     loaded = _with_preprocess(_with_head(_load(source), source), source)
     for note in loaded.notes:
         progress.note(note)
     return loaded
 
 
+def _for_features(source: Source) -> Source:
+    """Return the source with what asks for features as its task: a head that it has is loaded, and left out after.
+
+    Raises:
+        UsageError: Another option speaks of classes.
+    """
+    options = source.options
+    if options.task not in (None, "features") or options.labels is not None or options.reset_head:
+        raise UsageError("features have no classes: leave out --labels, --reset-head and any other --task")
+    arguments = {name: value for name, value in options.arguments.items() if name != "num_classes"}
+    if options.arguments.get("num_classes", 0) != 0:
+        raise UsageError("--task features leaves the head out, and num_classes asks for one: leave one of the two out")
+    return replace(source, options=replace(options, task="features", arguments=arguments))
+
+
 def _with_head(loaded: LoadedModel, source: Source) -> LoadedModel:
     """Return the model with what its outputs mean and the names of its classes."""
-    options, spec = source.options, loaded.spec
+    from vitdeploy.sources.headless import without_head
+
+    options = source.options
+    if options.headless:
+        loaded = without_head(loaded)
+    spec = loaded.spec
     asked = options.task is not None or options.labels is not None
     if source.checkpoint is not None and not asked:
         return loaded  # its record says it
     count = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
     config = read_config(source.file) if source.file is not None and source.file.is_dir() else {}
     if count == 0:
-        if asked and options.task != "features":
+        if options.labels is not None or options.task not in (None, "features"):
             raise UsageError(f"{source.text!r} has no head, so --task and --labels have no place: leave them out")
         return replace(loaded, spec=spec.model_copy(update={"task": "features", "classes": ()}))
     head = decide_head(
@@ -140,6 +162,11 @@ def _load_hub(source: Source) -> LoadedModel:
     weights = Weights(source.file, options.random_weights, options.seed)
     name = source.text.removeprefix(source.hub)
     load_hub = load_timm if source.hub == TIMM else load_torchvision
+    if options.headless and source.file is not None:
+        try:
+            return load_hub(name, weights, arguments)
+        except CheckpointError:  # a file without a head
+            return load_hub(name, weights, {**arguments, "num_classes": 0})
     if options.head_for is None:
         return load_hub(name, weights, arguments)
     if options.random_weights:
@@ -215,6 +242,7 @@ def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> Loade
         num_classes=arguments.get("num_classes"),
         reset_head=options.reset_head,
         head_for=options.head_for,
+        headless=options.headless,
         arguments=rest,
     )
     with torch.random.fork_rng(devices=[]):

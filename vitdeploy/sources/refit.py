@@ -50,9 +50,8 @@ def refit(
         preprocess = preprocess.at_size(size)
     if changed == spec.arguments:
         return replace(loaded, preprocess=preprocess)
-    spec = ModelSpec(
-        family=spec.family, name=spec.name, arguments=changed, classes=spec.classes if wanted == had else ()
-    )
+    kept = spec if wanted == had else ModelSpec(family=spec.family, name=spec.name)
+    spec = kept.model_copy(update={"arguments": changed})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if spec.family == "timm":
@@ -75,8 +74,7 @@ def transfer(trained: nn.Module, module: nn.Module, family: str, classes: tuple[
     import torch
 
     source, target = trained.state_dict(), module.state_dict()
-    _refuse_other_names(source, target)
-    fresh, notes = [], []
+    fresh, notes = _refuse_other_names(source, target, classes), []
     with torch.no_grad():
         for name, value in source.items():
             if value.shape == target[name].shape:
@@ -131,8 +129,7 @@ def _through_timm(spec: ModelSpec, trained: nn.Module, classes: tuple[int, int])
     source = {name: value.clone() for name, value in trained.state_dict().items()}
     module = create_timm(spec.name, spec.arguments, (source, classes[0]))
     source, target = trained.state_dict(), module.state_dict()
-    _refuse_other_names(source, target)
-    fresh, resized = [], []
+    fresh, resized = _refuse_other_names(source, target, classes), []
     for name, value in source.items():
         if torch.equal(value, target[name]):
             continue
@@ -167,12 +164,15 @@ def _windows(module: Any) -> list[int]:
     return [stage.blocks[0].attn.windows.side for stage in module.layers]
 
 
-def _refuse_other_names(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    if source.keys() != target.keys():
-        odd = sorted(target.keys() ^ source.keys())[0]
+def _refuse_other_names(source: Mapping[str, Any], target: Mapping[str, Any], classes: tuple[int, int]) -> list[str]:
+    """Return the weights of a head where the trained model has none; no other name may be in one of the two only."""
+    head = [name for name in target if name not in source and not classes[0] and len(target[name]) == classes[1]]
+    if source.keys() | set(head) != target.keys():
+        odd = sorted(target.keys() ^ source.keys() ^ set(head))[0]
         raise CheckpointError(
             f"the arguments change the model's weights ({odd!r} is in one of the two): leave them out"
         )
+    return head
 
 
 def _head_note(fresh: list[str], classes: int) -> list[str]:

@@ -34,7 +34,8 @@ class SourceOptions:
     seed: Decides random weights, those of a new head too.
     labels: A file of class names, for weights that do not name them, or in place of theirs.
     preprocess: A record, or ``timm:NAME``, ``hf:DIR`` or a JSON file, in place of what belongs to the weights.
-    task: What the outputs mean, in place of what the files say.
+    task: What the outputs mean, in place of what the files say. ``features`` leaves the head out, as ``num_classes=0``
+        does.
     """
 
     weights: Checkpoint | Path | str | None = None
@@ -46,6 +47,11 @@ class SourceOptions:
     labels: Path | str | None = None
     preprocess: Preprocess | str | None = None
     task: Task | None = None
+
+    @property
+    def headless(self) -> bool:
+        """Whether the features are asked for that the head reads."""
+        return self.task == "features" or self.arguments.get("num_classes") == 0
 
     @cached_property
     def named_preprocess(self) -> Preprocess | None:
