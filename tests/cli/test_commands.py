@@ -148,6 +148,50 @@ def test_predict_names_the_classes(work: Path, capsys: pytest.CaptureFixture[str
         assert say(f"predict {artifact} image.png --top 1", capsys).startswith("image.png: ")
 
 
+def test_predict_goes_on_past_what_cannot_be_read_and_lists_it_last(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "torn.png").write_bytes((work / "image.png").read_bytes()[:40])
+    (work / "empty.png").write_bytes(b"")
+    line = "predict model.onnx torn.png image.png empty.png image.png --top 2"
+    for form in ("", " --csv", " --json"):
+        assert main((line + form).split()) == 1
+        out, errors = capsys.readouterr()
+        assert "torn.png" not in out
+        last = errors.splitlines()
+        assert last[-1] == "error: 2 of 4 images cannot be read and were left out"
+        assert [text.startswith("left out: ") for text in last[-3:-1]] == [True, True]
+        assert ["torn.png" in last[-3], "empty.png" in last[-2]] == [True, True]
+    assert len(json.loads(out)) == 2
+
+
+def test_predict_writes_the_same_lines_as_csv_and_parquet(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import csv
+
+    import pyarrow.parquet
+
+    Image.new("L", (8, 8), 200).save("digit.png")
+    expected = record("predict model.onnx image.png digit.png --top 3", capsys)
+    lines = list(csv.DictReader(say("predict model.onnx image.png digit.png --top 3 --csv", capsys).splitlines()))
+    assert say("predict model.onnx image.png digit.png --top 3 --parquet out.parquet", capsys) == ""
+    table = pyarrow.parquet.read_table("out.parquet").to_pylist()
+    assert len(table) == len(lines) == 6
+    flat = [
+        {"image": one["image"], "rank": rank, **entry}
+        for one in expected
+        for rank, entry in enumerate(one["classes"], start=1)
+    ]
+    assert table == flat
+    assert lines == [{name: str(value) for name, value in line.items()} for line in flat]
+
+
+@pytest.mark.parametrize("forms", ["--csv --json", "--csv --parquet x.parquet", "--parquet x.parquet --json"])
+def test_predict_prints_in_one_form(work: Path, capsys: pytest.CaptureFixture[str], forms: str) -> None:
+    assert main(["predict", "model.onnx", "image.png", *forms.split()]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert not Path("x.parquet").exists()
+
+
 def test_inspect_tells_what_a_file_is(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = say("inspect model.int8.onnx", capsys)
     for part in (

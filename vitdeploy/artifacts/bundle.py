@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vitdeploy.artifacts.engine import Engine, read_engine
 from vitdeploy.artifacts.files import atomic_folder, atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import OnnxModel
+from vitdeploy.artifacts.signature import SIGNATURE, check_signature
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import (
     first_problem,
@@ -32,7 +34,6 @@ from vitdeploy.records import BundledFile, BundleManifest, canonical_json
 from vitdeploy.records.bundle import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
-SIGNATURE = "manifest.sig"
 GOLDEN = "golden.safetensors"
 ZIP_SUFFIX = ".zip"
 _ZIP_START = b"PK\x03\x04"
@@ -93,13 +94,24 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def read_bundle(path: Path | str) -> Bundle:
+def read_bundle(path: Path | str, public_key: Path | str | None = None) -> Bundle:
     """Open a bundle and compare every file with its digest; an archive is unpacked into the cache folder first.
 
+    Args:
+        path: A folder or a zip archive.
+        public_key: The owner's key (Ed25519, PEM), whose signature the bundle must carry; None takes any bundle.
     Raises:
-        ArtifactError: It is missing, no bundle, damaged, changed, or holds what its manifest does not list.
+        ArtifactError: It is missing, no bundle, damaged, changed, not signed with that key, or holds what its manifest
+            does not list.
+        UsageError: ``public_key`` is no such key.
     """
-    path = Path(path)
+    bundle = _read(Path(path))
+    if public_key is not None:
+        check_signature(bundle.folder / MANIFEST, public_key, bundle.path)
+    return bundle
+
+
+def _read(path: Path) -> Bundle:
     if not path.exists():
         raise missing(path, FileNotFoundError())
     if path.is_dir():
@@ -168,14 +180,17 @@ def _compare(file: Path, expected: BundledFile, path: Path) -> None:
         )
 
 
-def seal_bundle(folder: Path, manifest: BundleManifest) -> BundleManifest:
-    """Write the manifest of a folder, listing the files that lie in it, and return it."""
+def seal_bundle(folder: Path, manifest: BundleManifest, sign: Callable[[bytes], bytes] | None = None) -> BundleManifest:
+    """Write the manifest of a folder, listing the files that lie in it, and its signature, and return it."""
     files = tuple(
         BundledFile(name=file.name, bytes=file.stat().st_size, sha256=sha256_of_file(file))
         for file in sorted(folder.iterdir())
     )
     sealed = manifest.model_copy(update={"files": files}).sealed()
-    (folder / MANIFEST).write_text(canonical_json(sealed.model_dump(mode="json")) + "\n", encoding="utf8")
+    text = canonical_json(sealed.model_dump(mode="json")) + "\n"
+    (folder / MANIFEST).write_bytes(text.encode())
+    if sign is not None:
+        (folder / SIGNATURE).write_bytes(sign(text.encode()))
     return sealed
 
 

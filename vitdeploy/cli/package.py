@@ -24,6 +24,9 @@ def package(
     ] = None,
     licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="On what terms the weights are.")] = "",
     source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where the weights come from.")] = "",
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign with this private key (Ed25519, PEM).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle: graphs, engines, labels, preprocessing, golden samples, report, digests of all, and a README."""
@@ -32,7 +35,7 @@ def package(
     from vitdeploy.cli.output import print_json
     from vitdeploy.text import size_text
 
-    made = bundle(artifacts, output, report=report, provenance=Provenance(licence, source))
+    made = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)
     if as_json:
         print_json({"path": str(made.path), "manifest": made.manifest})
         return

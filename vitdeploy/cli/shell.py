@@ -24,6 +24,8 @@ EXTRA_OF_MODULE = {
     "tensorrt_rtx": "tensorrt-rtx",
     "openvino": "openvino",
     "cuda": "cuda13",
+    "pyarrow": "parquet",
+    "cryptography": "signing",
 }
 
 

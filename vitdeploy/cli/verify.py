@@ -25,6 +25,10 @@ def verify(
             show_default="where there is a GPU",
         ),
     ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", metavar="KEY", help="The owner (Ed25519, PEM) who must have signed a bundle."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check digests, graph, parents and golden samples, and what of a bundle runs here; 1 where a check fails."""
@@ -33,7 +37,7 @@ def verify(
     from vitdeploy.errors import ArtifactError
     from vitdeploy.terminal_progress import make_progress
 
-    found = check(artifact, data, rebuild_engine=rebuild, progress=make_progress())
+    found = check(artifact, data, rebuild_engine=rebuild, public_key=public_key, progress=make_progress())
     if as_json:
         print_json(found)
     else:

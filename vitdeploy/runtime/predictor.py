@@ -29,7 +29,12 @@ OnError = Callable[[str, DataError], None]
 """Told the name of an image that cannot be read, and why."""
 
 
-def load(source: Bundle | Artifact | Path | str, *, options: SessionOptions = SessionOptions()) -> Predictor:
+def load(
+    source: Bundle | Artifact | Path | str,
+    *,
+    public_key: Path | str | None = None,
+    options: SessionOptions = SessionOptions(),
+) -> Predictor:
     """Open a bundle, an ONNX model, an engine or a checkpoint for predictions; only a checkpoint needs torch.
 
     Of a bundle every file is compared with its digest, and the first engine that this machine can run is opened, one
@@ -37,13 +42,17 @@ def load(source: Bundle | Artifact | Path | str, *, options: SessionOptions = Se
 
     Args:
         source: A bundle (folder or zip) or an artifact, open or by its path.
+        public_key: The key (Ed25519, PEM) of the owner who must have signed the bundle; None takes any.
         options: Where it runs.
     Raises:
-        ArtifactError: It is missing, damaged, or carries no preprocessing.
+        ArtifactError: It is missing, damaged, not signed by the owner, or carries no preprocessing.
         BackendError: Its runtime is not installed, or cannot run it on this machine.
+        UsageError: ``public_key`` is no such key, or is given for what is no bundle by its path.
     """
     if isinstance(source, str | Path) and (Path(source).is_dir() or is_bundle(Path(source))):
-        source = read_bundle(source)
+        source, public_key = read_bundle(source, public_key), None
+    if public_key is not None:
+        raise UsageError("a bundle alone is signed: name it by its path")
     if isinstance(source, Bundle):
         choice = choose(source, options)
         return Predictor(choice.artifact, options, choice.graph)

@@ -25,6 +25,7 @@ from vitdeploy.artifacts.bundle import (
 from vitdeploy.artifacts.files import save_tensors, write_error
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.artifacts.report_json import REPORT, read_report
+from vitdeploy.artifacts.signature import read_private_key
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BundledGraph, BundleManifest, Preprocess, Report
@@ -48,6 +49,7 @@ def package(
     *,
     report: Path | str | None = None,
     provenance: Provenance = Provenance(),
+    sign: Path | str | None = None,
 ) -> Bundle:
     """Write a bundle: graphs, engines, labels, preprocessing, plans, golden samples, report, manifest and README.
 
@@ -60,10 +62,11 @@ def package(
         output: A folder (by custom ``NAME.bundle``), or an archive where it ends in ``.zip``.
         report: A report of ``bench`` on some of these artifacts, a folder or its ``report.json``.
         provenance: Licence and source of the weights.
+        sign: The owner's private key (Ed25519, PEM), with which the manifest is signed.
     Raises:
         UsageError: There is no ONNX model, something is neither graph nor engine, they are not of one model, the graph
             of an engine is not among them, two files have one name, the report is of other artifacts, or ``output``
-            is something else than a bundle.
+            is something else than a bundle, or ``sign`` is no such key.
         ArtifactError: A file is missing or damaged, or the output cannot be written.
     """
     output = Path(output)
@@ -71,6 +74,7 @@ def package(
     graphs = tuple(one for one in opened if isinstance(one, OnnxModel))
     engines = tuple(one for one in opened if isinstance(one, Engine))
     preprocess = _refuse_unfit(opened, graphs, engines)
+    signer = None if sign is None else read_private_key(sign).sign
     measured = None if report is None else _report_of(report, opened)
     _refuse_output(output)
     files = [file for graph in graphs for file in (graph.path, *graph.external_data())]
@@ -95,7 +99,7 @@ def package(
             shutil.copyfile(file, folder / file.name)
         _write_parts(folder, manifest, graphs)
         (folder / "README.md").write_text(_readme(manifest, [*engines, *graphs], measured), encoding="utf8")
-        seal_bundle(folder, manifest)
+        seal_bundle(folder, manifest, signer)
 
     try:
         if output.suffix == ZIP_SUFFIX:

@@ -59,6 +59,7 @@ def verify(
     data: DataSource | None = None,
     *,
     rebuild_engine: bool | None = None,
+    public_key: Path | str | None = None,
     progress: Progress | None = AUTO,
 ) -> Verification:
     """Check an artifact: digests, the graph by onnx's rules, golden samples by running it, its parents.
@@ -74,19 +75,20 @@ def verify(
             PyTorch's on at least 90 % of it.
         rebuild_engine: Build an engine from a bundle's graph where none of its engines runs here, and keep it in the
             cache folder, where ``load`` finds it; None does so where there is a GPU.
+        public_key: The key (Ed25519, PEM) of the owner who must have signed a bundle.
         progress: Shows the run over ``data``.
     Raises:
-        ArtifactError: The file is missing, damaged, or does not match its own manifest.
+        ArtifactError: The file is missing, damaged, not signed by the owner, or does not match its own manifest.
         DataError: ``data`` cannot be read.
-        UsageError: ``data`` is given for a bundle, or ``rebuild_engine`` for something else.
+        UsageError: ``data`` is given for a bundle, or what a bundle alone has for something else.
     """
     path = artifact.path if isinstance(artifact, Artifact | Bundle) else Path(artifact)
     if isinstance(artifact, Bundle) or path.is_dir() or is_bundle(path):
         if data is not None:
             raise UsageError(f"{str(path)!r} is a bundle: name one of its artifacts to compare with stored logits")
-        return _verify_bundle(read_bundle(path), rebuild_engine, shown(progress))
-    if rebuild_engine is not None:
-        raise UsageError(f"{str(path)!r} is no bundle, and an engine is rebuilt from a bundle: 'vitdeploy build'")
+        return _verify_bundle(read_bundle(path, public_key), public_key, rebuild_engine, shown(progress))
+    if rebuild_engine is not None or public_key is not None:
+        raise UsageError(f"{str(path)!r} is no bundle, which alone is signed, and alone has engines to be rebuilt")
     earlier, artifact = artifact, open_artifact(path)
     if isinstance(earlier, Artifact) and earlier != artifact:
         raise ArtifactError(f"{str(earlier.path)!r} was written anew since it was opened, and holds something else")
@@ -109,10 +111,12 @@ def _checks_of(artifact: Artifact) -> list[Check]:
     return checks
 
 
-def _verify_bundle(bundle: Bundle, rebuild_engine: bool | None, progress: Progress) -> Verification:
+def _verify_bundle(
+    bundle: Bundle, public_key: Path | str | None, rebuild_engine: bool | None, progress: Progress
+) -> Verification:
     manifest = bundle.manifest
     detail = f"{len(manifest.files)} files match their digests, and there is no other"
-    checks = [Check(name="files", status="passed", detail=detail)]
+    checks = [Check(name="files", status="passed", detail=detail), _signature(bundle, public_key)]
     for listed in (*bundle.engines(), *bundle.graphs()):
         found = open_artifact(listed.path)
         if found.manifest != listed.manifest:
@@ -134,6 +138,14 @@ def _verify_bundle(bundle: Bundle, rebuild_engine: bool | None, progress: Progre
     except BackendError as error:
         checks.append(Check(name="runs here", status="failed", detail=str(error)))
     return Verification(path=str(bundle.path), kind="bundle", checks=tuple(checks))
+
+
+def _signature(bundle: Bundle, public_key: Path | str | None) -> Check:
+    """Return what is known of a signature, which was checked where a key was given."""
+    if public_key is not None:
+        return Check(name="signature", status="passed", detail=f"the owner of {str(public_key)!r} signed the manifest")
+    detail = "signed, by whom --public-key KEY tells" if bundle.is_signed else "the bundle is not signed"
+    return Check(name="signature", status="unchecked", detail=detail)
 
 
 def _rebuilt(bundle: Bundle, progress: Progress) -> list[Check]:
