@@ -275,6 +275,14 @@ def _hugging_face(path: Path) -> None:
     ViTImageProcessor().save_pretrained(path)
 
 
+def _owner(path: Path) -> None:
+    private = path.with_suffix(".key")
+    if not private.exists():
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
+    if path != private:
+        subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", path], check=True)
+
+
 def _names(path: Path) -> None:
     photos = path.parent / "photos"
     if not photos.exists():
@@ -296,6 +304,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "deit_small_patch16_224-cd65a155.pth": _timm("deit_small_patch16_224"),
     "swin_t-704ceda3.pth": _swin,
     "my-vit": _hugging_face,
+    "owner.key": _owner,
+    "owner.pub": _owner,
 }
 """What a page may name, and what writes it. Photographs have class folders; weights are untrained."""
 
