@@ -5,13 +5,17 @@ import shutil
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_checkpoint import write_tiny_checkpoint
+from notes import Notes
+from tiny_checkpoint import TINY, write_tiny_checkpoint
 
-from vitdeploy.artifacts import write_engine, write_onnx
+from vitdeploy.artifacts import read_onnx, write_checkpoint, write_engine, write_onnx
 from vitdeploy.artifacts.golden import Golden
+from vitdeploy.artifacts.lineage import find_parent_checkpoint
 from vitdeploy.artifacts.reference import reference_path
 from vitdeploy.errors import ArtifactError
+from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import BuildInfo
+from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.verify import verify
 
 
@@ -42,6 +46,115 @@ def test_without_its_parents_and_logits_they_are_unchecked(tmp_path, tiny_onnx):
     assert result.passed
     assert by_name(result)["parent checkpoint"].status == "unchecked"
     assert "--reference DATA" in by_name(result)["agreement with PyTorch"].detail
+
+
+OTHERS = {
+    "preprocessing": {"preprocess": DIGITS_PREPROCESS.model_copy(update={"mean": (0.5,)})},
+    "class names": {"model": {"classes": tuple("abcdefghij")}},
+    "task": {"model": {"task": "multi-label"}},
+    "constructor arguments": {"model": {"arguments": {**TINY, "heads": 4}}},
+}
+
+
+def with_manifest(path, checkpoint, changes):
+    """Write the same weights with another word of what they are."""
+    values = dict(changes)
+    if "model" in values:
+        values["model"] = checkpoint.manifest.model.model_copy(update=values["model"])
+    return write_checkpoint(path, checkpoint.tensors(), checkpoint.manifest.model_copy(update=values))
+
+
+@pytest.mark.parametrize(("word", "changes"), OTHERS.items())
+def test_the_same_weights_under_another_manifest_are_no_parent(tmp_path, tiny_onnx, tiny_checkpoint, word, changes):
+    shutil.copy(tiny_onnx.path, tmp_path / "graph.onnx")
+    other = with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, changes)
+    assert other.digest == tiny_checkpoint.digest
+    result = verify(tmp_path / "graph.onnx")
+    check = by_name(result)["parent checkpoint"]
+    assert not result.passed
+    assert check.status == "failed"
+    assert check.detail.startswith(f"a.safetensors has the content ({other.digest[:12]}) and other {word}: ")
+    shutil.copy(tiny_checkpoint.path, tmp_path / "b.safetensors")
+    assert "b.safetensors is the one" in by_name(verify(tmp_path / "graph.onnx"))["parent checkpoint"].detail
+
+
+@pytest.mark.parametrize(("word", "changes"), OTHERS.items())
+def test_the_same_graph_under_another_manifest_is_not_the_parent(tmp_path, tiny_onnx, word, changes):
+    """Of what was made from a graph: here a graph that states it, as quantize writes them."""
+    model = tiny_onnx.manifest.model.model_copy(update=changes.get("model", {}))
+    values = {**changes, "parents": {"onnx": tiny_onnx.digest}, "options": {}, "model": model}
+    manifest = tiny_onnx.manifest.model_copy(update=values)
+    write_onnx(tmp_path / "child.onnx", tiny_onnx.load(), manifest, tiny_onnx.golden)
+    shutil.copy(tiny_onnx.path, tmp_path / "parent.onnx")
+    check = by_name(verify(tmp_path / "child.onnx"))["parent onnx"]
+    assert (check.status, word in check.detail) == ("failed", True)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("options", "manifest"),
+    [
+        ({"task": "multi-label"}, "task"),
+        ({"task": "features"}, "task"),
+        ({"preprocess": DIGITS_PREPROCESS.model_copy(update={"mean": (0.5,)})}, "preprocess"),
+    ],
+)
+def test_what_an_option_changed_is_no_contradiction(tmp_path, tiny_checkpoint, options, manifest):
+    shutil.copy(tiny_checkpoint.path, tmp_path / "own.safetensors")
+    model = export(tmp_path / "own.safetensors", tmp_path / "graph.onnx", options=ExportOptions(**options))
+    assert by_name(verify(model.path))["parent checkpoint"].status == "passed"
+
+
+@pytest.mark.torch
+def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(tmp_path, tiny_onnx, tiny_checkpoint):
+    shutil.copy(tiny_onnx.path, tmp_path / "graph.onnx")
+    with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, OTHERS["preprocessing"])
+    notes = Notes()
+    assert find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes) is None
+    assert any("has the weights and other preprocessing; --baseline names it" in note for note in notes.lines)
+    shutil.copy(tiny_checkpoint.path, tmp_path / "b.safetensors")
+    found = find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes)
+    assert found is not None
+    assert found.path.name == "b.safetensors"
+
+
+def damaged_reference(path, how):
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little") + 8
+    if how == "a logit":
+        data[header + 5] ^= 0x40
+    elif how == "the header":
+        where = data.index(b"sample_ids") + 20
+        data[where] ^= 0x01
+    elif how == "another graph":
+        where = data.index(b"onnx_sha256") + 18
+        data[where] = ord("0") if data[where] != ord("0") else ord("1")
+    else:
+        del data[-7:]
+    path.write_bytes(data)
+
+
+def test_the_reference_of_another_graph_is_told(tmp_path, tiny_onnx):
+    model = tiny_onnx.load()
+    weight = model.graph.initializers["head.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 2, name="head.weight")
+    path = write_onnx(tmp_path / "other.onnx", model, tiny_onnx.manifest).path
+    shutil.copy(reference_path(tiny_onnx.path), reference_path(path))
+    check = by_name(verify(path))["reference logits"]
+    assert check.status == "unchecked"
+    assert check.detail == "other.reference.safetensors holds the logits of another graph: nothing here uses them"
+
+
+@pytest.mark.parametrize("how", ["a logit", "the header", "another graph", "cut off"])
+def test_a_damaged_reference_beside_a_graph_fails(tmp_path, tiny_onnx, how):
+    shutil.copy(tiny_onnx.path, tmp_path / "tiny.onnx")
+    reference = shutil.copy(reference_path(tiny_onnx.path), reference_path(tmp_path / "tiny.onnx"))
+    assert by_name(verify(tmp_path / "tiny.onnx"))["reference logits"].status == "passed"
+    damaged_reference(reference, how)
+    result = verify(tmp_path / "tiny.onnx")
+    assert by_name(result)["reference logits"].status == "failed"
+    assert "make them again with 'vitdeploy export … --reference DATA'" in by_name(result)["reference logits"].detail
+    assert not result.passed
 
 
 @pytest.mark.parametrize("damage", ["zeros", "scale", "permute", "shift", "nan"])

@@ -13,6 +13,7 @@ from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
+from vitdeploy.records import Manifest
 
 
 def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
@@ -20,11 +21,9 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
 
     The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
     """
+    chain, candidates = ancestors(artifacts), list[Checkpoint]()
     wanted = {
-        digest
-        for artifact in ancestors(artifacts)
-        for role, digest in artifact.manifest.parents.items()
-        if role == "checkpoint"
+        digest for artifact in chain for role, digest in artifact.manifest.parents.items() if role == "checkpoint"
     }
     for folder in _folders(artifacts):
         for path in sorted(folder.glob("*.safetensors")):
@@ -36,7 +35,13 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
                 progress.note(f"not taken as the baseline: {error}")
                 continue
             if isinstance(found, Checkpoint):
-                return found
+                candidates.append(found)
+    for checkpoint in candidates:
+        if not _contradicted(checkpoint, chain):
+            return checkpoint
+    for checkpoint in candidates:
+        words, where = " and ".join(_contradicted(checkpoint, chain)), repr(str(checkpoint.path))
+        progress.note(f"not taken as the baseline: {where} has the weights and other {words}; --baseline names it")
     return None
 
 
@@ -59,14 +64,42 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 def find_beside(path: Path, digest: str) -> Artifact | None:
     """Return the sound artifact in the same folder that has this payload digest."""
+    return next(each_beside(path, digest), None)
+
+
+def each_beside(path: Path, digest: str) -> Iterator[Artifact]:
+    """Yield the sound artifacts in the same folder that have this payload digest, by name."""
     for other in sorted(path.absolute().parent.iterdir()):
         if other.name == path.name or stated_digest(other) != digest:
             continue
         try:
-            return open_artifact(other)
+            yield open_artifact(other)
         except ArtifactError:
             continue  # damaged: not the parent
-    return None
+
+
+def contradictions(child: Manifest, parent: Manifest) -> tuple[str, ...]:
+    """Return in which words of a possible parent an artifact contradicts it, where payloads agree.
+
+    Weights alone do not say how images come to them, what their outputs mean or how many heads share them. What the
+    child's own options changed is no contradiction.
+    """
+    said, found = child.options, []
+    pictures = [one.preprocess and one.preprocess.model_dump(exclude={"source"}) for one in (child, parent)]
+    if "preprocess" not in said and None not in pictures and pictures[0] != pictures[1]:
+        found.append("preprocessing")
+    if not {"labels", "task", "arguments"} & said.keys() and child.model.classes != parent.model.classes:
+        found.append("class names")
+    if not {"task", "arguments"} & said.keys() and child.model.task != parent.model.task:
+        found.append("task")
+    ours, theirs = (
+        {key: value for key, value in one.model.arguments.items() if key != "num_classes"} for one in (child, parent)
+    )
+    if "arguments" not in said and (ours, child.model.family) != (theirs, parent.model.family):
+        found.append("constructor arguments")
+    if child.trained_on and parent.trained_on and child.trained_on != parent.trained_on:
+        found.append("training data")
+    return tuple(found)
 
 
 def stated_digest(path: Path) -> str | None:
@@ -83,6 +116,13 @@ def stated_digest(path: Path) -> str | None:
         return None if text is None else parse_manifest(text, path).payload_sha256
     except ArtifactError:
         return None
+
+
+def _contradicted(checkpoint: Checkpoint, chain: Sequence[Artifact]) -> tuple[str, ...]:
+    """Return what its children say otherwise than a checkpoint with the digest that they state."""
+    children = [one.manifest for one in chain if one.manifest.parents.get("checkpoint") == checkpoint.digest]
+    found = [word for child in children for word in contradictions(child, checkpoint.manifest)]
+    return tuple(dict.fromkeys(found))
 
 
 def _folders(artifacts: Sequence[Artifact]) -> list[Path]:

@@ -105,8 +105,8 @@ def read_reference(path: Path) -> Reference:
         tensors = read_tensors(path)
     except KeyError as error:
         raise ArtifactError(f"{str(path)!r} holds no reference logits of vitdeploy") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError(damaged) from error
+    except (ValueError, TypeError, AttributeError, ArtifactError) as error:
+        raise (ArtifactError(damaged) if path.is_file() else error) from error
     logits = tensors.get("logits")
     if logits is None or sha256_of(raw) != digest or tensors_digest({"logits": logits}) != info.logits_sha256:
         raise ArtifactError(damaged)

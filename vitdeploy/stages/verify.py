@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
 from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
-from vitdeploy.artifacts.lineage import find_beside
+from vitdeploy.artifacts.lineage import contradictions, each_beside, find_beside
 from vitdeploy.artifacts.reference import load_reference, read_reference, reference_path
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
@@ -107,7 +107,7 @@ def _checks_of(artifact: Artifact) -> list[Check]:
     if isinstance(artifact, Engine):
         checks += _examine(artifact)
     if isinstance(artifact, OnnxModel) and (beside := reference_path(artifact.path)).exists():
-        checks.append(_check_reference(beside))
+        checks.append(_check_reference(beside, artifact))
     return checks
 
 
@@ -231,24 +231,35 @@ def find_golden(artifact: OnnxModel | Engine) -> tuple[Golden | None, str]:
     return parent.golden, "" if parent.golden is not None else f"{parent.path.name} carries no samples"
 
 
-def _check_reference(path: Path) -> Check:
-    """Check the digests of PyTorch's logits that lie beside a graph."""
+def _check_reference(path: Path, graph: OnnxModel) -> Check:
+    """Check the digests of PyTorch's logits that lie beside a graph, and whether they are its own."""
     try:
         reference = read_reference(path)
     except ArtifactError as error:
         return Check(name="reference logits", status="failed", detail=str(error))
+    if reference.info.onnx_sha256 not in (graph.digest, *graph.manifest.parents.values()):
+        detail = f"{path.name} holds the logits of another graph: nothing here uses them"
+        return Check(name="reference logits", status="unchecked", detail=detail)
     detail = f"{path.name} holds PyTorch's logits of {len(reference.info.sample_ids)} images and matches its digests"
     return Check(name="reference logits", status="passed", detail=detail)
 
 
 def _check_parents(artifact: Artifact) -> list[Check]:
-    """Look for the artifacts that this one was made from, by their digests."""
+    """Look for the artifacts that this one was made from, by their digests and by what their manifests say."""
     checks = []
     for role, digest in sorted(artifact.manifest.parents.items()):
         name, short = f"parent {role}", digest[:12]
-        parent = find_beside(artifact.path, digest)
-        if parent is not None:
-            checks.append(Check(name=name, status="passed", detail=f"{parent.path.name} is the one ({short})"))
+        found = [(one, contradictions(artifact.manifest, one.manifest)) for one in each_beside(artifact.path, digest)]
+        fitting = next((one for one, words in found if not words), None)
+        if fitting is not None:
+            checks.append(Check(name=name, status="passed", detail=f"{fitting.path.name} is the one ({short})"))
+        elif found:
+            other, words = found[0]
+            detail = (
+                f"{other.path.name} has the content ({short}) and other {' and '.join(words)}: make this file again "
+                "from it, or put the one beside it that it was made from"
+            )
+            checks.append(Check(name=name, status="failed", detail=detail))
         else:
             checks.append(Check(name=name, status="unchecked", detail=f"no sound file beside it has digest {short}"))
     return checks
