@@ -4,6 +4,7 @@ import pytest
 from sample_reports import build, rows, timing
 
 from vitdeploy.errors import ArtifactError, GateError, UsageError
+from vitdeploy.measure.statistics import wilson_interval
 from vitdeploy.report import compare, comparison_table, write_report
 
 
@@ -104,7 +105,7 @@ def test_other_conditions_and_versions_are_said(report):
 
 
 def test_a_negative_limit_makes_no_sense(report):
-    with pytest.raises(UsageError, match="--max-drop is -1"):
+    with pytest.raises(UsageError, match="max_drop_pp is -1"):
         compare(report, report).check(max_drop_pp=-1)
 
 
@@ -118,3 +119,39 @@ def test_the_table_shows_before_and_after(report):
     assert max(map(len, text.splitlines())) <= 100
     for part in ("98.67 → 97.78", "−0.89", "0.289 → 0.578", "+100.0 %", "212 kB → 212 kB"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "interval"),
+    [
+        (56 / 70, 48 / 80, (70, 80), (-33.39, -5.24)),  # Newcombe 1998, table II, contrast (a): 0.2000 (0.0524, 0.3339)
+        (9 / 10, 3 / 10, (10, 10), (-80.90, -17.05)),  # contrast (b): 0.6000 (0.1705, 0.8090)
+        (6 / 7, 2 / 7, (7, 7), (-80.62, -5.82)),  # contrast (c): 0.5714 (0.0582, 0.8062)
+    ],
+)
+def test_the_interval_of_a_change_is_that_of_newcombe(before, after, n, interval):
+    first, second = (wilson_interval(round(top1 * size), size) for top1, size in zip((before, after), n, strict=True))
+    old = _changed(INT8, top1=before, top1_ci95=first)
+    (row,) = [row for row in compare(old, _changed(INT8, top1=after, top1_ci95=second)).rows if row.name == INT8]
+    assert row.delta_ci95_pp == pytest.approx(interval, abs=0.005)
+
+
+def test_the_point_and_the_interval_of_a_change_are_judged_apart(report):
+    worse = compare(report, _changed(INT8, top1=443 / 450, top1_ci95=(0.9682, 0.9924)))
+    worse.check(max_drop_pp=0.5)
+    with pytest.raises(GateError, match=r"may have lost up to \d\.\d\d pp of top-1 \(95 % interval\), allowed 0\.5"):
+        worse.check(max_drop_pp=0.5, max_drop_by="interval")
+    worse.check(max_drop_pp=4, max_drop_by="interval")
+
+
+def test_the_same_artifact_with_the_same_top1_has_lost_nothing_whatever_the_number_of_images():
+    fields = {row.name: {"payload_sha256": row.name} for row in rows()}
+    same = build(tuple(row.model_copy(update=fields[row.name]) for row in rows()))
+    compare(same, same).check(max_drop_pp=0, max_drop_by="interval")
+
+
+@pytest.mark.parametrize(("limit", "by"), [(-0.1, "point"), (float("nan"), "point"), (1, "mean")])
+def test_a_limit_that_makes_no_sense_is_refused(report, limit, by):
+    for judged in (report, compare(report, report)):
+        with pytest.raises(UsageError, match=r"max_drop_(pp|by) is "):
+            judged.check(max_drop_pp=limit, max_drop_by=by)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Device, DropBy, Json, Samples, Seed
+from vitdeploy.cli.options import DATA_HELP, Device, Json, MaxDropBy, Samples, Seed
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -87,12 +87,7 @@ def bench(
         float | None,
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 drops by more points than this."),
     ] = None,
-    max_drop_by: Annotated[
-        DropBy,
-        typer.Option(
-            "--max-drop-by", help="What --max-drop judges: the measured value, or the worse end of its 95 % interval."
-        ),
-    ] = "point",
+    max_drop_by: MaxDropBy = "point",
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
@@ -133,8 +128,7 @@ def bench(
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)
-    if max_drop is not None:
-        hold_drop(found, max_drop, max_drop_by)
+    found.check(max_drop_pp=max_drop, max_drop_by=max_drop_by)
 
 
 def print_report(report: Report) -> None:
@@ -158,33 +152,3 @@ def refuse_all_failed(report: Report) -> None:
     failed = [row for row in report.rows if row.status == "failed"]
     if failed and all(row.status != "ok" for row in report.rows):
         raise BackendError(f"nothing could be measured: {failed[0].name} failed, {failed[0].reason}")
-
-
-def hold_drop(report: Report, limit: float, by: DropBy = "point") -> None:
-    """Pass where every measured candidate's top-1 is within ``limit`` percentage points of the baseline's.
-
-    Args:
-        report: A finished report.
-        limit: In percentage points of top-1.
-        by: ``point`` judges the measured difference; ``interval`` passes only where the whole 95 % interval of the
-            difference is within the limit, so too few images never pass.
-
-    Raises:
-        GateError: One is not, or none could be compared.
-    """
-    from vitdeploy.errors import GateError
-
-    drops: dict[str, float] = {}
-    for row in report.rows:
-        if row.delta_top1_pp is None or row.name == report.baseline.row:
-            continue
-        if by == "interval" and row.delta_ci95_pp is None:
-            raise GateError(f"--max-drop {limit:g}: the drop of {row.name} has no interval in this report")
-        change = row.delta_top1_pp if by == "point" or row.delta_ci95_pp is None else row.delta_ci95_pp[0]
-        drops[row.name] = -change
-    if not drops:
-        raise GateError(f"--max-drop {limit:g}: no candidate's top-1 could be compared with a baseline")
-    worst = max(drops, key=lambda name: drops[name])
-    if drops[worst] > limit:
-        how = "dropped by" if by == "point" else "may have dropped, with 95 % confidence, by up to"
-        raise GateError(f"--max-drop {limit:g}: top-1 of {worst} {how} {drops[worst]:.2f} percentage points")

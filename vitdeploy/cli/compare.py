@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import Json
+from vitdeploy.cli.options import Json, MaxDropBy
 
 Report = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or the folder of one.")]
 
@@ -19,6 +19,7 @@ def compare(
         float | None,
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 fell by more points than this."),
     ] = None,
+    max_drop_by: MaxDropBy = "point",
     max_slowdown: Annotated[
         float | None,
         typer.Option("--max-slowdown", min=0, metavar="PERCENT", help="Exit with 3 where a median rose by more."),
@@ -36,4 +37,4 @@ def compare(
         from vitdeploy.report import comparison_table
 
         print_rich(comparison_table(found))
-    found.check(max_drop_pp=max_drop, max_slowdown_percent=max_slowdown)
+    found.check(max_drop_pp=max_drop, max_drop_by=max_drop_by, max_slowdown_percent=max_slowdown)

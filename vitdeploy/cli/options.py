@@ -58,6 +58,12 @@ TaskName = Annotated[Task | None, typer.Option("--task", help="What the outputs 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where it runs; auto: whatever is there.")
 ]
+MaxDropBy = Annotated[
+    DropBy,
+    typer.Option(
+        "--max-drop-by", help="What --max-drop judges: the measured value, or the worse end of its 95 % interval."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]

@@ -32,11 +32,11 @@ def run(
 ) -> None:
     """Train, export, quantize, build, bench and report; what has not changed since the last time is not done again."""
     from vitdeploy import read_recipe
-    from vitdeploy import run as carry_out
     from vitdeploy.cli.bench import print_report
     from vitdeploy.cli.output import print_json
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
+    from vitdeploy.pipeline.running import carry_out
     from vitdeploy.terminal_progress import make_progress
 
     changes: dict[str, Any] = parse_pairs("--set", settings)
@@ -51,11 +51,13 @@ def run(
         if "data" in changes:
             raise UsageError("data is given twice, by --data and by --set: give it once")
         changes["data"] = data
-    result = carry_out(read_recipe(recipe, changes), output, progress=make_progress())
+    chosen = read_recipe(recipe, changes)
+    result = carry_out(chosen, output, make_progress())
     if as_json:
         print_json(result)
-        return
-    print_report(result.report)
-    if all(stage.status != "done" for stage in result.stages):
-        print_line("everything was fresh: nothing was done")
-    print_line(f"report: {result.page}")
+    else:
+        print_report(result.report)
+        if all(stage.status != "done" for stage in result.stages):
+            print_line("everything was fresh: nothing was done")
+        print_line(f"report: {result.page}")
+    chosen.bench.hold(result.report)

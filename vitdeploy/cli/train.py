@@ -112,6 +112,7 @@ def train(
     for name in sorted(set(chosen) & set(others)):
         raise UsageError(f"{name} is given twice, by its own option and by --set: give it once")
     options = merged(base.options, {**chosen, **others})
+    named_preprocess = preprocess if preprocess is not None else base.preprocess
     own_weights = weights is not None or random_weights or model is not None
     checkpoint = fit(
         data,
@@ -121,8 +122,8 @@ def train(
         random_weights=random_weights or (base.random_weights and not own_weights),
         arguments={**base.arguments, **parse_pairs("--model-arg", model_arg)},
         options=options,
-        preprocess=None if preprocess is None else preprocess_from(preprocess),
-        labels=labels,
+        preprocess=None if named_preprocess is None else preprocess_from(named_preprocess),
+        labels=labels if labels is not None else base.labels,
         resume=resume,
         progress=make_progress(),
     )

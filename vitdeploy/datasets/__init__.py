@@ -8,6 +8,7 @@ from vitdeploy.datasets.layout import images_below
 from vitdeploy.datasets.loading import batches, load_pixels
 from vitdeploy.datasets.opening import evaluation_split, labelled_splits_of, open_dataset, splits_of
 from vitdeploy.datasets.overlap import overlap_text, shared_images
+from vitdeploy.datasets.uri import refuse_output_in_data
 
 __all__ = [
     "SPLITS",
@@ -29,6 +30,7 @@ __all__ = [
     "overlap_text",
     "pixels_id",
     "read_label_map",
+    "refuse_output_in_data",
     "rename_classes",
     "require_labels",
     "shared_images",

@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitdeploy.datasets.base import SPLITS, Split
-from vitdeploy.errors import DataError
+from vitdeploy.datasets.base import SPLITS, DataSource, Split
+from vitdeploy.errors import DataError, UsageError
 
 _ALIASES: dict[str, Split | None] = {
     **{split: split for split in SPLITS},
@@ -65,6 +65,18 @@ def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
     if split is not None and (is_all or (named is not None and split != named)):
         raise DataError(f"the split {split!r} was asked for, but {uri!r} names another: leave one of the two out")
     return DatasetUri(where, number, split or named, is_all)
+
+
+def refuse_output_in_data(output: Path, *data: DataSource) -> None:
+    """Raise where a folder of results would lie among the images: it would be a class the next time.
+
+    Raises:
+        UsageError: ``output`` is a folder of one of the ``data``, or lies in it.
+    """
+    for one in data:
+        where = parse_uri(str(one) if isinstance(one, str | Path) else one.uri).where
+        if where != "digits" and exists(where) and output.resolve().is_relative_to(Path(where).resolve()):
+            raise UsageError(f"the output {str(output)!r} lies inside the data {where!r}: choose a folder beside it")
 
 
 def exists(where: str) -> bool:

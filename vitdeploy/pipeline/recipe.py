@@ -16,6 +16,7 @@ from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.reading import read_yaml
 from vitdeploy.records import Target
+from vitdeploy.records.report import DropBy, Report
 from vitdeploy.sessions import (
     BatchRange,
     BuildTarget,
@@ -62,6 +63,8 @@ class TrainSection(Section):
     weights: Path | None = None
     random_weights: bool = False
     arguments: dict[str, Any] = {}
+    preprocess: str | None = None
+    labels: Path | None = None
     teacher: str | None = None
     options: TrainOptions = DEFAULTS
 
@@ -138,10 +141,20 @@ class BuildSection(Section):
 
 
 class BenchSection(Section):
-    """Options of ``bench``. ``data`` None is the test split of the run's data."""
+    """Options of ``bench``. ``data`` None is the test split of the run's data; limits are those of ``Report.check``."""
 
     data: str | None = None
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    max_drop_by: DropBy = "point"
     options: BenchOptions = BenchOptions()
+
+    def hold(self, report: Report) -> None:
+        """Pass where a report is within the limit.
+
+        Raises:
+            GateError: It is not.
+        """
+        report.check(max_drop_pp=self.max_drop, max_drop_by=self.max_drop_by)
 
 
 class Recipe(Section):
@@ -151,6 +164,8 @@ class Recipe(Section):
     source: str | None = None
     weights: Path | None = None
     arguments: dict[str, Any] = {}
+    preprocess: str | None = None
+    labels: Path | None = None
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     quantize: tuple[QuantizeSection, ...] = (
@@ -161,13 +176,21 @@ class Recipe(Section):
     build: BuildSection = BuildSection()
     bench: BenchSection = BenchSection()
 
+    @property
+    def data_sources(self) -> tuple[str, ...]:
+        """What the recipe names as data, for any stage; tables of calibration are among them."""
+        named = (self.data, self.bench.data, *(section.calibration for section in self.quantize))
+        return tuple(text for text in named if text is not None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.source is not None and self.train != TrainSection():
             raise ValueError("'source' names a model that exists and 'train' trains one: leave one of the two out")
-        if self.source is None and (self.weights is not None or self.arguments):
-            key = "weights" if self.weights is not None else "arguments"
-            raise ValueError(f"'{key}' belongs to 'source', which is not given: a training has its own, 'train.{key}'")
+        for key in ("weights", "arguments", "preprocess", "labels") if self.source is None else ():
+            if getattr(self, key):
+                raise ValueError(
+                    f"{key!r} belongs to 'source', which is not given: a training has its own, 'train.{key}'"
+                )
         names = [section.name for section in self.quantize]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -11,10 +11,12 @@ from typing import Generic, Literal, Protocol, TypeVar
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
+from vitdeploy.datasets import refuse_output_in_data
 from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.pipeline.folder import Memory, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
+from vitdeploy.preprocess import preprocess_from
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Report, Row
 from vitdeploy.terminal_progress import AUTO, shown
@@ -89,14 +91,27 @@ def run(
     Raises:
         RecipeError: The recipe is not valid.
         BackendError: A stage needs torch, or a backend that the recipe names, and it is not installed.
+        GateError: A candidate lost more top-1 than ``bench.max_drop`` allows; everything is written all the same.
+        UsageError: ``folder`` lies inside the data.
         VitdeployError: What the stages raise.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    folder = Path(folder)
+    result = carry_out(recipe, Path(folder), shown(progress))
+    recipe.bench.hold(result.report)
+    return result
+
+
+def carry_out(recipe: Recipe, folder: Path, progress: Progress) -> RunResult:
+    """Carry out a recipe as ``run`` does, and leave it to the caller to hold the report to the recipe's limit.
+
+    Raises:
+        VitdeployError: As ``run``, but no ``GateError`` of the report.
+    """
     refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", RUN))
+    refuse_output_in_data(folder, *recipe.data_sources)
     with locked(folder):
-        return _Run(recipe, folder, shown(progress)).all()
+        return _Run(recipe, folder, progress).all()
 
 
 class _Run:
@@ -135,6 +150,7 @@ class _Run:
             random_weights=section.random_weights,
             arguments=section.arguments,
             options=section.complete,
+            preprocess=None if section.preprocess is None else preprocess_from(section.preprocess),
             resume="auto",
         )
         provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
@@ -154,7 +170,7 @@ class _Run:
             golden=self.sources.split("validation"),
         )
         request = ExportRequest.open(source, output, options=options)
-        named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments"})
+        named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments", "preprocess", "labels"})
         provenance = Provenance(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
         step = Step("export", request, output, read_onnx, provenance, "the data changed", beside, needs_torch=True)

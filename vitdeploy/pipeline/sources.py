@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from vitdeploy.artifacts import CalibrationTable, is_calibration_table
-from vitdeploy.datasets import Dataset, Split, open_dataset
+from vitdeploy.datasets import Dataset, Split, open_dataset, rename_classes
 from vitdeploy.datasets.base import DatasetBase
+from vitdeploy.datasets.class_names import read_class_names
 from vitdeploy.datasets.opening import calibration_split, evaluation_split
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import RecipeError
@@ -34,8 +35,17 @@ class RunSources:
         """
         text = parse_uri(uri, split).text
         if text not in self._datasets:
-            self._datasets[text] = open_dataset(uri, split=split)
+            dataset = open_dataset(uri, split=split)
+            if self._names is not None and parse_uri(uri).where == parse_uri(self._recipe.data).where:
+                dataset = rename_classes(dataset, self._names)
+            self._datasets[text] = dataset
         return self._datasets[text]
+
+    @cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """The names that a training gives to the classes of the run's data."""
+        labels = self._recipe.train.labels
+        return None if labels is None else read_class_names(labels)
 
     def split(self, name: Split) -> Dataset:
         """Return a split of the run's data."""
@@ -56,7 +66,11 @@ class RunSources:
                 f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
                 f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
             )
-        return open_source(source, SourceOptions(weights=self._recipe.weights, arguments=self._recipe.arguments))
+        recipe = self._recipe
+        options = SourceOptions(
+            weights=recipe.weights, arguments=recipe.arguments, preprocess=recipe.preprocess, labels=recipe.labels
+        )
+        return open_source(source, options)
 
     @cached_property
     def splits(self) -> dict[Split, Dataset]:

@@ -6,10 +6,11 @@ measured is None, never 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
 from vitdeploy.records.manifest import Environment
@@ -17,7 +18,7 @@ from vitdeploy.records.precision import Precision, Target
 from vitdeploy.text import UNKNOWN, printable, size_text
 from vitdeploy.wording import Interval, ms_text, percent_text, points_text, ratio_text
 
-__all__ = ["Baseline", "Conditions", "Device", "Interval", "Report", "Row", "Timing"]
+__all__ = ["Baseline", "Conditions", "Device", "DropBy", "Interval", "Report", "Row", "Timing"]
 
 BACKEND_TITLES = {
     "pytorch": "PyTorch",
@@ -43,6 +44,8 @@ TARGET_OF_PROVIDER: dict[str, Target] = {
 
 
 Device = Literal["cpu", "cuda"]
+DropBy = Literal["point", "interval"]
+"""What a limit on top-1 judges: the measured difference, or the worse end of its 95 % interval."""
 TimedScope = Literal["device", "end_to_end", "image_to_label"]
 
 
@@ -211,6 +214,28 @@ class Report(Record):
 
     __str__ = __repr__
 
+    def check(self, *, max_drop_pp: float | None = None, max_drop_by: DropBy = "point") -> None:
+        """Refuse a report whose candidates lost too much of the baseline's top-1; without a limit nothing is refused.
+
+        Args:
+            max_drop_pp: How many percentage points of top-1 a candidate may lose.
+            max_drop_by: ``point`` judges the measured difference; ``interval`` the worse end of its 95 % interval, so
+                that too few images never pass.
+        Raises:
+            GateError: A candidate lost more, or none could be compared; the line names each.
+            UsageError: The limit is negative, or ``max_drop_by`` is neither of the two.
+        """
+        if max_drop_pp is None:
+            return
+        refuse_wrong_limit(max_drop_pp, max_drop_by)
+        changes = [row for row in self.rows if row.delta_top1_pp is not None and row.name != self.baseline.row]
+        if not changes:
+            raise GateError("no candidate's top-1 could be compared with a baseline")
+        found = (drop_text(row.name, row.delta_top1_pp, row.delta_ci95_pp, max_drop_pp, max_drop_by) for row in changes)
+        broken = [text for text in found if text]
+        if broken:
+            raise GateError("; ".join(broken))
+
     def _repr_html_(self) -> str:
         return html_table(
             f"{self.model} on {self.conditions.data} ({self.conditions.n_samples} images)",
@@ -218,6 +243,32 @@ class Report(Record):
             [_cells(row, self.baseline.row) for row in self.rows],
             self.verdict,
         )
+
+
+def refuse_wrong_limit(max_drop_pp: float, max_drop_by: str) -> None:
+    """Raise where a limit on top-1 makes no sense.
+
+    Raises:
+        UsageError: It is negative or not a number, or nothing of that name can be judged.
+    """
+    if not max_drop_pp >= 0:
+        raise UsageError(f"max_drop_pp is {max_drop_pp!r}, expected a limit that is not negative")
+    if max_drop_by not in get_args(DropBy):
+        raise UsageError(f"max_drop_by is {max_drop_by!r}, expected {' or '.join(map(repr, get_args(DropBy)))}")
+
+
+def drop_text(name: str, delta_pp: float | None, interval: Interval | None, limit: float, by: DropBy) -> str:
+    """Return how much more top-1 a candidate lost than ``limit``, "" where it did not; all in percentage points."""
+    if delta_pp is None:
+        return ""
+    if by == "point":
+        return f"{name} lost {-delta_pp:.2f} pp of top-1, allowed {limit:g}" if -delta_pp > limit else ""
+    if interval is None:
+        return f"the change of {name} has no interval in this report"
+    lost = -interval[0]
+    return (
+        f"{name} may have lost up to {lost:.2f} pp of top-1 (95 % interval), allowed {limit:g}" if lost > limit else ""
+    )
 
 
 def _cells(row: Row, baseline: str | None) -> tuple[str, ...]:

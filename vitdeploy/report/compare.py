@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records import Record, Report, Row, printable_record
-from vitdeploy.records.report import TimedScope
+from vitdeploy.records.report import DropBy, Interval, TimedScope, drop_text, refuse_wrong_limit
 from vitdeploy.report.view import STATUSES
 from vitdeploy.text import UNKNOWN, printable, size_text
 from vitdeploy.wording import ms_text, points_text
@@ -33,7 +34,12 @@ class TimingChange(Record):
 
 
 class RowChange(Record):
-    """What became of a row that both reports have; a difference is None where it cannot be taken."""
+    """What became of a row that both reports have; a difference is None where it cannot be taken.
+
+    ``delta_ci95_pp`` is Newcombe's interval for independent proportions (Statistics in Medicine 17, 1998, method 10),
+    from the intervals of the two: reports do not keep which images were right, so it is wider than that of a bench. The
+    same artifact under the same runtime gives the same classes, and then it is nothing.
+    """
 
     name: str
     backend: str
@@ -42,6 +48,7 @@ class RowChange(Record):
     before_top1: float | None = None
     after_top1: float | None = None
     delta_top1_pp: float | None = None
+    delta_ci95_pp: Interval | None = None
     before_size_bytes: int | None = None
     after_size_bytes: int | None = None
     timings: tuple[TimingChange, ...] = ()
@@ -87,21 +94,29 @@ class Comparison(Record):
             f"{self.before} → {self.after}", header, [row.cells() for row in self.rows], [*lines, *self.caveats]
         )
 
-    def check(self, *, max_drop_pp: float | None = None, max_slowdown_percent: float | None = None) -> None:
+    def check(
+        self,
+        *,
+        max_drop_pp: float | None = None,
+        max_drop_by: DropBy = "point",
+        max_slowdown_percent: float | None = None,
+    ) -> None:
         """Refuse what lost too much; without a limit nothing is refused.
 
         A row that was measured before and is not any more does not pass, whatever the limit.
 
         Args:
             max_drop_pp: How many points of top-1 a row may lose.
+            max_drop_by: ``point`` judges the measured difference, ``interval`` the worse end of ``delta_ci95_pp``.
             max_slowdown_percent: By how much of its median a row may become slower, at any batch size.
         Raises:
             GateError: A row is beyond a limit, or nothing can be held against it; the line names each.
             UsageError: A limit is negative.
         """
-        for name, limit in (("--max-drop", max_drop_pp), ("--max-slowdown", max_slowdown_percent)):
-            if limit is not None and limit < 0:
-                raise UsageError(f"{name} is {limit!r}, expected a limit that is not negative")
+        if max_drop_pp is not None:
+            refuse_wrong_limit(max_drop_pp, max_drop_by)
+        if max_slowdown_percent is not None and not max_slowdown_percent >= 0:
+            raise UsageError(f"max_slowdown_percent is {max_slowdown_percent!r}, expected a limit that is not negative")
         if max_drop_pp is None and max_slowdown_percent is None:
             return
         broken = [f"{name} is not there any more" for name in self.only_before]
@@ -109,7 +124,7 @@ class Comparison(Record):
             if row.before_status == "ok" and row.after_status != "ok":
                 broken.append(f"{row.name} was measured and is {STATUSES[row.after_status]} now")
             elif max_drop_pp is not None:
-                broken += _drop(row, max_drop_pp)
+                broken += _drop(row, max_drop_pp, max_drop_by)
             broken += _slowdowns(row, max_slowdown_percent)
         if max_drop_pp is not None and not any(row.delta_top1_pp is not None for row in self.rows):
             broken.append("the reports have no top-1 of the same candidate on the same data")
@@ -176,6 +191,7 @@ def _change(old: Row, new: Row, *, same_data: bool, same_machine: bool) -> RowCh
         before_top1=old.top1,
         after_top1=new.top1,
         delta_top1_pp=100 * ((new.top1 or 0.0) - (old.top1 or 0.0)) if comparable else None,
+        delta_ci95_pp=_interval(old, new) if comparable else None,
         before_size_bytes=old.size_bytes,
         after_size_bytes=new.size_bytes,
         timings=_timings(old, new) if same_machine else (),
@@ -197,10 +213,22 @@ def _timings(old: Row, new: Row) -> tuple[TimingChange, ...]:
     )
 
 
-def _drop(row: RowChange, limit: float) -> list[str]:
+def _interval(old: Row, new: Row) -> Interval | None:
+    """Return the 95 % interval of the change of top-1, in percentage points."""
+    if old.top1 is None or new.top1 is None or old.top1_ci95 is None or new.top1_ci95 is None:
+        return None
+    if old.payload_sha256 is not None and old.payload_sha256 == new.payload_sha256 and old.top1 == new.top1:
+        return 0.0, 0.0
+    (old_low, old_high), (new_low, new_high) = old.top1_ci95, new.top1_ci95
+    delta = new.top1 - old.top1
+    down, up = math.hypot(new.top1 - new_low, old_high - old.top1), math.hypot(new_high - new.top1, old.top1 - old_low)
+    return 100 * (delta - down), 100 * (delta + up)
+
+
+def _drop(row: RowChange, limit: float, by: DropBy) -> list[str]:
     if row.delta_top1_pp is not None:
-        lost = -row.delta_top1_pp
-        return [f"{row.name} lost {lost:.2f} pp of top-1, allowed {limit:g}"] if lost > limit else []
+        text = drop_text(row.name, row.delta_top1_pp, row.delta_ci95_pp, limit, by)
+        return [text] if text else []
     if row.before_top1 is None:
         return []
     if row.after_top1 is None:

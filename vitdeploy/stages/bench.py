@@ -21,7 +21,7 @@ from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_proces
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.samples import SAMPLES, write_samples
 from vitdeploy.benching.seen import note_seen_images
-from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset
+from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -103,7 +103,10 @@ class BenchRequest:
         opened = _open(several)
         if keep is not None:
             refuse_unwritable_folder(Path(keep), (SAMPLES,))
-        dataset = open_test_data(training_data_of(opened) if data is None else data, options)
+        source = training_data_of(opened) if data is None else data
+        if keep is not None:
+            refuse_output_in_data(Path(keep), source)
+        dataset = open_test_data(source, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
                 if predicts_a_class(model):

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from vitdeploy import __version__
 from vitdeploy.artifacts import atomic_folder
-from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset
+from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.calibration_set import (
     MANIFEST_NAME,
     CalibrationEntry,
@@ -214,9 +214,7 @@ def _existing(path: Path) -> Path:
 
 
 def _refuse_output(output: Path, data: str) -> None:
-    where = Path(parse_uri(data).where)
-    if where.is_dir() and output.resolve().is_relative_to(where.resolve()):
-        raise UsageError(f"the output {str(output)!r} lies inside the data {str(where)!r}: choose a folder beside it")
+    refuse_output_in_data(output, data)
     if output.is_dir() and (not any(output.iterdir()) or is_calibration_set(output)):
         return
     if output.exists():

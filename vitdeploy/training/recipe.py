@@ -12,7 +12,7 @@ from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.reading import parse_yaml, read_yaml
 from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions, options_from
 
-KEYS = ("about", "model", "weights", "random_weights", "arguments", "teacher", "options")
+KEYS = ("about", "model", "weights", "random_weights", "arguments", "preprocess", "labels", "teacher", "options")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class TrainingRecipe:
     weights: Path | None = None
     random_weights: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: str | None = None
+    labels: Path | None = None
     options: TrainOptions = DEFAULTS
     about: str = ""
 
@@ -54,19 +56,22 @@ def read_training_recipe(source: str | Path) -> TrainingRecipe:
     for key in ("arguments", "options"):
         if not isinstance(values.get(key, {}), dict):
             raise RecipeError(f"{key} in {str(source)!r} is {values[key]!r}, expected names and values")
-    for key, kind in (("model", str), ("weights", str), ("random_weights", bool), ("teacher", str)):
+    texts = dict.fromkeys(("model", "weights", "preprocess", "labels", "teacher"), str)
+    for key, kind in {**texts, "random_weights": bool}.items():
         if not isinstance(values.get(key), kind | None):
             raise RecipeError(f"{key} in {str(source)!r} is {values[key]!r}, expected {_KINDS[kind]}")
     try:
         options = with_teacher(options_from(values.get("options", {})), values.get("teacher"))
     except UsageError as error:
         raise RecipeError(f"{str(source)!r}: {error}") from error
-    weights = values.get("weights")
+    weights, labels = values.get("weights"), values.get("labels")
     return TrainingRecipe(
         model=values.get("model"),
         weights=None if weights is None else Path(weights),
         random_weights=bool(values.get("random_weights")),
         arguments=values.get("arguments", {}),
+        preprocess=values.get("preprocess"),
+        labels=None if labels is None else Path(labels),
         options=options,
         about=str(values.get("about", "")).strip(),
     )

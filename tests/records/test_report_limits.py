@@ -1,0 +1,59 @@
+"""``Report.check`` judges the measured difference, or the worse end of its interval."""
+
+from __future__ import annotations
+
+import pytest
+import sample_reports
+
+from vitdeploy.errors import GateError
+from vitdeploy.records import Report, Row
+
+
+def _report(delta: float | None, interval: tuple[float, float] | None) -> Report:
+    row = Row(
+        name="int8.onnx",
+        backend="onnxruntime",
+        precision="int8",
+        status="ok",
+        delta_top1_pp=delta,
+        delta_ci95_pp=interval,
+    )
+    return sample_reports.build((row,))
+
+
+@pytest.mark.parametrize(
+    ("delta", "interval", "by_point", "by_interval"),
+    [
+        (-0.2, (-0.4, 0.1), None, None),
+        (-0.2, (-1.4, 0.8), None, "int8.onnx may have lost up to 1.40 pp of top-1 (95 % interval), allowed 0.5"),
+        (0.3, (-0.9, 1.5), None, "int8.onnx may have lost up to 0.90 pp of top-1 (95 % interval), allowed 0.5"),
+        (
+            -0.8,
+            (-1.0, -0.6),
+            "int8.onnx lost 0.80 pp of top-1, allowed 0.5",
+            "int8.onnx may have lost up to 1.00 pp of top-1 (95 % interval), allowed 0.5",
+        ),
+        (-0.1, None, None, "the change of int8.onnx has no interval in this report"),
+    ],
+)
+def test_the_point_and_the_interval_are_judged_apart(
+    delta: float, interval: tuple[float, float] | None, by_point: str | None, by_interval: str | None
+) -> None:
+    report = _report(delta, interval)
+    report.check()
+    for by, refusal in (("point", by_point), ("interval", by_interval)):
+        if refusal is None:
+            report.check(max_drop_pp=0.5, max_drop_by=by)
+            continue
+        with pytest.raises(GateError) as caught:
+            report.check(max_drop_pp=0.5, max_drop_by=by)
+        assert str(caught.value) == refusal
+
+
+def test_the_point_is_judged_by_default() -> None:
+    _report(-0.2, (-9.0, 8.0)).check(max_drop_pp=0.5)
+
+
+def test_a_report_in_which_nothing_is_compared_passes_no_limit() -> None:
+    with pytest.raises(GateError, match="no candidate's top-1 could be compared with a baseline"):
+        _report(None, None).check(max_drop_pp=5)
