@@ -21,7 +21,7 @@ from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, read_checkpoint
 from vitdeploy.artifacts.run_record import Provenance
-from vitdeploy.errors import ArtifactError, BackendError, RecipeError
+from vitdeploy.errors import ArtifactError, BackendError, GateError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
 from vitdeploy.pipeline.folder import changes, locked
 from vitdeploy.reading import parse_yaml
@@ -77,7 +77,10 @@ def test_the_printed_recipe_shows_every_key() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("train: {epochs: 3}", r"there is no key 'train\.epochs', expected some of model, weights"),
+        ("train: {epochs: 3}", r"there is no key 'train\.epochs', did you mean 'train\.options\.epochs'"),
+        ("train: {xyz: 3}", r"there is no key 'train\.xyz', expected some of model, weights"),
+        ("batches: [8]", r"there is no key 'batches', expected some of data, source"),
+        ("bench: {rounds: 3}", r"there is no key 'bench\.rounds', did you mean 'bench\.options\.rounds'"),
         ("train: {options: {epoch: 3}}", r"there is no key 'train\.options\.epoch', did you mean 'epochs'"),
         ("qantize: []", r"there is no key 'qantize', did you mean 'quantize'"),
         ("train: {options: {epochs: many}}", r"train\.options\.epochs is 'many': Input should be a valid integer"),
@@ -93,7 +96,7 @@ def test_the_printed_recipe_shows_every_key() -> None:
         ("export: {opset: 3}", r"export\.opset is 3"),
         ("data: digits\ndata: photos", r"is not YAML: .*found duplicate key"),
         ("data: [", r"is not YAML"),
-        ("- 1", r"is not a recipe: expected the keys data, source, weights, arguments, train"),
+        ("- 1", r"is not a recipe: expected the keys data, source, weights, arguments, preprocess, labels, train"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_the_key_and_what_was_expected(tmp_path: Path, text: str, said: str) -> None:
@@ -399,10 +402,12 @@ def make_photos(folder: Path, classes: int = 3, each: int = 20) -> Path:
 
 def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path, quick_changes: dict[str, Any]) -> None:
     photos = make_photos(tmp_path / "photos")
-    recipe = tmp_path / "photos.yaml"
+    recipe, names = tmp_path / "photos.yaml", tmp_path / "names.txt"
+    names.write_text("apple\nbear\ncar\n")
     recipe.write_text(
         f"data: {photos}\n"
         "train:\n"
+        f"  labels: {names}\n"
         "  arguments: {image_size: 32, patch: 8, width: 32, depth: 2, heads: 2}\n"
         "  options: {epochs: 3, batch: 8}\n"
         "bench:\n"
@@ -414,8 +419,11 @@ def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path,
     assert report.conditions.n_samples == 15  # a quarter of each class, kept out of training and calibration
     assert {row.status for row in report.rows} <= {"ok", "built"}
     spec = open_artifact(tmp_path / "run" / "model.int8.engine").manifest.model
-    assert spec.classes == ("class_0", "class_1", "class_2")
+    assert spec.classes == ("apple", "bear", "car")
     assert {stage.status for stage in run(recipe, tmp_path / "run").stages} == {"fresh"}
+    limited = read_recipe(recipe, {"bench.max_drop": 0, "bench.max_drop_by": "interval"})
+    with pytest.raises(GateError, match=r"of top-1 \(95 % interval\), allowed 0"):  # 15 images show no such thing
+        run(limited, tmp_path / "run")
     extra = photos / "class_0" / "more.png"
     Image.new("L", (40, 40), 77).save(extra)
     notes = Notes()

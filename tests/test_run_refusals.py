@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitdeploy.errors import ArtifactError, DataError, RecipeError
+from vitdeploy.errors import ArtifactError, DataError, RecipeError, UsageError
 from vitdeploy.pipeline import run
 from vitdeploy.pipeline.recipe import read_recipe
 
@@ -45,3 +45,22 @@ def test_what_a_later_stage_lacks_is_said_before_training(
     with pytest.raises(error, match=message):
         run(read_recipe(changes=changes), "folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["photos", "photos/cats/run", "linked/run", "photos/../photos"])
+@pytest.mark.parametrize("key", ["data", "bench.data"])
+def test_a_run_into_its_data_is_refused(key: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("photos", target_is_directory=True)
+    with pytest.raises(UsageError, match=r"lies inside the data '\./photos': choose a folder beside it"):
+        run(read_recipe(changes={key: "./photos"}), folder)
+    assert list((tmp_path / "photos" / "cats").iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["weights", "arguments", "preprocess", "labels"])
+def test_keys_of_a_source_without_one_name_those_of_the_training(key: str) -> None:
+    value: Any = {"depth": 2} if key == "arguments" else "file"
+    with pytest.raises(RecipeError, match=rf"a training has its own, 'train\.{key}'"):
+        read_recipe(changes={key: value})
+    read_recipe(changes={f"train.{key}": value})

@@ -260,7 +260,11 @@ def _first_problem(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"])) or "the whole"
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _keys_at(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        *place, last = first["loc"]
+        inner = [key for key in known if last in _keys_at((*place, key))]
+        near = (
+            [".".join(map(str, (*place, inner[0], last)))] if inner else difflib.get_close_matches(str(last), known, 1)
+        )
         hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
         return f"there is no key {name!r}, {hint}"
     message = first["msg"].removeprefix("Value error, ")
