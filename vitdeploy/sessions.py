@@ -35,6 +35,24 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+Role = Literal["product", "fusion", "conversion", "reorder", "other"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One node of the graph that a runtime made of a model.
+
+    ``operator`` is what the runtime calls it, ``precision`` what it computes in. A ``product`` multiplies matrices, a
+    ``fusion`` may have products in it, a ``conversion`` goes between types, a ``reorder`` changes the layout of memory.
+    ``sources`` name nodes and values of the model that went into it.
+    """
+
+    operator: str
+    precision: str
+    role: Role
+    sources: tuple[str, ...]
+
+
 class Session(Protocol):
     """An opened graph, a context manager.
 
@@ -43,6 +61,7 @@ class Session(Protocol):
     there are none). ``provider`` names what executes, ``notes`` say what a reader of its numbers has to know.
     ``inspector_json`` is TensorRT's account of an engine's layers, None where there is no engine. ``enqueue_ms`` is the
     host's time per launch at a batch size, ``launch_mode`` how it is launched; None where nothing is launched on a GPU.
+    ``kernels`` are the nodes of the graph that the runtime executes, None where it does not tell.
     ``examination`` is what was found at the first open of an engine that could not be checked when it was built.
     """
 
@@ -59,6 +78,7 @@ class Session(Protocol):
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]: ...
     def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
     def inspector_json(self) -> str | None: ...
+    def kernels(self) -> tuple[Kernel, ...] | None: ...
     def enqueue_ms(self, batch: int) -> float | None: ...
     def launch_mode(self, batch: int) -> LaunchMode | None: ...
     def close(self) -> None: ...

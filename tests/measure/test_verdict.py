@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vitdeploy.measure.verdict import accuracy_kept, give_verdict, is_faster
-from vitdeploy.records import Baseline, Conditions, Row, Timing
+from vitdeploy.records import Baseline, Conditions, FloatProduct, OperatorCensus, Row, Timing
 from vitdeploy.records.report import SelfCheck
 
 CONDITIONS = Conditions(
@@ -383,3 +383,17 @@ def test_a_self_check_that_fails_is_said_and_one_that_holds_is_not() -> None:
     assert "as long in turns as alone at batch 1" in _checked(None, TORCH.model_copy(update={"timings": (slowed,)}))
     same = slowed.model_copy(update={"alone_ci95": (0.99, 1.6)})
     assert "as long in turns as alone" not in _checked(None, TORCH.model_copy(update={"timings": (same,)}))
+
+
+def test_products_that_run_in_floats_are_named_with_the_reason():
+    one = FloatProduct(node="blocks.0.attn.q/MatMul", kernel="MatMul fp32", reason="its activation is signed")
+    census = OperatorCensus(runtime="onnxruntime", version="1.32", planned=12, integer=11, floating=(one,))
+    whole = census.model_copy(update={"integer": 12, "floating": ()})
+    row = _row("vit.int8.onnx", "int8", timings=(_timing(5.0, 2.0, (1.9, 2.1)),), census=census)
+    assert (
+        "ONNX Runtime computes 1 of the 12 8-bit products of vit.int8.onnx in floating point, so its time is not that "
+        "of INT8: first blocks.0.attn.q/MatMul, as MatMul fp32 (its activation is signed)."
+    ) in _verdict(TORCH, row)
+    assert not any(
+        "floating point, so its time" in line for line in _verdict(TORCH, row.model_copy(update={"census": whole}))
+    )

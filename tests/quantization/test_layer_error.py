@@ -72,8 +72,14 @@ def measured(linear, rows, treatment, form):
     if treatment.scaling is not None:
         factor = smoothing_factor(activation.channel_amax, np.abs(WEIGHT).max(axis=1), treatment.scaling)
         activation, weight = activation.scaled(factor), WEIGHT * factor[:, None]
-    scale = activation.clip(treatment.ranges, 99.99) / 127
-    rounded = dequantize_affine(quantize_affine(activation.rows, scale), scale)
+    low, high = activation.interval(treatment.ranges, 99.99)
+    if form.cpu:
+        scale = (high - low) / 255
+        zero = np.rint(-low / scale)
+        rounded = (np.clip(np.rint(activation.rows / scale) + zero, 0, 255) - zero) * scale
+    else:
+        scale = max(-low, high) / 127
+        rounded = dequantize_affine(quantize_affine(activation.rows, scale), scale)
     linear.weight.const_value = ir.tensor(weight, name="w")
     integers = quantize_weight(linear, form)
     error = rounded @ dequantize_affine(integers.values, integers.scale, axis=1) - activation.rows @ weight

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 from machine import be, fake_gpu, machine
 from notes import Notes
+from onnx_text import parse
 from small_vit import write_small_vit
 
-from vitdeploy.artifacts import read_engine, read_onnx
+from vitdeploy.artifacts import read_engine, read_onnx, write_onnx
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import ArtifactError, BackendError, BuildError, UsageError
+from vitdeploy.records import Manifest, ModelSpec
 from vitdeploy.sessions import BuildTarget
 from vitdeploy.stages.build import BuildRequest, build, note_default
 
@@ -126,6 +129,18 @@ def test_graph_for_another_target_is_noted(no_gpu, tmp_path, model):
     notes = Notes()
     build(other, tmp_path / "vit.engine", target=FOR_89, progress=notes)
     assert any("was quantized for onnxruntime, whose remainder is FP32" in line for line in notes.lines)
+
+
+def test_a_graph_with_unsigned_activations_is_refused_before_anything_is_built(tmp_path):
+    graph = parse(
+        "q = QuantizeLinear (input, s, z) d = DequantizeLinear (q, s, z) logits = MatMul (d, w)",
+        s=np.float32(0.1), z=np.uint8(128), w=np.eye(4, dtype=np.float32),
+    )  # fmt: skip
+    manifest = Manifest(kind="onnx", model=ModelSpec(family="vit", name="cpu"), precision="int8", target="onnxruntime")
+    model = write_onnx(tmp_path / "cpu.onnx", graph, manifest)
+    with pytest.raises(BuildError, match=r"unsigned activations that TensorRT does not take: .* --target tensorrt"):
+        build(model, tmp_path / "cpu.engine", backend="tensorrt-rtx")
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu.onnx"]
 
 
 @needs_rtx

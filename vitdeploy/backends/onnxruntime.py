@@ -21,7 +21,7 @@ from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, Opener, SessionOptions, TensorSpec
+from vitdeploy.sessions import BuildTarget, Kernel, Opener, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
@@ -164,19 +164,14 @@ class OnnxRuntimeSession(CheckedSession):
         if provider in ON_GPU and hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if provider == PROVIDERS["tensorrt"] and not options.tf32:
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # it has no setting of its own (onnxruntime #26029)
-        if precision == "fp8":  # it would fuse E4M3 into integer kernels, which then refuse it
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        self._file = source if isinstance(source, str) else None  # a graph in memory is not kept for it
+        self._options, self._precision = options, precision
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 source,
-                settings,
+                session_settings(options, precision),
                 providers=provider_list(provider, options, precision),
                 enable_fallback=0,  # else a run that fails on the GPU is repeated on the CPU, with a line on stdout
             )
@@ -214,6 +209,14 @@ class OnnxRuntimeSession(CheckedSession):
             found.append("TF32 is switched off by NVIDIA_TF32_OVERRIDE where CUDA was not used before in this process")
         return tuple(found)
 
+    def kernels(self) -> tuple[Kernel, ...] | None:
+        """Return what the CPU's provider made of a graph from a file; others do not tell."""
+        if self.provider != PROVIDERS["cpu"] or self._file is None:
+            return None
+        from vitdeploy.backends.onnxruntime_kernels import optimised_kernels
+
+        return optimised_kernels(self._file, session_settings(self._options, self._precision), self.provider)
+
     def _run(self, arrays: Arrays) -> Arrays:
         try:
             results = self._session.run(None, arrays)
@@ -241,6 +244,20 @@ class OnnxRuntimeSession(CheckedSession):
             binding.synchronize_outputs()
 
         return wall_clock_ms(call, warmup, iterations)
+
+
+def session_settings(options: SessionOptions, precision: Precision) -> Any:
+    """Return onnxruntime.SessionOptions."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if precision == "fp8":  # it would fuse E4M3 into integer kernels, which then refuse it
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
 
 
 def nodes_by_provider(session: Any) -> dict[str, int]:

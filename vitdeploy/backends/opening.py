@@ -1,4 +1,4 @@
-"""Which backend opens an artifact, and which builds an engine here."""
+"""Which backend opens an artifact, which builds an engine here, and what a session makes of a graph."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt import TensorRTBackend
 from vitdeploy.backends.tensorrt_lean import TensorRTLeanBackend
 from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.records import OperatorCensus
 from vitdeploy.sessions import Session, SessionOptions
 
 
@@ -31,6 +32,23 @@ def open_session(artifact: Artifact, options: SessionOptions = SessionOptions())
     if reason is not None:
         raise BackendError(f"{str(artifact.path)!r} cannot run here: {reason}")
     return backend.open(artifact, options)
+
+
+def census_of(model: OnnxModel, backend: str, session: Session) -> OperatorCensus | None:
+    """Return which 8-bit products of a graph the runtime of an open session computes in integers.
+
+    None where the graph has none, or the runtime does not tell.
+
+    Raises:
+        BackendError: The runtime failed to tell.
+    """
+    from vitdeploy.measure.census import take_census
+
+    kernels = session.kernels()
+    if kernels is None:
+        return None
+    found = take_census(model.load(), kernels, backend, get_backend(backend).version())
+    return found if found.planned else None
 
 
 def engine_backend(engine: Engine) -> str:

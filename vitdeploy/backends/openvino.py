@@ -13,10 +13,21 @@ from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, SessionOptions, TensorSpec
+from vitdeploy.sessions import BuildTarget, Kernel, Role, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
 DEVICE = "CPU"
+PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
+ROLES: dict[str, Role] = {
+    "FullyConnected": "product",
+    "MatMul": "product",
+    "Convolution": "product",
+    "ScaledDotProductAttention": "product",
+    "Subgraph": "fusion",
+    "Convert": "conversion",
+    "FakeQuantize": "conversion",
+    "Reorder": "reorder",
+}
 
 
 class OpenVINOBackend:
@@ -86,6 +97,10 @@ class OpenVINOSession(CheckedSession):
             raise BackendError(f"openvino cannot open {str(path)!r}: {one_line(error)}") from error
         super().__init__("openvino", DEVICE, _specs(self._compiled.inputs), _specs(self._compiled.outputs))
 
+    def kernels(self) -> tuple[Kernel, ...] | None:
+        """Return the nodes of the runtime model."""
+        return tuple(_kernel(node) for node in self._compiled.get_runtime_model().get_ordered_ops())
+
     def _run(self, arrays: Arrays) -> Arrays:
         try:
             results = self._request.infer(arrays, share_inputs=True)
@@ -95,6 +110,14 @@ class OpenVINOSession(CheckedSession):
 
     def _release(self) -> None:
         self._request = self._compiled = None
+
+
+def _kernel(node: Any) -> Kernel:
+    told = {key: str(node.rt_info[key].astype(str)) for key in ("layerType", "runtimePrecision", "originalLayersNames")}
+    operator = told["layerType"]
+    sources = dict.fromkeys((str(node.get_friendly_name()), *told["originalLayersNames"].split(",")))
+    precision = PRECISIONS.get(told["runtimePrecision"], told["runtimePrecision"])
+    return Kernel(operator, precision, ROLES.get(operator, "other"), tuple(name for name in sources if name))
 
 
 def _specs(ports: Sequence[Any]) -> list[TensorSpec]:

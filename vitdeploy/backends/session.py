@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.records import Examination
-from vitdeploy.sessions import Feed, LaunchMode, Scope, TensorSpec
+from vitdeploy.sessions import Feed, Kernel, LaunchMode, Scope, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 S = TypeVar("S", bound="CheckedSession")
@@ -76,6 +76,14 @@ class CheckedSession(ABC):
 
     def inspector_json(self) -> str | None:
         """Return the layers as TensorRT's inspector describes them; None for what is no engine."""
+        return None
+
+    def kernels(self) -> tuple[Kernel, ...] | None:
+        """Return the nodes of the graph that the runtime executes; None where it does not tell.
+
+        Raises:
+            BackendError: The runtime failed to tell.
+        """
         return None
 
     def enqueue_ms(self, batch: int) -> float | None:

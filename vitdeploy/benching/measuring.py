@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import Engine
+from vitdeploy.artifacts import Engine, OnnxModel
+from vitdeploy.backends.opening import census_of
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
 from vitdeploy.benching.candidates import Candidate
@@ -20,10 +21,12 @@ from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
 from vitdeploy.measure.process import ProcessCost, measure_in_child
 from vitdeploy.progress import Progress
-from vitdeploy.records import BuildInfo, Row, Timing
+from vitdeploy.records import BuildInfo, OperatorCensus, Row, Timing
 from vitdeploy.records.report import TimedScope
 from vitdeploy.sessions import Session
 from vitdeploy.text import one_line
+
+WITH_INTEGERS = ("int8", "mixed")
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Entry:
     blocks: dict[tuple[int, TimedScope], list[NDArray[np.float64]]] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     against: str | None = None
+    census: OperatorCensus | None = None
     cost: ProcessCost = field(default_factory=ProcessCost)
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +75,8 @@ class Entry:
                 )
             )
             self.provider = self.session.provider
+            if isinstance(self.candidate.artifact, OnnxModel) and self.candidate.precision in WITH_INTEGERS:
+                self.census = census_of(self.candidate.artifact, self.candidate.backend, self.session)
         except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
             self.failure = _told(error, "opening it failed")
 
@@ -107,6 +113,7 @@ class Entry:
                 "peak_memory_bytes": self.cost.peak_memory_bytes,
                 "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
+                "census": self.census,
                 "payload_sha256": candidate.digest,
                 "notes": (*candidate.notes(), *self.notes, *unchecked, *(self.session.notes if self.session else ())),
             }

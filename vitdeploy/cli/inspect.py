@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ from vitdeploy.cli.options import Json
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
-    from vitdeploy.records import Manifest, Preprocess
+    from vitdeploy.records import Manifest, OperatorCensus, Preprocess
     from vitdeploy.stages.inspect import GraphInfo, Inspection, WeightsInfo
 
 
@@ -23,13 +23,17 @@ def inspect(
             metavar="FILE", help="An artifact, a bundle, a report, a run, a calibration set, any ONNX file or weights."
         ),
     ],
+    runtime: Annotated[
+        Literal["onnxruntime", "openvino"] | None,
+        typer.Option("--runtime", help="Count which 8-bit products of a graph this runtime computes in integers."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a file or folder is: model, preprocessing, precision, graph, checks, where it comes from."""
     from vitdeploy import inspect as look
     from vitdeploy.cli.output import print_json
 
-    found = look(file)
+    found = look(file, runtime=runtime)
     if as_json:
         print_json(found)
     else:
@@ -47,6 +51,8 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     lines += found.facts
     if found.graph is not None:
         lines += _graph_lines(found.graph)
+    if found.census is not None:
+        lines += _census_lines(found.census)
     if found.weights is not None:
         lines += _weights_lines(found.weights)
     if found.golden_samples:
@@ -102,6 +108,18 @@ def _graph_lines(graph: GraphInfo) -> list[tuple[str, str]]:
         lines += [(name, f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]") for one in tensors]
     lines += [("finding", text) for text in graph.findings]
     return lines
+
+
+def _census_lines(census: OperatorCensus) -> list[tuple[str, str]]:
+    from vitdeploy.records.report import backend_title
+
+    title = f"{backend_title(census.runtime)} {census.version}"
+    lines = [
+        ("runs in", f"{title}: {census.integer} of {census.planned} 8-bit products in integers"),
+        ("kernels", ", ".join(f"{name} {count}" for name, count in census.kernels.items())),
+        ("moves", f"{census.conversions} conversions of type, {census.reorders} of memory layout"),
+    ]
+    return lines + [("in floats", f"{one.node} as {one.kernel or 'unknown'}: {one.reason}") for one in census.floating]
 
 
 def _weights_lines(weights: WeightsInfo) -> list[tuple[str, str]]:

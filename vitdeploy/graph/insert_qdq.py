@@ -1,4 +1,4 @@
-"""Write integers into a graph: QuantizeLinear and DequantizeLinear with zero point 0."""
+"""Write integers into a graph: QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class ActivationPair:
-    """One Q/DQ pair: the tensor, its scale, and the consumers, as (node, input index), that read the rounded values."""
+    """One Q/DQ pair: the tensor, its scale, and the consumers, as (node, input index), that read the rounded values.
+
+    With a ``zero_point`` the integers are uint8, without one they are of the placement's type, around 0.
+    """
 
     value: ir.Value
     scale: float
     uses: tuple[tuple[ir.Node, int], ...]
+    zero_point: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class InsertQDQ(ir.passes.InPlacePass):
 
     Cases:
         activation   x → QuantizeLinear → DequantizeLinear → the listed consumers; others go on reading x. Pairs of
-                     equal scale on one tensor are one pair.
+                     equal scale and zero point on one tensor are one pair.
         weight       initializer w → int8 initializer → DequantizeLinear (axis), for all its readers.
         Gemm         with a quantized weight becomes MatMul and Add, the weight transposed where ``transB`` says so:
                      ONNX Runtime has an integer Gemm only for int32 biases, an integer MatMul for any. A Gemm with
@@ -84,9 +88,9 @@ class InsertQDQ(ir.passes.InPlacePass):
             model.graph.initializers
         )
         self._names.update(str(node.name) for node in model.graph)
-        pairs: dict[tuple[ir.Value, float], ir.Value] = {}
+        pairs: dict[tuple[ir.Value, float, int | None], ir.Value] = {}
         for pair in self.placement.activations:
-            key = (pair.value, pair.scale)
+            key = (pair.value, pair.scale, pair.zero_point)
             if key not in pairs:
                 pairs[key] = self._insert_pair(model.graph, pair)
             for node, index in pair.uses:
@@ -100,13 +104,15 @@ class InsertQDQ(ir.passes.InPlacePass):
         if value.graph is not graph:
             raise GraphError(f"tensor {value.name!r} is not in the graph that is to be quantized")
         scale = self._constant(graph, f"{value.name}.scale", np.float32(pair.scale))
-        zero = self._zero_point(graph, f"{value.name}.zero_point", ())
+        dtype = self.placement.dtype if pair.zero_point is None else ir.DataType.UINT8
+        number = np.array(pair.zero_point or 0).astype(dtype.numpy())
+        zero = self._constant(graph, f"{value.name}.zero_point", number)
         down = ir.node("QuantizeLinear", [value, scale, zero], name=self._name(f"{value.name}/QuantizeLinear"))
         name = self._name(f"{value.name}/DequantizeLinear")
         up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], name=name)
-        for node, dtype in ((down, self.placement.dtype), (up, ir.DataType.FLOAT)):
+        for node, stored in ((down, dtype), (up, ir.DataType.FLOAT)):
             node.outputs[0].name = self._name(f"{node.name}_out")
-            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(stored), value.shape
             node.metadata_props.update(_origin(value))
         producer = value.producer()
         if producer is not None:

@@ -15,14 +15,14 @@ from vitdeploy.records import Precision
 NodeKind = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8", "other"]
 
 _NOT_COUNTED = DATA_MOVEMENT | {"Cast", "Constant", "QuantizeLinear", "DequantizeLinear", "Shape", "ConstantOfShape"}
-_INTEGER_PRODUCTS = frozenset(
+INTEGER_PRODUCTS = frozenset(
     ("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "DynamicQuantizeMatMul",
      "MatMulIntegerToFloat", "QAttention", "QLinearAdd", "QLinearMul")
 )  # fmt: skip
 _WEIGHT_ONLY_PRODUCTS = frozenset(("MatMulNBits", "MatMulBnb4"))
-_PRODUCTS = (
+PRODUCTS = (
     frozenset(("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv", "Attention", "MultiHeadAttention"))
-    | _INTEGER_PRODUCTS
+    | INTEGER_PRODUCTS
     | _WEIGHT_ONLY_PRODUCTS
 )
 _FLOATS: dict[ir.DataType, NodeKind] = {
@@ -45,17 +45,32 @@ def count_precisions(model: ir.Model, *, products_only: bool = False) -> dict[st
     does is weight-only: that is how TensorRT and ONNX Runtime read a graph. Types are inferred where the file leaves
     them out.
     """
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        with quiet():
-            common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    _infer_types(model)
     counts = Counter(
         node_precision(node)
         for node in model.graph
         if node.op_type not in _NOT_COUNTED
-        and (_computes_floats(node) or node.op_type in _INTEGER_PRODUCTS)
-        and (not products_only or node.op_type in _PRODUCTS)
+        and (_computes_floats(node) or node.op_type in INTEGER_PRODUCTS)
+        and (not products_only or node.op_type in PRODUCTS)
     )
     return dict(sorted(counts.items()))
+
+
+def quantized_products(model: ir.Model) -> list[ir.Node]:
+    """Return the MatMul, Gemm and Conv nodes whose operands are dequantized 8-bit integers, in graph order."""
+    _infer_types(model)
+    names = ("MatMul", "Gemm", "Conv")
+    return [
+        node for node in model.graph if node.op_type in names and not node.domain and node_precision(node) == "int8"
+    ]
+
+
+def has_unsigned_activations(model: ir.Model) -> bool:
+    """Return whether a QuantizeLinear gives uint8, explicitly or because it has no zero point."""
+    zeros = [
+        node.inputs[2] if len(node.inputs) > 2 else None for node in model.graph if node.op_type == "QuantizeLinear"
+    ]
+    return any(zero is None or zero.dtype == ir.DataType.UINT8 for zero in zeros)
 
 
 def graph_precision(model: ir.Model) -> Precision:
@@ -72,9 +87,15 @@ def graph_precision(model: ir.Model) -> Precision:
     return "mixed" if counts.get("bf16") or counts.get("other") else "fp32"
 
 
+def _infer_types(model: ir.Model) -> None:
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        with quiet():
+            common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
 def node_precision(node: ir.Node) -> str:
     """Return the precision of one node."""
-    if node.op_type in _INTEGER_PRODUCTS:
+    if node.op_type in INTEGER_PRODUCTS:
         return "int8"
     if node.op_type in _WEIGHT_ONLY_PRODUCTS:
         return "int8-weight-only"

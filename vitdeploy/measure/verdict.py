@@ -32,9 +32,9 @@ Kept = Literal["kept", "small loss", "loss", "unknown"]
 def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> tuple[str, ...]:
     """Return sentences in the order in which a reader needs them.
 
-    Whether the models know anything of these images; what to ship on each device that was measured; where INT8 does
-    not pay; what lost accuracy; what was built and not run, or not even built; what failed; what the numbers are
-    against where that is not PyTorch.
+    Whether the models know anything of these images; what to ship on each device that was measured; which 8-bit
+    products a runtime computes in floating point; where INT8 does not pay; what lost accuracy; what was built and not
+    run, or not even built; what failed; what the numbers are against where that is not PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
     said = [*_what_is_at_chance(measured, conditions)]
@@ -42,6 +42,7 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
         said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
     if not measured:
         said.append("Nothing could be run on this machine, so nothing is recommended from measurements.")
+    said.extend(_what_runs_in_floats(measured))
     said.extend(_where_int8_does_not_pay(measured, baseline))
     said.extend(_what_lost_accuracy(measured, baseline))
     said.extend(_what_was_only_built(rows))
@@ -204,6 +205,22 @@ def _recommendation(
     if accuracy_kept(best, baseline) == "small loss":
         parts.append("the loss is small but real")
     return "; ".join(parts) + "."
+
+
+def _what_runs_in_floats(rows: Sequence[Row]) -> list[str]:
+    """Name the rows whose runtime computes some of the graph's 8-bit products from dequantized values."""
+    said = []
+    for row in rows:
+        census = row.census
+        if census is None or not census.floating:
+            continue
+        first = census.floating[0]
+        said.append(
+            f"{backend_title(row.backend)} computes {len(census.floating)} of the {census.planned} 8-bit products of "
+            f"{row.name} in floating point, so its time is not that of INT8: first {first.node}, as "
+            f"{first.kernel or 'an unknown kernel'} ({first.reason})."
+        )
+    return said
 
 
 def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[str]:

@@ -13,6 +13,7 @@ from vitdeploy.quantization.observers import HistogramObserver, TensorObserver
 from vitdeploy.records import RangeMethod
 
 Vector = NDArray[np.float32]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Activation:
         """Return the same with at most ``count`` sampled rows."""
         return Activation(self.lo, self.hi, self.rows[:count], self.streamed)
 
-    def clip(self, method: RangeMethod, percent: float) -> float:
-        """Return the largest magnitude to represent (``HistogramObserver.clip``)."""
-        return self.histogram.clip(method, self.amax, percent=percent)
+    def interval(self, method: RangeMethod, percent: float) -> Interval:
+        """Return the smallest and the largest value to represent.
+
+        That is what was observed, cut at the largest magnitude that is worth it (``HistogramObserver.clip``).
+        """
+        clip = self.histogram.clip(method, self.amax, percent=percent)
+        return max(float(self.lo.min()), -clip), min(float(self.hi.max()), clip)

@@ -1,7 +1,8 @@
-"""Affine quantization with zero point 0: scales, and the arithmetic of QuantizeLinear and DequantizeLinear."""
+"""Affine quantization: scales, zero points, and the arithmetic of QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,35 @@ from vitdeploy.errors import CalibrationError
 ScaleType = Literal["float32", "float16"]
 FP8_MAX = 448.0
 _SMALLEST_FP16 = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that 8 bits stand for in one tensor: real = scale * (q - zero_point).
+
+    ``zero_point`` None: q is int8 and the zero point 0, the only one that TensorRT accepts. Else q is uint8 and the
+    range need not be symmetric.
+    """
+
+    scale: float
+    zero_point: int | None = None
+
+    def rounded(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return x after QuantizeLinear and DequantizeLinear."""
+        low, high = (-128, 127) if self.zero_point is None else (-self.zero_point, 255 - self.zero_point)
+        scale = np.float32(self.scale)
+        return scale * np.clip(np.rint(x / scale), low, high)
+
+
+def unsigned_grid(low: float, high: float) -> Grid:
+    """Return the uint8 grid from ``low`` to ``high``, both finite; 0 is always on it, exactly.
+
+    >>> unsigned_grid(-0.5, 2.05)
+    Grid(scale=0.009999999776482582, zero_point=50)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(scale_of(high - low, steps=255))
+    return Grid(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 
 
 def symmetric_scale(lo: ArrayLike, hi: ArrayLike, *, bits: int = 8) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from vitdeploy.graph.channel_places import absorb, bias_places
 from vitdeploy.graph.insert_qdq import QuantizedTensor
 from vitdeploy.graph.linear_groups import Linear, LinearGroup
 from vitdeploy.quantization.activation import Activation
-from vitdeploy.quantization.affine import dequantize_affine, quantize_affine
+from vitdeploy.quantization.affine import Grid, dequantize_affine
 from vitdeploy.quantization.scaling import matrix
 
 
@@ -19,18 +19,18 @@ def correct_biases(
     graph: ir.Graph,
     group: LinearGroup,
     activation: Activation,
-    scale: float,
+    grid: Grid,
     weights: Mapping[str, QuantizedTensor],
 ) -> bool:
     """Add E[x]ᵀW - E[q(x)]ᵀq(W) to the bias of every linear of a group, in place (Nagel et al. 2019, 4.2).
 
-    Expectations are means over the sampled rows, weights are by name, and ``scale`` is the step of the activation. No
-    node changes. Returns False, changing nothing, where a linear has no bias or nothing was sampled.
+    Expectations are means over the sampled rows, weights are by name, and ``grid`` is what the activation is rounded
+    to. No node changes. Returns False, changing nothing, where a linear has no bias or nothing was sampled.
     """
     places = bias_places(group)
     if places is None or not len(activation.rows):
         return False
-    rounded = dequantize_affine(quantize_affine(activation.rows, scale), scale)
+    rounded = grid.rounded(activation.rows)
     exact, mean = activation.rows.mean(axis=0, dtype=np.float64), rounded.mean(axis=0, dtype=np.float64)
     for linear, bias in zip(group.linears, places, strict=True):
         quantized = weights[str(linear.weight.name)]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.graph.linear_groups import LinearGroup
 from vitdeploy.quantization.activation import Activation
-from vitdeploy.quantization.affine import pairwise_scale, scale_of
-from vitdeploy.quantization.placement import Format
+from vitdeploy.quantization.affine import Grid, pairwise_scale, scale_of
+from vitdeploy.quantization.placement import Format, activation_grid
 from vitdeploy.quantization.scaling import matrix, smoothing_factor, weight_amax
 from vitdeploy.records import RangeMethod, Treatment
 
@@ -73,9 +73,9 @@ class LayerError:
             factor = smoothing_factor(activation.channel_amax, self.weight_amax, treatment.scaling)
             activation = activation.scaled(factor)
             norms = norms * np.square(factor, dtype=np.float64)
-        clip = activation.clip(treatment.ranges, treatment.percent)
+        grid = activation_grid(activation.interval(treatment.ranges, treatment.percent), self.form)
         steps = self._weight_steps(treatment, factor)
-        return float(norms @ rounding_error(activation, clip)) + float(activation.mean_square.sum()) * steps / 12
+        return float(norms @ rounding_error(activation, grid)) + float(activation.mean_square.sum()) * steps / 12
 
     def gain_db(self, before: Treatment, after: Treatment) -> float:
         """Return by how many dB one treatment leaves less error than another."""
@@ -95,11 +95,10 @@ class LayerError:
         return self._steps[key]
 
 
-def rounding_error(activation: Activation, clip: float) -> NDArray[np.float64]:
-    """Return the mean squared error per channel of rounding the sampled rows to ±127 steps up to ``clip``, [C]."""
-    step = np.float32(clip / 127) if clip > 0 else np.float32(1)
+def rounding_error(activation: Activation, grid: Grid) -> NDArray[np.float64]:
+    """Return the mean squared error per channel of rounding the sampled rows to a grid, [C]."""
     rows = activation.rows
     if not len(rows):
-        return np.full(activation.lo.size, float(step) ** 2 / 12)
-    error = rows - step * np.clip(np.rint(rows / step), -128, 127)
+        return np.full(activation.lo.size, grid.scale**2 / 12)
+    error = rows - grid.rounded(rows)
     return np.square(error, dtype=np.float64).mean(axis=0)

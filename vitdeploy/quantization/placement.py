@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from vitdeploy.errors import CalibrationError, GraphError
 from vitdeploy.graph.insert_qdq import ActivationPair, QdqPlacement, QuantizedTensor
 from vitdeploy.graph.linear_groups import Linear, LinearGroup
+from vitdeploy.quantization.activation import Interval
 from vitdeploy.quantization.affine import (
     FP8_MAX,
+    Grid,
     ScaleType,
     pairwise_scale,
     quantize_affine,
@@ -21,35 +23,46 @@ from vitdeploy.quantization.affine import (
     scale_of,
     storable,
     symmetric_scale,
+    unsigned_grid,
 )
 from vitdeploy.records import NodePrecision
 
 INTEGER_PRECISIONS: tuple[NodePrecision, ...] = ("int8", "int8-weight-only", "fp8")
 
 
+Use = tuple[ir.Node, int]
+Wanted = tuple[ir.Value, tuple[Use, ...], Interval]
+"""A tensor, its consumers, and its range."""
+
+
 @dataclass(frozen=True)
 class QuantizedGroup:
-    """A group, its precision, its weights by name, and the clip of its activation (None: weights only)."""
+    """A group, its precision, its weights by name, and the range of its activation (None: weights only)."""
 
     group: LinearGroup
     precision: NodePrecision
     weights: Mapping[str, QuantizedTensor]
-    clip: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
 class QuantizedTensors:
-    """Activations of nodes that hold no weights, each with its consumers and clip."""
+    """Activations of nodes that hold no weights, each with its consumers and range.
+
+    On a CPU the second factor of a product takes the place of weights, which its kernels want signed.
+    """
 
     precision: NodePrecision
-    tensors: tuple[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float], ...]
+    tensors: tuple[Wanted, ...]
 
 
 @dataclass(frozen=True)
 class Format:
     """What the integers must suit: the type in which scales are stored, and whether a CPU multiplies them.
 
-    On a CPU weights keep clear of the overflow of ``pairwise_scale``.
+    On a CPU weights keep clear of the overflow of ``pairwise_scale``, and activations are unsigned: that is what the
+    kernels of x86 multiply with signed weights. ONNX Runtime converts signed ones, but only where a single node reads
+    them; linears that share a signed one (q, k, v of most exporters) run in FP32 there without a word.
     """
 
     scale_type: ScaleType = "float32"
@@ -61,20 +74,20 @@ def place(
 ) -> tuple[QdqPlacement, ...]:
     """Return one placement per number format: INT8 first, then E4M3.
 
-    Activations are per tensor, symmetric. Groups that read one tensor share its pair, with the largest of their clips.
+    Activations are per tensor. Groups that read one tensor share its pair, with the union of their ranges.
     Scales are values that ``form.scale_type`` holds exactly.
     """
     placements = []
     for dtype in (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN):
         fp8 = dtype == ir.DataType.FLOAT8E4M3FN
         chosen = [item for item in groups if (item.precision == "fp8") == fp8]
-        wanted = [(item.group.activation, item.group.uses, item.clip) for item in chosen if item.clip is not None] + [
+        wanted = [(item.group.activation, item.group.uses, item.interval) for item in chosen if item.interval] + [
             tensor for item in others if (item.precision == "fp8") == fp8 for tensor in item.tensors
         ]
         if not chosen and not wanted:
             continue
         weights = {name: weight for item in chosen for name, weight in item.weights.items()}
-        placements.append(QdqPlacement(_pairs(wanted, form, FP8_MAX if fp8 else 127.0), weights, dtype))
+        placements.append(QdqPlacement(_pairs(wanted, form, fp8), weights, dtype))
     return tuple(placements)
 
 
@@ -105,19 +118,31 @@ def _quantize_narrow(x: NDArray[np.float32], scale: NDArray[np.float32], *, axis
     return quantize_affine(x, scale, axis=axis, narrow=True)
 
 
-def activation_scale(clip: float, form: Format, steps: float = 127.0) -> float:
-    """Return the step of an activation whose largest magnitude is ``clip``."""
-    return float(storable(scale_of(clip, steps=steps), form.scale_type))
+def activation_grid(interval: Interval, form: Format, *, fp8: bool = False, signed: bool = False) -> Grid:
+    """Return the grid of an activation with values in ``interval``."""
+    if form.cpu and not (fp8 or signed):
+        return unsigned_grid(*interval)
+    clip = max(abs(limit) for limit in interval)
+    return Grid(float(storable(scale_of(clip, steps=FP8_MAX if fp8 else 127.0), form.scale_type)))
 
 
-def _pairs(
-    wanted: Sequence[tuple[ir.Value, tuple[tuple[ir.Node, int], ...], float]], form: Format, steps: float
-) -> tuple[ActivationPair, ...]:
-    clips: dict[ir.Value, float] = {}
-    uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    for value, readers, clip in wanted:
-        clips[value] = max(clips.get(value, 0.0), clip)
-        uses.setdefault(value, []).extend(use for use in readers if use not in uses.get(value, []))
-    return tuple(
-        ActivationPair(value, activation_scale(clip, form, steps), tuple(uses[value])) for value, clip in clips.items()
-    )
+def _pairs(wanted: Sequence[Wanted], form: Format, fp8: bool) -> tuple[ActivationPair, ...]:
+    ranges: dict[tuple[ir.Value, bool], Interval] = {}
+    uses: dict[tuple[ir.Value, bool], list[Use]] = {}
+    for value, readers, (low, high) in wanted:
+        for use in readers:
+            key = value, is_second_factor(*use)
+            before = ranges.get(key, (low, high))
+            ranges[key] = min(low, before[0]), max(high, before[1])
+            listed = uses.setdefault(key, [])
+            listed.extend([use] if use not in listed else [])
+    pairs = []
+    for (value, signed), interval in ranges.items():
+        grid = activation_grid(interval, form, fp8=fp8, signed=signed)
+        pairs.append(ActivationPair(value, grid.scale, tuple(uses[value, signed]), grid.zero_point))
+    return tuple(pairs)
+
+
+def is_second_factor(node: ir.Node, index: int) -> bool:
+    """Return whether a use is the right factor of a MatMul."""
+    return node.op_type == "MatMul" and index == 1

@@ -33,7 +33,7 @@ from vitdeploy.quantization.placement import (
     Format,
     QuantizedGroup,
     QuantizedTensors,
-    activation_scale,
+    activation_grid,
     place,
     quantize_weight,
 )
@@ -134,10 +134,10 @@ class Realizer:
         weights = {str(linear.weight.name): self._weight(linear, precision) for linear in group.linears}
         if activation is None:
             return QuantizedGroup(group, precision, weights)
-        clip = activation.clip(treatment.ranges, treatment.percent)
+        interval = activation.interval(treatment.ranges, treatment.percent)
         if treatment.bias_corrected and precision == "int8":
-            correct_biases(graph, group, activation, activation_scale(clip, self.form), weights)
-        return QuantizedGroup(group, precision, weights, clip)
+            correct_biases(graph, group, activation, activation_grid(interval, self.form), weights)
+        return QuantizedGroup(group, precision, weights, interval)
 
     def _weight(self, linear: Linear, precision: NodePrecision) -> QuantizedTensor:
         assert linear.weight.const_value is not None
@@ -149,17 +149,17 @@ class Realizer:
         return self._rounded[key]
 
     def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
-        """Return q, kᵀ, p and v with their clips; p is a softmax, whose range is known to be 0 … 1."""
+        """Return q, kᵀ, p and v with their ranges; p is a softmax, whose range is known to be 0 … 1."""
         if precision == "int8-weight-only":
             raise UsageError(f"group {attention.name!r} holds no weights, so 'int8-weight-only' means nothing for it")
         tensors = []
         for value, use in _factors(attention):
             if value is attention.softmax.outputs[0]:
-                clip = 1.0
+                interval = (0.0, 1.0)
             else:
                 observer = _observer(self.observers, value, attention.name)
-                clip = Activation.of(observer).clip(treatment.ranges, treatment.percent)
-            tensors.append((value, (use,), clip))
+                interval = Activation.of(observer).interval(treatment.ranges, treatment.percent)
+            tensors.append((value, (use,), interval))
         return QuantizedTensors(precision, tuple(tensors))
 
 

@@ -2,6 +2,7 @@
 
 from vitdeploy.records.base import Record, canonical_json, printable_record, sha256_of
 from vitdeploy.records.bundle import BundledFile, BundledGraph, BundleManifest
+from vitdeploy.records.census import FloatProduct, OperatorCensus
 from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
@@ -41,12 +42,14 @@ __all__ = [
     "Effect",
     "Environment",
     "Examination",
+    "FloatProduct",
     "Interpolation",
     "Interval",
     "Kind",
     "Manifest",
     "ModelSpec",
     "NodePrecision",
+    "OperatorCensus",
     "PartSensitivity",
     "PlanEntry",
     "Precision",

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
+from vitdeploy.records.census import OperatorCensus
 from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import Precision, Target
 from vitdeploy.text import UNKNOWN, printable, size_text
@@ -112,6 +113,7 @@ class Row(Record):
 
     ``logits_sqnr_db`` is None too where the logits are the baseline's bit for bit, as JSON has no infinity; then
     ``logits_identical`` is true. ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
+    ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Row(Record):
     energy_mj_per_image: float | None = None
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None
+    census: OperatorCensus | None = None
     payload_sha256: str | None = None
     notes: tuple[str, ...] = ()
 

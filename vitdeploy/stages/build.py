@@ -13,7 +13,7 @@ from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import default_builder
 from vitdeploy.backends.tensorrt_backend import build_options
 from vitdeploy.backends.tensorrt_options import equivalent_command
-from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.errors import BackendError, BuildError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import stage_key
 from vitdeploy.sessions import BuildTarget
@@ -110,6 +110,7 @@ class BuildRequest:
         Raises:
             VitdeployError: As ``build``.
         """
+        refuse_unsigned(self.model)
         if self.is_default:
             note_default(self.backend, progress)
         elif (missing := get_backend(self.backend).unavailable()) is not None:
@@ -143,6 +144,24 @@ def note_default(name: str, progress: Progress) -> None:
     else:
         why = "tensorrt is not installed"
     progress.note(f"building with {name} ({why}); --backend chooses another")
+
+
+def refuse_unsigned(model: OnnxModel) -> None:
+    """Refuse a graph whose activations are unsigned, as INT8 graphs for a CPU are; TensorRT's are signed around 0.
+
+    Raises:
+        BuildError: It is such a graph.
+    """
+    target = model.manifest.target
+    if target in (None, "tensorrt"):
+        return
+    from vitdeploy.graph.precisions import has_unsigned_activations
+
+    if has_unsigned_activations(model.load()):
+        raise BuildError(
+            f"{str(model.path)!r} was quantized for {target}, with unsigned activations that TensorRT does not take: "
+            f"quantize its FP32 graph again with --target tensorrt"
+        )
 
 
 def note_target(model: OnnxModel, progress: Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from vitdeploy.artifacts.report_json import DIGEST_KEY, REPORT, read_report
 from vitdeploy.artifacts.run_record import RUN, read_run_record
 from vitdeploy.datasets.calibration_set import MANIFEST_NAME as CALIBRATION_SET
 from vitdeploy.datasets.calibration_set import check_files, is_calibration_set, read_calibration_manifest
-from vitdeploy.errors import ArtifactError, CheckpointError
+from vitdeploy.errors import ArtifactError, BackendError, CheckpointError, UsageError, require_one_of
 from vitdeploy.reading import (
     is_safetensors,
     missing,
@@ -30,7 +30,7 @@ from vitdeploy.reading import (
     read_json,
     safetensors_metadata,
 )
-from vitdeploy.records import Manifest, Record
+from vitdeploy.records import Manifest, ModelSpec, OperatorCensus, Record
 from vitdeploy.text import size_text
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ InspectedKind = Literal[
     "training-metrics",
     "bundle",
 ]
+Runtime = Literal["onnxruntime", "openvino"]
 ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
 
@@ -87,7 +88,8 @@ class Inspection(Record):
     """What a file or folder is.
 
     ``manifest`` is None for what carries none; ``remedy`` says how to make use of a file that is not ours. ``facts``
-    are names and texts of what a report, a run, a calibration set or stored logits hold.
+    are names and texts of what a report, a run, a calibration set or stored logits hold. ``census`` is there where a
+    runtime was asked about a quantized graph.
     """
 
     path: str
@@ -97,20 +99,56 @@ class Inspection(Record):
     manifest: Manifest | None = None
     graph: GraphInfo | None = None
     weights: WeightsInfo | None = None
+    census: OperatorCensus | None = None
     golden_samples: int = 0
     facts: tuple[tuple[str, str], ...] = ()
     remedy: str = ""
 
 
-def inspect(file: Artifact | Path | str) -> Inspection:
+def inspect(file: Artifact | Path | str, *, runtime: Runtime | None = None) -> Inspection:
     """Read a file, or a folder of a run, a report, a calibration set or weights, and return what it is.
 
     What vitdeploy wrote is verified on the way: digests, and every artifact of a run's folder.
 
+    Args:
+        file: The file or folder.
+        runtime: Opens a quantized ONNX graph, of any make, and counts which of its products run in integers there.
+
     Raises:
         ArtifactError, CheckpointError: There is no such file, it is of no kind that is known, or it is damaged.
+        UsageError: ``runtime`` is given for something that is no ONNX graph with 8-bit products.
+        BackendError: The runtime is not installed, or refuses the graph.
     """
     path = file.path if isinstance(file, Artifact) else Path(file)
+    found = _inspect(path)
+    return found if runtime is None else found.model_copy(update={"census": _census(found, path, runtime)})
+
+
+def _census(found: Inspection, path: Path, runtime: Runtime) -> OperatorCensus:
+    from vitdeploy.backends import get_backend
+    from vitdeploy.backends.opening import census_of
+    from vitdeploy.sessions import SessionOptions
+
+    require_one_of("runtime", runtime, get_args(Runtime))
+    if found.graph is None:
+        raise UsageError(
+            f"{str(path)!r} is no ONNX graph, so no runtime can be asked what it makes of it: leave it out"
+        )
+    manifest = found.manifest or Manifest(
+        kind="onnx", model=ModelSpec(family="onnx", name=path.stem), payload_sha256=found.payload_sha256 or ""
+    )
+    backend = get_backend(runtime)
+    if (missing := backend.unavailable()) is not None:
+        raise BackendError(missing)
+    model = OnnxModel(path, manifest)
+    with backend.open(model, SessionOptions(device="cpu")) as session:
+        census = census_of(model, runtime, session)
+    if census is None:
+        raise UsageError(f"{str(path)!r} has no 8-bit products, so there is nothing to count: name a quantized graph")
+    return census
+
+
+def _inspect(path: Path) -> Inspection:
     if not path.exists():
         raise missing(path, FileNotFoundError())
     if is_bundle(path):
