@@ -17,8 +17,8 @@ from vitdeploy.preprocess import open_image, plain_image, to_pixels
 from vitdeploy.records import Preprocess
 from vitdeploy.text import one_line
 
-ImageLike: TypeAlias = "Path | str | Image.Image | NDArray[np.uint8]"
-"""A file, a folder (all images in it), an image of Pillow, or an array: [H, W], [H, W, 1 or 3] or [N, H, W, 1 or 3]."""
+ImageLike: TypeAlias = "Path | str | bytes | Image.Image | NDArray[np.uint8]"
+"""A file, its bytes, a folder (all images in it), an image of Pillow, or an array: [H, W], [H, W, C], [N, H, W, C]."""
 
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
@@ -28,7 +28,7 @@ class NamedImage:
     """One image that is not decoded yet; ``name`` is its path, or its number in the order given."""
 
     name: str
-    source: Path | Image.Image | NDArray[np.uint8]
+    source: Path | bytes | Image.Image | NDArray[np.uint8]
 
     def pixels(self, spec: Preprocess) -> NDArray[np.uint8]:
         """Return the image decoded, resized and cropped as ``spec`` says, [H, W, C].
@@ -43,8 +43,8 @@ class NamedImage:
             raise DataError(f"{self.name!r}: {error}") from error
 
     def _decoded(self) -> Image.Image:
-        if isinstance(self.source, Path):
-            return open_image(self.source)
+        if isinstance(self.source, Path | bytes):
+            return open_image(self.source, self.name)
         if isinstance(self.source, np.ndarray):
             return Image.fromarray(self.source[..., 0] if self.source.shape[2:] == (1,) else self.source)
         try:
@@ -59,7 +59,7 @@ def is_single(images: Images) -> bool:
     """Return whether this is one image: a file, an image of Pillow, or an array of one."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, Image.Image) or (isinstance(images, str | Path) and not Path(images).is_dir())
+    return isinstance(images, Image.Image | bytes) or (isinstance(images, str | Path) and not Path(images).is_dir())
 
 
 def each_image(images: Images) -> Iterator[NamedImage]:
@@ -68,7 +68,7 @@ def each_image(images: Images) -> Iterator[NamedImage]:
     Raises:
         DataError: A folder holds no images, or something is no image; the line says what it is.
     """
-    several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    several = [images] if isinstance(images, str | Path | bytes | Image.Image | np.ndarray) else images
     number = 0
     try:
         ordered = iter(several)
@@ -80,8 +80,8 @@ def each_image(images: Images) -> Iterator[NamedImage]:
                 yield NamedImage(str(path), path)
                 number += 1
             continue
-        if isinstance(one, Image.Image):
-            parts: Iterable[Image.Image | NDArray[np.uint8]] = [one]
+        if isinstance(one, Image.Image | bytes):
+            parts: Iterable[Image.Image | bytes | NDArray[np.uint8]] = [one]
         elif isinstance(one, np.ndarray):
             parts = _checked(one)
         else:
@@ -113,4 +113,4 @@ def _checked(array: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
 
 def _no_image(value: object) -> str:
     kind = type(value).__name__
-    return f"{kind} is no image: expected a path, an image of Pillow, an array of uint8, or several of them"
+    return f"{kind} is no image: expected a path, a file's bytes, an image of Pillow, an array of uint8, or several"

@@ -62,9 +62,9 @@ def load(
 class Predictor:
     """A model that is open: images in, classes or features out. A context manager; several threads may share it.
 
-    Images are, one or several, in a list or from an iterator: a file; a folder, of which all images count; an image of
-    Pillow; an array of uint8, [H, W], [H, W, C] or [N, H, W, C], red first (of OpenCV's frames ``frame[..., ::-1]``).
-    They are resized, cropped and normalised as the training's evaluation did.
+    Images are, one or several, in a list or from an iterator: a file, or its bytes; a folder, of which all images
+    count; an image of Pillow; an array of uint8, [H, W], [H, W, C] or [N, H, W, C], red first (of OpenCV's frames
+    ``frame[..., ::-1]``). They are resized, cropped and normalised as the training's evaluation did.
     """
 
     def __init__(
@@ -143,11 +143,14 @@ class Predictor:
                 classes.
             DataError: An image cannot be read.
         """
+        return self._all(self._feature_session(), images)
+
+    def _feature_session(self) -> Session:
         if self.model.task == "features":
-            return self.outputs(images)
+            return self._session
         if self._features is None:
             self._features = self._open_features()
-        return self._all(self._features, images)
+        return self._features
 
     def _open_features(self) -> Session:
         if self._graph is None:
@@ -161,6 +164,28 @@ class Predictor:
         features = find_head_input(graph)
         graph.graph.outputs[:] = [features]
         return open_graph(graph, self._options)
+
+    def read(self, images: Images, batch: int = BATCH) -> Iterator[tuple[str, NDArray[np.uint8] | DataError]]:
+        """Yield the name of each image and its pixels, [H, W, C] resized and cropped, or why there are none."""
+
+        def one(image: NamedImage) -> tuple[str, NDArray[np.uint8] | DataError]:
+            try:
+                return image.name, image.pixels(self.preprocess)
+            except DataError as error:
+                return image.name, error
+
+        if is_single(images):
+            return map(one, each_image(images))
+        return map_ahead(one, each_image(images), ahead=max(2 * batch, 2 * thread_count()))
+
+    def run(self, pixels: NDArray[np.uint8], *, features: bool = False) -> NDArray[np.float32]:
+        """Return the outputs, or the features, [n, D], of pixels as ``read`` gives them, [n, H, W, C].
+
+        Raises:
+            GraphError: As for ``embed``.
+            BackendError: The runtime failed.
+        """
+        return self._run(self._feature_session() if features else self._session, pixels)
 
     def _all(self, session: Session, images: Images) -> NDArray[np.float32]:
         parts = [self._run(session, pixels) for _, pixels in self._batches(images, BATCH, None)]
@@ -177,18 +202,9 @@ class Predictor:
         self, images: Images, batch: int, on_error: OnError | None
     ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
         """Yield names and pixels [b, H, W, C] of up to ``batch`` images."""
-
-        def read(image: NamedImage) -> tuple[str, NDArray[np.uint8] | DataError]:
-            try:
-                return image.name, image.pixels(self.preprocess)
-            except DataError as error:
-                return image.name, error
-
-        named = each_image(images)
-        ahead = max(2 * batch, 2 * thread_count())
         names: list[str] = []
         held: list[NDArray[np.uint8]] = []
-        for name, outcome in map(read, named) if is_single(images) else map_ahead(read, named, ahead=ahead):
+        for name, outcome in self.read(images, batch):
             if isinstance(outcome, DataError):
                 if on_error is None:
                     raise outcome
