@@ -13,6 +13,8 @@ import pytest
 from vitdeploy.artifacts import OnnxModel
 from vitdeploy.backends.onnxruntime import OnnxRuntimeSession
 from vitdeploy.backends.session import Arrays
+from vitdeploy.measure import sensors
+from vitdeploy.measure.sensors import Reading
 from vitdeploy.records import Report, Row
 from vitdeploy.report import read_report, write_report
 from vitdeploy.stages.bench import BenchOptions, bench
@@ -111,3 +113,60 @@ def test_the_key_of_a_report_knows_the_new_options() -> None:
         json.dumps(BenchOptions(self_check=on, image_to_label=on).identity(), sort_keys=True) for on in (True, False)
     }
     assert len(keys) == 2
+
+
+class Hot:
+    """A device that gets hotter and slower with every look, with a meter of 10 W."""
+
+    looks = 0
+    joules = 0.0
+
+    def read(self) -> Reading:
+        self.looks += 1
+        return Reading(3000.0 - self.looks, 50.0 + self.looks, 10.0, ("power cap",) if self.looks > 2 else ())
+
+    def energy_j(self) -> float | None:
+        self.joules += 10.0
+        return self.joules
+
+
+def test_clock_heat_and_throttling_stand_beside_the_times(
+    tiny_onnx: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "of_all_devices", lambda: {"cpu": Hot(), "cuda": Hot()})
+    options = _options(image_to_label=False, energy_s=0.05)
+    report = bench([tiny_onnx], "digits", options=options, keep=tmp_path)
+    row = _only(report)
+    (timing,) = row.timings
+    assert timing.clock_mhz is not None
+    assert 2980 < timing.clock_mhz < 3000
+    assert timing.temperature_c is not None
+    assert timing.temperature_c > 55
+    assert timing.throttled == ("power cap",)
+    assert any("The device slowed itself down while" in line and "power cap" in line for line in report.verdict)
+    assert row.energy_mj_per_image is not None
+    assert row.energy_mj_per_image > 0
+    assert report.conditions.idle_power_w["cpu"] > 0
+    with np.load(tmp_path / "report.samples.npz") as kept:
+        assert len(kept["clock_mhz"]) == 6 * len(report.rows)
+        assert kept["temperature_c"].max() <= timing.temperature_c + len(kept["clock_mhz"])
+
+
+def test_without_sensors_nothing_is_claimed(tiny_onnx: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = sensors.KernelSensors("cpu", Path("/nowhere"))
+    monkeypatch.setattr(sensors, "of_all_devices", lambda: {"cpu": nothing, "cuda": nothing})
+    report = bench([tiny_onnx], "digits", options=_options(image_to_label=False))
+    row = _only(report)
+    assert (row.energy_mj_per_image, row.timings[0].clock_mhz, report.conditions.idle_power_w) == (None, None, {})
+
+
+def test_a_sustained_run_keeps_medians_over_time(tiny_onnx: OnnxModel) -> None:
+    options = _options(image_to_label=False, sustained_s=1.0, energy_s=0.0)
+    report = bench([tiny_onnx], "digits", options=options)
+    for row in report.rows:
+        found = row.sustained
+        assert found is not None
+        assert found.seconds >= 1.0
+        assert len(found.at_s) == len(found.p50_ms) == len(found.clock_mhz) >= 2
+        assert list(found.at_s) == sorted(found.at_s)
+        assert min(found.p50_ms) > 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset, batches
 from vitdeploy.measure import statistics
 from vitdeploy.measure.audit import POOL_IMAGES, Auditor
+from vitdeploy.measure.sensors import Sensors, summarize
 from vitdeploy.measure.timing import Contestant, Turns, time_in_turns
 from vitdeploy.progress import Progress
 from vitdeploy.records import Preprocess, Timing
-from vitdeploy.records.report import SelfCheck, TimedScope
+from vitdeploy.records.report import Device, SelfCheck, TimedScope
 
 GPU_WARM_S = 0.2  # an H100 idles at 345 MHz and works at 1980 MHz
 TWICE = "a second time"
@@ -35,7 +36,12 @@ class _Place:
 
 
 def measure_latency(
-    entries: Sequence[Entry], batch: int, dataset: Dataset, options: BenchOptions, progress: Progress
+    entries: Sequence[Entry],
+    batch: int,
+    dataset: Dataset,
+    options: BenchOptions,
+    sensors: Mapping[Device, Sensors],
+    progress: Progress,
 ) -> SelfCheck | None:
     """Time all entries that take this batch in turns; entries on a GPU also without the copies to and from it.
 
@@ -58,22 +64,27 @@ def measure_latency(
         images = pools[preprocess]
         span = float(entry.logits.max() - entry.logits.min())
         auditor = Auditor(session, images, entry.logits[: len(images)], span, batch)
+        entry.feeds[batch] = auditor.feed
         warm_s = GPU_WARM_S if entry.candidate.device == "cuda" else 0.0
         name = f"{entry.candidate.name} batch {batch}"
-        contestants[name] = Contestant(session, auditor.feed, "end_to_end", warm_s, auditor.after_turn)
+        meter = sensors[entry.candidate.device]
+        looks = _looks(entry, batch, "end_to_end", meter, auditor)
+        contestants[name] = Contestant(session, auditor.feed, "end_to_end", warm_s, looks)
         places[name] = _Place(entry, "end_to_end", auditor)
         if entry.candidate.device != "cpu":
             title = f"{name} device"
-            contestants[title] = Contestant(session, auditor.feed, "device", warm_s)
+            looks = _looks(entry, batch, "device", meter)
+            contestants[title] = Contestant(session, auditor.feed, "device", warm_s, looks)
             places[title] = _Place(entry, "device")
         if options.image_to_label and all(scope != "image_to_label" for _, scope in entry.blocks):
             title, limits = f"{name} image to label", entry.candidate.limits
             whole = ImageToLabel(session, dataset, preprocess, entry.candidate.model, batch, limits)
-            contestants[title] = Contestant(whole, auditor.feed, "end_to_end", warm_s)
+            looks = _looks(entry, batch, "image_to_label", meter)
+            contestants[title] = Contestant(whole, auditor.feed, "end_to_end", warm_s, looks)
             places[title] = _Place(entry, "image_to_label")
     first = next(iter(places), None)
     if options.self_check and first is not None:
-        contestants[f"{first} {TWICE}"] = contestants[first]
+        contestants[f"{first} {TWICE}"] = replace(contestants[first], after_turn=None)
     turns = time_in_turns(contestants, options.turns, progress=progress)
     for name, place in places.items():
         if name in turns.failures:
@@ -89,10 +100,24 @@ def measure_latency(
     return _twice(first, places[first].entry, turns, batch, options.seed)
 
 
+def _looks(
+    entry: Entry, batch: int, scope: TimedScope, meter: Sensors, auditor: Auditor | None = None
+) -> Callable[[NDArray[np.float64]], str | None]:
+    """Return what is done after each turn: a look at the device's sensors, and the audit."""
+    readings = entry.readings.setdefault((batch, scope), [])
+
+    def look(block: NDArray[np.float64]) -> str | None:
+        readings.append(meter.read())
+        return auditor.after_turn(block) if auditor is not None else None
+
+    return look
+
+
 def _record(place: _Place, entries: Sequence[Entry], batch: int, seed: int) -> None:
     entry, scope = place.entry, place.scope
     blocks = entry.blocks[batch, scope]
     latency = statistics.latency(blocks, seed=seed)
+    seen = summarize(entry.readings[batch, scope])
     other = _latency_baseline(entry, entries, batch, scope)
     ratio, interval = None, None
     if other is not None and other is not entry:
@@ -105,6 +130,10 @@ def _record(place: _Place, entries: Sequence[Entry], batch: int, seed: int) -> N
             **asdict(latency),
             images_per_s=1000 * batch / latency.mean_ms,
             audit=place.auditor.result() if place.auditor is not None else None,
+            clock_mhz=seen.clock_mhz,
+            temperature_c=seen.temperature_c,
+            power_w=seen.power_w,
+            throttled=seen.throttled,
             enqueue_ms=entry.session.enqueue_ms(batch) if entry.session is not None and scope == "device" else None,
             launch=entry.session.launch_mode(batch) if entry.session is not None else None,
             speedup=ratio,
@@ -145,7 +174,7 @@ def _time_alone(
     for name, place in places.items():
         if not place.entry.alive:
             continue
-        alone = time_in_turns({name: contestants[name]}, options.turns, progress=progress)
+        alone = time_in_turns({name: replace(contestants[name], after_turn=None)}, options.turns, progress=progress)
         if name in alone.failures:
             place.entry.failure = alone.failures[name]
             continue

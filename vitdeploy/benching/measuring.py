@@ -20,10 +20,11 @@ from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
 from vitdeploy.measure.process import ProcessCost, measure_in_child
+from vitdeploy.measure.sensors import Reading
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, OperatorCensus, Row, Timing
-from vitdeploy.records.report import TimedScope
-from vitdeploy.sessions import Session
+from vitdeploy.records.report import Sustained, TimedScope
+from vitdeploy.sessions import Feed, Session
 from vitdeploy.text import one_line
 
 WITH_INTEGERS = ("int8", "mixed")
@@ -42,7 +43,11 @@ class Entry:
     accuracy: Accuracy = field(default_factory=Accuracy)
     logits: NDArray[np.float32] | None = None
     blocks: dict[tuple[int, TimedScope], list[NDArray[np.float64]]] = field(default_factory=dict)
+    readings: dict[tuple[int, TimedScope], list[Reading]] = field(default_factory=dict)
+    feeds: dict[int, Feed] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
+    energy_mj_per_image: float | None = None
+    sustained: Sustained | None = None
     against: str | None = None
     census: OperatorCensus | None = None
     cost: ProcessCost = field(default_factory=ProcessCost)
@@ -111,6 +116,8 @@ class Entry:
                 "first_inference_ms": self.cost.first_inference_ms,
                 "size_bytes": candidate.size_bytes(),
                 "peak_memory_bytes": self.cost.peak_memory_bytes,
+                "energy_mj_per_image": self.energy_mj_per_image,
+                "sustained": self.sustained,
                 "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
                 "census": self.census,

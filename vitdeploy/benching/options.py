@@ -25,9 +25,10 @@ class BenchOptions:
     time, first inference and peak memory, which take a process per candidate.
     ``cpu_fallback`` lets ONNX Runtime leave nodes of a GPU's graph to the CPU. ``pytorch`` are rows beside the eager
     baseline, ``compile`` or ``autocast-…``; None is what ``list_rivals`` takes.
-    ``image_to_label`` times the way from an image's file to its class as well, at the first batch
-    size that a row takes. ``self_check``
-    lets one candidate take part twice and times each alone after the turns.
+    ``image_to_label`` times the way from an image's file to its class as well, at the first batch size that a row
+    takes. ``self_check`` lets one candidate take part twice and times each alone after the turns. ``energy_s`` is for
+    how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
+    row run that long without a pause.
     """
 
     batches: tuple[Count, ...] = (1,)
@@ -51,6 +52,8 @@ class BenchOptions:
     processes: bool = True
     image_to_label: bool = True
     self_check: bool = False
+    energy_s: NonNegative = 5.0
+    sustained_s: NonNegative = 0.0
     timeout_s: Positive = 600.0
 
     def __post_init__(self) -> None:

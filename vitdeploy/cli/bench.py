@@ -76,6 +76,11 @@ def bench(
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Time one candidate twice in the turns, and each alone after them.")
     ] = False,
+    sustained: Annotated[
+        float,
+        typer.Option("--sustained", min=0, metavar="SECONDS", help="Run each row that long without a pause as well."),
+    ] = 0.0,
+    energy: Annotated[bool, typer.Option(help="Meter energy per image, where the device has a meter.")] = True,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
         Path | None,
@@ -116,6 +121,8 @@ def bench(
         processes=processes,
         image_to_label=image_to_label,
         self_check=self_check,
+        sustained_s=sustained,
+        energy_s=BenchOptions.energy_s if energy else 0.0,
     )
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))

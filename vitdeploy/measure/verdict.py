@@ -316,6 +316,7 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
             f"before you rely on them."
         )
     said.extend(_what_drifted(rows))
+    said.extend(_what_was_throttled(rows))
     said.extend(_what_the_self_check_found(rows, conditions))
     if not baseline.accuracy_against.startswith("PyTorch eager"):
         said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
@@ -345,6 +346,25 @@ def _what_drifted(rows: Sequence[Row]) -> list[str]:
         return []
     listed = _list([f"{name} at batch {timing.batch} by {(timing.drift or 1) - 1:+.0%}" for name, timing in moved])
     return [f"Times drifted over the run by more than their intervals: {listed}. Speed-ups compare the same rounds."]
+
+
+def _what_was_throttled(rows: Sequence[Row]) -> list[str]:
+    """Name the rows that a device slowed down, and those that grew slower while they ran without a pause."""
+    said = []
+    held: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        reasons = dict.fromkeys(reason for timing in row.timings for reason in timing.throttled)
+        if reasons:
+            held.setdefault(tuple(reasons), []).append(row.name)
+    for reasons_seen, names in held.items():
+        said.append(f"The device slowed itself down while {_list(names)} ran ({', '.join(reasons_seen)}).")
+    for row in rows:
+        if row.sustained is not None and row.sustained.slowdown > 1 + MEDIAN_MARGIN:
+            said.append(
+                f"{row.name} became {row.sustained.slowdown - 1:.0%} slower over {row.sustained.seconds:.0f} s "
+                "without a pause: expect that on a device that never rests."
+            )
+    return said
 
 
 def _what_the_self_check_found(rows: Sequence[Row], conditions: Conditions) -> list[str]:

@@ -70,6 +70,8 @@ class Timing(Record):
     begins with the image's file (or its pixels, where the data has no files) and ends with the class.
     ``drift`` is the median of the last third of the rounds over that of the first; ``alone_ratio`` the median in turns
     over the median of this candidate alone, from a self-check.
+    ``clock_mhz`` and ``power_w`` are medians over the turns, ``temperature_c`` the highest, ``throttled`` every reason
+    that was seen; null where there is no sensor.
     ``calls`` is how many calls were counted over all rounds. ``enqueue_ms`` is the median of the host's time per
     launch, beside the device's own: where it is the longer of the two, the host is the bottleneck. ``launch`` says
     whether the engine was launched as a CUDA graph or kernel by kernel. ``speedup`` is the ratio of medians, baseline
@@ -92,6 +94,10 @@ class Timing(Record):
     alone_ratio: float | None = None
     alone_ci95: Interval | None = None
     audit: Audit | None = None
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttled: tuple[str, ...] = ()
     enqueue_ms: float | None = None
     launch: Literal["cuda-graph", "stream"] | None = None
     speedup: float | None = None
@@ -108,12 +114,29 @@ def executing_target(backend: str, provider: str | None) -> Target | None:
     return TARGET_OF_PROVIDER.get(provider or "", TARGET_OF_BACKEND.get(backend))
 
 
+class Sustained(Record):
+    """A candidate that ran without a pause at one batch size: equally long slices of time, oldest first.
+
+    ``slowdown`` is the median of the last tenth of the slices over that of the first tenth.
+    """
+
+    batch: int
+    seconds: float
+    at_s: tuple[float, ...]
+    p50_ms: tuple[float, ...]
+    clock_mhz: tuple[float | None, ...]
+    temperature_c: tuple[float | None, ...]
+    throttled: tuple[str, ...]
+    slowdown: float
+
+
 class Row(Record):
     """One candidate. ``built`` means that the artifact exists and no device here can run it; ``reason`` says why.
 
     ``logits_sqnr_db`` is None too where the logits are the baseline's bit for bit, as JSON has no infinity; then
     ``logits_identical`` is true. ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
+    ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
 
     name: str
@@ -137,6 +160,7 @@ class Row(Record):
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     energy_mj_per_image: float | None = None
+    sustained: Sustained | None = None
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None
     census: OperatorCensus | None = None
@@ -160,6 +184,7 @@ class Conditions(Record):
     ``block_s``, more where they would take less than ``fill_s``. ``threads`` 0 is each runtime's own choice.
     ``other_load_cores`` is how many cores other processes kept busy while times were taken. ``chance`` is the top-1 of
     always answering with the most frequent class of the data (1/classes where all are as frequent); None: no labels.
+    ``governor`` is that of the CPU's clock, ``idle_power_w`` what a device's meter counted while nothing ran.
     """
 
     data: str
@@ -178,6 +203,8 @@ class Conditions(Record):
     tf32: bool = False
     seed: int = 0
     self_check: SelfCheck | None = None
+    governor: str | None = None
+    idle_power_w: dict[Device, float] = {}
 
 
 class Baseline(Record):

@@ -15,6 +15,7 @@ from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, list_rivals, with_unique_names
+from vitdeploy.benching.endurance import measure_energy, measure_sustained
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_processes
@@ -24,6 +25,7 @@ from vitdeploy.benching.seen import note_seen_images
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
+from vitdeploy.measure import sensors
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
@@ -154,15 +156,21 @@ class BenchRequest:
             for entry in entries:
                 entry.open(stack, options)
             measure_accuracy(entries, reference, dataset, options, progress)
+            meters = sensors.of_all_devices()
             with watch_other_load() as load:
-                checks = [measure_latency(entries, batch, dataset, options, progress) for batch in options.batches]
+                checks = [
+                    measure_latency(entries, batch, dataset, options, meters, progress) for batch in options.batches
+                ]
+            idle = measure_energy(entries, meters, options.energy_s, progress) if options.energy_s else {}
+            if options.sustained_s:
+                measure_sustained(entries, meters, options.sustained_s, progress)
         if options.processes:
             measure_processes(entries, options, progress)
         if self.keep is not None:
             write_samples(entries, self.keep)
         rows = (*(entry.row() for entry in entries), *self.not_built)
         record = _baseline_record(entries, reference)
-        conditions = _conditions(dataset, options, load, next((check for check in checks if check), None))
+        conditions = _conditions(dataset, options, load, next((check for check in checks if check), None), idle)
         return Report(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             producer=f"vitdeploy {__version__}",
@@ -257,7 +265,13 @@ def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Bas
     )
 
 
-def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad, self_check: SelfCheck | None) -> Conditions:
+def _conditions(
+    dataset: Dataset,
+    options: BenchOptions,
+    load: OtherLoad,
+    self_check: SelfCheck | None,
+    idle_power_w: dict[Device, float],
+) -> Conditions:
     turns = options.turns
     return Conditions(
         data=dataset.uri,
@@ -276,4 +290,6 @@ def _conditions(dataset: Dataset, options: BenchOptions, load: OtherLoad, self_c
         tf32=options.tf32,
         seed=options.seed,
         self_check=self_check,
+        governor=sensors.governor(),
+        idle_power_w=idle_power_w,
     )
