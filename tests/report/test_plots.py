@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_reports import build, rows, timing
 
+from vitdeploy.records.report import Sustained
 from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
+from vitdeploy.report.html import render_html
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.timeline import timelines
 
 
 def test_axes_map_ends_to_ends_and_ticks_are_round():
@@ -129,3 +132,40 @@ def test_a_long_tail_does_not_squeeze_the_bars():
     assert plot.points[0].x > 0.3 * plot.frame[2]
     assert [point.cut for point in plot.points] == [False, True]
     assert "arrow" in plot.caption
+
+
+def _sustained(p50_ms: tuple[float, ...], celsius: float | None = None) -> Sustained:
+    at_s = tuple(10.0 * (index + 1) for index in range(len(p50_ms)))
+    none = (None,) * len(p50_ms)
+    heat = none if celsius is None else (celsius,) * len(p50_ms)
+    return Sustained(
+        batch=1,
+        seconds=at_s[-1],
+        at_s=at_s,
+        p50_ms=p50_ms,
+        clock_mhz=none,
+        temperature_c=heat,
+        throttled=(),
+        slowdown=p50_ms[-1] / p50_ms[0],
+    )
+
+
+def test_a_sustained_run_is_a_line_over_time_whose_labels_do_not_cover_each_other() -> None:
+    first, second, *rest = rows()
+    ran = (
+        first.model_copy(update={"sustained": _sustained((2.0, 2.5, 3.0), celsius=71.0)}),
+        second.model_copy(update={"sustained": _sustained((2.0, 2.5, 3.01))}),
+        *rest,
+    )
+    (plot,) = timelines(build(ran))
+    assert [line.label for line in plot.lines] == [f"{second.name} +50%", f"{first.name} +50%"]
+    assert plot.lines[1].label_y - plot.lines[0].label_y >= 16
+    assert "2.00 ms at first, 3.00 ms after 30 s (+50%), up to 71 °C" in plot.lines[1].title
+    heights = [float(part.split(" ")[1]) for part in plot.lines[1].path[1:].split("L")]
+    assert heights == sorted(heights, reverse=True)  # slower is higher up
+    assert "while each row ran without a pause on the CPU" in render_html(build(ran))
+
+
+def test_a_report_without_a_sustained_run_has_no_such_chart() -> None:
+    assert timelines(build(rows())) == []
+    assert "without a pause" not in render_html(build(rows()))

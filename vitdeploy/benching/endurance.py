@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.benching.measuring import Entry
 from vitdeploy.errors import VitdeployError
@@ -19,6 +20,7 @@ from vitdeploy.text import one_line
 IDLE_S = 2.0
 SLICES = 60
 MIN_SLICE_S = 0.2
+PART_OF_SLICE = 0.1
 
 
 def measure_energy(
@@ -97,18 +99,20 @@ def _sustain(
     wall: Callable[[], float],
 ) -> Sustained:
     assert entry.session is not None
-    call_ms = float(np.median(entry.session.time(feed, warmup=1, iterations=3)))
-    calls = max(1, math.ceil(slice_s * 1000 / max(call_ms, 1e-3)))
     at_s: list[float] = []
     medians: list[float] = []
     readings: list[Reading] = []
     start = wall()
+    calls = 1
     while not at_s or wall() - start < seconds:
-        block = entry.session.time(feed, warmup=0, iterations=calls)
+        until = wall() + slice_s
+        blocks: list[NDArray[np.float64]] = []
+        while not blocks or wall() < until:
+            blocks.append(entry.session.time(feed, warmup=0, iterations=calls))
+            calls = max(1, int(PART_OF_SLICE * slice_s * 1000 / max(float(blocks[-1].max()), 1e-3)))
         at_s.append(round(wall() - start, 3))
-        medians.append(float(np.median(block)))
+        medians.append(float(np.median(np.concatenate(blocks))))
         readings.append(sensors.read())
-        calls = max(1, math.ceil(slice_s * 1000 / float(block.mean())))
     tenth = max(1, len(medians) // 10)
     return Sustained(
         batch=batch,

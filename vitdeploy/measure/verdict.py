@@ -344,8 +344,11 @@ def _what_drifted(rows: Sequence[Row]) -> list[str]:
     ]
     if not moved:
         return []
-    listed = _list([f"{name} at batch {timing.batch} by {(timing.drift or 1) - 1:+.0%}" for name, timing in moved])
-    return [f"Times drifted over the run by more than their intervals: {listed}. Speed-ups compare the same rounds."]
+    listed = _list([f"{name} at batch {timing.batch} ({ratio_text(timing.drift)})" for name, timing in moved])
+    return [
+        f"Times drifted over the run by more than their intervals, from its first third to its last: {listed}. "
+        "Speed-ups compare the same rounds."
+    ]
 
 
 def _what_was_throttled(rows: Sequence[Row]) -> list[str]:

@@ -10,6 +10,7 @@ from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.timeline import timelines
 from vitdeploy.text import size_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def _context(report: Report) -> dict[str, Any]:
         "scatters": plots,
         "latency_bars": latency_bars(report),
         "size_bars": size_bars(report),
+        "timelines": timelines(report),
         "timings": view.latency_lines(report),
         "remarks": view.remarks(report.rows),
         "conditions": view.condition_facts(report),
@@ -63,6 +65,7 @@ def templates() -> Environment:
         "percent": wording.percent_text,
         "points": wording.points_text,
         "points_interval": view.points_interval_text,
+        "ms_interval": view.ms_interval_text,
         "ratio": wording.ratio_text,
         "interval": view.interval_text,
         "runtime": view.runtime_text,

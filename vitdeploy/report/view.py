@@ -10,7 +10,7 @@ from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
 from vitdeploy.records.report import SelfCheck, backend_title
 from vitdeploy.text import UNKNOWN, size_text
-from vitdeploy.wording import number_text, points_text
+from vitdeploy.wording import ms_text, number_text, points_text
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -38,6 +38,11 @@ def interval_text(interval: Interval | None, factor: float = 1.0, digits: int = 
         return ""
     low, high = (factor * value for value in interval)
     return f"[{number_text(low, digits)}, {number_text(high, digits)}]"
+
+
+def ms_interval_text(interval: Interval | None) -> str:
+    """Return ``[0.048, 0.052]`` with the digits that milliseconds have, nothing where there is no interval."""
+    return "" if interval is None else f"[{ms_text(interval[0])}, {ms_text(interval[1])}]"
 
 
 def points_interval_text(interval: Interval | None) -> str:
@@ -78,6 +83,10 @@ def condition_facts(report: Report) -> list[Fact]:
         Fact("TF32", "allowed" if found.tf32 else "off in every row"),
         Fact("Seed", str(found.seed)),
     ]
+    if found.governor is not None:
+        facts.append(Fact("CPU governor", found.governor))
+    for device, watts in found.idle_power_w.items():
+        facts.append(Fact(f"{DEVICES[device]} idle power", f"{watts:.1f} W, part of every energy"))
     if found.self_check is not None:
         facts.append(Fact("Self-check", self_check_text(found.self_check)))
     if found.accuracy_batch is not None:
