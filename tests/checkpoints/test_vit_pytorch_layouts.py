@@ -130,7 +130,7 @@ def test_heads_as_wide_as_the_model_say_nothing_of_the_oldest_layout(tmp_path):
     state["mlp_head.0.weight"] = torch.ones(64)
     torch.save(state, path)
     with pytest.raises(CheckpointError, match="how many heads share the 64 rows of q"):
-        load(path, scale_by_width=True)
+        load(path, scale_by_width=True, pool="cls")
 
 
 @pytest.mark.parametrize("given", [{"heads": 3}, {"heads": 2, "head_width": 4}, {"head_width": 5}])
@@ -158,12 +158,16 @@ def current(tmp_path: Path, **changes) -> tuple[Path, ViT]:
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_weights_of_the_installed_version_load_with_its_default_of_64_and_a_note(tmp_path, pool):
-    path, model = current(tmp_path, pool=pool)
-    loaded = load(path)
+@pytest.mark.parametrize(("heads", "dim_head"), [(2, 64), (4, 32), (8, 16)])
+def test_heads_are_never_assumed_to_be_of_the_default_width(tmp_path, pool, heads, dim_head):
+    """The shapes of all three are the same, their logits are not."""
+    path, model = current(tmp_path, pool=pool, heads=heads, dim_head=dim_head)
+    message = r"how many heads share the 128 rows of q: .*--argument heads=2, which are 2 of vit-pytorch's default"
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+    loaded = load(path, heads=heads)
     x = torch.randn(2, 3, 32, 32)
     assert difference(loaded, x, model(x).detach()) <= CLOSE
-    assert any("took 2 heads of 64, vit-pytorch's default dim_head" in note for note in loaded.notes)
     assert (loaded.spec.family, loaded.spec.arguments["pool"]) == ("vit_pytorch", pool)
 
 
@@ -175,35 +179,42 @@ def test_a_pool_that_the_keys_do_not_tell_is_asked_for(tmp_path, name):
 
 
 def test_channels_other_than_three_must_be_said(tmp_path):
+    """Four of a smaller patch have as many values as one of a larger."""
     path, model = current(tmp_path, channels=1)
     with pytest.raises(CheckpointError, match=r"3 channels and patches of 4×4 do not make the 64 values.*channels=1"):
-        load(path)
+        load(path, heads=2)
     x = torch.randn(2, 1, 32, 32)
     for said in ({"channels": 1}, {"patch": 8}):
-        loaded = load(path, **said)
+        loaded = load(path, heads=2, **said)
         assert difference(loaded, x, model(x).detach()) <= CLOSE
         record = loaded.preprocess
         assert (record.channels, record.mean, record.std) == (1, (0.5,), (0.5,))
 
 
+def test_one_message_asks_for_all_that_the_keys_do_not_tell(tmp_path):
+    path, _, _ = written(tmp_path, "0.6.6-mean")
+    with pytest.raises(CheckpointError, match=r"--argument heads=8; .*--argument pool=cls.*; .*scale_by_width=true"):
+        load(path)
+
+
 def test_images_that_no_file_holds_are_refused(tmp_path):
     path, _ = current(tmp_path, channels=4)
     with pytest.raises(CheckpointError, match="images of 4 channels, only 1 and 3 can be read"):
-        load(path, channels=4)
+        load(path, heads=2, channels=4)
 
 
 def test_sides_of_an_image_that_is_no_square_must_be_said(tmp_path):
     path, model = current(tmp_path, image_size=(16, 24))
     with pytest.raises(CheckpointError, match=r"6 positions are no square.*--argument image_size=\[224,160\]"):
-        load(path)
+        load(path, heads=2)
     x = torch.randn(2, 3, 16, 24)
-    loaded = load_foreign(path, None, LoadRequest(image_size=(16, 24)))
+    loaded = load_foreign(path, None, LoadRequest(image_size=(16, 24), arguments=TWO_HEADS))
     assert difference(loaded, x, model(x).detach()) <= CLOSE
 
 
 def test_positions_are_resized_for_another_image_size(tmp_path):
     path, _ = current(tmp_path)
-    loaded = load_foreign(path, None, LoadRequest(image_size=48))
+    loaded = load_foreign(path, None, LoadRequest(image_size=48, arguments=TWO_HEADS))
     assert loaded.module(torch.randn(1, 3, 48, 48)).shape == (1, 7)
     assert any("resized pos_embed from 4×4 to 6×6" in note for note in loaded.notes)
 
@@ -211,8 +222,8 @@ def test_positions_are_resized_for_another_image_size(tmp_path):
 def test_weights_without_a_head_need_a_new_one(tmp_path):
     path, _ = current(tmp_path, num_classes=0)
     with pytest.raises(CheckpointError, match="has no classification head"):
-        load(path)
-    loaded = load_foreign(path, None, LoadRequest(num_classes=3, reset_head=True))
+        load(path, heads=2)
+    loaded = load_foreign(path, None, LoadRequest(num_classes=3, reset_head=True, arguments=TWO_HEADS))
     assert loaded.module(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
@@ -229,11 +240,11 @@ def test_a_tensor_of_another_model_of_the_package_is_not_dropped(tmp_path):
     state = load_file(path)
     save_file({**state, "transformer.layers.0.0.reattn_weights": torch.ones(2, 2)}, path)
     with pytest.raises(CheckpointError, match=r"1 left over \(transformer\.layers\.0\.0\.reattn_weights\)"):
-        load(path)
+        load(path, heads=2)
 
 
 def test_preprocessing_that_vit_pytorch_does_not_fix_is_named_a_default(tmp_path):
-    loaded = load(current(tmp_path)[0])
+    loaded = load(current(tmp_path)[0], heads=2)
     assert loaded.preprocess.size == (32, 32)
     assert any("says nothing of preprocessing: took a default" in note for note in loaded.notes)
     json.dumps(loaded.spec.arguments)  # every value goes into a manifest

@@ -19,8 +19,9 @@ class Converted:
     that a configuration states, which win over the catalogue. ``complete`` says that a configuration gave them all, so
     that no catalogue name is needed. ``proven`` are arguments that no shape of a weight shows and a table proves, with
     the table's name: windows, the image's size; ``tables`` are those that the model makes itself, for comparison.
-    ``unknown`` names arguments that change logits and that nothing here tells. ``position_tokens`` maps each position
-    table to its rows without a place in the grid. ``dropped`` maps tensors that are left out to the reason.
+    ``unknown`` names arguments that change logits and that nothing here tells; ``usual`` maps others, which the code
+    base lets one choose and none of its published models does, to what these have. ``position_tokens`` maps each
+    position table to its rows without a place in the grid. ``dropped`` maps tensors that are left out to the reason.
     ``head_problem`` says why the head cannot be taken. ``preprocess`` is the file's own record; ``convention`` names
     that of the code base, for weights without one. ``notes`` say what was decided.
     """
@@ -32,6 +33,7 @@ class Converted:
     proven: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     tables: Tensors = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    usual: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     position_tokens: Mapping[str, int] = field(default_factory=dict)
     resize_rule: ResizeRule = "bicubic"

@@ -160,6 +160,7 @@ def _t2t(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Co
         position_tokens={"pos_embed": 1},
         proven={} if size is None else {"image_size": (size, "pos_embed")},
         unknown=("heads",),
+        usual={"qk_scale": None},
     )
 
 
@@ -172,6 +173,7 @@ def _tnt(tensors: Tensors, arguments: Mapping[str, Any], **changes: Any) -> Conv
         position_tokens={"outer_pos": 1},
         proven={} if size is None else {"image_size": (size, "outer_pos")},
         unknown=("heads", "inner_heads"),
+        usual={"inner_stride": tnt.INNER_STRIDE},
         **changes,
     )
 
@@ -200,6 +202,7 @@ def _pvt(rename: Rename, *, second: bool) -> Convert:
             resize_rule="bilinear",
             proven={} if size is None else {"image_size": (size, "pos_embed1")},
             unknown=("heads",),
+            usual={"pool": 7} if "linear" in arguments else {},
         )
 
     return converted

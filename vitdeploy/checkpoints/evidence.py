@@ -21,13 +21,17 @@ SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "opti
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a file says: the model's name and where it stands, the preprocessing, and the classes; empty if nothing."""
+    """What a file says: the model's name and where it stands, the preprocessing, and the classes; empty if nothing.
+
+    ``elsewhere`` is a name that the catalogue does not know and timm does, and where it stands.
+    """
 
     architecture: str = ""
     where: str = ""
     preprocess: Preprocess | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    elsewhere: tuple[str, str] | None = None
 
     @property
     def variant(self) -> Variant | None:
@@ -55,7 +59,24 @@ def evidence_of(file: WeightFile) -> Evidence:
             name = table.get(key)
             if isinstance(name, str) and catalog.resolve(name) is not None:
                 return Evidence(name, f"{where}{key}", changes=_changes(file.beside))
-    return Evidence(changes=_changes(file.beside))
+    return Evidence(changes=_changes(file.beside), elsewhere=_of_timm(file.beside))
+
+
+def _of_timm(beside: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the name of a model of timm that arguments of a script state, and where; None without timm."""
+    stated = [
+        (table[key], f"{where}{key}")
+        for where, table in _tables(beside)
+        for key in ARCHITECTURES
+        if isinstance(table.get(key), str)
+    ]
+    if not stated:
+        return None
+    try:
+        from timm import is_model
+    except ImportError:
+        return None
+    return next(((name, where) for name, where in stated if is_model(name.partition(".")[0])), None)
 
 
 def _tables(beside: Mapping[str, Any], place: str = "", depth: int = 3) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -175,12 +175,19 @@ def _variant(
     if stated is not None:
         notes.append(f"it is {stated.name}, as its {evidence.where} says ({evidence.architecture})")
         return stated
+    if name is None and evidence.elsewhere:
+        stated_name, place = evidence.elsewhere
+        raise CheckpointError(
+            f"{where} says in its {place} that it is {stated_name!r}, which is not in the catalogue: "
+            f"'timm:{stated_name} --weights FILE' builds it, and a name of the catalogue overrules it"
+        )
     if name == family:
         return None
     entries = [entry for entry in catalog.variants().values() if entry.family == family]
     fitting = [entry for entry in entries if _fits(entry, converted)]
     fitting = fitting or [entry for entry in entries if _fits(entry, converted, size=False)]
     if len(fitting) == 1:
+        notes.append(_only_one(fitting[0], converted))
         return fitting[0]
     names = ", ".join(entry.name for entry in fitting[:6])
     if not names:
@@ -189,6 +196,13 @@ def _variant(
             f"{_example(family, converted)}"
         )
     raise CheckpointError(f"the keys of {where} do not tell which {family} it is: name it, one of {names}")
+
+
+def _only_one(variant: Variant, converted: Converted) -> str:
+    """Return the note on a variant that was chosen by its shapes, with what these do not tell."""
+    said = [f"{key}={_text(variant.arguments[key])}" for key in converted.unknown if key in variant.arguments]
+    rest = f", whose {' and '.join(said)} the keys do not tell" if said else ""
+    return f"took it for {variant.name}, the only one of its shapes in the catalogue{rest}"
 
 
 def _refuse_contradiction(variant: Variant, stated: Variant | None, evidence: Evidence, where: str) -> None:
@@ -242,12 +256,17 @@ def _arguments(
     arguments = {**base, **fixed, **converted.overrides}
     arguments.update(_proven(variant, converted, request, arguments, where, notes))
     arguments.update(request.named)
-    missing = _unknown(converted, arguments)
+    # A variant of the catalogue answers what it leaves out, too: with what its family does.
+    missing = _unknown(converted, arguments) if variant is None else [key for key in _SIZE if key not in arguments]
     if missing:
         raise CheckpointError(
             f"the keys of {where} do not tell {' and '.join(_ASKED[key][0] for key in missing)}: name the variant, or "
             f"say it, as in {' '.join(_ASKED[key][1] for key in missing)}"
         )
+    for key, value in converted.usual.items():
+        if variant is None and key not in request.named:
+            text = "null" if value is None else _text(value)
+            notes.append(f"took {key}={text}, as all published models have it: --argument {key}=… where it was another")
     found = converted.arguments.get("num_classes")
     if request.head_for is not None:
         return {**arguments, "num_classes": request.head_for}
@@ -271,6 +290,7 @@ def _arguments(
     return arguments
 
 
+_SIZE = ("image_size",)
 # What keys may not tell: in words, and how it is said.
 _ASKED = {
     "heads": ("how many heads there are", "--argument heads=8"),

@@ -1,16 +1,16 @@
 """vit-pytorch: eight layouts of one model, told apart by their keys, to the names of ``models.vit_pytorch``.
 
 What the versions changed without a change of keys is read off shapes where it can be; ``settled`` decides the rest from
-what the user says, takes vit-pytorch's own defaults with a note, or asks.
+what the user says, or asks; nothing that changes logits is assumed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from vitdeploy.errors import CheckpointError
 State = Mapping[str, NDArray[Any]]
 Tensors = dict[str, NDArray[Any]]
 
+T = TypeVar("T")
 DEFAULT_HEAD_WIDTH = 64
 DEFAULT_CHANNELS = 3
 
@@ -29,14 +30,15 @@ DEFAULT_CHANNELS = 3
 class Layout:
     """What a range of versions stores and means.
 
-    ``asks_scale``: some of the versions scale attention by the width, others by the head's width. ``asks_heads``: some
-    have heads of the width / heads, so that 64 is no default. ``one_pool``: only one pool fits the keys.
+    ``asks_scale``: some of the versions scale attention by the width, others by the head's width. ``default_heads``:
+    all have heads of 64 where nobody chose otherwise; the oldest have heads of the width / heads. ``one_pool``: only
+    one pool fits the keys.
     """
 
     versions: str
     norm_after_pool: bool = False
     asks_scale: bool = False
-    asks_heads: bool = False
+    default_heads: bool = True
     one_pool: bool = False
 
 
@@ -83,7 +85,7 @@ def layout_of(state: State) -> Layout:
     if "to_patch_embedding.2.weight" in state:
         return Layout("1.0.0–1.3.x", norm_after_pool=True)
     if "patch_to_embedding.weight" in state:
-        return Layout("0.3.0–0.6.8", norm_after_pool=True, asks_scale=True, asks_heads=True)
+        return Layout("0.3.0–0.6.8", norm_after_pool=True, asks_scale=True, default_heads=False)
     if any(".fn.fn." in name for name in state):
         return Layout("0.7.0–0.9.x", norm_after_pool=True)
     return Layout("0.10.0–0.40.x", norm_after_pool=True)
@@ -107,7 +109,7 @@ def from_package(state: State) -> Tensors:
 def settled(
     tensors: State, layout: Layout, given: Mapping[str, Any]
 ) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
-    """Return the tensors, the constructor's arguments, and what was assumed, in words.
+    """Return the tensors, the constructor's arguments, and which versions write such keys, in words.
 
     ``given`` is what the user says: ``heads`` or ``head_width``, ``pool``, ``channels`` or ``patch``, ``image_size``,
     and for versions before 0.7.0 ``scale_by_width``.
@@ -115,12 +117,14 @@ def settled(
     Raises:
         CheckpointError: The keys cannot tell an argument that has no default, or what is given does not fit them.
     """
-    notes = [f"its layout is that of vit-pytorch {layout.versions}"]
+    notes = (f"its layout is that of vit-pytorch {layout.versions}",)
     width = tensors["norm.weight"].shape[0]
-    heads, head_width = _heads(tensors, layout, given, notes)
-    channels, patch = _patch(tensors, given)
     tokens = int("cls_token" in tensors)
-    scale_by_width = _scale_by_width(layout, int(width), head_width, given)
+    with _Questions() as questions:
+        heads, head_width = questions.ask(_heads, tensors, layout, given) or (0, 0)
+        channels, patch = questions.ask(_patch, tensors, given) or (0, 0)
+        pool = questions.ask(_pool, layout, tokens, given)
+        scale_by_width = questions.ask(_scale_by_width, layout, int(width), head_width, given)
     arguments: dict[str, Any] = {
         "image_size": _image_size(tensors, patch, tokens, given),
         "patch": patch,
@@ -130,7 +134,7 @@ def settled(
         "heads": heads,
         "head_width": head_width,
         "hidden": int(tensors["blocks.0.mlp.fc1.weight"].shape[0]),
-        "pool": _pool(layout, tokens, given),
+        "pool": pool,
         "pixel_norm": "patch_embed.norm1.weight" in tensors,
         "class_token": bool(tokens),
         "norm_after_pool": layout.norm_after_pool,
@@ -144,26 +148,49 @@ def settled(
         # A patch's pixels are in the order row, column, channel; without a norm on them the linear is a convolution.
         rows = ours["patch_embed.proj.weight"].reshape(-1, patch, patch, channels)
         ours["patch_embed.proj.weight"] = np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
-    return ours, arguments, tuple(notes)
+    return ours, arguments, notes
 
 
-def _heads(tensors: State, layout: Layout, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
-    """Return the number of heads and the width of one; their product is what the keys tell."""
+class _Questions:
+    """Collects what has to be asked, so that one message asks for all of it when the block ends."""
+
+    def __init__(self) -> None:
+        self._asked: list[str] = []
+
+    def ask(self, answer: Callable[..., T], *arguments: Any) -> T | None:
+        """Return an answer, or None where it has to be asked for."""
+        try:
+            return answer(*arguments)
+        except CheckpointError as error:
+            self._asked.append(str(error))
+            return None
+
+    def __enter__(self) -> _Questions:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._asked and kind is None:
+            raise CheckpointError("; ".join(self._asked))
+
+
+def _heads(tensors: State, layout: Layout, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of heads and the width of one; their product is all that the keys tell.
+
+    Raises:
+        CheckpointError: The user says neither, or what does not make that product.
+    """
     inner = int(tensors["blocks.0.attn.qkv.weight"].shape[0]) // 3
     if "blocks.0.attn.proj.weight" not in tensors:  # only a single head as wide as the model goes without
         found = (1, inner)
     elif "heads" in given or "head_width" in given:
         heads = int(given.get("heads") or inner // max(int(given["head_width"]), 1))
         found = (heads, int(given.get("head_width") or inner // max(heads, 1)))
-    elif inner % DEFAULT_HEAD_WIDTH or (layout.asks_heads and inner == tensors["norm.weight"].shape[0]):
-        raise CheckpointError(
-            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in --argument heads=8"
-        )
     else:
-        found = (inner // DEFAULT_HEAD_WIDTH, DEFAULT_HEAD_WIDTH)
-        notes.append(
-            f"took {found[0]} heads of {DEFAULT_HEAD_WIDTH}, vit-pytorch's default dim_head, as the keys do not tell: "
-            "--argument heads=N where there were others"
+        usual = layout.default_heads and inner % DEFAULT_HEAD_WIDTH == 0
+        why = f", which are {inner // DEFAULT_HEAD_WIDTH} of vit-pytorch's default dim_head" if usual else ""
+        raise CheckpointError(
+            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in --argument "
+            f"heads={inner // DEFAULT_HEAD_WIDTH if usual else 8}{why}"
         )
     wanted = {"heads": found[0], "head_width": found[1]}
     if math.prod(found) != inner or any(given.get(name, value) != value for name, value in wanted.items()):

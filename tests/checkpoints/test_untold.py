@@ -1,0 +1,115 @@
+"""What no key tells and changes logits: asked for, said where published models have one value, never silent."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitdeploy.checkpoints import LoadedWeights, LoadRequest, load_foreign
+from vitdeploy.errors import CheckpointError
+from vitdeploy.models import create_model
+
+SIZES: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "num_classes": 5},
+    "deit": {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "num_classes": 5},
+    "t2t": {"image_size": 32, "token_width": 16, "width": 24, "depth": 2, "num_classes": 5},
+    "tnt": {"image_size": 32, "width": 24, "inner_width": 8, "depth": 2, "num_classes": 5},
+    "pvt": {"image_size": 64, "widths": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_classes": 5},
+}
+
+
+def written(path: Path, family: str, **arguments: Any) -> torch.nn.Module:
+    """Write a member of a family that no catalogue has, with weights that are nowhere zero."""
+    torch.manual_seed(0)
+    module = create_model(family, **{**SIZES[family], **arguments}).eval()
+    with torch.no_grad():
+        for value in module.parameters():
+            value.add_(torch.randn_like(value) * 0.3)
+    torch.save(module.state_dict(), path)
+    return module
+
+
+def load(path: Path, family: str | None, **arguments: Any) -> LoadedWeights:
+    return load_foreign(path, family, LoadRequest(arguments=arguments))
+
+
+@torch.no_grad()
+def apart(one: torch.nn.Module, other: torch.nn.Module, size: int) -> float:
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return float((one(x) - other(x)).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("family", "right", "wrong", "asked"),
+    [
+        ("vit", {"heads": 3}, {"heads": 2}, "how many heads there are"),
+        ("deit", {"heads": 3}, {"heads": 4}, "how many heads there are"),
+        ("t2t", {"heads": 3}, {"heads": 2}, "how many heads there are"),
+        ("tnt", {"heads": 3, "inner_heads": 2}, {"heads": 3, "inner_heads": 4}, "how many heads the inner encoder has"),
+        ("pvt", {"heads": [1, 2, 3, 4]}, {"heads": [2, 2, 3, 4]}, "how many heads there are"),
+    ],
+)
+def test_heads_are_asked_for_and_decide_the_logits(
+    tmp_path: Path, family: str, right: dict[str, Any], wrong: dict[str, Any], asked: str
+) -> None:
+    module = written(tmp_path / "own.pth", family, **right)
+    with pytest.raises(CheckpointError, match=f"do not tell .*{asked}"):
+        load(tmp_path / "own.pth", family)
+    size = SIZES[family]["image_size"]
+    assert apart(load(tmp_path / "own.pth", family, **right).module, module, size) < 1e-4
+    assert apart(load(tmp_path / "own.pth", family, **wrong).module, module, size) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "argument", "note"),
+    [
+        ("t2t", {"heads": 3}, {"qk_scale": 0.2}, "took qk_scale=null, as all published models have it"),
+        (
+            "tnt",
+            {"heads": 3, "inner_heads": 2},
+            {"inner_stride": 2, "patch": 8},
+            "took inner_stride=4, as all published",
+        ),
+    ],
+)
+def test_what_published_models_share_is_taken_and_said(
+    tmp_path: Path, family: str, heads: dict[str, Any], argument: dict[str, Any], note: str
+) -> None:
+    module = written(tmp_path / "own.pth", family, **heads, **argument)
+    loaded = load(tmp_path / "own.pth", family, **heads)
+    assert any(one.startswith(note) for one in loaded.notes)
+    told = load(tmp_path / "own.pth", family, **heads, **argument)
+    assert not any(one.startswith("took " + next(iter(argument))) for one in told.notes)
+    assert apart(told.module, module, 32) < 1e-4
+
+
+def test_a_variant_that_is_told_by_shapes_alone_says_what_they_do_not_tell(tmp_path: Path) -> None:
+    torch.save(create_model("vit_base_patch32_224").state_dict(), tmp_path / "own.pth")
+    wanted = "took it for vit_base_patch32_224, the only one of its shapes in the catalogue, whose heads=12 the keys do"
+    assert any(note.startswith(wanted) for note in load(tmp_path / "own.pth", None).notes)
+
+
+@pytest.mark.parametrize("key", ["args", "hyper_parameters"])
+def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(tmp_path: Path, key: str) -> None:
+    """Its shapes are those of a ViT of the catalogue, its activation or pooling is not."""
+    state = create_model("vit_base_patch32_224").state_dict()
+    stated: Any = {"model": "vit_base_patch32_clip_quickgelu_224"}
+    beside = argparse.Namespace(**stated) if key == "args" else stated
+    torch.save({"state_dict": state, key: beside}, tmp_path / "own.pth")
+    message = (
+        "'timm:vit_base_patch32_clip_quickgelu_224 --weights FILE' builds it, and a name of the catalogue overrules"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "own.pth", None)
+    assert load(tmp_path / "own.pth", "vit_base_patch32_224").spec.name == "vit_base_patch32_224"
+
+
+@pytest.mark.parametrize("name", ["vit_small", "resnet_of_mine", "deit"])
+def test_a_name_that_nobody_knows_says_nothing(tmp_path: Path, name: str) -> None:
+    state = create_model("vit_base_patch32_224").state_dict()
+    torch.save({"state_dict": state, "args": argparse.Namespace(arch=name)}, tmp_path / "own.pth")
+    assert load(tmp_path / "own.pth", None).spec.name == "vit_base_patch32_224"
