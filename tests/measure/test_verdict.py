@@ -228,6 +228,24 @@ def test_without_labels_agreement_decides_and_the_caveat_is_said():
     assert said[-1] == "The data has no labels: fidelity to the baseline is known, accuracy is not."
 
 
+@pytest.mark.parametrize("sqnr", [3.0, 38.4, None])
+def test_of_models_without_a_single_class_nothing_is_recommended_whatever_the_fidelity(sqnr):
+    many = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
+    torch = TORCH.model_copy(update=many)
+    identical = sqnr is None
+    fast = _row(
+        "q.onnx", logits_sqnr_db=sqnr, logits_identical=identical, timings=(_timing(1.0, 10.0, (9.0, 11.0)),), **many
+    )
+    baseline = Baseline(row="vit.safetensors", accuracy_against="PyTorch eager FP32 of it", latency_against="it")
+    said = give_verdict((torch, fast), baseline, CONDITIONS.model_copy(update={"chance": 0.25}))
+    shown = "exact" if identical else f"{sqnr} dB"
+    assert said[0].startswith(
+        "On this CPU, nothing is recommended at batch 1: only the fidelity of the outputs is known"
+    )
+    assert f"q.onnx {shown} (10.00× as fast" in said[0]
+    assert not any("ship" in text or "no labels" in text for text in said)
+
+
 def test_a_baseline_that_is_not_pytorch_is_said():
     said = _verdict(_row("vit.onnx", timings=(_timing(5.0),)), row="vit.onnx", against="the FP32 graph, not PyTorch")
     assert "Differences in accuracy are against the FP32 graph, not PyTorch." in said

@@ -172,11 +172,14 @@ def test_text_is_readable_in_light_and_dark(page, scheme):
                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
                .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
              const behind = node => {
+               const layers = [];
                for (; node; node = node.parentElement) {
-                 const colour = parse(getComputedStyle(node).backgroundColor);
-                 if (colour.length === 3 || colour[3] > 0) return colour;
+                 const [r, g, b, alpha = 1] = parse(getComputedStyle(node).backgroundColor);
+                 layers.push([[r, g, b], alpha]);
+                 if (alpha === 1) break;
                }
-               return [255, 255, 255];
+               return layers.reduceRight(
+                 (back, [colour, alpha]) => colour.map((v, i) => alpha * v + (1 - alpha) * back[i]), [255, 255, 255]);
              };
              const texts = "h1,h2,p,li,td,th,dt,dd,span,caption,figcaption,svg text";
              return [...document.querySelectorAll(texts)].filter(node => {
@@ -189,6 +192,23 @@ def test_text_is_readable_in_light_and_dark(page, scheme):
            })()"""
     )
     assert poor == ""
+
+
+def test_on_a_phone_what_is_wider_than_the_screen_says_so(page):
+    page.call("Emulation.setDeviceMetricsOverride", width=375, height=800, deviceScaleFactor=1, mobile=True)
+    told = page.evaluate(
+        "[...document.querySelectorAll('#results, #latency, svg.wide')].map(wide => {"
+        " const box = wide.closest('.scroll, figure');"
+        " const hint = box.querySelector('.hint') || box.previousElementSibling;"
+        " return box.scrollWidth > box.clientWidth && hint.checkVisibility() && hint.innerText.includes('sideways'); })"
+    )
+    widest = page.evaluate("document.documentElement.scrollWidth")
+    page.call("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+    shown = page.evaluate("[...document.querySelectorAll('.hint')].some(hint => hint.checkVisibility())")
+    page.call("Emulation.clearDeviceMetricsOverride")
+    assert told == [True, True, True]
+    assert widest == 375
+    assert shown is False
 
 
 def test_the_page_prints_on_a4_without_losing_columns(page):

@@ -191,6 +191,12 @@ def test_graphs_are_measured_with_onnx_runtime_against_the_fp32_graph_where_ther
         assert one.top1 == pytest.approx(expected, abs=1e-9)
         assert one.top1 > 0.9
         assert one.top1_ci95[0] < one.top1 < one.top1_ci95[1]
+        counted = list(zip(report.conditions.classes, one.correct_by_class, strict=True))
+        assert [count.name for count, _ in counted] == [str(digit) for digit in range(10)]
+        assert sum(right for _, right in counted) == round(one.top1 * len(test))
+        assert sum(count.images for count, _ in counted) == len(test)
+        predicted = _logits(images, weight).argmax(axis=1)
+        assert one.correct_by_class[3] == int(np.sum((predicted == 3) & (np.asarray(test.labels) == 3)))
     assert row.delta_top1_pp == pytest.approx(100 * (row.top1 - base.top1))
     assert row.delta_ci95_pp[0] <= row.delta_top1_pp <= row.delta_ci95_pp[1]
     assert 30 < row.logits_sqnr_db < 60
@@ -460,6 +466,7 @@ def test_images_without_labels_give_fidelity_without_accuracy(tmp_path):
     assert row.agreement is not None
     assert row.logits_sqnr_db > 5
     assert report.conditions.n_samples == 20
+    assert (report.conditions.classes, row.correct_by_class) == ((), None)
     assert any("no labels" in text for text in report.verdict)
 
 

@@ -19,6 +19,7 @@ from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.accuracy import Accuracy, collect_logits, judge
+from vitdeploy.measure.by_class import class_of_each
 from vitdeploy.measure.process import ProcessCost, measure_in_child
 from vitdeploy.measure.sensors import Reading
 from vitdeploy.progress import Progress
@@ -131,7 +132,7 @@ def measure_accuracy(
     entries: Sequence[Entry], reference: BaselineChoice, dataset: Dataset, options: BenchOptions, progress: Progress
 ) -> None:
     """Run all entries over the data, and judge their logits by the labels and by the baseline's logits."""
-    labels = _match(entries, dataset, options)
+    labels, classes = _match(entries, dataset, options), class_of_each(dataset)
     for preprocess in dict.fromkeys(entry.candidate.preprocess for entry in entries if entry.alive):
         assert preprocess is not None
         group = {e.candidate.name: e for e in entries if e.alive and e.candidate.preprocess == preprocess}
@@ -155,7 +156,7 @@ def measure_accuracy(
                 )
                 against = None
             model = entry.candidate.model
-            entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model)
+            entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model, classes)
 
 
 def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) -> dict[ClassKey, NDArray[np.int64]]:

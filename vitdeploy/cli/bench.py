@@ -88,6 +88,9 @@ def bench(
             "--report", metavar="FOLDER", help="Write report.json, .md and .html there, and report.samples.npz."
         ),
     ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Print the right answers of each class too, worst first.")
+    ] = False,
     max_drop: Annotated[
         float | None,
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 drops by more points than this."),
@@ -99,8 +102,9 @@ def bench(
     from vitdeploy import BenchOptions, write_report
     from vitdeploy import bench as measure
     from vitdeploy.artifacts.outputs import refuse_unwritable_folder
-    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.output import print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
+    from vitdeploy.report import class_table
     from vitdeploy.terminal_progress import make_progress
 
     options = BenchOptions(
@@ -132,6 +136,8 @@ def bench(
         print_json(found)
     else:
         print_report(found)
+        if per_class:
+            print_rich(class_table(found))
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)

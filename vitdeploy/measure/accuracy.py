@@ -122,6 +122,7 @@ class Accuracy:
 
     top1: float | None = None
     top1_ci95: Interval | None = None
+    correct_by_class: tuple[int, ...] | None = None
     delta_top1_pp: float | None = None
     delta_ci95_pp: Interval | None = None
     agreement: float | None = None
@@ -134,6 +135,7 @@ def judge(
     labels: NDArray[np.int64] | None,
     reference: NDArray[np.float32] | None = None,
     model: ModelSpec | None = None,
+    classes: NDArray[np.int64] | None = None,
 ) -> Accuracy:
     """Compare outputs with labels, and with the outputs of the baseline on the same images.
 
@@ -145,6 +147,7 @@ def judge(
         labels: Indices of the model's classes, [n].
         reference: As ``outputs``; None where there is nothing to compare with.
         model: What the outputs mean; None for logits of classes that exclude each other.
+        classes: Of the data, each with an image, [n]: right answers are counted by them too.
     """
     fields: dict[str, Any] = {}
     predicted = predicted_classes(outputs, model)
@@ -152,6 +155,9 @@ def judge(
     if right is not None:
         fields["top1"] = float(right.mean())
         fields["top1_ci95"] = statistics.wilson_interval(int(right.sum()), len(right))
+        if classes is not None:
+            counts = np.bincount(classes, weights=right)
+            fields["correct_by_class"] = tuple(int(count) for count in counts)
     if reference is not None:
         expected = predicted_classes(reference, model)
         if right is not None and expected is not None and labels is not None:

@@ -10,6 +10,7 @@ from vitdeploy.records import Baseline, Conditions, Row, Timing
 from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.text import size_text
 from vitdeploy.wording import (
+    decibel_text,
     ms_text,
     number_text,
     percent_text,
@@ -123,6 +124,10 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
     for batch in conditions.batches:
         able = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
         useful = [row for row in able if not at_chance(row, conditions)]
+        unknown = [row for row in useful if accuracy_kept(row, baseline) == "unknown"]
+        if unknown and all(row in unknown or is_baseline(row, baseline) for row in useful):
+            said.append(_only_fidelity(unknown, batch, where))
+            continue
         fit = [row for row in useful if accuracy_kept(row, baseline) in ("kept", "small loss")]
         if not fit:
             if useful:
@@ -138,6 +143,17 @@ def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, condi
         elif len(conditions.batches) > 1:
             said.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
     return said
+
+
+def _only_fidelity(rows: Sequence[Row], batch: int, where: str) -> str:
+    """Say how near the outputs are where there is neither top-1 nor agreement, as of models with many labels."""
+    listed = ", ".join(
+        f"{row.name} {decibel_text(row.logits_sqnr_db, row.logits_identical)} ({_speed(row, batch)})" for row in rows
+    )
+    return (
+        f"{where}, nothing is recommended at batch {batch}: only the fidelity of the outputs is known, not what it "
+        f"means for the task. SQNR and speed: {listed}."
+    )
 
 
 def _what_is_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
@@ -327,7 +343,7 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
             f"The test set is small: with {conditions.n_samples} images a drop of {unseen} pp can go unseen, "
             f"even where no answer changes; {number_text(MAX_DROP_PP)} pp takes at least {least} images."
         )
-    if rows and all(row.top1 is None for row in rows):
+    if rows and all(row.top1 is None for row in rows) and conditions.chance is None:
         said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
     return said
 

@@ -44,6 +44,20 @@ class ModelSpec(Record):
         }
 
     @property
+    def title(self) -> str:
+        """The name; where that is the family's alone, with what tells the model from others of it.
+
+        Such as ``vit 32×32, patch 4, width 192, depth 6``.
+        """
+        if self.name != self.family:
+            return self.name
+        size = self.arguments.get("image_size")
+        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        sizes = [f"{width}×{height}"] if size is not None else []
+        told = (f"{name} {self.arguments[name]}" for name in ("patch", "width", "depth") if name in self.arguments)
+        return f"{self.name} {', '.join([*sizes, *told])}".strip()
+
+    @property
     def class_count(self) -> int | None:
         """How many classes the model tells apart; None for a model without classes, and where it is not recorded."""
         if self.task in ("regression", "features"):

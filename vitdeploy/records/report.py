@@ -130,11 +130,19 @@ class Sustained(Record):
     slowdown: float
 
 
+class ClassCount(Record):
+    """A class of the data, as the data calls it, and how many images it has."""
+
+    name: str
+    images: int
+
+
 class Row(Record):
     """One candidate. ``built`` means that the artifact exists and no device here can run it; ``reason`` says why.
 
     ``logits_sqnr_db`` is None too where the logits are the baseline's bit for bit, as JSON has no infinity; then
-    ``logits_identical`` is true. ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
+    ``logits_identical`` is true. ``correct_by_class`` is how many images of each of ``Conditions.classes`` are right.
+    ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
@@ -151,6 +159,7 @@ class Row(Record):
     top1_ci95: Interval | None = None
     delta_top1_pp: float | None = None
     delta_ci95_pp: Interval | None = None
+    correct_by_class: tuple[int, ...] | None = None
     agreement: float | None = None
     logits_sqnr_db: float | None = None
     logits_identical: bool | None = None
@@ -184,6 +193,7 @@ class Conditions(Record):
     ``block_s``, more where they would take less than ``fill_s``. ``threads`` 0 is each runtime's own choice.
     ``other_load_cores`` is how many cores other processes kept busy while times were taken. ``chance`` is the top-1 of
     always answering with the most frequent class of the data (1/classes where all are as frequent); None: no labels.
+    ``classes`` are those of the data that have images, in its order.
     ``governor`` is that of the CPU's clock, ``idle_power_w`` what a device's meter counted while nothing ran.
     """
 
@@ -191,6 +201,7 @@ class Conditions(Record):
     data_sha256: str
     n_samples: int
     chance: float | None = None
+    classes: tuple[ClassCount, ...] = ()
     batches: tuple[int, ...]
     threads: int
     warmup: int

@@ -6,10 +6,11 @@ from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
-from vitdeploy.report.table import table
+from vitdeploy.report.table import class_table, table
 
 __all__ = [
     "Comparison",
+    "class_table",
     "compare",
     "comparison_table",
     "read_report",

@@ -35,6 +35,9 @@ def _context(report: Report) -> dict[str, Any]:
         "latency_bars": latency_bars(report),
         "size_bars": size_bars(report),
         "timelines": timelines(report),
+        "rows_by_class": view.rows_by_class(report),
+        "class_lines": view.class_lines(report),
+        "shown_classes": view.SHOWN_CLASSES,
         "timings": view.latency_lines(report),
         "remarks": view.remarks(report.rows),
         "conditions": view.condition_facts(report),
@@ -70,6 +73,7 @@ def templates() -> Environment:
         "interval": view.interval_text,
         "runtime": view.runtime_text,
         "unbroken": view.unbroken,
+        "is_warning": view.is_warning,
         "layers": view.layers_text,
     }
     templates.globals["decibel"] = wording.decibel_text

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.view import (
     SCOPES,
+    SHOWN_CLASSES,
     STATUSES,
     Fact,
+    class_lines,
     condition_facts,
     environment_facts,
     interval_text,
@@ -16,6 +18,7 @@ from vitdeploy.report.view import (
     layers_text,
     points_interval_text,
     remarks,
+    rows_by_class,
     runtime_text,
 )
 from vitdeploy.text import UNKNOWN, size_text
@@ -39,6 +42,7 @@ def render_markdown(report: Report) -> str:
         "## Results",
         "95 % intervals in brackets: Wilson for top-1, Tango's paired score interval for Δ.",
         _results(report),
+        *_by_class(report),
         "## Latency",
         "Median over all calls of all rounds; speed-ups are ratios of medians on the same device, with a bootstrap "
         "interval over rounds.",
@@ -73,6 +77,18 @@ def _result(row: Row, report: Report) -> tuple[str, ...]:
         decibel_text(row.logits_sqnr_db, row.logits_identical),
         size_text(row.size_bytes),
     )
+
+
+def _by_class(report: Report) -> list[str]:
+    """Return the section, which is left out where nothing was counted by class."""
+    lines, rows = class_lines(report), rows_by_class(report)
+    if not lines:
+        return []
+    head = ("Class", "Images", *(row.name for row in rows))
+    shown = [(line.name, str(line.images), *line.cells) for line in lines[:SHOWN_CLASSES]]
+    parts = ["## By class", "Right answers, worst class first.", _table(head, shown, right=len(head) - 1)]
+    more = len(lines) - len(shown)
+    return [*parts, f"{more} more classes are in report.json and report.html."] if more else parts
 
 
 def _latency(report: Report) -> str:

@@ -153,6 +153,8 @@ def _scatter(report: Report, device: Device) -> Scatter | None:
         (row, timing) for row in report.rows if row.device == device and (timing := timing_of(row, batch)) is not None
     ]
     labelled = any(row.top1 is not None for row, _ in timed)
+    if not labelled and all(row.agreement is None for row, _ in timed):
+        return None  # models without a single predicted class
     spots = [(row, timing, height) for row, timing in timed if (height := _height(row, report, labelled)) is not None]
     if not spots:
         return None

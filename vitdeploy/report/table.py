@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Report, Row, printable_record
-from vitdeploy.report.view import STATUSES, interval_text, points_interval_text, remarks, runtime_text, timed_batches
+from vitdeploy.report.view import (
+    STATUSES,
+    class_lines,
+    interval_text,
+    points_interval_text,
+    remarks,
+    rows_by_class,
+    runtime_text,
+    timed_batches,
+)
 from vitdeploy.text import UNKNOWN, size_text
 from vitdeploy.wording import (
     decibel_text,
@@ -54,6 +63,20 @@ class ReportTable:
 def table(report: Report) -> ReportTable:
     """Return one row per candidate; intervals are 95 %, latency is the median end to end."""
     return ReportTable(report)
+
+
+def class_table(report: Report) -> Table:
+    """Return how many answers of each row are right in each class of the data, worst first."""
+    from rich import box
+    from rich.table import Table
+
+    report = printable_record(report)
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for index, header in enumerate(("Class", "Images", *(row.name for row in rows_by_class(report)))):
+        grid.add_column(header, justify="right" if index else "left", overflow="fold")
+    for line in class_lines(report):
+        grid.add_row(line.name, str(line.images), *line.cells)
+    return grid
 
 
 def _grid(report: Report, *, stacked: bool) -> Table:

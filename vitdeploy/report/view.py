@@ -10,9 +10,13 @@ from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
 from vitdeploy.records.report import SelfCheck, backend_title
 from vitdeploy.text import UNKNOWN, size_text
-from vitdeploy.wording import ms_text, number_text, points_text
+from vitdeploy.wording import ms_text, number_text, percent_text, points_text
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|pp|ms|B|kB|MB|GB|dB)\b|%)")
+WARNING = re.compile(
+    r"^The test set is small|^Ship none of these|not shown to be better than chance|^Other processes kept"
+    r"|^Times drifted|differs from itself|says little about new images|that was trained there has seen them"
+)
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 SCOPES = {"end_to_end": "end to end", "device": "on the device", "image_to_label": "image to label"}
 STATUSES = {"ok": "measured", "built": "built, not run", "skipped": "skipped", "failed": "failed"}
@@ -126,6 +130,51 @@ def environment_facts(machine: Environment) -> list[Fact]:
 def unbroken(text: str) -> str:
     """Return a text in which a number and its unit stay on one line."""
     return NUMBER_AND_UNIT.sub("\N{NO-BREAK SPACE}", text)
+
+
+SHOWN_CLASSES = 20
+"""How many classes a report lists before the rest is folded away."""
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """A class of the data, its images, and for each row of ``rows_by_class`` how many are right."""
+
+    name: str
+    images: int
+    cells: tuple[str, ...]
+
+
+def rows_by_class(report: Report) -> list[Row]:
+    """Return the rows whose right answers were counted by class."""
+    return [row for row in report.rows if row.correct_by_class is not None and report.conditions.classes]
+
+
+def class_lines(report: Report) -> list[ClassLine]:
+    """Return the classes, worst first: by the lowest share of right answers that any row has.
+
+    A cell has the number of right answers, their share, and the difference to the baseline's number where there is one.
+    """
+    rows = rows_by_class(report)
+    base = next((row.correct_by_class for row in rows if row.name == report.baseline.row), None)
+    found: list[tuple[float, ClassLine]] = []
+    for index, (name, images) in enumerate((one.name, one.images) for one in report.conditions.classes):
+        counts = [row.correct_by_class[index] for row in rows if row.correct_by_class is not None]
+        if counts:
+            expected = None if base is None else base[index]
+            cells = tuple(_right_text(count, images, expected) for count in counts)
+            found.append((min(counts) / images, ClassLine(name, images, cells)))
+    return [line for _, line in sorted(found, key=lambda pair: pair[0])]
+
+
+def _right_text(count: int, images: int, expected: int | None) -> str:
+    change = "" if expected in (None, count) else f" {count - expected:+d}".replace("-", "−")
+    return f"{count} ({percent_text(count / images, 0)}){change}"
+
+
+def is_warning(text: str) -> bool:
+    """Return whether a sentence of the verdict says that the numbers themselves are to be doubted."""
+    return WARNING.search(text) is not None
 
 
 def layers_text(row: Row) -> str:

@@ -26,6 +26,7 @@ from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_datas
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
 from vitdeploy.measure import sensors
+from vitdeploy.measure.by_class import class_counts
 from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
@@ -175,7 +176,7 @@ class BenchRequest:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             producer=f"vitdeploy {__version__}",
             key=self.key,
-            model=self.artifacts[0].manifest.model.name,
+            model=self.artifacts[0].manifest.model.title,
             environment=environment.current(),
             versions=environment.versions(),
             baseline=record,
@@ -278,6 +279,7 @@ def _conditions(
         data_sha256=dataset.digest,
         n_samples=len(dataset),
         chance=None if dataset.labels is None else max(Counter(dataset.labels).values()) / len(dataset),
+        classes=class_counts(dataset),
         batches=options.batches,
         threads=options.threads,
         warmup=turns.warmup,
