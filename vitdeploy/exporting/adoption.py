@@ -19,7 +19,7 @@ from vitdeploy.datasets.check_images import CHECKED_BATCH, golden_count, smooth_
 from vitdeploy.errors import GraphError, UsageError
 from vitdeploy.exporting.checking import CPU, TOLERANCES, Expected, compare, describe_graph, staged
 from vitdeploy.exporting.interface import choose_output, fit_input, fit_output
-from vitdeploy.graph.bounds import refuse_unbounded
+from vitdeploy.graph.bounds import refuse_large, refuse_unbounded
 from vitdeploy.graph.output_activation import output_activation
 from vitdeploy.graph.precisions import graph_precision
 from vitdeploy.measure.accuracy import run_batch
@@ -79,6 +79,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         if options.task == "features":
             notes = (*notes, *_without_head(model, path))
         spec, more = fit_input(model, named, where)
+        refuse_large(model, where, batch=CHECKED_BATCH, memory=environment.memory_bytes())
         if options.golden is None:
             pixels = smooth_random_pixels(spec, CHECKED_BATCH, options.seed)
         else:
