@@ -32,7 +32,7 @@ SLOW = (
     "quantization/test_observers.py", "quantization/test_outlier_models.py", "graph/test_channel_places.py",
     "backends/test_tensorrt_session.py", "backends/test_tensorrt_build.py",
     "stages/test_export.py", "stages/test_bench.py", "stages/test_quantize.py", "stages/test_train.py",
-    "stages/test_seen_images.py", "stages/test_inspect.py", "stages/test_verify.py",
+    "stages/test_budget.py", "stages/test_seen_images.py", "stages/test_inspect.py", "stages/test_verify.py",
     "stages/test_calibration_tables.py",
     "cli/test_shell.py", "exporting/test_foreign_graphs.py", "checkpoints/test_containers.py",
     "checkpoints/test_loading.py", "quantization/test_scaling.py", "quantization/test_search.py",

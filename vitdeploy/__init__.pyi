@@ -15,6 +15,7 @@ from vitdeploy.datasets import CalibrationSet as CalibrationSet, Dataset as Data
 from vitdeploy.errors import (
     ArtifactError as ArtifactError,
     BackendError as BackendError,
+    BudgetError as BudgetError,
     BuildError as BuildError,
     CalibrationError as CalibrationError,
     CalibrationWarning as CalibrationWarning,
@@ -37,6 +38,7 @@ from vitdeploy.records import (
     Check as Check,
     Conditions as Conditions,
     Environment as Environment,
+    Front as Front,
     Manifest as Manifest,
     ModelSpec as ModelSpec,
     PrecisionPlan as PrecisionPlan,
@@ -49,7 +51,9 @@ from vitdeploy.records import (
 from vitdeploy.report import (
     Comparison as Comparison,
     compare as compare,
+    read_front as read_front,
     read_report as read_report,
+    write_front_page as write_front_page,
     write_report as write_report,
     write_sensitivity as write_sensitivity,
 )

@@ -3,6 +3,7 @@
     VitdeployError                   exit code 1
     ├── UsageError                   options that contradict each other or do not exist (exit code 2)
     ├── GateError                    a limit such as --max-drop was passed (exit code 3)
+    │   └── BudgetError              no graph is within an accuracy budget; says where the best found is
     ├── ArtifactError                a file is missing, of another kind, truncated, changed, or without a manifest
     ├── DataError                    a dataset, an image, or labels that do not fit the model
     ├── CheckpointError              weights of an unknown dialect, of another variant, missing or unexpected tensors
@@ -26,6 +27,7 @@ What does not stop the work and must not be missed is a warning:
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class VitdeployError(Exception):
@@ -54,6 +56,14 @@ class GateError(VitdeployError):
     """A measured value passed a limit that the user set."""
 
     exit_code = 3
+
+
+class BudgetError(GateError):
+    """Nothing that was tried is certain to be within an accuracy budget; ``front`` is the file of what was tried."""
+
+    def __init__(self, message: str, front: Path) -> None:
+        super().__init__(message)
+        self.front = front
 
 
 class ArtifactError(VitdeployError):

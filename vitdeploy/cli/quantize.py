@@ -17,11 +17,15 @@ def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 graph.")],
     output: Output,
     precision: Annotated[
-        Literal["fp16", "int8", "int8-weight-only", "fp8"], typer.Option("--precision", help="What to make.")
-    ],
+        Literal["fp16", "int8", "int8-weight-only", "fp8"] | None,
+        typer.Option("--precision", help="What to make; with --max-drop where it may go, int8 by default."),
+    ] = None,
     target: Annotated[
-        Target, typer.Option("--target", help="The runtime that the graph is for; it decides the remainder.")
-    ] = "tensorrt",
+        Target | None,
+        typer.Option(
+            "--target", help="The runtime that the graph is for; it decides the remainder. Default: tensorrt."
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +71,21 @@ def quantize(
     min_sqnr_db: Annotated[
         float | None, typer.Option("--min-sqnr", metavar="DB", help="Exit with 3, writing nothing, below this.")
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="PP",
+            help="Find the fastest graph whose top-1 on --validation drops by no more.",
+        ),
+    ] = None,
+    time_on: Annotated[
+        str | None,
+        typer.Option(
+            "--time-on", metavar="BACKEND[:PROVIDER]", help="For --max-drop: onnxruntime, openvino, tensorrt …"
+        ),
+    ] = None,
+    time_batch: Annotated[int, typer.Option("--time-batch", min=1, help="For --max-drop: images per call.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -74,11 +93,15 @@ def quantize(
     from vitdeploy import QuantizeOptions
     from vitdeploy import quantize as convert
     from vitdeploy.cli.output import print_artifact
-    from vitdeploy.errors import UsageError
+    from vitdeploy.errors import BudgetError, UsageError
+    from vitdeploy.quantization.budget_run import front_path
     from vitdeploy.terminal_progress import make_progress
 
     if percentile is not None and method != "percentile":
         raise UsageError(f"--percentile {percentile:g} goes with --method percentile, and the method is {method!r}")
+    if precision is None and max_drop is None:
+        raise UsageError("--precision says what to make: fp16, int8, int8-weight-only or fp8 (--max-drop chooses)")
+    precision = precision or "int8"
     if precision in ("fp16", "int8-weight-only") and table is not None:
         raise UsageError(f"--table keeps activation ranges, and precision {precision!r} has none: leave it out")
     options = QuantizeOptions(
@@ -95,17 +118,37 @@ def quantize(
         min_sqnr_db=min_sqnr_db,
         table=table,
         threads=threads,
+        max_drop=max_drop,
+        time_on=time_on,
+        time_batch=time_batch,
     )
-    quantized = convert(
-        model,
-        output,
-        precision=precision,
-        target=target,
-        calibration=calibration,
-        options=options,
-        progress=make_progress(),
-    )
+    try:
+        quantized = convert(
+            model,
+            output,
+            precision=precision,
+            target=target,
+            calibration=calibration,
+            options=options,
+            progress=make_progress(),
+        )
+    except BudgetError as error:
+        show_front(error.front, quiet=as_json)
+        raise
+    if max_drop is not None:
+        show_front(front_path(output), quiet=as_json)
     print_artifact(quantized, as_json)
+
+
+def show_front(path: Path, *, quiet: bool) -> None:
+    """Write the page of a search beside its ``front.json``, and print what was tried."""
+    from vitdeploy.cli.output import print_line, print_rich
+    from vitdeploy.report import front_table, read_front, write_front_page
+
+    page = write_front_page(path)
+    if not quiet:
+        print_rich(front_table(read_front(path)))
+        print_line(f"wrote {page}")
 
 
 def parse_steps(text: str) -> Literal["auto"] | tuple[StepName, ...]:

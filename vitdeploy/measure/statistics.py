@@ -55,7 +55,7 @@ def paired_difference(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_])
     return (gained - lost) / candidate.size, tango_interval(gained, lost, candidate.size)
 
 
-def tango_interval(gained: int, lost: int, n: int) -> Interval:
+def tango_interval(gained: float, lost: float, n: int) -> Interval:
     """Return the interval of (gained - lost) / n, for ``n`` pairs of which ``gained + lost`` are discordant.
 
     A limit is the difference δ whose score statistic is ±z:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.errors import ArtifactError, RecipeError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
@@ -109,6 +110,20 @@ class QuantizeSection(Section):
             raise ValueError("say how many samples in 'samples', not in 'options.samples'")
         if self.options.table is not None:
             raise ValueError("a run keeps no CalibrationTable: 'vitdeploy quantize --table' does")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_whole(self) -> QuantizeSection:
+        if self.options.max_drop is None or self.options.time_on is None:
+            return self
+        try:
+            target = TimingPlace.parse(self.options.time_on).target
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        if target not in (None, self.target):
+            raise ValueError(f"time_on is {self.options.time_on!r} and the target {self.target!r}: name one runtime")
+        if self.options.validation is None:
+            raise ValueError("max_drop needs labelled images that calibration does not see, in 'options.validation'")
         return self
 
 

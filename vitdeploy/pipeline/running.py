@@ -11,8 +11,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
+from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.datasets import refuse_output_in_data
-from vitdeploy.errors import ArtifactError, BackendError
+from vitdeploy.errors import ArtifactError, BackendError, BudgetError
 from vitdeploy.pipeline.folder import Memory, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
@@ -129,6 +130,9 @@ class _Run:
     def all(self) -> RunResult:
         if self.recipe.bench.data is not None:
             _ = self.sources.bench  # what is not there is found before anything is trained
+        for section in self.recipe.quantize:
+            if section.options.time_on is not None:
+                TimingPlace.parse(section.options.time_on).require()
         checkpoint = self.train() if self.sources.model is None else None
         model = self.export(checkpoint)
         graphs = {section.name: self.quantize(model, section) for section in self.recipe.quantize}
@@ -193,7 +197,23 @@ class _Run:
             options={"data": self.recipe.data, **section.model_dump(mode="json")}, parents={"onnx": model.digest}
         )
         step = Step(f"quantize {section.name}", request, output, read_onnx, provenance, "the calibration data changed")
-        return self.do(step, key_of)
+        if section.options.max_drop is None:
+            return self.do(step, key_of)
+        return self.within_budget(step)
+
+    def within_budget(self, step: Step[OnnxModel]) -> OnnxModel:
+        """Return the result of a search, and write the page of what it tried."""
+        from vitdeploy.quantization.budget_run import front_path
+        from vitdeploy.report import write_front_page
+
+        try:
+            found = self.do(step, key_of)
+        except BudgetError as error:
+            write_front_page(error.front)
+            raise
+        if front_path(step.output).is_file():
+            write_front_page(front_path(step.output))
+        return found
 
     def build(self, model: OnnxModel, graphs: dict[str, OnnxModel]) -> list[Engine]:
         from vitdeploy.backends.opening import default_builder

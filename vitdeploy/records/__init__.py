@@ -1,6 +1,7 @@
 """Records: what is stored in artifacts and reports, as immutable validated values. They know no framework."""
 
 from vitdeploy.records.base import Record, canonical_json, printable_record, sha256_of
+from vitdeploy.records.budget import Front, FrontCandidate
 from vitdeploy.records.bundle import BundledFile, BundledGraph, BundleManifest
 from vitdeploy.records.census import FloatProduct, OperatorCensus
 from vitdeploy.records.manifest import (
@@ -43,6 +44,8 @@ __all__ = [
     "Environment",
     "Examination",
     "FloatProduct",
+    "Front",
+    "FrontCandidate",
     "Interpolation",
     "Interval",
     "Kind",

@@ -1,8 +1,9 @@
-"""A ``Report`` for people: a table, Markdown, an HTML page; two reports compared; and sensitivity analyses."""
+"""A ``Report`` for people: a table, Markdown, an HTML page; two reports compared; sensitivities; fronts."""
 
 from __future__ import annotations
 
 from vitdeploy.artifacts.report_json import read_report
+from vitdeploy.report.budget import front_table, read_front, write_front_page
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
@@ -13,9 +14,12 @@ __all__ = [
     "class_table",
     "compare",
     "comparison_table",
+    "front_table",
+    "read_front",
     "read_report",
     "sensitivity_table",
     "table",
+    "write_front_page",
     "write_report",
     "write_sensitivity",
 ]

@@ -58,6 +58,13 @@ def percent_axis(values: Sequence[float], start: float, end: float) -> Axis:
     return Axis(max(low, 0.0), high, start, end)
 
 
+def plain_axis(values: Sequence[float], start: float, end: float) -> Axis:
+    """Return an axis for any numbers: what they need and a margin."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 1.0
+    return Axis(low - margin, high + margin, start, end)
+
+
 def size_axis(values: Sequence[float], start: float, end: float) -> Axis:
     """Return an axis from zero; one without length has room for 1."""
     return Axis(0.0, (max(values) or 1.0) * 1.02, start, end)

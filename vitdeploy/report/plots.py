@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Report, Row, Timing
 from vitdeploy.records.report import Device
-from vitdeploy.report.axes import Axis, latency_axis, percent_axis, size_axis
+from vitdeploy.report.axes import Axis, latency_axis, percent_axis, plain_axis, size_axis
 from vitdeploy.report.view import DEVICES, runtime_text
 from vitdeploy.text import size_text
 from vitdeploy.wording import ms_text
@@ -280,6 +280,46 @@ def size_bars(report: Report) -> Bars | None:
         for index, row in enumerate(rows)
     ]
     return _chart("Size of the file", bars, left, axis, size_text)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What a point of any plot shows: a duration up to the slower end of its interval, a height with its own."""
+
+    ms: float
+    slower_ms: float
+    height: float
+    low: float
+    high: float
+    label: str
+    title: str
+    precision: str
+
+
+def spot_chart(caption: str, x_name: str, y_name: str, spots: Sequence[Spot]) -> Scatter:
+    """Return a plot of heights over durations."""
+    frame = (64.0, 10.0, SCATTER_WIDTH - 10.0, SCATTER_HEIGHT - 52.0)
+    x_axis = latency_axis([value for spot in spots for value in (spot.ms, spot.slower_ms)], frame[0], frame[2])
+    y_axis = plain_axis([value for spot in spots for value in (spot.low, spot.high)], frame[3], frame[1])
+    points = []
+    for spot in spots:
+        x, y = x_axis.at(spot.ms), y_axis.at(spot.height)
+        whisker = (y_axis.at(spot.low), y_axis.at(spot.high)) if spot.low != spot.high else None
+        ends = (x, x_axis.at(spot.slower_ms))
+        points.append(
+            Point(
+                x, y, ends, whisker, spot.precision, "square", spot.label, x, y, "start", f"{spot.label}: {spot.title}"
+            )
+        )
+    return Scatter(
+        caption=caption,
+        y_name=y_name,
+        x_name=x_name + (", logarithmic" if x_axis.logarithmic else ""),
+        x_ticks=[Tick(x_axis.at(value), _number(value)) for value in x_axis.ticks(10)],
+        y_ticks=[Tick(y_axis.at(value), _number(value)) for value in y_axis.ticks(6)],
+        points=_with_labels(points, frame),
+        frame=frame,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,23 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.naming import output_beside
-from vitdeploy.artifacts.outputs import refuse_unwritable
-from vitdeploy.datasets import Dataset
+from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
+from vitdeploy.datasets import Dataset, match_labels
+from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import (
     BackendError,
+    BudgetError,
+    DataError,
     GateError,
     GraphError,
+    UsageError,
     VitdeployError,
     warn,
 )
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.quantization.budget import Place, Validation
+from vitdeploy.quantization.budget_journal import BudgetJournal
+from vitdeploy.quantization.budget_run import FRONT, PAGE, BudgetRun, best_found_path, front_folder, write_front
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
 from vitdeploy.quantization.division import Division
@@ -52,15 +59,24 @@ from vitdeploy.terminal_progress import AUTO, shown
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vitdeploy.backends.timing_place import TimingPlace
     from vitdeploy.quantization.realize import Realized
     from vitdeploy.records import Preprocess
     from vitdeploy.sessions import Opener, Session
 
 __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
 
-EXPECTED_SQNR_DB: dict[NodePrecision, float] = {"fp16": 40.0, "int8": 20.0, "int8-weight-only": 25.0, "fp8": 15.0}
+EXPECTED_SQNR_DB: dict[NodePrecision, float] = {
+    "fp32": 100.0,
+    "fp16": 40.0,
+    "int8": 20.0,
+    "int8-weight-only": 25.0,
+    "fp8": 15.0,
+}
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
 CHECK_BATCH = 16
+CHECKED_OF_BUDGET = 256
+"""A search has run over all validation images already; the check is of the graph that is written."""
 FP16_SCALES_OPSET = 19
 
 
@@ -69,7 +85,7 @@ def quantize(
     output: Path | str | None = None,
     *,
     precision: Precision,
-    target: Target = "tensorrt",
+    target: Target | None = None,
     calibration: CalibrationSource | None = None,
     options: QuantizeOptions = DEFAULTS,
     progress: Progress | None = AUTO,
@@ -86,16 +102,20 @@ def quantize(
             after precision and runtime, such as ``vit.int8.onnx`` or ``vit.int8.onnxruntime.onnx``.
         precision: ``fp16``, ``int8``, ``int8-weight-only`` or ``fp8`` (TensorRT only).
         target: The runtime that the graph is for; it decides the precision of the remainder, FP16 for ``tensorrt``
-            and FP32 for the others.
+            and FP32 for the others. None: that of ``options.time_on``, else ``tensorrt``.
         calibration: DATA (labels are not needed) or a CalibrationTable; int8 and fp8 need it. Data without a split
             means its training split where it has one.
-        options: See ``QuantizeOptions``.
+        options: See ``QuantizeOptions``. With ``max_drop``, ``precision`` is what groups may go to: some of them, or
+            all, stay in FP16 or FP32 where the drop or the time asks for it. What was tried is written into a folder
+            beside ``output``, ``NAME.budget``.
         progress: Shows calibration, comparisons and check.
     Raises:
         CalibrationError: There is no calibration data, it gives NaN, it is a test split, or a table does not fit.
         GraphError: The graph is quantized already, has nothing to quantize, or the plan names a group it has not.
         UsageError: Options contradict each other.
-        GateError: The logits SQNR is below ``min_sqnr_db``.
+        GateError: The logits SQNR is below ``min_sqnr_db``; or nothing faster than FP32 is within ``max_drop``, and the
+            best that was found is beside ``output`` as ``NAME.best-found.onnx``.
+        BackendError: This machine cannot run what ``time_on`` names.
         ArtifactError: A file is missing or damaged, or ``output`` cannot be written.
         DataError: Images cannot be read.
     """
@@ -110,6 +130,7 @@ class QuantizeRequest(QuantizeInputs):
     """A quantization that is ready to run: every source opened and checked, and where the graph goes."""
 
     output: Path
+    budget: Budget | None = None
 
     @classmethod
     def open(
@@ -118,7 +139,7 @@ class QuantizeRequest(QuantizeInputs):
         output: Path | str | None = None,
         *,
         precision: Precision,
-        target: Target = "tensorrt",
+        target: Target | None = None,
         calibration: CalibrationSource | None = None,
         options: QuantizeOptions = DEFAULTS,
     ) -> QuantizeRequest:
@@ -128,6 +149,7 @@ class QuantizeRequest(QuantizeInputs):
             VitdeployError: As ``quantize``, where sources or options are unfit or the output cannot be written.
         """
         source = open_onnx(model)
+        target = target or _target_of(options)
         runtime = "" if target == "tensorrt" else f".{target}"
         output = Path(output) if output is not None else output_beside(source.path, f".{precision}{runtime}.onnx")
         read = (source, calibration, options.plan, options.validation)
@@ -135,7 +157,17 @@ class QuantizeRequest(QuantizeInputs):
         if options.table is not None:
             refuse_unwritable(options.table, "a calibration table", inputs=read, beside=(arrays_of(options.table),))
         inputs = open_inputs(source, precision, target, calibration, options)
-        return cls(output=output, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
+        budget = None
+        if options.max_drop is not None:
+            budget = Budget.open(inputs)
+            refuse_unwritable_folder(front_folder(output), (FRONT, PAGE))
+            refuse_unwritable(best_found_path(output), "an ONNX file", inputs=read)
+        return cls(output=output, budget=budget, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The options as JSON values, with what latencies depend on where they decide."""
+        return super().values | ({} if self.budget is None else {"time_on": self.budget.place.identity})
 
     def data_notes(self) -> list[str]:
         """Return what should be said of the calibration images: which they are, and what is left out."""
@@ -167,18 +199,95 @@ class QuantizeRequest(QuantizeInputs):
         except VitdeployError:
             saved.remove()
             raise
-        realized = Realizer(before, calibrated.observers, self.form).realize(calibrated.found.plan)
+        final, chosen, plan = self, None, calibrated.found.plan
+        if self.budget is not None and division is not None:
+            journal = BudgetJournal(self.output, self.key)
+            chosen = self.budget.run(self, open_graph, journal).run(before, calibrated, division, progress)
+            final, plan = replace(self, precision=chosen.precision), chosen.plan
+        realized = Realizer(before, calibrated.observers, self.form).realize(plan)
         if self.precision == "fp16":
             realized = _without_overflows(realized, before.graph, division, self, open_graph, progress)
         realized = finish(realized, before.graph)
-        judged = _judge(before.graph, realized.model, _check_images(self, division), self, open_graph)
-        _gate(judged, self)
+        judged = _judge(before.graph, realized.model, _check_images(self, division), final, open_graph)
+        _gate(judged, final)
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
-        manifest = _manifest(self, "onnx", info).model_copy(update={"plan": realized.plan, "checks": judged.checks})
-        written = write_onnx(self.output, realized.model, manifest, judged.golden)
+        checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
+        manifest = _manifest(self, "onnx", info).model_copy(
+            update={"plan": realized.plan, "checks": checks, "precision": final.precision}
+        )
+        output = self.output if chosen is None or chosen.is_within else best_found_path(self.output)
+        written = write_onnx(output, realized.model, manifest, judged.golden)
         saved.remove()
+        if chosen is not None:
+            front = write_front(front_folder(self.output), chosen.front)
+            journal.remove()
+            if not chosen.is_within:
+                raise BudgetError(
+                    f"{chosen.front.verdict[0]}; only {str(output)!r} was written, {str(self.output)!r} was not", front
+                )
         return written
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget needs beside a quantization: where latency counts, and the labels of the validation images."""
+
+    place: TimingPlace
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, inputs: QuantizeInputs) -> Budget:
+        """Check what a budget needs.
+
+        Raises:
+            UsageError: Precision, calibration or target do not suit a budget, or ``time_on`` is not known.
+            DataError: There are no validation images, or their labels do not fit the model.
+            BackendError: This machine cannot time there.
+        """
+        from vitdeploy.backends.timing_place import TimingPlace
+
+        assert inputs.options.time_on is not None
+        place = TimingPlace.parse(inputs.options.time_on)
+        if inputs.precision not in ("int8", "fp8"):
+            raise UsageError(f"max_drop chooses where {inputs.precision!r} is used, expected precision int8 or fp8")
+        if place.target not in (None, inputs.target):
+            raise UsageError(f"the target is {inputs.target!r} and latency is taken on {place.target!r}: name one")
+        if inputs.table is not None:
+            raise UsageError("max_drop ranks groups on calibration images, and a table holds none: --calibration DATA")
+        model = inputs.source.manifest.model
+        if inputs.validation is None:
+            raise DataError("max_drop needs images with labels that calibration does not see: --validation DATA")
+        if model.task not in ("single-label", "binary"):
+            raise UsageError(f"max_drop is a drop of top-1, which a model with the task {model.task!r} has not")
+        labels = match_labels(inputs.validation, model.classes, count=model.class_count)
+        place.require()
+        return cls(place, labels)
+
+    def run(self, request: QuantizeRequest, open_on_cpu: Opener, journal: BudgetJournal) -> BudgetRun:
+        """Return the search for an opened request."""
+        from vitdeploy.benching.latency import GPU_WARM_S
+
+        options, manifest = request.options, request.source.manifest
+        assert request.validation is not None
+        assert manifest.preprocess is not None
+        batch, place = options.time_batch, self.place
+        where = Place(
+            place.opener(manifest, batch, options.threads),
+            place.title,
+            batch,
+            limits=(batch, batch) if place.builds_engines else None,
+            warm_s=GPU_WARM_S if place.device == "cuda" else 0.0,
+        )
+        validation = Validation(request.validation, self.labels, manifest.preprocess, manifest.model)
+        return BudgetRun(request, where, validation, open_on_cpu, journal)
+
+
+def _target_of(options: QuantizeOptions) -> Target:
+    from vitdeploy.backends.timing_place import TimingPlace
+
+    place = None if options.time_on is None else TimingPlace.parse(options.time_on)
+    return (None if place is None else place.target) or "tensorrt"
 
 
 def _without_overflows(
@@ -251,6 +360,8 @@ class _Judged:
 
 
 def _check_images(request: QuantizeRequest, division: Division | None) -> Dataset | None:
+    if request.validation is not None and request.options.max_drop is not None:
+        return Subset(request.validation, np.arange(min(CHECKED_OF_BUDGET, len(request.validation))))
     if request.validation is not None:
         return request.validation
     return None if division is None else division.check
