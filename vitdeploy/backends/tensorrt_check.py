@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Engine
 from vitdeploy.errors import BackendError
-from vitdeploy.preprocess import normalize
+from vitdeploy.preprocess import to_input
 from vitdeploy.records import Check, Precision
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def compare_golden(session: EngineSession, engine: Engine) -> Check:
     golden, preprocess = engine.golden, engine.manifest.preprocess
     if golden is None or preprocess is None:
         return unchecked("golden", "the graph carries no golden samples")
-    images = normalize(golden.pixels, preprocess)
+    images = to_input(golden.pixels, preprocess)
     try:
         logits = run_in_batches(session, images)
     except BackendError as error:

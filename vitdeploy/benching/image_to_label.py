@@ -9,7 +9,7 @@ from vitdeploy.backends.session import wall_clock_ms
 from vitdeploy.datasets import Dataset
 from vitdeploy.measure.accuracy import BatchLimits, run_batch
 from vitdeploy.measure.heads import predicted_classes
-from vitdeploy.preprocess import normalize, to_pixels
+from vitdeploy.preprocess import to_input, to_pixels
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sessions import Feed, Scope, Session
 
@@ -41,5 +41,5 @@ class ImageToLabel:
         chosen = [(self._next + offset) % len(self._dataset) for offset in range(self._batch)]
         self._next = (chosen[-1] + 1) % len(self._dataset)
         pixels = np.stack([to_pixels(self._dataset.image(index), self._preprocess) for index in chosen])
-        outputs = run_batch(self._session, normalize(pixels, self._preprocess), self._limits)
+        outputs = run_batch(self._session, to_input(pixels, self._preprocess), self._limits)
         return predicted_classes(outputs, self._model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,10 @@ def export(
         str | None,
         typer.Option("--output-name", metavar="NAME", help="Of an ONNX file with several outputs: the logits."),
     ] = None,
+    fuse_preprocess: Annotated[
+        Literal["nhwc", "nchw"] | None,
+        typer.Option("--fuse-preprocess", help="Take pixels as uint8 of this layout and normalise them in the graph."),
+    ] = None,
     preprocess: PreprocessName = None,
     labels: Labels = None,
     task: TaskName = None,
@@ -72,6 +76,7 @@ def export(
         golden=golden,
         preprocess=preprocess,
         output_name=output_name,
+        fuse_preprocess=fuse_preprocess,
         task=task,
     )
     print_artifact(to_onnx(source, output, options=options, progress=make_progress()), as_json)

@@ -153,4 +153,6 @@ def _input(spec: Preprocess) -> str:
     parts.append(f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
     if spec.channel_order == "bgr":
         parts.append("channels as BGR")
+    if spec.is_fused:
+        parts.append(f"all but the resizing in the graph, which takes {spec.input.replace('-', ' ')}")
     return ", ".join(parts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.datasets.base import Dataset
 from vitdeploy.errors import DataError
-from vitdeploy.preprocess import normalize, to_pixels
+from vitdeploy.preprocess import to_input, to_pixels
 from vitdeploy.preprocess.ahead import map_ahead, thread_count
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Preprocess
@@ -42,8 +43,8 @@ def load_pixels(dataset: Dataset, spec: Preprocess, progress: Progress = SILENT)
     return pixels
 
 
-def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[np.float32]]:
-    """Yield network inputs [b, C, H, W] in the dataset's order, b = ``batch`` and fewer in the last.
+def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[Any]]:
+    """Yield network inputs in the dataset's order, [b, C, H, W] or as ``spec.input`` says; the last may be smaller.
 
     Memory does not grow with the dataset.
 
@@ -58,10 +59,10 @@ def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[
             raise outcome
         held.append(outcome)
         if len(held) == batch:
-            yield normalize(np.stack(held), spec)
+            yield to_input(np.stack(held), spec)
             held.clear()
     if held:
-        yield normalize(np.stack(held), spec)
+        yield to_input(np.stack(held), spec)
 
 
 def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] | DataError]:

@@ -19,7 +19,7 @@ from vitdeploy.datasets.check_images import CHECKED_BATCH
 from vitdeploy.errors import GraphError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
-from vitdeploy.preprocess import normalize
+from vitdeploy.preprocess import to_input
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Preprocess
 from vitdeploy.sessions import Session, SessionOptions
@@ -124,7 +124,7 @@ def compare(
     Raises:
         GraphError: Logits differ by more than ``limit``, or are not numbers.
     """
-    images = normalize(pixels, spec)
+    images = to_input(pixels, spec)
     fixed = next(iter(session.inputs.values())).shape[0]
     sizes = [1, 2, CHECKED_BATCH] if fixed is None else [fixed]
     checks, outputs = [], None

@@ -46,7 +46,7 @@ def findings(model: ir.Model) -> list[Finding]:
     """Return how a graph departs from what export and adoption aim for; empty for a legal one.
 
     Legal: operators of the ONNX domain only, none of ``FORBIDDEN``, no functions or subgraphs, topologically sorted,
-    unique node names, one float32 input ``input`` with the dimension ``batch`` and one output ``logits``.
+    unique node names, one input ``input``, float32 or bytes, with the dimension ``batch`` and one output ``logits``.
     """
     counts = Counter(node.op_type for node in model.graph if node.domain == "")
     found = [Finding(op, counts[op], why) for op, why in FORBIDDEN.items() if counts[op]]
@@ -68,8 +68,8 @@ def _structure(graph: ir.Graph) -> list[Finding]:
         found.append(Finding("node", unsorted, "comes before a node that feeds it, which TensorRT refuses"))
     if [value.name for value in graph.inputs] != [INPUT] or [value.name for value in graph.outputs] != [OUTPUT]:
         found.append(Finding("input or output", 1, f"is not the one {INPUT!r} and the one {OUTPUT!r}"))
-    elif graph.inputs[0].dtype != ir.DataType.FLOAT:
-        found.append(Finding("input", 1, f"is {graph.inputs[0].dtype}, expected FLOAT"))
+    elif graph.inputs[0].dtype not in (ir.DataType.FLOAT, ir.DataType.UINT8):
+        found.append(Finding("input", 1, f"is {graph.inputs[0].dtype}, expected FLOAT or UINT8"))
     elif not graph.inputs[0].shape or str(graph.inputs[0].shape[0]) != BATCH:
         found.append(Finding("input", 1, f"has no dynamic dimension {BATCH!r}"))
     return found

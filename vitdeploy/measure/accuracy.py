@@ -77,8 +77,8 @@ def collect_logits(
     return Outputs({name: values for name, values in logits.items() if name not in failures}, failures)
 
 
-def run_batch(session: Session, images: NDArray[np.float32], limits: BatchLimits | None = None) -> NDArray[np.float32]:
-    """Return the logits [b, classes] of images [b, C, H, W] from a session with one input.
+def run_batch(session: Session, images: NDArray[Any], limits: BatchLimits | None = None) -> NDArray[np.float32]:
+    """Return the logits [b, classes] of network inputs, [b, C, H, W] or as ``to_input`` gives them.
 
     They go in pieces of the largest batch that the session takes; the last one is padded up to the smallest.
     """
@@ -109,7 +109,7 @@ def only_output(session: Session) -> str:
     return next(iter(session.outputs))
 
 
-def _run(session: Session, spec: TensorSpec, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(session: Session, spec: TensorSpec, output: str, images: NDArray[Any]) -> NDArray[np.float32]:
     logits = session.run({spec.name: np.ascontiguousarray(images.astype(spec.dtype, copy=False))})[output]
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(f"logits have shape {logits.shape} for {len(images)} images, expected [batch, classes]")

@@ -7,6 +7,7 @@ transforms and transformers' Pillow processors give; ``normalize`` gives their f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,13 @@ def normalize(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32
     for place, channel in enumerate(order):
         np.take(_table(spec, channel), pixels[..., channel], out=output[:, place], mode="clip")
     return output
+
+
+def to_input(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[Any]:
+    """Return what the network takes for pixels [n, H, W, C]: ``normalize``'s values, or the bytes as ``input`` says."""
+    if not spec.is_fused:
+        return normalize(pixels, spec)
+    return np.ascontiguousarray(pixels if spec.input == "uint8-nhwc" else pixels.transpose(0, 3, 1, 2))
 
 
 def _table(spec: Preprocess, channel: int) -> NDArray[np.float32]:

@@ -49,6 +49,7 @@ def make_record(values: Mapping[str, Any], source: str) -> Preprocess:
         DataError: The values do not fit each other or their types; the line names the first.
     """
     try:
-        return Preprocess.model_validate(dict(values))
+        # how bytes come in is a property of one graph, not of how images are made into its pixels
+        return Preprocess.model_validate({name: value for name, value in values.items() if name != "input"})
     except ValidationError as error:
         raise DataError(f"{source!r} is not a valid Preprocess: {first_problem(error)}") from error

@@ -10,9 +10,10 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from vitdeploy.records.base import Record
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+InputForm = Literal["float32-nchw", "uint8-nhwc", "uint8-nchw"]
 Resize = Literal["shortest", "cover", "contain", "squash", "none"]
 
-_STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order")
+_STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order", "input")
 LARGEST_SIDE = 16384
 LARGEST_AREA = 4096 * 4096
 """Beyond it a size is a typing error, or an attack on memory."""
@@ -38,6 +39,8 @@ class Preprocess(Record):
 
     A pixel p in 0…255 becomes (p · ``scale`` + ``offset`` − ``mean``) / ``std``, with one mean and one std per channel
     of the image. Last, ``channel_order`` ``bgr`` reverses the channels. ``source`` says where the values come from.
+    ``input`` is what the network takes: these values, or the pixels as bytes in RGB, where a graph normalises them
+    itself (``export --fuse-preprocess``).
     """
 
     size: tuple[int, int]
@@ -54,6 +57,7 @@ class Preprocess(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = ""
+    input: InputForm = "float32-nchw"
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocess:
@@ -90,6 +94,11 @@ class Preprocess(Record):
             for name, value in values.items()
             if name not in _STEPS or getattr(self, name) != type(self).model_fields[name].default
         }
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the network takes pixels as bytes and normalises them itself."""
+        return self.input != "float32-nchw"
 
     @property
     def resized_to(self) -> tuple[int, int]:

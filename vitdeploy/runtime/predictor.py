@@ -15,7 +15,7 @@ from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
 from vitdeploy.backends.opening import open_session
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
 from vitdeploy.measure.accuracy import run_batch
-from vitdeploy.preprocess import normalize
+from vitdeploy.preprocess import to_input
 from vitdeploy.preprocess.ahead import map_ahead, thread_count
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.runtime.choosing import choose
@@ -194,7 +194,7 @@ class Predictor:
         return np.concatenate(parts)
 
     def _run(self, session: Session, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        inputs = normalize(pixels, self.preprocess)
+        inputs = to_input(pixels, self.preprocess)
         with self._lock:
             return run_batch(session, inputs, self.artifact.manifest.batch_limits)
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Artifact, Golden, OnnxModel, write_onnx
+from vitdeploy.artifacts import Artifact, Golden, OnnxModel, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.artifacts.reference import reference_path, write_reference
 from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
 from vitdeploy.datasets.check_images import CHECKED_BATCH, check_dataset, golden_count, smooth_random_pixels
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, require_one_of
 from vitdeploy.exporting.adoption import AdoptionOptions, adopt, adoption_key, is_onnx
 from vitdeploy.exporting.checking import compare, describe_graph, staged
+from vitdeploy.exporting.fusing import fuse, fusing_key
 from vitdeploy.exporting.logits import reference_logits, torch_logits
 from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, stage_key
+from vitdeploy.records.preprocess import InputForm
 from vitdeploy.sources.source import Source, SourceOptions, open_source, place_of
 from vitdeploy.terminal_progress import AUTO, shown
 
@@ -39,12 +41,14 @@ class ExportOptions(SourceOptions):
     reference: A dataset whose logits under PyTorch are stored beside the ONNX file, for machines without torch.
     golden: A dataset from which the samples come that travel with the model; default ``reference``, else made ones.
     output_name: Which output of a foreign ONNX file are the logits.
+    fuse_preprocess: The graph takes pixels as bytes, [N, H, W, C] or [N, C, H, W], and normalises them itself.
     """
 
     opset: int = 20
     reference: DataSource | None = None
     golden: DataSource | None = None
     output_name: str | None = None
+    fuse_preprocess: Literal["nhwc", "nchw"] | None = None
 
 
 DEFAULTS = ExportOptions()
@@ -61,10 +65,11 @@ def export(
 
     The graph is compared with PyTorch under ONNX Runtime at batch 1, at the traced batch and at another one; if logits
     differ by more than ``checking.GATE`` of their range, nothing is written. An ``.onnx`` as source is adopted:
-    cleaned the same way, compared with itself as it was, and given a manifest.
+    cleaned the same way, compared with itself as it was, and given a manifest; with ``fuse_preprocess``, one of
+    vitdeploy, of any precision, gets the normalisation inside.
 
     Args:
-        source: A checkpoint, or what else ``load_source`` takes; or an ONNX file from elsewhere.
+        source: A checkpoint, or what else ``load_source`` takes; or an ONNX file.
         output: The ``.onnx`` to write; None for one beside the source, or of the model's name in the current folder.
         options: See ``ExportOptions``.
         progress: Shows loading, tracing and comparing.
@@ -102,6 +107,7 @@ class ExportRequest:
         Raises:
             VitdeployError: As ``export``, where source or options are unfit or the output cannot be written.
         """
+        require_one_of("fuse_preprocess", options.fuse_preprocess, (None, "nhwc", "nchw"))
         output = Path(output) if output is not None else output_beside(place_of(source), ".onnx")
         if not OLDEST <= options.opset <= NEWEST:
             raise UsageError(f"opset {options.opset!r} is not offered, expected {OLDEST} to {NEWEST}")
@@ -145,12 +151,15 @@ class ExportRequest:
             "seed": options.seed,
             "reference": None if self.reference is None else self.reference.digest,
             "golden": None if self.golden is None else self.golden.digest,
+            **({} if options.fuse_preprocess is None else {"fuse_preprocess": options.fuse_preprocess}),
         }
 
     @property
     def key(self) -> str:
         """The freshness key of the result."""
         if isinstance(self.source, Path):
+            if (form := self._form) is not None:
+                return fusing_key(read_onnx(self.source), form)
             return adoption_key(self.source, self._adoption())
         return stage_key("export", self.values, self.parents)
 
@@ -161,9 +170,13 @@ class ExportRequest:
             VitdeployError: As ``export``.
         """
         from vitdeploy.exporting.tracing import TRACED_BATCH, trace
+        from vitdeploy.graph.fuse_preprocess import fuse_preprocess
         from vitdeploy.sources.load import load
 
         if isinstance(self.source, Path):
+            if (form := self._form) is not None:
+                source = read_onnx(self.source)
+                return fuse(source, self.output, form, self.golden, self.options.seed, progress)
             return adopt(self.source, self.output, self._adoption(), progress)
         with progress.task("export", total=4) as task:
             task.describe("loading")
@@ -193,6 +206,9 @@ class ExportRequest:
             task.describe("tracing")
             images = normalize(np.resize(pixels, (TRACED_BATCH, *pixels.shape[1:])), spec)
             holder = [trace(loaded.module, images, loaded.origin, opset=self.options.opset)]
+            if (form := self._form) is not None:
+                spec = fuse_preprocess(holder[0], spec, form)
+                manifest = manifest.model_copy(update={"preprocess": spec})
             del loaded  # a large model's weights go to disk now, and ONNX Runtime gets the memory
             gc.collect()
             with staged(holder, self.output) as (model, session):
@@ -211,6 +227,12 @@ class ExportRequest:
                 written = write_onnx(self.output, model, manifest, golden)
                 task.advance()
         return written
+
+    @property
+    def _form(self) -> InputForm | None:
+        """How bytes go in; None for a graph of normalised images."""
+        forms: dict[str, InputForm] = {"nhwc": "uint8-nhwc", "nchw": "uint8-nchw"}
+        return None if self.options.fuse_preprocess is None else forms[self.options.fuse_preprocess]
 
     def _adoption(self) -> AdoptionOptions:
         options = self.options

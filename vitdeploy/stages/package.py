@@ -27,7 +27,7 @@ from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_fol
 from vitdeploy.artifacts.report_json import REPORT, read_report
 from vitdeploy.artifacts.signature import read_private_key
 from vitdeploy.errors import ArtifactError, UsageError
-from vitdeploy.preprocess import normalize
+from vitdeploy.preprocess import to_input
 from vitdeploy.records import BundledGraph, BundleManifest, Preprocess, Report
 from vitdeploy.text import printable, size_text
 from vitdeploy.wording import ms_text, percent_text
@@ -185,7 +185,7 @@ def _write_parts(folder: Path, manifest: BundleManifest, graphs: tuple[OnnxModel
     sampled = tuple(graph for graph in graphs if graph.golden is not None)
     if sampled:
         assert sampled[0].golden is not None
-        inputs = normalize(sampled[0].golden.pixels, manifest.preprocess)
+        inputs = to_input(sampled[0].golden.pixels, manifest.preprocess)
         save_tensors(folder / GOLDEN, golden_tensors(sampled, inputs))
 
 

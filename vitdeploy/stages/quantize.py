@@ -319,9 +319,9 @@ def _without_overflows(
 
 
 def _one_by_one(golden: Golden, preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
-    from vitdeploy.preprocess import normalize
+    from vitdeploy.preprocess import to_input
 
-    return (normalize(golden.pixels[i : i + 1], preprocess) for i in range(len(golden.pixels)))
+    return (to_input(golden.pixels[i : i + 1], preprocess) for i in range(len(golden.pixels)))
 
 
 def _overflow_text(before: ir.Model, request: QuantizeRequest, open_graph: Opener) -> str:
@@ -408,10 +408,10 @@ def _opened(open_graph: Opener, model: ir.Model) -> Session:
 
 def _logits_of(session: Session, golden: Golden, request: QuantizeRequest) -> NDArray[np.float32]:
     from vitdeploy.measure.accuracy import run_batch
-    from vitdeploy.preprocess import normalize
+    from vitdeploy.preprocess import to_input
 
     assert request.source.manifest.preprocess is not None
-    logits = run_batch(session, normalize(golden.pixels, request.source.manifest.preprocess))
+    logits = run_batch(session, to_input(golden.pixels, request.source.manifest.preprocess))
     if not np.isfinite(logits).all():
         raise GraphError(f"the {request.precision} graph gives NaN or infinite logits on the golden samples")
     return logits

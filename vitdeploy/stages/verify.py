@@ -20,7 +20,7 @@ from vitdeploy.datasets import DataSource, batches, open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, UsageError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
-from vitdeploy.preprocess import normalize
+from vitdeploy.preprocess import to_input
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Record
 from vitdeploy.runtime.choosing import choose, rebuild
@@ -201,7 +201,7 @@ def _check_golden(artifact: OnnxModel) -> Check:
         return Check(name=name, status="unchecked", detail=reason or "the artifact carries no preprocessing")
     try:
         with open_session(artifact) as session:
-            logits = _run(session, normalize(golden.pixels, spec), artifact)
+            logits = _run(session, to_input(golden.pixels, spec), artifact)
     except BackendError as error:
         return Check(name=name, status="unchecked", detail=str(error))
     expected = golden.outputs
