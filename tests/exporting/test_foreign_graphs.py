@@ -429,3 +429,22 @@ def test_the_key_knows_what_decides_the_result(tmp_path):
     assert key(task="multi-label") != key()
     (tmp_path / "config.json").write_text(json.dumps({"id2label": NAMES}))
     assert key() != made.manifest.key
+
+
+def test_attention_of_opset_23_is_written_out_and_measured_as_it_was(tmp_path, photo):
+    source = foreign(
+        tmp_path,
+        ('opset_import: ["" : 14]', 'opset_import: ["" : 23]'),
+        ("<ir_version: 7", "<ir_version: 11"),
+        (
+            "f = Reshape(pixel_values, flat)",
+            "t8 = Reshape(pixel_values, rows) a8 = Attention <q_num_heads = 2, kv_num_heads = 2> (t8, t8, t8) "
+            "f = Reshape(a8, flat)",
+        ),
+        ("m = ReduceMean <axes = [-1]> (f)", "m = ReduceMean(f, last)"),
+        ("v = ReduceMean <axes = [-1]> (p)", "v = ReduceMean(p, last)"),
+        ("int64[2] flat = {-1, 64}", "int64[2] flat = {-1, 64}, int64[3] rows = {-1, 8, 8}, int64[1] last = {-1}"),
+    )
+    model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
+    assert "Attention" not in {node.op_type for node in model.load().graph}
+    np.testing.assert_allclose(predicted(model, photo), softmax(run(source, normalized())[0]), rtol=1e-3, atol=1e-6)
