@@ -88,6 +88,46 @@ def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
     assert dataset.sample_ids[1] == dataset.sample_ids[3]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(tmp_path, levels):
+    root = classes_of(tmp_path / "data" / "photos", {"cat": 2, "dog": 3})
+    draw(tmp_path / "data" / "elsewhere.png")
+    (root / "cat" / "up").symlink_to((root / "cat").parents[levels - 1])
+    dataset = open_dataset(str(root))
+    assert [dataset.name(index) for index in range(len(dataset))] == [
+        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png")
+    ]
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (("Cat", "cat", "dog"), ["'Cat', 'cat'"]),
+        (("big dog", "big_dog", "cat", "cat "), ["'big dog', 'big_dog'", "'cat', 'cat '"]),
+        (("cat", "cats"), []),
+        (("C", "C++", "C#"), []),
+    ],
+)
+def test_classes_with_nearly_the_same_name_are_said(tmp_path, names, alike):
+    root = classes_of(tmp_path / "photos", dict.fromkeys(names, 1))
+    dataset = open_dataset(str(root))
+    assert dataset.classes == tuple(sorted(names))
+    expected = tuple(f"{root}: the class folders {two} are classes of their own, nearly alike in name" for two in alike)
+    assert dataset.notes == expected
+
+
+def test_folders_within_all_classes_are_said_to_be_no_classes(tmp_path):
+    for name in ("animals/cat", "animals/dog", "vehicles/bus", "vehicles/car"):
+        draw(tmp_path / "photos" / name / "0.png")
+    dataset = open_dataset(str(tmp_path / "photos"))
+    assert dataset.classes == ("animals", "vehicles")
+    assert dataset.notes == (
+        f"{tmp_path / 'photos'}: the classes are 'animals', 'vehicles'; folders in them, such as 'animals/cat', are no "
+        f"classes of their own",
+    )
+
+
 def test_sample_ids_are_the_digests_of_the_files(tmp_path):
     root = classes_of(tmp_path, {"cat": 1, "dog": 1})
     expected = tuple(hashlib.sha256((root / name / "0.png").read_bytes()).hexdigest() for name in ("cat", "dog"))

@@ -77,6 +77,11 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def loosely(name: str) -> str:
+    """Return a name without regard to case, blanks, hyphens and underscores."""
+    return re.sub(r"[\s_\-]+", " ", plain(name)).strip().casefold()
+
+
 def class_numbers(names: Sequence[str]) -> list[int] | None:
     """Return the numbers that folders are called by, None unless all are, each by its own."""
     if not names or not all(name.isascii() and name.isdecimal() for name in names):

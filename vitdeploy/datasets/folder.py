@@ -12,7 +12,7 @@ and what is no image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.datasets.base import SPLITS, DatasetBase, Split, Subset
-from vitdeploy.datasets.class_names import class_numbers, plain
+from vitdeploy.datasets.class_names import class_numbers, loosely, plain
 from vitdeploy.datasets.layout import class_names, count_left_out, find_layout, images_below
 from vitdeploy.datasets.partition import partition
 from vitdeploy.errors import ArtifactError, DataError
@@ -136,8 +136,8 @@ class ImageFolder:
                 f"in one folder per class{self._left_out_text(folders)}"
             )
         dataset = ImageFiles(uri, self.root, names, labels if classes else None, classes)
-        if text := self._left_out_text(folders):
-            dataset.notes = (f"{uri}{text}",)
+        text = self._left_out_text(folders)
+        dataset.notes = ((f"{uri}{text}",) if text else ()) + tuple(_doubts(uri, classes, names))
         return dataset
 
     def _left_out_text(self, folders: list[str]) -> str:
@@ -172,6 +172,28 @@ class ImageFolder:
         return names
 
 
+def _doubts(uri: str, classes: list[str], names: list[str]) -> Iterator[str]:
+    """Yield what may not be meant so: classes with nearly the same name, and classes made of folders of their own."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(loosely(name), []).append(name)
+    for several in alike.values():
+        if len(several) > 1:
+            listed = ", ".join(map(repr, several))
+            yield f"{uri}: the class folders {listed} are classes of their own, nearly alike in name"
+    inner = {PurePosixPath(name).parent for name in names}
+    if classes and len(inner) > len(classes) and not any(path.name in classes for path in inner):
+        shown = sorted(map(str, inner))[0]
+        yield (
+            f"{uri}: the classes are {', '.join(map(repr, classes[:5]))}{' …' if len(classes) > 5 else ''}; folders in "
+            f"them, such as {shown!r}, are no classes of their own"
+        )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
 def _counts(dataset: ImageFiles) -> list[int]:
     if dataset.labels is None:
         return [len(dataset)]
@@ -190,7 +212,7 @@ def _part(dataset: ImageFiles, split: Split, seed: int, *, sizes: tuple[int, int
     if min(counts) < smallest:
         which = f"class {dataset.classes[int(np.argmin(counts))]!r} of " if dataset.classes else ""
         raise DataError(
-            f"{which}{str(dataset.root)!r} has {min(counts)} images, but a division into splits needs at least "
+            f"{which}{str(dataset.root)!r} has {_images(min(counts))}, but a division into splits needs at least "
             f"{smallest} of each class: add images, or make folders train, validation and test"
         )
     names = [dataset.name(index) for index in range(len(dataset))]

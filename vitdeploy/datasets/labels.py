@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.datasets.base import Dataset, Subset
-from vitdeploy.datasets.class_names import class_numbers, plain
+from vitdeploy.datasets.class_names import class_numbers, loosely, plain
 from vitdeploy.datasets.imagenet import imagenet_classes
 from vitdeploy.errors import DataError
 from vitdeploy.reading import decode_text, parse_json, read_bytes
@@ -234,11 +234,11 @@ def _csv_map(text: str) -> dict[str, str | int]:
 def _candidates(names: Sequence[str], classes: Sequence[str]) -> dict[str, list[int]]:
     """Return, for each folder, the indices of the classes that it may mean, by the most exact rule that gives any."""
     exact = _index(classes, lambda name: [plain(name)])
-    loose = _index(classes, lambda name: [_loosely(name)])
+    loose = _index(classes, lambda name: [loosely(name)])
     synsets: Mapping[str, list[int]] | None = None
     found: dict[str, list[int]] = {}
     for name in names:
-        hits = exact.get(plain(name)) or loose.get(_loosely(name))
+        hits = exact.get(plain(name)) or loose.get(loosely(name))
         if not hits:
             if synsets is None:
                 synsets = _synsets_of(classes)
@@ -253,10 +253,6 @@ def _index(classes: Sequence[str], keys: Callable[[str], Sequence[str]]) -> dict
         for key in keys(name):
             table.setdefault(key, []).append(index)
     return table
-
-
-def _loosely(name: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", plain(name)).strip().casefold()
 
 
 def _synsets_of(classes: Sequence[str]) -> dict[str, list[int]]:
@@ -274,9 +270,9 @@ def _meanings(name: str) -> frozenset[str]:
     if (synset := re.match(r"n\d{8}(?=\s|$)", name)) is not None:  # alone, or as in "n01440764 tench, Tinca tinca"
         return frozenset({synset[0]})
     first, others = _words()
-    if (hits := first.get(_loosely(name))) is not None:
+    if (hits := first.get(loosely(name))) is not None:
         return hits
-    parts = [others.get(_loosely(part), frozenset()) for part in name.split(",")]
+    parts = [others.get(loosely(part), frozenset()) for part in name.split(",")]
     return frozenset.intersection(*parts)
 
 
@@ -286,9 +282,9 @@ def _words() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
     every: dict[str, set[str]] = {}
     for entry in imagenet_classes():
         for word in (entry.label, entry.lemmas[0]):
-            first.setdefault(_loosely(word), set()).add(entry.synset)
+            first.setdefault(loosely(word), set()).add(entry.synset)
         for word in (entry.label, *entry.lemmas):
-            every.setdefault(_loosely(word), set()).add(entry.synset)
+            every.setdefault(loosely(word), set()).add(entry.synset)
     return _frozen(first), _frozen(every)
 
 

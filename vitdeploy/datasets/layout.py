@@ -96,9 +96,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def images_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the paths of the images below ``folder``, relative to it, depth first; a loop of links is entered once."""
+def images_below(folder: Path, above: tuple[str, ...] | None = None) -> Iterator[str]:
+    """Yield the paths of the images below ``folder``, relative to it, depth first.
+
+    A link that leads back to a folder above it is passed over: through it, images of other classes would be there too.
+    """
     real = os.path.realpath(folder)
+    above = _folders_above(real) if above is None else above
     if real in above:
         return
     for entry in entries(folder):
@@ -109,9 +113,10 @@ def images_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
             yield entry.name
 
 
-def count_left_out(folder: Path, above: tuple[str, ...] = ()) -> Counter[str]:
+def count_left_out(folder: Path, above: tuple[str, ...] | None = None) -> Counter[str]:
     """Return ending → number of the files below ``folder`` that are not taken for images."""
     real = os.path.realpath(folder)
+    above = _folders_above(real) if above is None else above
     counts: Counter[str] = Counter()
     if real in above:
         return counts
@@ -121,6 +126,10 @@ def count_left_out(folder: Path, above: tuple[str, ...] = ()) -> Counter[str]:
         elif not is_image_name(entry.name):
             counts[PurePosixPath(entry.name).suffix.lower() or "without an ending"] += 1
     return counts
+
+
+def _folders_above(real: str) -> tuple[str, ...]:
+    return tuple(map(str, Path(real).parents))
 
 
 def class_names(folder: Path) -> list[str]:
