@@ -76,6 +76,7 @@ from vitdeploy.stages.calibration_tables import (
     observe_calibration as observe_calibration,
 )
 from vitdeploy.stages.convert import ConvertRequest as ConvertRequest, convert as convert
+from vitdeploy.stages.diff import Diff as Diff, TensorDifference as TensorDifference, diff as diff
 from vitdeploy.stages.doctor import Finding as Finding, doctor as doctor
 from vitdeploy.stages.export import ExportOptions as ExportOptions, ExportRequest as ExportRequest, export as export
 from vitdeploy.stages.inspect import Inspection as Inspection, inspect as inspect

@@ -28,6 +28,7 @@ COMMANDS = (
     "build",
     "bench",
     "compare",
+    "diff",
     "calibration",
     "calibration make",
     "calibration show",

@@ -14,6 +14,7 @@ from vitdeploy.cli import (
     calibration,
     compare,
     convert,
+    diff,
     doctor,
     export,
     inspect,
@@ -70,6 +71,7 @@ EXAMPLES = {
     "build": "vitdeploy build vit.int8.onnx -o vit.engine --batch 1:8:32",
     "bench": "vitdeploy bench vit.onnx vit.int8.onnx vit.engine --data ./photos:test --report report",
     "compare": "vitdeploy compare last-week/report.json report/report.json --max-drop 0.5",
+    "diff": "vitdeploy diff vit.onnx vit.int8.onnx --data ./photos:test",
     "package": "vitdeploy package vit.int8.engine vit.int8.onnx -o vit.bundle --report report",
     "predict": "vitdeploy predict vit.int8.onnx photo.jpg",
     "inspect": "vitdeploy inspect vit.engine",
@@ -93,6 +95,7 @@ _add("sensitivity", sensitivity.sensitivity, "Where the error of a quantized gra
 _add("build", build.build, "From ONNX to a TensorRT engine.")
 _add("bench", bench.bench, "Accuracy and latency, side by side.")
 _add("compare", compare.compare, "Two reports, with limits.")
+_add("diff", diff.diff, "Where two artifacts part, tensor by tensor.")
 app.add_typer(calibration.app, name="calibration", short_help="Make, show and check calibration sets.")
 _add("package", package.package, "Graphs and engines to a bundle for devices.")
 _add("predict", predict.predict, "The classes of some images.")
