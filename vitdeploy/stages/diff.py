@@ -145,24 +145,17 @@ def diff(
         DataError: Images cannot be read.
         UsageError: There is no such runtime.
     """
-    pair = _open(first), _open(second)
+    pair = open_artifact(first), open_artifact(second)
     images = open_dataset(data, samples=samples, seed=seed)
     options = _Options(_places(pair, runtimes, threads), _limit(pair, limit_db), threads)
     return _compare(pair, images, options, shown(progress))
 
 
-_Place = Candidate | None
-
-
 @dataclass(frozen=True)
 class _Options:
-    places: tuple[_Place, _Place]
+    places: tuple[Candidate | None, Candidate | None]
     limit_db: float
     threads: int
-
-
-def _open(source: Artifact | Path | str) -> Artifact:
-    return open_artifact(source)
 
 
 def _limit(pair: tuple[Artifact, Artifact], limit_db: float | None) -> float:
@@ -173,7 +166,9 @@ def _limit(pair: tuple[Artifact, Artifact], limit_db: float | None) -> float:
     return limit_db
 
 
-def _places(pair: tuple[Artifact, Artifact], runtimes: Sequence[str], threads: int) -> tuple[_Place, _Place]:
+def _places(
+    pair: tuple[Artifact, Artifact], runtimes: Sequence[str], threads: int
+) -> tuple[Candidate | None, Candidate | None]:
     """Return where each of the two runs, None for what its kind decides."""
     if len(runtimes) not in (1, 2):
         raise UsageError(f"{len(runtimes)} runtimes are named, expected one for both or one each")
@@ -237,7 +232,7 @@ def _why_outputs_only(pair: tuple[Artifact, Artifact], options: _Options) -> str
     return ""
 
 
-def _session(artifact: Artifact, place: _Place, threads: int) -> Session:
+def _session(artifact: Artifact, place: Candidate | None, threads: int) -> Session:
     if place is None:
         return open_session(artifact, SessionOptions(threads=threads))
     backend = get_backend(place.backend)
