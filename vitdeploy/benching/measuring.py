@@ -122,6 +122,7 @@ class Entry:
                 "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
                 "census": self.census,
+                "error_profile": None if artifact is None else artifact.manifest.error_profile,
                 "payload_sha256": candidate.digest,
                 "notes": (*candidate.notes(), *self.notes, *unchecked, *(self.session.notes if self.session else ())),
             }

@@ -4,6 +4,7 @@ from vitdeploy.records.base import Record, canonical_json, printable_record, sha
 from vitdeploy.records.budget import Front, FrontCandidate
 from vitdeploy.records.bundle import BundledFile, BundledGraph, BundleManifest
 from vitdeploy.records.census import FloatProduct, OperatorCensus
+from vitdeploy.records.error_profile import DepthPoint, ErrorProfile, RoundedTensor
 from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
@@ -40,8 +41,10 @@ __all__ = [
     "CalibrationInfo",
     "Check",
     "Conditions",
+    "DepthPoint",
     "Effect",
     "Environment",
+    "ErrorProfile",
     "Examination",
     "FloatProduct",
     "Front",
@@ -61,6 +64,7 @@ __all__ = [
     "RangeMethod",
     "Record",
     "Report",
+    "RoundedTensor",
     "Row",
     "SampleSet",
     "Sensitivity",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitdeploy.records.base import Record, sha256_of
+from vitdeploy.records.error_profile import ErrorProfile
 from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.precision import CalibrationInfo, Precision, PrecisionPlan, Target
 from vitdeploy.records.preprocess import Preprocess
@@ -93,9 +94,9 @@ class Manifest(Record):
     key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
     without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
     ``trained_on`` are the trainings behind the weights, as far as vitdeploy ran them; every artifact that is made of
-    them carries it on. There is no clock time, so the same inputs give the same manifest. ``golden`` are an
-    engine's golden samples as text (``artifacts.Golden``); an ONNX model carries them beside its manifest, under
-    ``golden_sha256``.
+    them carries it on. ``error_profile`` is where a graph with 8-bit activations parts from its FP32 graph. There is no
+    clock time, so the same inputs give the same manifest. ``golden`` are an engine's golden samples as text
+    (``artifacts.Golden``); an ONNX model carries them beside its manifest, under ``golden_sha256``.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -107,6 +108,7 @@ class Manifest(Record):
     target: Target | None = None
     plan: PrecisionPlan | None = None
     calibration: CalibrationInfo | None = None
+    error_profile: ErrorProfile | None = None
     trained_on: tuple[TrainingData, ...] = ()
     build: BuildInfo | None = None
     checks: tuple[Check, ...] = ()

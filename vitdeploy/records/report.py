@@ -14,6 +14,7 @@ from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
 from vitdeploy.records.census import OperatorCensus
+from vitdeploy.records.error_profile import ErrorProfile
 from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import Precision, Target
 from vitdeploy.text import UNKNOWN, printable, size_text
@@ -144,6 +145,7 @@ class Row(Record):
     ``logits_identical`` is true. ``correct_by_class`` is how many images of each of ``Conditions.classes`` are right.
     ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
+    ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
 
@@ -173,6 +175,7 @@ class Row(Record):
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None
     census: OperatorCensus | None = None
+    error_profile: ErrorProfile | None = None
     payload_sha256: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from vitdeploy import wording
 from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
+from vitdeploy.report.error_profiles import error_profiles
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
 from vitdeploy.report.timeline import timelines
 from vitdeploy.text import size_text
@@ -34,6 +35,7 @@ def _context(report: Report) -> dict[str, Any]:
         "scatters": plots,
         "latency_bars": latency_bars(report),
         "size_bars": size_bars(report),
+        "error_profiles": error_profiles(report),
         "timelines": timelines(report),
         "rows_by_class": view.rows_by_class(report),
         "class_lines": view.class_lines(report),

@@ -47,6 +47,7 @@ from vitdeploy.quantization.table import ranges_of
 from vitdeploy.records import (
     CalibrationInfo,
     Check,
+    ErrorProfile,
     Kind,
     Manifest,
     NodePrecision,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.backends.timing_place import TimingPlace
+    from vitdeploy.quantization.prepared import Prepared
     from vitdeploy.quantization.realize import Realized
     from vitdeploy.records import Preprocess
     from vitdeploy.sessions import Opener, Session
@@ -213,8 +215,14 @@ class QuantizeRequest(QuantizeInputs):
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
         checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
+        profile = _error_profile(before, realized, _check_images(self, division), self, open_graph)
         manifest = _manifest(self, "onnx", info).model_copy(
-            update={"plan": realized.plan, "checks": checks, "precision": final.precision}
+            update={
+                "plan": realized.plan,
+                "checks": checks,
+                "precision": final.precision,
+                "error_profile": profile,
+            }
         )
         output = self.output if chosen is None or chosen.is_within else best_found_path(self.output)
         written = write_onnx(output, realized.model, manifest, judged.golden)
@@ -397,6 +405,24 @@ def _judge(
             return _Judged(_checks(renewed.outputs, _logits_of(old, golden, request), what, request), renewed)
     reason = "there were no images: --validation DATA gives some"
     return _Judged((Check(name="logits SQNR", status="unchecked", unit="dB", detail=reason),), renewed)
+
+
+def _error_profile(
+    before: Prepared, realized: Realized, images: Dataset | None, request: QuantizeRequest, open_graph: Opener
+) -> ErrorProfile | None:
+    """Return where the error arises, on a few images of the check or on golden samples; None: none is in 8 bits."""
+    from vitdeploy.datasets import batches
+    from vitdeploy.quantization.error_profile import MOST_IMAGES, profile_errors
+
+    golden, preprocess = request.source.golden, request.source.manifest.preprocess
+    if preprocess is None or not any(entry.precision in ("int8", "fp8") for entry in realized.plan.entries):
+        return None
+    if images is not None:
+        chosen = Subset(images, np.arange(min(MOST_IMAGES, len(images))))
+        return profile_errors(before, realized.model, batches(chosen, preprocess, 1), open_graph)
+    return (
+        None if golden is None else profile_errors(before, realized.model, _one_by_one(golden, preprocess), open_graph)
+    )
 
 
 def _opened(open_graph: Opener, model: ir.Model) -> Session:
