@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import typer
 from PIL import Image
 
+from vitdeploy.cli import main
 from vitdeploy.cli.app import EXAMPLES, app
 from vitdeploy.pipeline import Recipe
 from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, open_image, to_pixels
@@ -221,6 +223,37 @@ def test_a_command_that_fails_is_counted_and_one_that_works_is_not(
     printed = capsys.readouterr().out
     outcomes = [("1", "ok"), ("2", "exit 1"), ("5", "ok"), ("9", "ok"), ("13", "exit 3")]
     assert re.findall(r"page.md:(\d+) +[\d.]+ s  (ok|exit \d)", printed) == outcomes
+
+
+@pytest.mark.slow  # it goes through five stages, an engine among them
+def test_the_five_lines_of_the_readme_take_foreign_weights_that_name_no_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As printed, but with a model of 32 pixels and one block, a fixed batch, and little to time."""
+    import timm
+    import torch
+
+    (block,) = [one for one in BLOCKS if one.page == "README.md" and "--labels classes.txt" in one.text]
+    commands = [command for _, command in block.commands()]
+    assert [command.split()[1] for command in commands] == ["export", "quantize", "build", "bench", "predict"]
+    monkeypatch.chdir(tmp_path)
+    benchmark("photographs").make_photographs(Path("photos"), 48)
+    names = sorted(folder.name for folder in Path("photos").iterdir())
+    Path("classes.txt").write_text("".join(f"{name}\n" for name in names))
+    shutil.copy(next(Path("photos", names[0]).glob("*.jpg")), "photo.jpg")
+    model = timm.create_model("deit_small_patch16_224", img_size=32, depth=1, num_classes=len(names))
+    torch.save(model.state_dict(), "deit_small.pth")
+    small = ["--model-arg", "image_size=32", "--model-arg", "depth=1"]
+    quick = {"export": small, "bench": ["--rounds", "1", "--iterations", "1", "--no-processes"]}
+    for command in commands:
+        words = shlex.split(command)[1:]
+        capsys.readouterr()
+        assert main([*words, *quick.get(words[0], [])]) == 0, command
+    assert any(name in capsys.readouterr().out for name in names)
+    report = read_report("report")
+    assert {row.precision for row in report.rows} == {"fp32", "int8"}
+    assert report.baseline.accuracy_against.startswith("PyTorch")
+    assert [one.name for one in report.conditions.classes] == names
 
 
 def test_the_example_for_notebooks_has_seven_lines_and_runs(
