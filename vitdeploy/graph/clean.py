@@ -10,6 +10,7 @@ from vitdeploy.graph.fix_image_size import FixImageSize
 from vitdeploy.graph.fuse_gelu import FuseGelu
 from vitdeploy.graph.fuse_layer_norm import FuseLayerNorm
 from vitdeploy.graph.lower_attention import LowerAttention
+from vitdeploy.graph.lower_fused_operators import LowerFusedOperators
 from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
 from vitdeploy.graph.name_inputs_outputs import NameInputsOutputs
 from vitdeploy.graph.name_nodes import NameNodes
@@ -34,6 +35,7 @@ def clean(model: ir.Model, opset: int = NEWEST, image: tuple[int, int, int] | No
         FixImageSize(image),
         RaiseOpset(),
         LowerAttention(),
+        LowerFusedOperators(),
         Simplify(),
         PadTokens(),
         PlainGemms(),
