@@ -58,6 +58,7 @@ from vitdeploy.report import (
     write_sensitivity as write_sensitivity,
 )
 from vitdeploy.runtime.batch import BatchPredictor as BatchPredictor, batch_predictor as batch_predictor
+from vitdeploy.runtime.newest import NewestFrames as NewestFrames
 from vitdeploy.runtime.prediction import ClassProbability as ClassProbability, Prediction as Prediction
 from vitdeploy.runtime.predictor import Predictor as Predictor, load as load
 from vitdeploy.sessions import BuildTarget as BuildTarget, SessionOptions as SessionOptions
