@@ -89,6 +89,10 @@ from vitdeploy.stages.quantize import (
     quantize as quantize,
 )
 from vitdeploy.stages.sensitivity import SensitivityRequest as SensitivityRequest, sensitivity as sensitivity
+from vitdeploy.stages.triton import (
+    TritonOptions as TritonOptions,
+    write_triton_repository as write_triton_repository,
+)
 from vitdeploy.stages.train import TrainRequest as TrainRequest, train as train
 from vitdeploy.stages.verify import Verification as Verification, verify as verify
 from vitdeploy.terminal_progress import TerminalProgress as TerminalProgress

@@ -17,8 +17,17 @@ def package(
         typer.Argument(metavar="ARTIFACT...", help="ONNX models and engines of one model, the preferred ones first."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="NAME", help="The folder to write, or an archive: NAME.zip.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="NAME", help="The bundle: a folder to write, or an archive NAME.zip."),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option("--triton", metavar="FOLDER", help="Write a model repository for Triton Inference Server."),
+    ] = None,
+    storage_uri: Annotated[
+        str | None,
+        typer.Option("--storage-uri", metavar="URI", help="Where KServe finds that folder: writes its manifest too."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FOLDER", help="A report of bench on these artifacts.")
     ] = None,
@@ -29,18 +38,34 @@ def package(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle: graphs, engines, labels, preprocessing, golden samples, report, digests of all, and a README."""
-    from vitdeploy import Provenance
+    """Write a bundle: graphs, engines, labels, preprocessing, golden samples, report, digests of all, and a README.
+
+    With --triton, a model repository in its place or beside it.
+    """
+    from vitdeploy import Provenance, TritonOptions, write_triton_repository
     from vitdeploy import package as bundle
     from vitdeploy.cli.output import print_json
+    from vitdeploy.errors import UsageError
     from vitdeploy.text import size_text
 
-    made = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)
+    if output is None and triton is None:
+        raise UsageError("nothing was asked for: --output NAME or --triton FOLDER says what is written")
+    if storage_uri is not None and triton is None:
+        raise UsageError("--storage-uri says where the folder of --triton lies: name that too")
+    made = None
+    if output is not None:
+        made = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)
+    if triton is not None:
+        write_triton_repository(artifacts, triton, options=TritonOptions(storage_uri=storage_uri))
     if as_json:
-        print_json({"path": str(made.path), "manifest": made.manifest})
+        written = {} if made is None else {"path": str(made.path), "manifest": made.manifest}
+        print_json({**written, **({} if triton is None else {"triton": str(triton)})})
         return
-    for file in made.manifest.files:
-        print_line(f"{file.name} ({size_text(file.bytes)})")
-    if not licence:
-        print_line("the licence of the weights is not stated: --licence TEXT states it")
-    print_line(f"wrote {made.path} ({size_text(sum(file.bytes for file in made.manifest.files))})")
+    if made is not None:
+        for file in made.manifest.files:
+            print_line(f"{file.name} ({size_text(file.bytes)})")
+        if not licence:
+            print_line("the licence of the weights is not stated: --licence TEXT states it")
+        print_line(f"wrote {made.path} ({size_text(sum(file.bytes for file in made.manifest.files))})")
+    if triton is not None:
+        print_line(f"wrote {triton}, a model repository: tritonserver --model-repository={triton}")
