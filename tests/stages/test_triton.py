@@ -29,9 +29,13 @@ class Triton:
         file = json_format.Parse(described, FileDescriptorProto())
         self._pool = descriptor_pool.DescriptorPool()
         self._pool.Add(file)
+        self.FP32, self.UINT8 = self._number("DataType", "TYPE_FP32"), self._number("DataType", "TYPE_UINT8")
+        self.GPU = self._number("ModelInstanceGroup.Kind", "KIND_GPU")
+        self.AUTO = self._number("ModelInstanceGroup.Kind", "KIND_AUTO")
+        self.REJECT = self._number("ModelQueuePolicy.TimeoutAction", "REJECT")
         self._config = message_factory.GetMessageClass(self._pool.FindMessageTypeByName("inference.ModelConfig"))
 
-    def number(self, enum: str, name: str) -> int:
+    def _number(self, enum: str, name: str) -> int:
         return int(self._pool.FindEnumTypeByName(f"inference.{enum}").values_by_name[name].number)
 
     def config(self, folder: Path) -> Any:
@@ -67,16 +71,16 @@ def test_a_graph_is_served_by_onnx_runtime_and_warmed_up_with_a_golden_sample(
     assert (image.name, list(image.dims), image.data_type) == (
         "input",
         [1, 8, 8],
-        triton.number("DataType", "TYPE_FP32"),
+        triton.FP32,
     )
     assert (logits.name, list(logits.dims), logits.label_filename) == ("logits", [10], "labels.txt")
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     policy = config.dynamic_batching.default_queue_policy
     assert (policy.max_queue_size, policy.timeout_action) == (
         512,
-        triton.number("ModelQueuePolicy.TimeoutAction", "REJECT"),
+        triton.REJECT,
     )
-    assert config.instance_group[0].kind == triton.number("ModelInstanceGroup.Kind", "KIND_AUTO")
+    assert config.instance_group[0].kind == triton.AUTO
     assert (folder / "labels.txt").read_text().splitlines() == list(tiny_onnx.manifest.model.classes)
     assert (folder / "1" / "model.onnx").read_bytes() == tiny_onnx.path.read_bytes()
     (warmup,) = config.model_warmup
@@ -84,7 +88,7 @@ def test_a_graph_is_served_by_onnx_runtime_and_warmed_up_with_a_golden_sample(
     assert (warmup.batch_size, list(value.dims), value.data_type) == (
         1,
         [1, 8, 8],
-        triton.number("DataType", "TYPE_FP32"),
+        triton.FP32,
     )
     sample = np.frombuffer((folder / "warmup" / value.input_data_file).read_bytes(), np.float32).reshape(1, 1, 8, 8)
     with OnnxRuntimeSession(str(folder / "1" / "model.onnx"), SessionOptions(threads=1)) as session:
@@ -99,7 +103,7 @@ def test_a_graph_that_takes_bytes_says_so(tiny_onnx: OnnxModel, triton: Triton, 
     config = triton.config(folder)
     assert (list(config.input[0].dims), config.input[0].data_type) == (
         [8, 8, 1],
-        triton.number("DataType", "TYPE_UINT8"),
+        triton.UINT8,
     )
     assert len((folder / "warmup" / "golden").read_bytes()) == 64
 
@@ -113,7 +117,7 @@ def test_an_engine_is_served_up_to_its_largest_batch(tiny_onnx: OnnxModel, trito
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 32)
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (
         2,
-        triton.number("ModelInstanceGroup.Kind", "KIND_GPU"),
+        triton.GPU,
     )
     assert (models / "tiny" / "1" / "model.plan").read_bytes() == b"plan"
     config = triton.config(models / "two")
