@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Artifact, Golden, OnnxModel, open_onnx, write_calibration_table, write_onnx
+from vitdeploy.artifacts import Artifact, OnnxModel, open_onnx, write_calibration_table, write_onnx
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
-from vitdeploy.datasets import Dataset, match_labels
-from vitdeploy.datasets.base import Subset
+from vitdeploy.datasets import match_labels
 from vitdeploy.errors import (
-    BackendError,
     BudgetError,
     DataError,
-    GateError,
-    GraphError,
     UsageError,
     VitdeployError,
-    warn,
 )
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
@@ -34,7 +27,7 @@ from vitdeploy.quantization.budget_journal import BudgetJournal
 from vitdeploy.quantization.budget_run import FRONT, PAGE, BudgetRun, best_found_path, front_folder, write_front
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
-from vitdeploy.quantization.division import Division
+from vitdeploy.quantization.check import check_images, error_profile, hold, judge, without_overflows
 from vitdeploy.quantization.request import (
     DEFAULTS,
     CalibrationSource,
@@ -46,11 +39,8 @@ from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import ranges_of
 from vitdeploy.records import (
     CalibrationInfo,
-    Check,
-    ErrorProfile,
     Kind,
     Manifest,
-    NodePrecision,
     Precision,
     PrecisionPlan,
     Target,
@@ -61,24 +51,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.backends.timing_place import TimingPlace
-    from vitdeploy.quantization.prepared import Prepared
-    from vitdeploy.quantization.realize import Realized
-    from vitdeploy.records import Preprocess
-    from vitdeploy.sessions import Opener, Session
+    from vitdeploy.sessions import Opener
 
 __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
 
-EXPECTED_SQNR_DB: dict[NodePrecision, float] = {
-    "fp32": 100.0,
-    "fp16": 40.0,
-    "int8": 20.0,
-    "int8-weight-only": 25.0,
-    "fp8": 15.0,
-}
-"""Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
-CHECK_BATCH = 16
-CHECKED_OF_BUDGET = 256
-"""A search has run over all validation images already; the check is of the graph that is written."""
 FP16_SCALES_OPSET = 19
 
 
@@ -208,14 +184,14 @@ class QuantizeRequest(QuantizeInputs):
             final, plan = replace(self, precision=chosen.precision), chosen.plan
         realized = Realizer(before, calibrated.observers, self.form).realize(plan)
         if self.precision == "fp16":
-            realized = _without_overflows(realized, before.graph, division, self, open_graph, progress)
+            realized = without_overflows(realized, before.graph, division, self, open_graph, progress)
         realized = finish(realized, before.graph)
-        judged = _judge(before.graph, realized.model, _check_images(self, division), final, open_graph)
-        _gate(judged, final)
+        judged = judge(before.graph, realized.model, check_images(self, division), final, open_graph)
+        hold(judged, final)
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
         checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
-        profile = _error_profile(before, realized, _check_images(self, division), self, open_graph)
+        profile = error_profile(before, realized, check_images(self, division), self, open_graph)
         manifest = _manifest(self, "onnx", info).model_copy(
             update={
                 "plan": realized.plan,
@@ -298,57 +274,6 @@ def _target_of(options: QuantizeOptions) -> Target:
     return (None if place is None else place.target) or "tensorrt"
 
 
-def _without_overflows(
-    realized: Realized,
-    graph: ir.Model,
-    division: Division | None,
-    request: QuantizeRequest,
-    open_graph: Opener,
-    progress: Progress,
-) -> Realized:
-    """Return the plan with the nodes in FP32 that overflow in FP16 on the calibration images, else on golden samples.
-
-    ONNX Runtime computes FP16 on a CPU in FP32 here and there, so its logits need not show what overflows on a GPU.
-    """
-    from vitdeploy.datasets import batches
-    from vitdeploy.quantization.overflow import extended, find_overflows
-
-    golden, preprocess = request.source.golden, request.source.manifest.preprocess
-    if preprocess is None or (division is None and golden is None):
-        return realized
-    if division is not None:
-        found = find_overflows(graph, batches(division.fit, preprocess, 1), open_graph)
-    else:
-        assert golden is not None
-        found = find_overflows(graph, _one_by_one(golden, preprocess), open_graph)
-    if found:
-        progress.note(f"{len(found)} values leave the FP16 range, so their nodes stay in FP32: first, {found[0]}")
-    return replace(realized, plan=extended(realized.plan, found))
-
-
-def _one_by_one(golden: Golden, preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
-    from vitdeploy.preprocess import to_input
-
-    return (to_input(golden.pixels[i : i + 1], preprocess) for i in range(len(golden.pixels)))
-
-
-def _overflow_text(before: ir.Model, request: QuantizeRequest, open_graph: Opener) -> str:
-    """Return which node overflows first on the golden samples, and the plan that keeps it in FP32; "" for none."""
-    from vitdeploy.quantization.overflow import find_overflows, keeping
-
-    golden, preprocess = request.source.golden, request.source.manifest.preprocess
-    if golden is None or preprocess is None:
-        return ""
-    found = find_overflows(before, _one_by_one(golden, preprocess), open_graph)
-    if not found:
-        return ""
-    entry = keeping(found).model_dump_json(exclude_none=True)
-    return (
-        f": first, {found[0]}, and FP16 ends at 65504; --calibration DATA finds such nodes, or a --plan with the entry "
-        f"{entry} keeps them in FP32"
-    )
-
-
 def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> None:
     opset = graph.opset_imports.get("", 0)
     integers = any(entry.precision.startswith("int8") for entry in plan.entries)
@@ -357,123 +282,6 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
             f"the graph has opset {opset}, where scales are FP32 and need casts around every pair: "
             f"'vitdeploy export … --opset {FP16_SCALES_OPSET}' or newer gives a faster engine"
         )
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What the check found, and the golden samples with the new graph's outputs."""
-
-    checks: tuple[Check, ...]
-    golden: Golden | None
-
-
-def _check_images(request: QuantizeRequest, division: Division | None) -> Dataset | None:
-    if request.validation is not None and request.options.max_drop is not None:
-        return Subset(request.validation, np.arange(min(CHECKED_OF_BUDGET, len(request.validation))))
-    if request.validation is not None:
-        return request.validation
-    return None if division is None else division.check
-
-
-def _judge(
-    before: ir.Model, after: ir.Model, images: Dataset | None, request: QuantizeRequest, open_graph: Opener
-) -> _Judged:
-    """Compare both graphs on images, else on the golden samples.
-
-    Raises:
-        GraphError: ONNX Runtime refuses the new graph, or its logits are NaN or infinite.
-    """
-    from vitdeploy.measure.accuracy import collect_logits
-
-    golden, preprocess = request.source.golden, request.source.manifest.preprocess
-    with open_graph(before) as old, _opened(open_graph, after) as new:
-        renewed = None
-        if golden is not None and preprocess is not None:
-            try:
-                outputs = _logits_of(new, golden, request)
-            except GraphError as error:
-                raise GraphError(f"{error}{_overflow_text(before, request, open_graph)}") from error
-            renewed = Golden(golden.pixels, golden.reference, outputs)
-        if images is not None and preprocess is not None:
-            found = collect_logits({"before": old, "after": new}, images, preprocess, batch=CHECK_BATCH)
-            if found.failures:
-                raise GraphError(f"the {request.precision} graph is unfit: {next(iter(found.failures.values()))}")
-            what = f"{len(images)} images of {images.uri!r} that calibration has not seen"
-            return _Judged(_checks(found.logits["after"], found.logits["before"], what, request), renewed)
-        if golden is not None and renewed is not None:
-            what = f"{len(golden.pixels)} golden samples"
-            return _Judged(_checks(renewed.outputs, _logits_of(old, golden, request), what, request), renewed)
-    reason = "there were no images: --validation DATA gives some"
-    return _Judged((Check(name="logits SQNR", status="unchecked", unit="dB", detail=reason),), renewed)
-
-
-def _error_profile(
-    before: Prepared, realized: Realized, images: Dataset | None, request: QuantizeRequest, open_graph: Opener
-) -> ErrorProfile | None:
-    """Return where the error arises, on a few images of the check or on golden samples; None: none is in 8 bits."""
-    from vitdeploy.datasets import batches
-    from vitdeploy.quantization.error_profile import MOST_IMAGES, profile_errors
-
-    golden, preprocess = request.source.golden, request.source.manifest.preprocess
-    if preprocess is None or not any(entry.precision in ("int8", "fp8") for entry in realized.plan.entries):
-        return None
-    if images is not None:
-        chosen = Subset(images, np.arange(min(MOST_IMAGES, len(images))))
-        return profile_errors(before, realized.model, batches(chosen, preprocess, 1), open_graph)
-    return (
-        None if golden is None else profile_errors(before, realized.model, _one_by_one(golden, preprocess), open_graph)
-    )
-
-
-def _opened(open_graph: Opener, model: ir.Model) -> Session:
-    try:
-        return open_graph(model)
-    except BackendError as error:
-        raise GraphError(f"the quantized graph does not load: {error}") from error
-
-
-def _logits_of(session: Session, golden: Golden, request: QuantizeRequest) -> NDArray[np.float32]:
-    from vitdeploy.measure.accuracy import run_batch
-    from vitdeploy.preprocess import to_input
-
-    assert request.source.manifest.preprocess is not None
-    logits = run_batch(session, to_input(golden.pixels, request.source.manifest.preprocess))
-    if not np.isfinite(logits).all():
-        raise GraphError(f"the {request.precision} graph gives NaN or infinite logits on the golden samples")
-    return logits
-
-
-def _checks(
-    after: NDArray[np.float32], before: NDArray[np.float32], what: str, request: QuantizeRequest
-) -> tuple[Check, ...]:
-    from vitdeploy.measure.heads import predicted_classes
-    from vitdeploy.measure.statistics import logits_sqnr_db
-
-    sqnr = logits_sqnr_db(after, before)
-    limit = request.options.min_sqnr_db
-    limit = EXPECTED_SQNR_DB[request.precision] if limit is None else limit
-    detail = f"against the FP32 graph on {what}"
-    if math.isinf(sqnr):
-        fidelity = Check(name="logits SQNR", status="passed", unit="dB", detail=f"{detail}: equal bit for bit")
-    else:
-        status = "passed" if sqnr >= limit else "failed"
-        fidelity = Check(name="logits SQNR", status=status, value=sqnr, limit=limit, unit="dB", detail=detail)
-    model = request.source.manifest.model
-    ours, theirs = predicted_classes(after, model), predicted_classes(before, model)
-    if ours is None or theirs is None:
-        return (fidelity,)
-    same = float(np.mean(ours == theirs))
-    return fidelity, Check(name="agreement", status="passed", value=same, detail=f"same first class, {detail}")
-
-
-def _gate(judged: _Judged, request: QuantizeRequest) -> None:
-    for check in judged.checks:
-        if check.status != "failed" or check.value is None or check.limit is None:
-            continue
-        words = f"logits SQNR {check.value:.1f} dB is below {check.limit:g} dB, {check.detail}"
-        if request.options.min_sqnr_db is not None:
-            raise GateError(f"{words}: nothing was written; more calibration images or a --plan may help")
-        warn(f"{words}: bench it before it ships; more calibration images or a plan may help")
 
 
 def _keep_table(path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None) -> None:
