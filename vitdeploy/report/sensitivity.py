@@ -170,7 +170,8 @@ def _numbers(part: PartSensitivity) -> tuple[str, ...]:
 def _gain(part: PartSensitivity) -> str:
     if part.gain_db is None or not math.isfinite(part.gain_db):
         return UNKNOWN
-    return f"{part.gain_db:+.1f}".replace("-", MINUS)
+    text = f"{part.gain_db:+.1f}".replace("-", MINUS)
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def _words(effect: Effect) -> str:
