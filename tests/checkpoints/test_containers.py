@@ -23,7 +23,8 @@ from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.load import load_source
+from vitdeploy.sources.load import load, load_source
+from vitdeploy.sources.source import SourceOptions, open_source
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 HEADS = LoadRequest(arguments={"heads": 3})
@@ -52,6 +53,24 @@ class Mode(enum.Enum):
 
 def with_prefix(state, prefix):
     return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def as_mmpretrain(state):
+    """Return weights under the names of mmpretrain's VisionTransformer and VisionTransformerClsHead."""
+    renamed = {}
+    for name, value in state.items():
+        for old, new in (
+            ("patch_embed.proj.", "patch_embed.projection."),
+            ("blocks.", "layers."),
+            (".norm1.", ".ln1."),
+            (".norm2.", ".ln2."),
+            (".mlp.fc1.", ".ffn.layers.0.0."),
+            (".mlp.fc2.", ".ffn.layers.1."),
+        ):
+            name = name.replace(old, new)
+        name = f"ln1.{name[5:]}" if name.startswith("norm.") else name
+        renamed[f"head.layers.{name}" if name.startswith("head.") else f"backbone.{name}"] = value
+    return renamed
 
 
 NESTS = {
@@ -88,6 +107,34 @@ NESTS = {
     "tables of parts": lambda s, _: {
         "backbone": {name: value for name, value in s.items() if not name.startswith("head.")},
         "classifier": {"weight": s["head.weight"], "bias": s["head.bias"]},
+    },
+    "fastai": lambda s, _: {"model": s, "opt": {"state": [{"mom": torch.ones(3)}], "hypers": [{"lr": 0.1}]}},
+    "ema-pytorch": lambda s, other: {
+        **with_prefix(s, "ema_model."), **with_prefix(other, "online_model."),
+        "initted": torch.tensor(True), "step": torch.tensor(5),
+    },
+    "ema-pytorch beside the model": lambda s, other: {
+        "model": other, "opt": {}, "ema": {
+            **with_prefix(s, "ema_model."), **with_prefix(other, "online_model."),
+            "initted": torch.tensor([True]), "step": torch.tensor([5]),
+        },
+    },
+    "FSDP": lambda s, _: {
+        name.replace("blocks.0.", "blocks.0._fsdp_wrapped_module."): value
+        for name, value in with_prefix(s, "_fsdp_wrapped_module.").items()
+    },
+    "activation checkpoints": lambda s, _: {
+        name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): value for name, value in s.items()
+    },
+    "catalyst": lambda s, _: {"model_state_dict": s, "optimizer_state_dict": {}, "epoch_metrics": {"a": 1.0}},
+    "timm's script with a scaler": lambda s, other: {
+        "epoch": 1, "arch": "mine", "args": argparse.Namespace(model="mine", lr=0.1), "state_dict": other,
+        "state_dict_ema": s, "amp_scaler": {"scale": 65536.0}, "optimizer": {"state": {}, "param_groups": []},
+        "version": 2, "metric": 71.0,
+    },
+    "mmpretrain": lambda s, _: {
+        "meta": {"mmpretrain_version": "1.2.0", "cfg": "model = dict()"}, "state_dict": as_mmpretrain(s),
+        "optimizer": {}, "message_hub": {},
     },
     "deep": lambda s, _: {"checkpoint": {"weights": {"model_weights": with_prefix(s, "module.model.")}}},
     "beside harmless things": lambda s, _: {
@@ -338,3 +385,56 @@ def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(
         load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window16_256", request)
     loaded = load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window8_256", request)
     assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+def dino(state):
+    """Return what the script of DINO leaves: a backbone and a projection head that classifies nothing."""
+    projection = {
+        f"head.{name}": torch.ones(5, 24 if name == "mlp.0.weight" else 5)
+        for name in ("mlp.0.weight", "mlp.2.weight", "mlp.4.weight", "last_layer.weight_v")
+    }
+    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
+    return {**with_prefix(backbone, "backbone."), **projection}
+
+
+def test_a_backbone_with_a_projection_is_taken_for_its_features(tmp_path):
+    reference = vit()
+    stored = {
+        "teacher": dino(reference.state_dict()),
+        "student": with_prefix(dino(vit(1).state_dict()), "module."),
+        "dino_loss": {"center": torch.ones(1, 9)}, "epoch": 3, "args": argparse.Namespace(arch="vit_small"),
+    }  # fmt: skip
+    torch.save(stored, tmp_path / "dino.pth")
+    with pytest.raises(CheckpointError, match="no classification head: --task features takes it as it is"):
+        load_foreign(tmp_path / "dino.pth", "vit", HEADS)
+    options = SourceOptions(weights=tmp_path / "dino.pth", arguments={"heads": 3}, task="features")
+    loaded = load(open_source("vit", options))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = reference.forward_head(reference.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(loaded.module(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["visual.transformer.resblocks.0.attn.in_proj_weight", "visual.proj"], "a CLIP of open_clip or OpenAI"),
+        (["visual.trunk.blocks.0.attn.qkv.weight", "logit_scale"], "an image tower of open_clip around a timm model"),
+        (["vision_model.encoder.layers.0.self_attn.q_proj.weight"], "a CLIP or SigLIP of Hugging Face"),
+        (["cls_token", "blocks.0.attn.q_bias", "blocks.0.attn.qkv.weight"], "a BEiT, which timm builds"),
+    ],
+)
+def test_models_of_no_family_are_named_with_the_way_out(keys, message, tmp_path):
+    torch.save({"model": {key: torch.ones(2, 2) for key in keys}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=f"{message}.*torch.onnx.export, and 'vitdeploy export MODEL.onnx"):
+        load_foreign(tmp_path / "other.pth", "vit", HEADS)
+
+
+@pytest.mark.parametrize("beside", [("trainer_state.json", "training_args.bin"), ("optimizer.bin", "scheduler.bin")])
+def test_folders_of_trainers_hold_more_than_weights(beside, tmp_path):
+    """Of Hugging Face's Trainer and of Accelerate, which has no config.json."""
+    reference = vit()
+    save_file(reference.state_dict(), tmp_path / "model.safetensors")
+    for name in beside:
+        (tmp_path / name).write_bytes(b"{}")
+    assert_loads(tmp_path, reference)

@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+import shutil
 import weakref
 from collections import Counter
 
@@ -243,6 +244,23 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, tiny_checkpoin
         export(tiny_checkpoint.path, path)
     assert [other.name for other in tmp_path.iterdir()] == ["x.onnx"]
     assert path.read_bytes() == b"what was there before"
+
+
+def test_a_full_disk_leaves_graph_and_reference_as_they_were(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+    from vitdeploy.artifacts.reference import reference_path
+
+    output = tmp_path / "new.onnx"
+    shutil.copy(tiny_onnx.path, output)
+    shutil.copy(reference_path(tiny_onnx.path), reference_path(output))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise ArtifactError("the disk is full")
+
+    monkeypatch.setattr("vitdeploy.stages.export.write_onnx", full)
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        export(tiny_checkpoint, output, options=ExportOptions(reference="digits:test", opset=18))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_weights_that_give_no_numbers_are_refused(tmp_path, tiny_checkpoint):

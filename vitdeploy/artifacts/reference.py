@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,20 @@ def reference_path(onnx: Path) -> Path:
 
 def write_reference(onnx: Path, info: ReferenceInfo, logits: NDArray[np.float32]) -> Reference:
     """Write the logits beside the ONNX file, atomically; ``info.logits_sha256`` is filled in."""
+    with reference_beside(onnx, info, logits) as reference:
+        return reference
+
+
+@contextmanager
+def reference_beside(onnx: Path, info: ReferenceInfo, logits: NDArray[np.float32]) -> Iterator[Reference]:
+    """Write the logits, which take their place when the block ends: what fails in it leaves what was there."""
     tensors = {"logits": np.ascontiguousarray(logits)}
     sealed = info.model_copy(update={"logits_sha256": tensors_digest(tensors)})
     text = canonical_json({**sealed.model_dump(mode="json"), "info_sha256": sha256_of(sealed.model_dump(mode="json"))})
     path = reference_path(onnx)
     with atomic_path(path) as temporary:
         save_tensors(temporary, tensors, {METADATA_KEY: text})
-    return Reference(path, sealed, logits)
+        yield Reference(path, sealed, logits)
 
 
 def load_reference(artifact: Artifact) -> Reference | None:

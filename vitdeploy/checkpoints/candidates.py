@@ -68,6 +68,20 @@ def detect(file: WeightFile) -> tuple[Dialect, str]:
     return found
 
 
+OTHERS = (
+    (r"(.*\.)?transformer\.resblocks\.\d+\.attn\.in_proj_weight", "a CLIP of open_clip or OpenAI, which is not built"),
+    (r"(.*\.)?trunk\.blocks\.\d+\.", "an image tower of open_clip around a timm model, which is not built"),
+    (r"(.*\.)?vision_model\.encoder\.layers\.\d+\.self_attn", "a CLIP or SigLIP of Hugging Face, which is not built"),
+    (
+        r"(.*\.)?blocks\.\d+\.attn\.(q_bias|relative_position_bias_table)",
+        "a BEiT, which timm builds (timm:NAME --weights)",
+    ),
+    (r"(.*\.)?stages\.\d+\.blocks\.\d+\.attn\.w_msa\.", "a Swin of mmpretrain, which is not read"),
+    (r"(.*\.)?layer4\.\d+\.conv\d+\.weight", "a ResNet, which torchvision or timm builds (timm:NAME --weights)"),
+)
+"""Keys that give away models which no family here is, and what these are."""
+
+
 def unknown(file: WeightFile) -> CheckpointError:
     """Return the error for names that are of no dialect."""
     names, kind = list(file.leaves), file.config.get("model_type")
@@ -79,8 +93,10 @@ def unknown(file: WeightFile) -> CheckpointError:
             "own image size; dynamo=False where that fails), and 'vitdeploy export model.onnx --preprocess "
             f"hf:{file.path} -o adopted.onnx' takes that"
         )
+    found = (what for pattern, what in OTHERS if any(re.match(pattern, name) for name in names))
+    what = next(found, "of no dialect that is known")
     return CheckpointError(
-        f"the weights in {str(file.path)!r} are of no dialect that is known: {len(names)} tensors, such as "
+        f"the weights in {str(file.path)!r} are {what}: {len(names)} tensors, such as "
         f"{', '.join(map(repr, names[:4]))}; what builds the model can write it with torch.onnx.export, and "
         "'vitdeploy export MODEL.onnx --preprocess …' takes that"
     )

@@ -53,6 +53,7 @@ def _google(size: int) -> Preprocess:
 
 CONVENTIONS: dict[str, Callable[[int], Preprocess]] = {
     "google": _google,
+    "mmpretrain": lambda size: cropped(size, 0.875, "mmpretrain's ViT, crop 0.875, mean and std 0.5", half=True),
     "deit": lambda size: cropped(size, 0.875, "DeiT evaluation, crop 0.875"),
     "deit3": lambda size: cropped(size, 1.0, "DeiT-III evaluation, crop 1.0"),
     "t2t": lambda size: cropped(size, 0.9, "T2T-ViT evaluation, crop 0.9"),

@@ -104,6 +104,10 @@ def _from_deit3(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]
     return _vit(vit.from_deit3(state), overrides={"eps": 1e-6})
 
 
+def _from_mmpretrain(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
+    return _vit(vit.from_mmpretrain(state), overrides={"eps": 1e-6})
+
+
 def _from_torchvision_vit(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
     return _vit(vit.from_torchvision(state), overrides={"eps": 1e-6}, resize_rule="bicubic_align_corners")
 
@@ -319,6 +323,14 @@ DIALECTS: tuple[Dialect, ...] = (
         (r"features\.1\.0\.attn\.relative_position_bias_table", r"features\.0\.0\.weight"),
         _swin(swin.from_torchvision, second=False),
         convention="torchvision",
+    ),
+    Dialect(
+        "mmpretrain",
+        "vit",
+        (r"patch_embed\.projection\.weight", r"layers\.0\.ffn\.layers\.0\.0\.weight", r"layers\.0\.attn\.qkv\.weight"),
+        _from_mmpretrain,
+        absent=(r"dist_token$", r"layers\.0\.attn\.relative_position", r"layers\.0\.attn\.gamma1"),
+        convention="mmpretrain",
     ),
     Dialect(
         "vit-pytorch",

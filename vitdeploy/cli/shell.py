@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     rest = [argument for argument in own if argument != "--debug"] + given[len(own) :]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name need not be valid text
+    if not debug and not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what libraries log, as they say it
     with warnings.catch_warnings():
         if not debug and not sys.warnoptions:
             warnings.simplefilter("ignore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import stat
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -111,7 +112,10 @@ def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) 
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        try:
+            shape, _, dtype = read(stream)
+        except (tokenize.TokenError, MemoryError) as error:  # NumPy reads a header as Python, and it may be none
+            raise ArtifactError(f"{where} is a truncated or damaged .npz") from error
         if dtype.hasobject:
             raise ArtifactError(f"{where} holds object arrays, which are code, not weights: refused")
         claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()

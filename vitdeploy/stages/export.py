@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from vitdeploy.artifacts import Artifact, Golden, OnnxModel, read_onnx, write_on
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
-from vitdeploy.artifacts.reference import reference_path, write_reference
+from vitdeploy.artifacts.reference import reference_beside, reference_path
 from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
 from vitdeploy.datasets.check_images import CHECKED_BATCH, check_dataset, golden_count, smooth_random_pixels
 from vitdeploy.errors import UsageError, require_one_of
@@ -221,10 +222,13 @@ class ExportRequest:
                 manifest = manifest.model_copy(update={"checks": checks, "metrics": describe_graph(model, progress)})
                 count = golden_count(spec, len(pixels))
                 golden = Golden(pixels[:count], expected[:count], outputs[:count])
+                beside: AbstractContextManager[object] = nullcontext()
                 if reference is not None:
                     info, logits = reference
-                    write_reference(self.output, info.model_copy(update={"onnx_sha256": onnx_digest(model)}), logits)
-                written = write_onnx(self.output, model, manifest, golden)
+                    info = info.model_copy(update={"onnx_sha256": onnx_digest(model)})
+                    beside = reference_beside(self.output, info, logits)
+                with beside:
+                    written = write_onnx(self.output, model, manifest, golden)
                 task.advance()
         return written
 

@@ -55,6 +55,16 @@ HUGGING_FACE: Rules = (
     (r"^distillation_classifier\.", "head_dist."),
 )
 
+MMPRETRAIN: Rules = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+    (r"^layers\.(\d+)\.attn\.", r"blocks.\1.attn."),
+    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"^ln1\.", "norm."),
+    (r"^head\.layers\.head\.", "head."),
+)
+
 DEIT3: Rules = (
     (r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),
     (r"^patch_embed\.proj\.", "patch_embed.proj."),
@@ -85,6 +95,11 @@ def from_timm(state: State) -> Tensors:
 def from_deit3(state: State) -> Tensors:
     """Return the original DeiT-III's weights, with one or two branches per block."""
     return renamed(state, DEIT3_PARALLEL if "blocks.0.norm11.weight" in state else DEIT3)
+
+
+def from_mmpretrain(state: State) -> Tensors:
+    """Return the weights of mmpretrain, and of mmcls before it."""
+    return renamed(state, MMPRETRAIN)
 
 
 def from_torchvision(state: State) -> Tensors:
