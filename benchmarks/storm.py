@@ -657,7 +657,7 @@ def load_once() -> None:
     import vitdeploy
     import vitdeploy.cli.app
     import vitdeploy.exporting.tracing
-    import vitdeploy.sources.load  # noqa: F401
+    import vitdeploy.sources.load
 
     for name in vitdeploy.__all__:
         getattr(vitdeploy, name)
