@@ -65,37 +65,38 @@ def treatments(plan):
 
 
 def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, observers):
-    score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 31.6])
+    score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 31.9, 32.0])
     found = search(plan, proposals(prepared, observers), score)
     assert [(trial.step, trial.kept) for trial in found.trials] == [
         ("minmax", True), ("ranges of least error", True), ("channel scaling", False), ("channel shift", True),
-        ("scaling by Muls", True), ("bias correction", False),
+        ("scaling by Muls", True), ("rounding by GPTQ", True), ("bias correction", False),
     ]  # fmt: skip
-    assert found.plan == asked[4]
+    assert found.plan == asked[5]
     chosen = treatments(found.plan)
     assert chosen["qkv"].shifted
     assert chosen["fc2"].scaled_by == "mul"
+    assert {treatment.rounding for treatment in chosen.values()} == {"gptq"}
     assert not any(treatment.bias_corrected for treatment in chosen.values())
     assert treatments(asked[0])["qkv"] == Treatment()
 
 
 @pytest.mark.parametrize("gain", [-3.0, 0.0, WORTHWHILE_DB - 0.01])
 def test_a_gain_within_the_noise_buys_nothing(prepared, plan, observers, gain):
-    score, asked = scored([20.0] + [20.0 + gain] * 5)
+    score, asked = scored([20.0] + [20.0 + gain] * 6)
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[0]
-    assert [trial.kept for trial in found.trials] == [True] + [False] * 5
+    assert [trial.kept for trial in found.trials] == [True] + [False] * 6
 
 
 def test_nodes_must_gain_more(prepared, plan, observers):
-    score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0])
+    score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0, 20.0])
     assert "mul" not in {
         t.scaled_by for t in treatments(search(plan, proposals(prepared, observers), score).plan).values()
     }
 
 
 def test_nan_never_wins_and_never_stays(prepared, plan, observers):
-    score, asked = scored([math.nan, 10.0, math.nan, math.nan, math.nan, math.nan])
+    score, asked = scored([math.nan, 10.0, *[math.nan] * 5])
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[1]
 
@@ -107,8 +108,11 @@ def test_options_close_steps(prepared, plan, observers):
         return [step.name for step in steps.steps()]
 
     assert names(methods=("mse",), scaling="off", steps=frozenset()) == []
-    assert names(methods=("mse",)) == ["channel scaling", "channel shift", "scaling by Muls", "bias correction"]
-    assert names(scaling="off") == ["ranges of least error", "bias correction"]
+    last = ["rounding by GPTQ", "bias correction"]
+    assert names(methods=("mse",)) == ["channel scaling", "channel shift", "scaling by Muls", *last]
+    assert names(methods=("mse",), rounding="gptq") == names(methods=("mse",), rounding="nearest")
+    assert names(methods=("mse",), rounding="gptq", scaling="off") == last[1:]
+    assert names(scaling="off") == ["ranges of least error", *last]
     assert names(scaling=0.5, steps=frozenset({"ranges", "mul"})) == ["ranges of least error", "scaling by Muls"]
     start = proposals(prepared, observers, methods=("percentile",), percent=99.0, scaling=0.5).start(plan)
     assert treatments(start)["qkv"] == Treatment(ranges="percentile", percent=99.0, scaling=0.5)
@@ -120,10 +124,18 @@ def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers):
         entry.model_copy(update={"treatment": own}) if entry.group.endswith("fc1") else entry for entry in plan.entries
     ]
     edited = plan.model_copy(update={"entries": tuple(entries)})
-    score, _ = scored([20.0, 25.0, 30.0, 35.0, 40.0, 45.0])
+    score, _ = scored([20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0])
     found = treatments(search(edited, proposals(prepared, observers), score).plan)
     assert found["fc1"] == own
     assert found["qkv"] != own
+
+
+def test_large_graphs_are_rounded_so_with_effort_best_only(prepared, plan, observers, monkeypatch):
+    monkeypatch.setattr("vitdeploy.quantization.search.MOST_ROUNDING_PRODUCTS", 1e3)
+    for effort, tried in (("default", False), ("best", True)):
+        steps = proposals(prepared, observers, effort=effort)
+        steps.start(plan)
+        assert ("rounding by GPTQ" in [step.name for step in steps.steps()]) == tried
 
 
 def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observers):

@@ -52,9 +52,13 @@ def quantize(
         str,
         typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
     ] = "auto",
+    rounding: Annotated[
+        Literal["auto", "nearest", "gptq"],
+        typer.Option("--rounding", help="Of weights: to the nearest integer, or so that outputs keep their values."),
+    ] = "auto",
     steps: Annotated[
         str,
-        typer.Option("--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,bias of these."),
+        typer.Option("--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,rounding,bias."),
     ] = "auto",
     effort: Annotated[
         Literal["fast", "default", "best"],
@@ -109,6 +113,7 @@ def quantize(
         method=method,
         percentile=99.99 if percentile is None else percentile,
         equalization=parse_equalization(equalization),
+        rounding=rounding,
         steps=parse_steps(steps),
         effort=effort,
         plan=plan,

@@ -71,7 +71,7 @@ def calibrate(
 
 def _leaves_all_open(options: QuantizeOptions) -> bool:
     """Return whether no option decides how groups are treated, so that a table's own plan counts."""
-    return options.method == "auto" and options.equalization == "auto" and options.steps == "auto"
+    return (options.method, options.equalization, options.rounding, options.steps) == ("auto",) * 4
 
 
 def trial_lines(found: Found, images: int) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.errors import CalibrationError, UsageError
 from vitdeploy.graph.attentions import Attention
@@ -38,7 +39,10 @@ from vitdeploy.quantization.placement import (
     quantize_weight,
 )
 from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.rounding import round_for_outputs
 from vitdeploy.quantization.scaling import (
+    is_matrix,
+    matrix,
     scale_by_constants,
     scale_by_mul,
     shift_by_constants,
@@ -111,6 +115,10 @@ class Realizer:
                     activation = Activation.of(_observer(self.observers, group.activation, entry.group))
                     change = _Change(copy.graph.graph, self.prepared.shapes, fixed)
                     group, activation, treatment = change.apply(group, activation, treatment)
+                    rows = activation.rows
+                    fits = entry.precision == "int8" and can_be_rounded_for_outputs(group) and len(rows)
+                    if not fits or rows.shape[1] != group.linears[0].in_features:
+                        treatment = treatment.model_copy(update={"rounding": "nearest"})
                 changed.append((group, entry.precision, activation, treatment))
                 kept = treatment if activation is not None else None
                 entries.append(entry.model_copy(update={"treatment": kept}))
@@ -131,21 +139,31 @@ class Realizer:
         treatment: Treatment,
     ) -> QuantizedGroup:
         """Round the weights of a group, and correct its biases where the treatment says so."""
-        weights = {str(linear.weight.name): self._weight(linear, precision) for linear in group.linears}
         if activation is None:
+            weights = {str(linear.weight.name): self._weight(linear, precision) for linear in group.linears}
             return QuantizedGroup(group, precision, weights)
         interval = activation.interval(treatment.ranges, treatment.percent)
+        rows = None
+        if treatment.rounding == "gptq":
+            rows = activation_grid(interval, self.form).rounded(activation.rows)
+        weights = {str(linear.weight.name): self._weight(linear, precision, rows) for linear in group.linears}
         if treatment.bias_corrected and precision == "int8":
             correct_biases(graph, group, activation, activation_grid(interval, self.form), weights)
         return QuantizedGroup(group, precision, weights, interval)
 
-    def _weight(self, linear: Linear, precision: NodePrecision) -> QuantizedTensor:
+    def _weight(
+        self, linear: Linear, precision: NodePrecision, rows: NDArray[np.float32] | None = None
+    ) -> QuantizedTensor:
+        """Round a weight, with ``rows`` [n, in_features] so that their products keep their values."""
         assert linear.weight.const_value is not None
         digest = hashlib.blake2b(np.ascontiguousarray(linear.weight.const_value.numpy()).data, digest_size=16)
+        if rows is not None:
+            digest.update(np.ascontiguousarray(rows).data)
         digest.update(f"{precision == 'fp8'} {linear.channel_axis} {linear.weight.name}".encode())
         key = digest.digest()
         if key not in self._rounded:
-            self._rounded[key] = quantize_weight(linear, self.form, fp8=precision == "fp8")
+            nearest = quantize_weight(linear, self.form, fp8=precision == "fp8")
+            self._rounded[key] = nearest if rows is None else _rounded_for(linear, nearest, rows, self.form)
         return self._rounded[key]
 
     def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
@@ -161,6 +179,18 @@ class Realizer:
                 interval = Activation.of(observer).interval(treatment.ranges, treatment.percent)
             tensors.append((value, (use,), interval))
         return QuantizedTensors(precision, tuple(tensors))
+
+
+def can_be_rounded_for_outputs(group: LinearGroup) -> bool:
+    """Return whether all weights of a group are matrices that nothing else reads."""
+    return all(is_matrix(linear) and len(linear.weight.uses()) == 1 for linear in group.linears)
+
+
+def _rounded_for(linear: Linear, nearest: QuantizedTensor, rows: NDArray[np.float32], form: Format) -> QuantizedTensor:
+    pairwise = form.cpu and nearest.values.ndim == 2
+    found = round_for_outputs(matrix(linear), nearest.scale, rows, pairwise=pairwise)
+    values = found if linear.channel_axis == 1 else np.ascontiguousarray(found.T)
+    return replace(nearest, values=values.reshape(nearest.values.shape))
 
 
 def ranges_only(treatment: Treatment) -> Treatment:

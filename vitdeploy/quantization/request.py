@@ -40,6 +40,7 @@ class QuantizeOptions:
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
         alpha to take for all groups.
+    rounding: Of weights: ``nearest`` integers, ``gptq``: together, so that outputs keep values, ``auto`` compares.
     steps: Which steps may be tried, of ``STEPS``; ``auto``: all of them.
     effort: ``fast`` trusts layer errors and tries nothing on images, ``best`` tries everything.
     plan: A precision plan, the file of one, or a quantized graph, whose entries go before the profile's.
@@ -58,6 +59,7 @@ class QuantizeOptions:
     method: Method = "auto"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
+    rounding: Literal["auto", "nearest", "gptq"] = "auto"
     steps: Literal["auto"] | tuple[StepName, ...] = "auto"
     effort: Effort = "default"
     plan: PrecisionPlan | InstanceOf[Edits] | InstanceOf[OnnxModel] | Path | str | None = None
@@ -75,6 +77,7 @@ class QuantizeOptions:
         check_fields(self)
         require_one_of("profile", self.profile, ("linear", "mha"))
         require_one_of("method", self.method, ("auto", *METHODS))
+        require_one_of("rounding", self.rounding, ("auto", "nearest", "gptq"))
         require_one_of("effort", self.effort, get_args(Effort))
         for step in () if isinstance(self.steps, str) and self.steps == "auto" else self.steps:
             require_one_of("steps", step, STEPS)
@@ -96,6 +99,7 @@ class QuantizeOptions:
             "method": self.method,
             "percentile": self.percentile,
             "equalization": self.equalization,
+            "rounding": self.rounding,
             "steps": self.steps if isinstance(self.steps, str) else sorted(self.steps),
             "effort": self.effort,
             "samples": self.samples,
@@ -162,7 +166,7 @@ class QuantizeInputs:
         known: tuple[RangeMethod, ...] = ("minmax",) if self.precision == "fp8" else METHODS
         methods = known if options.method == "auto" else (options.method,)
         steps: frozenset[StepName] = frozenset(STEPS if options.steps == "auto" else options.steps)
-        return SearchOptions(methods, options.percentile, options.equalization, steps, options.effort)
+        return SearchOptions(methods, options.percentile, options.equalization, options.rounding, steps, options.effort)
 
     def plan_of(self, prepared: Prepared) -> PrecisionPlan:
         """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.

@@ -15,12 +15,17 @@ from vitdeploy.quantization.layer_error import Choices, LayerError
 from vitdeploy.quantization.observers import METHODS, TensorObserver
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
-from vitdeploy.quantization.realize import WITH_ACTIVATIONS, attention_tensors, free_places
+from vitdeploy.quantization.realize import (
+    WITH_ACTIVATIONS,
+    attention_tensors,
+    can_be_rounded_for_outputs,
+    free_places,
+)
 from vitdeploy.quantization.scaling import is_matrix
-from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Treatment, Trial
+from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Rounding, Treatment, Trial
 
 Effort = Literal["fast", "default", "best"]
-StepName = Literal["ranges", "scaling", "shift", "mul", "bias"]
+StepName = Literal["ranges", "scaling", "shift", "mul", "rounding", "bias"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
 ALPHAS = (0.25, 0.5, 0.65, 0.8, 1.0)
 FP8_ALPHA = 0.5
@@ -31,6 +36,8 @@ WORTH_A_NODE_DB = 1.0
 LEAST_GAIN_OF_MUL_DB = 6.0
 """A Mul in front of a linear must leave that much less error in the linear's outputs."""
 _WITHIN_A_GROUP_DB = 0.2
+MOST_ROUNDING_PRODUCTS = 3e10
+"""Weights of larger graphs are rounded for their outputs with effort ``best`` only, for the time it takes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class SearchOptions:
     methods: Ranges to choose among; one: that one is taken.
     percent: For ``percentile``.
     scaling: ``auto`` chooses an alpha for each group, ``off`` does without, a number is the alpha of all.
+    rounding: ``auto`` tries both ways, else the one to take.
     steps: Which steps may be tried beside those that the two before leave open.
     effort: ``fast`` trusts the layer errors and tries nothing on images, ``default`` tries each step once, ``best``
         tries more of them, on more images.
@@ -48,6 +56,7 @@ class SearchOptions:
     methods: tuple[RangeMethod, ...] = METHODS
     percent: float = 99.99
     scaling: Literal["auto", "off"] | float = "auto"
+    rounding: Literal["auto"] | Rounding = "auto"
     steps: frozenset[StepName] = frozenset(STEPS)
     effort: Effort = "default"
 
@@ -55,7 +64,8 @@ class SearchOptions:
     def start(self) -> Treatment:
         """The treatment that everything else is compared with."""
         alpha = None if isinstance(self.scaling, str) else float(self.scaling)
-        return Treatment(ranges=self.methods[0], percent=self.percent, scaling=alpha)
+        rounding: Rounding = "nearest" if self.rounding == "auto" else self.rounding
+        return Treatment(ranges=self.methods[0], percent=self.percent, scaling=alpha, rounding=rounding)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,8 @@ class Proposals:
             yield Step("channel shift", WORTHWHILE_DB, self._shift)
         if "mul" in allowed and self.options.scaling != "off":
             yield Step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
+        if "rounding" in allowed and self.options.rounding == "auto" and self._rounding_pays():
+            yield Step("rounding by GPTQ", WORTHWHILE_DB, self._rounding)
         if "bias" in allowed:
             yield Step("bias correction", WORTHWHILE_DB, self._bias)
 
@@ -167,6 +179,20 @@ class Proposals:
 
         return _proposal(plan, self._open, treat)
 
+    def _rounding_pays(self) -> bool:
+        """Return whether the time for it is small, or the effort worth it: K³ + K²·N multiplications a linear."""
+        linears = [linear for name in self._open & self._groups.keys() for linear in self._groups[name].linears]
+        products = sum(float(one.in_features) ** 2 * (one.in_features + one.out_features) for one in linears)
+        return self.options.effort == "best" or products <= MOST_ROUNDING_PRODUCTS
+
+    def _rounding(self, plan: PrecisionPlan) -> PrecisionPlan | None:
+        def treat(entry: PlanEntry) -> Treatment:
+            group = self._groups.get(entry.group)
+            possible = group is not None and entry.precision == "int8" and can_be_rounded_for_outputs(group)
+            return _treatment(entry).model_copy(update={"rounding": "gptq" if possible else "nearest"})
+
+        return _proposal(plan, self._open, treat)
+
     def _bias(self, plan: PrecisionPlan) -> PrecisionPlan | None:
         def treat(entry: PlanEntry) -> Treatment:
             group = self._groups.get(entry.group)
@@ -200,7 +226,7 @@ def propose(plan: PrecisionPlan, proposals: Proposals) -> PrecisionPlan:
     """Return the plan that the layer errors alone suggest; nothing is tried on images."""
     plan = proposals.start(plan)
     for step in proposals.steps():
-        if step.name != "bias correction":
+        if step.name not in ("bias correction", "rounding by GPTQ"):
             plan = step.propose(plan) or plan
     return plan
 

@@ -11,6 +11,7 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+Rounding = Literal["nearest", "gptq"]
 
 
 class Treatment(Record):
@@ -20,7 +21,8 @@ class Treatment(Record):
     ``percentile``. ``scaling``: the alpha with which the channels of the group's activation are scaled, None: not at
     all; ``scaled_by`` says where the factors go: into constants before it, or into a Mul of its own. ``shifted``: the
     middle of each channel's range moves into constants before it and into the biases behind it. ``bias_corrected``:
-    the mean error of the outputs is taken off the biases.
+    the mean error of the outputs is taken off the biases. ``rounding``: each weight to its nearest integer, or
+    weights together, so that the outputs keep their values.
     """
 
     ranges: RangeMethod = "minmax"
@@ -29,6 +31,7 @@ class Treatment(Record):
     scaled_by: Literal["constants", "mul"] | None = None
     shifted: bool = False
     bias_corrected: bool = False
+    rounding: Rounding = "nearest"
 
 
 class PlanEntry(Record):
