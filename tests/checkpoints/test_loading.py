@@ -369,6 +369,18 @@ def test_weights_of_another_variant_are_refused_with_names_and_shapes(tmp_path):
         load_foreign(path, "vit_tiny_patch16_224")
 
 
+@pytest.mark.parametrize(("extra", "hinted"), [("blocks.0.attn.q_norm.weight", True), (None, False)])
+def test_another_builder_is_advised_where_parts_differ_and_not_where_the_depth_does(tmp_path, extra, hinted):
+    state = timm_vit().state_dict()
+    arguments = {**HEADS.arguments} if extra else {**HEADS.arguments, "depth": 1}
+    if extra:
+        state[extra] = state["norm.weight"].clone()
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="left over") as caught:
+        load_foreign(tmp_path / "m.safetensors", "vit", LoadRequest(arguments=arguments))
+    assert ("takes such weights under timm's name" in str(caught.value)) == hinted
+
+
 def test_gap_is_named_with_the_nearest_leftover(tmp_path):
     model = timm_vit()
     state = model.state_dict()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from vitdeploy.datasets import imagenet_classes, imagenet_labels, match_labels
 from vitdeploy.datasets.base import DatasetBase
-from vitdeploy.errors import ArtifactError, DataError
+from vitdeploy.errors import ArtifactError, DataError, FidelityWarning
 
 
 def labelled(*classes: str) -> DatasetBase:
@@ -109,6 +110,30 @@ def test_unicode_normal_forms_are_equal(tmp_path, folder, name):
 )
 def test_folders_named_by_numbers_are_indices_unless_they_are_names(folders, classes, count, expected):
     assert matched(labelled(*folders), classes, count=count) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "count", "warns"),
+    [
+        (range(11), (), 11, True),  # as words, 10 would be the third
+        (range(102), (), 102, True),
+        (range(10), (), 10, False),  # the two orders are the same
+        (range(11), (), 1000, False),  # a part of the classes: no model was trained on these folders alone
+        (range(11), [str(number) for number in range(11)], None, False),
+    ],
+)
+def test_numbers_that_may_be_in_the_order_of_words_are_warned_of(folders, classes, count, warns):
+    names = [str(number) for number in folders]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert matched(labelled(*names), classes, count=count) == list(folders)
+    assert [one.category for one in said] == [FidelityWarning] * warns
+    assert all("ImageFolder has them in the order of words" in str(one.message) for one in said)
+
+
+def test_the_advice_for_numbers_in_the_order_of_words_works():
+    names = [str(number) for number in range(12)]
+    assert matched(labelled(*names), sorted(names)) == [sorted(names).index(name) for name in names]
 
 
 @pytest.mark.parametrize(

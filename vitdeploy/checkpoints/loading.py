@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -432,13 +433,19 @@ def _assign(module: nn.Module, tensors: Tensors, file: WeightFile, label: str, f
         {name: tuple(value.shape) for name, value in tensors.items()},
         expected,
         f"{str(file.path)!r} as {label}",
-        _HINTS.get(family, ""),
+        "" if _is_other_depth(tensors, expected) else _HINTS.get(family, ""),
     )
     state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trainable[name])
+
+
+def _is_other_depth(tensors: Tensors, expected: Mapping[str, object]) -> bool:
+    """Return whether the file has no tensor of a kind that the model lacks, only more or fewer blocks."""
+    kinds, known = ({re.sub(r"\d+", "#", name) for name in names} for names in (tensors, expected))
+    return kinds <= known
 
 
 # What else may take tensors that the family has no place for.

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from vitdeploy.datasets.base import Dataset, Subset
 from vitdeploy.datasets.class_names import class_numbers, loosely, plain
 from vitdeploy.datasets.imagenet import imagenet_classes
-from vitdeploy.errors import DataError
+from vitdeploy.errors import DataError, warn
 from vitdeploy.reading import decode_text, parse_json, read_bytes
 
 LARGEST = 8 << 20
 _LISTED = 5
+_FIRST_OF_TWO_DIGITS = 10  # up to 9 the orders of numbers and of words are the same
 _IMAGENET_AGREEMENT = 900  # of 1000 names, at their own position, to take a model's classes for ImageNet's
 
 
@@ -100,6 +101,12 @@ def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> lis
     found = _candidates(dataset.classes, classes)
     unmatched = [name for name, hits in found.items() if not hits]
     if len(unmatched) == len(dataset.classes) and (numbers := class_numbers(dataset.classes)) is not None:
+        if not classes and sorted(numbers) == list(range(count or 0)) and len(numbers) > _FIRST_OF_TWO_DIGITS:
+            warn(
+                f"the folders of {dataset.uri!r} are numbers and were taken for the indices of the classes; a model "
+                f"trained with torchvision's ImageFolder has them in the order of words (0, 1, 10, …): for such a one "
+                f"write these names, one per line in that order, into a file and export with --labels FILE"
+            )
         return _numbered(dataset, numbers, count)
     if not classes:
         raise DataError(
