@@ -132,6 +132,17 @@ def cpu_name() -> str:
     return _read(DEVICE_TREE_MODEL).strip("\0\n ") or platform.processor() or platform.machine()
 
 
+def adds_in_32_bits() -> bool | None:
+    """Return whether the processor adds products of 8-bit integers in 32 bits: x86 with VNNI or AMX, and every ARM.
+
+    Other x86 processors add two of them in 16 bits, which saturates. None where the operating system does not tell.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return None if flags is None else bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags.group(1).split()))
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use, which a container can make fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,10 @@ from notes import Notes
 from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
+from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, read_calibration_table, read_onnx, write_onnx
+from vitdeploy.backends import get_backend
+from vitdeploy.benching.candidates import of_artifact
 from vitdeploy.errors import (
     ArtifactError,
     CalibrationError,
@@ -29,8 +34,10 @@ from vitdeploy.graph.legality import count_unsorted
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
+from vitdeploy.preprocess import normalize
 from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
+from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
 DEPTH = 2
@@ -177,6 +184,37 @@ def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_al
         )
     assert 255 * pairs["onnxruntime"] < 2**15
     assert 255 * pairs["tensorrt"] > 2**15
+
+
+def test_weights_for_a_cpu_with_vnni_use_all_8_bits_and_the_plan_says_so(
+    source: OnnxModel, made: Mapping[tuple[str, str], OnnxModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(FAST, cpu="vnni")
+    made_for_all = quantize(
+        source, tmp_path / "any.onnx", precision="int8", target="onnxruntime", calibration="digits", options=FAST
+    )
+    full = quantize(
+        source, tmp_path / "vnni.onnx", precision="int8", target="onnxruntime", calibration="digits", options=options
+    )
+    assert full.manifest.plan is not None
+    assert made_for_all.manifest.plan is not None
+    assert (full.manifest.plan.cpu, made_for_all.manifest.plan.cpu) == ("vnni", "any")
+    assert check(full, "logits SQNR").value > check(made_for_all, "logits SQNR").value
+    again = replace(FAST, plan=full)
+    replayed = quantize(
+        source, tmp_path / "again.onnx", precision="int8", target="onnxruntime", calibration="digits", options=again
+    )
+    assert replayed.digest == full.digest
+    for adds, words in ((True, False), (False, True), (None, False)):
+        monkeypatch.setattr(environment, "adds_in_32_bits", lambda adds=adds: adds)
+        notes = of_artifact(full, "onnxruntime", "cpu").notes()
+        assert any("its weights are for CPUs with VNNI" in note for note in notes) is words
+        assert of_artifact(made_for_all, "onnxruntime", "cpu").notes() == ()
+        with get_backend("onnxruntime").open(full, SessionOptions(provider="cpu")) as session:
+            assert full.golden is not None
+            assert full.manifest.preprocess is not None
+            logits = session.run({"input": normalize(full.golden.pixels, full.manifest.preprocess)})["logits"]
+        assert logits_sqnr_db(logits, full.golden.outputs) > 60
 
 
 def test_the_manifest_tells_the_whole_story(source, made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -19,7 +20,7 @@ from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Manifest, Precision
+from vitdeploy.records import Manifest, Precision, PrecisionPlan
 from vitdeploy.records.report import Device
 from vitdeploy.sessions import BuildTarget, Kernel, Opener, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
@@ -97,7 +98,13 @@ class OnnxRuntimeBackend:
             )
         if _quantizes_fp16(artifact.manifest) and truncates_fp16_quantize():
             return open_graph(artifact.load(), options)
-        return OnnxRuntimeSession(str(artifact.path), options, artifact.manifest.precision)
+        exact = saturates_here(artifact.manifest.plan)
+        return OnnxRuntimeSession(str(artifact.path), options, artifact.manifest.precision, exact_integers=exact)
+
+
+def saturates_here(plan: PrecisionPlan | None) -> bool:
+    """Return whether a graph's weights are for processors that add in 32 bits, and this one is known not to."""
+    return plan is not None and plan.cpu == "vnni" and environment.adds_in_32_bits() is False
 
 
 def _quantizes_fp16(manifest: Manifest) -> bool:
@@ -157,7 +164,14 @@ class OnnxRuntimeSession(CheckedSession):
     spinning would slow whatever is timed next.
     """
 
-    def __init__(self, source: str | bytes, options: SessionOptions, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        source: str | bytes,
+        options: SessionOptions,
+        precision: Precision = "fp32",
+        *,
+        exact_integers: bool = False,
+    ) -> None:
         import onnxruntime
 
         provider = choose_provider(options, onnxruntime.get_available_providers())
@@ -167,11 +181,11 @@ class OnnxRuntimeSession(CheckedSession):
         if provider == PROVIDERS["tensorrt"] and not options.tf32:
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # it has no setting of its own (onnxruntime #26029)
         self._file = source if isinstance(source, str) else None  # a graph in memory is not kept for it
-        self._options, self._precision = options, precision
+        self._settings = functools.partial(session_settings, options, precision, exact_integers)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 source,
-                session_settings(options, precision),
+                self._settings(),
                 providers=provider_list(provider, options, precision),
                 enable_fallback=0,  # else a run that fails on the GPU is repeated on the CPU, with a line on stdout
             )
@@ -215,7 +229,7 @@ class OnnxRuntimeSession(CheckedSession):
             return None
         from vitdeploy.backends.onnxruntime_kernels import optimised_kernels
 
-        return optimised_kernels(self._file, session_settings(self._options, self._precision), self.provider)
+        return optimised_kernels(self._file, self._settings(), self.provider)
 
     def _run(self, arrays: Arrays) -> Arrays:
         try:
@@ -246,8 +260,8 @@ class OnnxRuntimeSession(CheckedSession):
         return wall_clock_ms(call, warmup, iterations)
 
 
-def session_settings(options: SessionOptions, precision: Precision) -> Any:
-    """Return onnxruntime.SessionOptions."""
+def session_settings(options: SessionOptions, precision: Precision, exact_integers: bool = False) -> Any:
+    """Return onnxruntime.SessionOptions; ``exact_integers`` has weights converted so that no product saturates."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -255,6 +269,8 @@ def session_settings(options: SessionOptions, precision: Precision) -> Any:
     settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if exact_integers:
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     if precision == "fp8":  # it would fuse E4M3 into integer kernels, which then refuse it
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     return settings

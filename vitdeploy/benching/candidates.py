@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy import backends, environment
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
+from vitdeploy.backends.onnxruntime import saturates_here
 from vitdeploy.backends.opening import engine_backend
 from vitdeploy.benching.labels import NO_TOP1
 from vitdeploy.errors import UsageError
@@ -99,6 +100,11 @@ class Candidate:
         if self.target is not None and executing_target(self.backend, self.provider) != self.target:
             target, runtime = backend_title(self.target), backend_title(self.backend)
             found.append(f"made for {target}, run by {runtime}: its latency is not that of its target")
+        if self.artifact is not None and saturates_here(self.artifact.manifest.plan):
+            found.append(
+                "its weights are for CPUs with VNNI, which this one has not: ONNX Runtime converts them, which is "
+                "slower, other runtimes may saturate; 'vitdeploy quantize --cpu any' makes a graph for all"
+            )
         build = self.artifact.manifest.build if self.artifact is not None else None
         if build is not None:
             found.extend(build.notes)

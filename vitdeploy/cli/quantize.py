@@ -38,6 +38,10 @@ def quantize(
         str | None,
         typer.Option("--validation", metavar="DATA", help="Judge on these, not on a part of the calibration set."),
     ] = None,
+    cpu: Annotated[
+        Literal["any", "vnni"] | None,
+        typer.Option("--cpu", help="Processors that INT8 weights are for: all, or those with VNNI or AMX (1 dB more)."),
+    ] = None,
     profile: Annotated[Literal["linear", "mha"], typer.Option("--profile", help="Which nodes are quantized.")] = (
         "linear"
     ),
@@ -110,6 +114,7 @@ def quantize(
         raise UsageError(f"--table keeps activation ranges, and precision {precision!r} has none: leave it out")
     options = QuantizeOptions(
         profile=profile,
+        cpu=cpu,
         method=method,
         percentile=99.99 if percentile is None else percentile,
         equalization=parse_equalization(equalization),

@@ -89,7 +89,7 @@ class LayerError:
             total = 0.0
             for weight in self.weights:
                 rows = weight if factor is None else weight * factor[:, None]
-                step = pairwise_scale(rows) if self.form.cpu else scale_of(np.abs(rows).max(axis=0), steps=127)
+                step = pairwise_scale(rows) if self.form.clearance else scale_of(np.abs(rows).max(axis=0), steps=127)
                 total += float(np.square(step, dtype=np.float64).sum())
             self._steps[key] = total
         return self._steps[key]

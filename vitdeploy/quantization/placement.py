@@ -60,13 +60,20 @@ class QuantizedTensors:
 class Format:
     """What the integers must suit: the type in which scales are stored, and whether a CPU multiplies them.
 
-    On a CPU weights keep clear of the overflow of ``pairwise_scale``, and activations are unsigned: that is what the
-    kernels of x86 multiply with signed weights. ONNX Runtime converts signed ones, but only where a single node reads
-    them; linears that share a signed one (q, k, v of most exporters) run in FP32 there without a word.
+    On a CPU weights keep clear of the overflow of ``pairwise_scale``, unless it is one with ``vnni``, and activations
+    are unsigned: that is what the kernels of x86 multiply with signed weights. ONNX Runtime converts signed ones, but
+    only where a single node reads them; linears that share a signed one (q, k, v of most exporters) run in FP32 there
+    without a word.
     """
 
     scale_type: ScaleType = "float32"
     cpu: bool = False
+    vnni: bool = False
+
+    @property
+    def clearance(self) -> bool:
+        """Whether weights must keep clear of the overflow."""
+        return self.cpu and not self.vnni
 
 
 def place(
@@ -107,7 +114,7 @@ def quantize_weight(linear: Linear, form: Format, *, fp8: bool = False) -> Quant
         raise GraphError(f"the weight {linear.weight.name!r} cannot be quantized: {error}") from error
     if fp8:
         exact = scale_of(np.maximum(np.abs(lo), np.abs(hi)), steps=FP8_MAX)
-    elif form.cpu and weight.ndim == 2:
+    elif form.clearance and weight.ndim == 2:
         exact = pairwise_scale(weight if linear.channel_axis == 1 else weight.T)
     scale = storable(exact, form.scale_type)
     quantize = quantize_fp8 if fp8 else _quantize_narrow

@@ -49,7 +49,7 @@ from vitdeploy.quantization.scaling import (
     smoothing_factor,
     weight_amax,
 )
-from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Treatment
+from vitdeploy.records import CpuWeights, NodePrecision, PlanEntry, PrecisionPlan, Treatment
 
 WITH_ACTIVATIONS = ("int8", "fp8")
 
@@ -128,7 +128,11 @@ class Realizer:
             InsertQDQ(placement)(copy.graph)
         if self.form.cpu:
             KeepIntegerMatMuls()(copy.graph)
-        return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries)}))
+        return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries), "cpu": self._cpu}))
+
+    @property
+    def _cpu(self) -> CpuWeights:
+        return "vnni" if self.form.vnni else "any"
 
     def _group(
         self,

@@ -19,7 +19,7 @@ from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
 from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
-from vitdeploy.records import NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
+from vitdeploy.records import CpuWeights, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class QuantizeOptions:
 
     profile: ``linear``: linears, with weights per channel and activations per tensor. ``mha``: the two products of
         attention as well, where TensorRT can fuse them.
+    cpu: For which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those that have
+        VNNI, AMX, or are not x86, where weights use all 8 bits. None: what a plan says, else any.
     method: How clips follow from what was observed; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
@@ -56,6 +58,7 @@ class QuantizeOptions:
     """
 
     profile: Profile = "linear"
+    cpu: CpuWeights | None = None
     method: Method = "auto"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
@@ -76,6 +79,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         require_one_of("profile", self.profile, ("linear", "mha"))
+        require_one_of("cpu", self.cpu, (None, *get_args(CpuWeights)))
         require_one_of("method", self.method, ("auto", *METHODS))
         require_one_of("rounding", self.rounding, ("auto", "nearest", "gptq"))
         require_one_of("effort", self.effort, get_args(Effort))
@@ -96,6 +100,7 @@ class QuantizeOptions:
         """Return what decides the result, as JSON values; plan and validation count by content and are left out."""
         return {
             "profile": self.profile,
+            **({} if self.cpu is None else {"cpu": self.cpu}),
             "method": self.method,
             "percentile": self.percentile,
             "equalization": self.equalization,
@@ -135,7 +140,9 @@ class QuantizeInputs:
         """What the integers must suit."""
         remainder = Intent(self.precision, self.target).remainder
         on_cpu = self.target != "tensorrt" and self.needs_ranges
-        return Format("float16" if remainder == "fp16" else "float32", cpu=on_cpu)
+        replayed = "any" if self.edits is None else self.edits.plan.cpu
+        vnni = on_cpu and (self.options.cpu or replayed) == "vnni"
+        return Format("float16" if remainder == "fp16" else "float32", cpu=on_cpu, vnni=vnni)
 
     @property
     def values(self) -> dict[str, Any]:

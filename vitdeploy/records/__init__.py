@@ -17,6 +17,7 @@ from vitdeploy.records.manifest import (
 from vitdeploy.records.model import Activation, ModelSpec, Task
 from vitdeploy.records.precision import (
     CalibrationInfo,
+    CpuWeights,
     NodePrecision,
     PlanEntry,
     Precision,
@@ -42,6 +43,7 @@ __all__ = [
     "CalibrationInfo",
     "Check",
     "Conditions",
+    "CpuWeights",
     "DepthPoint",
     "Effect",
     "Environment",

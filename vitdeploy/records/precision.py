@@ -10,6 +10,7 @@ from vitdeploy.records.samples import SampleSet
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
+CpuWeights = Literal["any", "vnni"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 Rounding = Literal["nearest", "gptq"]
 
@@ -49,10 +50,15 @@ class PlanEntry(Record):
 
 
 class PrecisionPlan(Record):
-    """The precision of every quantizable group; ``remainder`` is what all other nodes run in."""
+    """The precision of every quantizable group; ``remainder`` is what all other nodes run in.
+
+    ``cpu`` says for which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those
+    that add products of 8 bits in 32, where weights may use all their bits.
+    """
 
     profile: str
     remainder: Literal["fp32", "fp16"]
+    cpu: CpuWeights = "any"
     entries: tuple[PlanEntry, ...] = ()
 
 
