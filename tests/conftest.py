@@ -33,7 +33,7 @@ SLOW = (
     "backends/test_tensorrt_session.py", "backends/test_tensorrt_build.py",
     "stages/test_export.py", "stages/test_bench.py", "stages/test_quantize.py", "stages/test_train.py",
     "stages/test_budget.py", "stages/test_seen_images.py", "stages/test_inspect.py", "stages/test_verify.py",
-    "stages/test_calibration_tables.py",
+    "stages/test_calibration_tables.py", "stages/test_package.py", "exporting/test_fused_preprocess.py",
     "cli/test_shell.py", "exporting/test_foreign_graphs.py", "checkpoints/test_containers.py",
     "checkpoints/test_loading.py", "quantization/test_scaling.py", "quantization/test_search.py",
     "graph/test_linear_groups.py", "models/test_swin.py", "backends/test_backends.py",
