@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel, read_checkpoint, read_onnx
@@ -47,16 +47,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(config.rootpath / "tests").as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
-
-
-QUICK: Mapping[str, Any] = {
-    "train.options.epochs": 2,
-    "bench.options.rounds": 1,
-    "bench.options.iterations": 2,
-    "bench.options.samples": 50,
-    "bench.options.processes": False,
-}
-"""Changes to the default recipe that make a run short; its accuracy means nothing."""
 
 
 @pytest.fixture(scope="session")

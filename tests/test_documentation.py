@@ -98,7 +98,7 @@ def test_a_command_of_the_pages_has_the_options_that_it_uses(page: str, line: st
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> None:
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     context = command.make_context("vitdeploy", [], resilient_parsing=True)
     inner = command.commands[name]
     text = inner.get_help(inner.make_context(name, [], parent=context, resilient_parsing=True))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import subprocess
 import sys
@@ -15,7 +16,7 @@ def no_driver(monkeypatch):
     def absent(name):
         raise OSError(name)
 
-    monkeypatch.setattr(environment.ctypes, "CDLL", absent)
+    monkeypatch.setattr(ctypes, "CDLL", absent)
 
 
 def test_this_machine_is_described():
@@ -53,7 +54,7 @@ def test_any_distribution_of_a_library_counts(monkeypatch):
             return installed[name]
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(environment.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     environment._versions.cache_clear()
     try:
         assert environment.versions() == {"onnxruntime": "1.20.1", "tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
@@ -157,13 +158,13 @@ def test_gpu_is_asked_of_the_driver_library_first(monkeypatch, tmp_path):
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:10:00 UTC 2025\n")
     monkeypatch.setattr(environment, "DRIVER_VERSION", version)
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert environment.find_gpu() == environment.Gpu("Orin", "8.7", 8 << 30, "580.65.06", "12.6")
 
 
 @pytest.mark.parametrize("driver", [Driver(count=0), Driver(error=100), object()])
 def test_driver_library_without_a_device_is_no_gpu(monkeypatch, driver):
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     monkeypatch.setattr(environment, "_output", lambda command: "")
     assert environment.find_gpu() is None
 

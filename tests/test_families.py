@@ -9,6 +9,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_familys_recipe_goes_from_training_to_an_int8_engine(family: str, teac
     from vitdeploy.stages.export import export
     from vitdeploy.stages.quantize import quantize
 
-    changes = {"train.options.epochs": 1}
+    changes: dict[str, Any] = {"train.options.epochs": 1}
     if family == "deit":
         changes["train.options.distillation.teacher"] = str(teacher)
     checkpoint = trained(read_recipe(RECIPES / f"{family}.yaml", changes), tmp_path / "model.safetensors")

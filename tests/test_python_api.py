@@ -63,7 +63,8 @@ def test_every_verb_takes_an_artifact_a_path_and_a_text(tmp_path: Path) -> None:
     image = tmp_path / "digit.png"
     vd.open_dataset("digits:test").image(0).save(image)
     options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
-    for number, one in enumerate((model, model.path, str(model.path))):
+    ways: tuple[vd.Artifact | Path | str, ...] = (model, model.path, str(model.path))
+    for number, one in enumerate(ways):
         int8 = vd.quantize(
             one,
             tmp_path / f"{number}.onnx",
@@ -228,7 +229,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m"
 
 def test_a_notebook_shows_tables_and_runs_nothing_in_them(tmp_path: Path) -> None:
     report = small_report(HOSTILE)
-    shown = [report, vd.compare(report, report), engine(tmp_path / "vit.engine", HOSTILE)]
+    shown: list[Any] = [report, vd.compare(report, report), engine(tmp_path / "vit.engine", HOSTILE)]
     for value in shown:
         html = value._repr_html_()
         assert html.startswith("<table>")
@@ -276,7 +277,7 @@ def test_progress_shows_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     ipython = types.SimpleNamespace(get_ipython=lambda: shell)
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     work()
-    assert "a note" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "a note" in sys.stderr.getvalue()
 
 
 def test_one_argument_silences_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

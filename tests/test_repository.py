@@ -89,8 +89,8 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_tracked_file_names_a_place_on_the_machine_it_was_written_on() -> None:
-    places = [str(ROOT), str(Path.home()) + "/", sys.prefix]
-    places = [place.encode() for place in places if len(place) > len("/root/")]
+    texts = [str(ROOT), str(Path.home()) + "/", sys.prefix]
+    places = [place.encode() for place in texts if len(place) > len("/root/")]
     for path in tracked_files():
         data = path.read_bytes()
         assert not [place for place in places if place in data], path

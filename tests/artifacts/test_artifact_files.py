@@ -55,7 +55,7 @@ def linear_model(seed: int = 0) -> ir.Model:
 
 
 def manifest(kind: str) -> Manifest:
-    return Manifest(kind=kind, model=SPEC)  # type: ignore[arg-type]
+    return Manifest(kind=kind, model=SPEC)
 
 
 def golden() -> Golden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import fake_cuda
 import numpy as np
@@ -149,7 +150,8 @@ def test_one_engine_has_a_profile_for_each_batch_size(gpu, model, engine_path, e
 
 
 def test_several_contexts_work_at_once(gpu, engine):
-    with get_backend("tensorrt").open(engine) as session:
+    with get_backend("tensorrt").open(engine) as opened:
+        session: Any = opened
         assert session.throughput({"input": images(2)}, streams=3, seconds=0.02) > 0
         assert len([one for one in gpu.cuda.objects.values() if isinstance(one, fake_cuda.Stream)]) == 1
     assert not gpu.cuda.alive
@@ -187,10 +189,11 @@ def test_lean_runtime_takes_the_same_or_an_older_release(monkeypatch, model, eng
     assert engine.manifest.build is not None
     info = engine.manifest.build.model_copy(update={"version": built})
     fake_gpu(monkeypatch, "lean", version=installed)
-    reason = get_backend("tensorrt-lean").version_mismatch(info)
+    lean: Any = get_backend("tensorrt-lean")
+    reason = lean.version_mismatch(info)
     assert reason is None if message is None else message in (reason or "")
     plain = info.model_copy(update={"version_compatible": False})
-    assert "without --version-compatible" in (get_backend("tensorrt-lean").version_mismatch(plain) or "")
+    assert "without --version-compatible" in (lean.version_mismatch(plain) or "")
 
 
 def test_compatible_engine_of_another_version_needs_that_versions_lean_runtime(monkeypatch, model, engine_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from conformance import SessionConformance
 from small_vit import write_small_vit
@@ -18,7 +20,7 @@ ANY_BATCH = BuildTarget(batch=(1, 2, 8))
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
 def builder(request):
-    backend = get_backend(request.param)
+    backend: Any = get_backend(request.param)
     reason = backend.can_run()
     if reason is not None:
         pytest.skip(reason)

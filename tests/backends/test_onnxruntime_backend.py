@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -9,6 +10,7 @@ import pytest
 from conformance import SessionConformance
 from small_vit import golden_of, images, small_vit, write_small_vit
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Checkpoint
 from vitdeploy.backends import get_backend
 from vitdeploy.backends import onnxruntime as backend_module
@@ -118,10 +120,10 @@ def test_provider_that_falls_back_silently_is_refused(model, monkeypatch):
 
 def test_auto_takes_cuda_only_where_a_gpu_is(monkeypatch):
     both = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
-    machine = backend_module.environment.current()
+    machine = environment.current()
     for gpu, expected in ((None, "cpu"), ("NVIDIA L4", "cuda")):
         there = machine.model_copy(update={"gpu": gpu})
-        monkeypatch.setattr(backend_module.environment, "current", lambda there=there: there)
+        monkeypatch.setattr(environment, "current", lambda there=there: there)
         assert choose_provider(SessionOptions(), both) == PROVIDERS[expected]
         assert choose_provider(SessionOptions(device="cpu"), both) == PROVIDERS["cpu"]
         assert choose_provider(SessionOptions(provider="CPUExecutionProvider"), both) == PROVIDERS["cpu"]
@@ -180,7 +182,7 @@ def test_nodes_that_a_gpu_provider_leaves_to_the_cpu_are_an_error_unless_allowed
     options = SessionOptions(provider="cuda")
     with pytest.raises(BackendError, match=r"leaves 3 of 50 nodes to the CPU.*allow it with --cpu-fallback"):
         get_backend("onnxruntime").open(model, options)
-    session = get_backend("onnxruntime").open(model, replace(options, cpu_fallback=True))
+    session: Any = get_backend("onnxruntime").open(model, replace(options, cpu_fallback=True))
     assert session.nodes_by_provider == {"CUDAExecutionProvider": 47, "CPUExecutionProvider": 3}
     assert "nodes of the graph: 47 by CUDAExecutionProvider, 3 by CPUExecutionProvider" in session.notes
     assert capsys.readouterr().out == "", "stdout belongs to --json"
@@ -188,12 +190,13 @@ def test_nodes_that_a_gpu_provider_leaves_to_the_cpu_are_an_error_unless_allowed
 
 def test_a_graph_that_a_gpu_provider_takes_whole_needs_no_leave(divided, model, monkeypatch):
     monkeypatch.setattr(DividedSession, "left_to_the_cpu", 0)
-    session = get_backend("onnxruntime").open(model, SessionOptions(provider="cuda"))
+    session: Any = get_backend("onnxruntime").open(model, SessionOptions(provider="cuda"))
     assert session.nodes_by_provider == {"CUDAExecutionProvider": 47}
     assert not any("nodes of the graph" in note for note in session.notes)
 
 
 def test_nodes_of_a_real_session_are_counted(model):
     with get_backend("onnxruntime").open(model, SessionOptions(provider="cpu")) as session:
+        assert isinstance(session, backend_module.OnnxRuntimeSession)
         assert list(session.nodes_by_provider) in (["CPUExecutionProvider"], [])  # none before onnxruntime 1.24
         assert session.notes == ()

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
+pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
 
-from conformance import SessionConformance  # noqa: E402
-from small_vit import PREPROCESS, images  # noqa: E402
+import torch
+from conformance import SessionConformance
+from small_vit import PREPROCESS, images
 
-from vitdeploy.artifacts import Checkpoint, write_checkpoint  # noqa: E402
-from vitdeploy.backends import get_backend  # noqa: E402
-from vitdeploy.backends.pytorch import on_device, open_module, set_tf32  # noqa: E402
-from vitdeploy.errors import BackendError, BuildError  # noqa: E402
-from vitdeploy.models import create_model  # noqa: E402
-from vitdeploy.records import Manifest, ModelSpec  # noqa: E402
-from vitdeploy.sessions import BuildTarget, SessionOptions  # noqa: E402
+from vitdeploy.artifacts import Checkpoint, write_checkpoint
+from vitdeploy.backends import get_backend
+from vitdeploy.backends.pytorch import on_device, open_module, set_tf32
+from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.models import create_model
+from vitdeploy.records import Manifest, ModelSpec
+from vitdeploy.sessions import BuildTarget, SessionOptions
 
 ARGUMENTS = {
     "image_size": 8,
@@ -164,7 +167,8 @@ def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsew
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_set_and_put_back_also_where_a_program_used_the_new_settings(monkeypatch, allowed):
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    settings: Any = torch.backends
+    matmul, conv = settings.cuda.matmul, settings.cudnn.conv
     before = matmul.fp32_precision, conv.fp32_precision
     try:
         matmul.fp32_precision = "tf32"  # from here on the older getter raises

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -176,8 +177,16 @@ def test_weights_beside_the_graph_are_found(no_gpu, tmp_path, monkeypatch):
         (BuildTarget(optimization_level=9), UsageError, r"optimization level 9: expected 0 to 5"),
         (BuildTarget(workspace_bytes=0), UsageError, r"workspace of 0 bytes: expected at least 1"),
         (BuildTarget(dla_core=-1), UsageError, r"DLA core -1: expected 0 or more"),
-        (BuildTarget(hardware_compatibility="turing"), UsageError, r"'turing': expected one of none, ampere-plus"),
-        (BuildTarget(profiling="all"), UsageError, r"profiling 'all': expected one of detailed, layer-names, none"),
+        (
+            BuildTarget(hardware_compatibility="turing"),  # type: ignore[arg-type]
+            UsageError,
+            r"'turing': expected one of none, ampere-plus",
+        ),
+        (
+            BuildTarget(profiling="all"),  # type: ignore[arg-type]
+            UsageError,
+            r"profiling 'all': expected one of detailed, layer-names, none",
+        ),
         (BuildTarget(hardware_compatibility="ampere-plus"), BuildError, r"no --hardware-compatibility: name GPUs"),
         (BuildTarget(version_compatible=True), BuildError, r"tensorrt-rtx has no --version-compatible"),
         (BuildTarget(optimization_level=5), BuildError, r"tensorrt-rtx has no --optimization-level"),
@@ -308,7 +317,8 @@ def test_interrupt_ends_the_build_and_writes_nothing(no_gpu, tmp_path):
 
 @needs_rtx
 def test_supported_capabilities_are_read_from_the_library():
-    trt = get_backend("tensorrt-rtx").library()
+    backend: Any = get_backend("tensorrt-rtx")
+    trt = backend.library()
     known = supported_capabilities(trt)
     assert {"7.5", "8.6", "8.9", "12.0"} <= set(known)
     assert known == tuple(sorted(known, key=lambda text: [int(part) for part in text.split(".")]))
@@ -317,7 +327,8 @@ def test_supported_capabilities_are_read_from_the_library():
 
 @needs_rtx
 def test_one_logger_serves_every_build_of_a_process():
-    trt = get_backend("tensorrt-rtx").library()
+    backend: Any = get_backend("tensorrt-rtx")
+    trt = backend.library()
     assert listening_logger(trt)[0] is listening_logger(trt)[0]
 
 

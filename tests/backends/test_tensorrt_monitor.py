@@ -125,7 +125,8 @@ def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error):
         def note(self, text):
             pass
 
-    state, ended = BuildState(), []
+    ended: list[str] = []
+    state = BuildState()
     with pytest.raises(error):
         run_watched(build_until_cancelled(state, ended), state, Failing(), "build")
     assert ended == ["cancelled"]
@@ -135,13 +136,14 @@ def test_progress_that_cannot_even_start_starts_no_build():
     class Broken:
         @contextmanager
         def task(self, description, total=None):
-            raise OSError("no terminal")
+            if total is None or total:
+                raise OSError("no terminal")
             yield
 
         def note(self, text):
             pass
 
-    ended = []
+    ended: list[str] = []
     state = BuildState()
     with pytest.raises(OSError, match="no terminal"):
         run_watched(build_until_cancelled(state, ended), state, Broken(), "build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,7 +294,7 @@ def test_engine_session_has_no_cpu_and_no_providers(gpu, release, model, engine_
 def test_engine_built_elsewhere_is_examined_where_a_device_is(monkeypatch, model, engine_path):
     fakes = fake_gpu(monkeypatch, "rtx")
     be(monkeypatch, machine(None), tensorrt_rtx=fakes.trt.__version__)
-    backend = get_backend("tensorrt-rtx")
+    backend: Any = get_backend("tensorrt-rtx")
     engine = backend.build(model, engine_path, BuildTarget(compute_capabilities=("8.9",)))
     assert {check.status for check in engine.manifest.checks} == {"unchecked"}
     be(monkeypatch, machine("8.9"), tensorrt_rtx=fakes.trt.__version__)

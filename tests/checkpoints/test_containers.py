@@ -13,6 +13,7 @@ import pickle
 import sys
 import tarfile
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,11 +152,12 @@ NESTS = {
 @pytest.mark.parametrize("container", ["zip", "legacy", "protocol 4"])
 def test_nests_and_wrappers_of_training_scripts(nest, container, tmp_path):
     reference = vit()
-    options = {
+    each: dict[str, dict[str, Any]] = {
         "zip": {},
         "legacy": {"_use_new_zipfile_serialization": False},
         "protocol 4": {"pickle_protocol": 4},
-    }[container]
+    }
+    options = each[container]
     torch.save(NESTS[nest](reference.state_dict(), vit(1).state_dict()), tmp_path / "model.pth", **options)
     assert_loads(tmp_path / "model.pth", reference)
 

@@ -113,7 +113,7 @@ def as_google(state: dict[str, torch.Tensor], heads: int = 3) -> dict[str, NDArr
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
 def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch):
     path = tmp_path / "R_Ti.npz"
-    np.savez(path, **as_google(timms(units, patch).state_dict()))
+    np.savez(path, **dict[str, Any](as_google(timms(units, patch).state_dict())))
     theirs = timms(units, patch)
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,7 +202,8 @@ def as_timm_pvt_v2(folder: Path):
 
 
 def as_hugging_face_pvt_v2(folder: Path):
-    config = transformers.PvtV2Config(
+    configuration: Any = transformers.PvtV2Config
+    config = configuration(
         image_size=32,
         hidden_sizes=[8, 16, 24, 32],
         depths=[1, 1, 2, 1],
@@ -254,7 +256,8 @@ def as_torchvision_swin(folder: Path):
 
 
 def as_hugging_face_swin(folder: Path):
-    config = transformers.SwinConfig(
+    configuration: Any = transformers.SwinConfig
+    config = configuration(
         image_size=32, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=4, num_labels=7
     )
     model = redraw(transformers.SwinForImageClassification(config)).eval()
@@ -263,7 +266,8 @@ def as_hugging_face_swin(folder: Path):
 
 
 def as_hugging_face_swin_v2(folder: Path):
-    config = transformers.Swinv2Config(
+    configuration: Any = transformers.Swinv2Config
+    config = configuration(
         image_size=32, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=4, num_labels=7
     )
     model = redraw(transformers.Swinv2ForImageClassification(config)).eval()
@@ -441,7 +445,7 @@ def test_yacs_configuration_beside_the_weights_is_inert(tmp_path):
     import types
 
     module = types.ModuleType("yacs.config")
-    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    vars(module)["CfgNode"] = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     sys.modules["yacs"], sys.modules["yacs.config"] = types.ModuleType("yacs"), module
     try:
         torch.save({"model": timm_vit().state_dict(), "config": module.CfgNode(LR=1.0)}, tmp_path / "swin.pth")
@@ -455,7 +459,7 @@ def test_yacs_configuration_beside_the_weights_is_inert(tmp_path):
 def test_truncated_files_are_refused_by_name(suffix, part, tmp_path):
     path = tmp_path / f"m.{suffix}"
     if suffix == "npz":
-        np.savez(path, **{"embedding/kernel": np.zeros((4, 4, 3, 8), np.float32)})
+        np.savez(path, **dict[str, Any]({"embedding/kernel": np.zeros((4, 4, 3, 8), np.float32)}))
     else:
         (torch.save if suffix == "pth" else save_file)(timm_vit().state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])

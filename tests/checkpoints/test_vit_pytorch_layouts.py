@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ CLOSE = 1e-5
 # What a user must say of each file, as the keys do not; "single" has one head as wide as the model.
 TWO_HEADS = {"heads": 2}
 CLS = {"pool": "cls"}
-SAID = {
+SAID: dict[str, dict[str, Any]] = {
     "0.3.0-cls": {**CLS, "heads": 2, "scale_by_width": True},
     "0.6.6-mean": {"heads": 2, "scale_by_width": True, "pool": "mean"},
     "0.6.7-cls": {**CLS, "head_width": 8, "scale_by_width": False},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import onnx
 import pytest
@@ -24,7 +25,7 @@ from vitdeploy.models import create_model
 from vitdeploy.models.hybrid import SamePool, StandardisedConv
 
 CLOSE = 1e-5
-TINY = {
+TINY: dict[str, Any] = {
     "units": [1, 2, 1], "stem_width": 16, "groups": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7,
 }  # fmt: skip
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,9 +24,14 @@ from vitdeploy.checkpoints.positions import FAMILY_RULES, resize_positions
 from vitdeploy.models import create_model
 
 CLOSE = 1e-5
-SHAPE = {"widths": [8, 16, 20, 32], "depths": [2, 1, 1, 1], "heads": [1, 2, 5, 8], "mlp_ratios": [2, 2, 3, 2]}
+SHAPE: dict[str, Any] = {
+    "widths": [8, 16, 20, 32],
+    "depths": [2, 1, 1, 1],
+    "heads": [1, 2, 5, 8],
+    "mlp_ratios": [2, 2, 3, 2],
+}
 SHAPE |= {"sr_ratios": [4, 2, 2, 1], "num_classes": 7}
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "v1": ("pvt", {**SHAPE, "image_size": 64}),
     "v2": ("pvt_v2", {**SHAPE, "image_size": 64}),
     "v2 linear": ("pvt_v2", {**SHAPE, "image_size": 56, "linear": True}),
@@ -55,7 +62,7 @@ def tiny(name: str, **changes: object) -> nn.Module:
     return model
 
 
-def loaded(name: str, state: dict[str, object], **changes: object) -> nn.Module:
+def loaded(name: str, state: Mapping[str, Any], **changes: object) -> nn.Module:
     model = tiny(name, **changes)
     model.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
     return model
@@ -66,7 +73,7 @@ def picture(name: str, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, size, size)
 
 
-def timm_reference(name: str) -> tuple[nn.Module, dict[str, object]]:
+def timm_reference(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """A model of timm, and its weights under our names."""
     reference = timm.models.pvt_v2.PyramidVisionTransformerV2(
         embed_dims=SHAPE["widths"],
@@ -81,10 +88,15 @@ def timm_reference(name: str) -> tuple[nn.Module, dict[str, object]]:
     return reference, layouts.from_timm({key: value.numpy() for key, value in reference.state_dict().items()})
 
 
-def huggingface_reference(name: str) -> tuple[nn.Module, dict[str, object]]:
+def huggingface_reference(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """A model of transformers, and the weights of the file that it writes under our names."""
-    shape = {"depths": SHAPE["depths"], "hidden_sizes": SHAPE["widths"], "num_attention_heads": SHAPE["heads"]}
+    shape: dict[str, Any] = {
+        "depths": SHAPE["depths"],
+        "hidden_sizes": SHAPE["widths"],
+        "num_attention_heads": SHAPE["heads"],
+    }
     shape |= {"mlp_ratios": SHAPE["mlp_ratios"], "num_labels": 7, "image_size": MODELS[name][1]["image_size"]}
+    reference: Any
     if name == "v1":
         reference = PvtForImageClassification(PvtConfig(**shape, sequence_reduction_ratios=SHAPE["sr_ratios"]))
     else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -69,18 +71,18 @@ def tiny(family: str, **changes: object) -> nn.Module:
     return model
 
 
-def loaded(family: str, state: dict[str, object], **changes: object) -> nn.Module:
+def loaded(family: str, state: Mapping[str, Any], **changes: object) -> nn.Module:
     model = tiny(family, **changes)
     model.load_state_dict({name: torch.as_tensor(value) for name, value in without_tables(state).items()})
     return model
 
 
-def without_tables(state: dict[str, object]) -> dict[str, object]:
+def without_tables(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what loading keeps: tables that follow from the shape are compared with the model's own, then left out."""
     return {name: value for name, value in state.items() if not re.search(layouts.REBUILT, name)}
 
 
-def arrays(reference: nn.Module) -> dict[str, object]:
+def arrays(reference: nn.Module) -> dict[str, Any]:
     return {name: value.numpy() for name, value in reference.state_dict().items()}
 
 
@@ -166,7 +168,9 @@ def test_original_files_load_without_the_tensors_that_follow_from_the_shape(fami
     rebuilt = {"relative_position_index": 0, "attn_mask": 0, "relative_coords_table": 0}
     names = {f"layers.0.blocks.1.{part}" for part in ("attn_mask", "attn.relative_position_index", "attn.qkv.weight")}
     file = {**arrays(model), **{f"layers.0.blocks.1.attn.{name}": value for name, value in rebuilt.items()}}
-    assert set(without_tables(layouts.from_original({**file, **dict.fromkeys(names, 0)}))) == set(model.state_dict())
+    assert set(without_tables(layouts.from_original({**file, **dict.fromkeys(names, np.zeros(()))}))) == set(
+        model.state_dict()
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,7 +194,7 @@ def test_every_layer_norm_has_the_eps_of_its_reference(family, reference: Callab
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) > 100 * CLOSE
 
 
-def hugging_face_file(model: nn.Module) -> dict[str, object]:
+def hugging_face_file(model: nn.Module) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -25,7 +26,7 @@ from vitdeploy.catalog import list_models
 from vitdeploy.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TINY = {
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "t2t performer": (
         "t2t",
         {"image_size": 32, "token_width": 16, "width": 24, "depth": 2, "heads": 3, "num_classes": 7},

@@ -112,7 +112,9 @@ def test_without_norms_on_pixels_the_patches_are_a_convolution():
     x = torch.randn(2, 2, 16, 24)
     pixels = x.view(2, 2, 2, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(2, 6, 128)
     weight = model.patch_embed.proj.weight.permute(0, 2, 3, 1).reshape(20, 128)
-    torch.testing.assert_close(model.patch_embed(x), F.linear(pixels, weight, model.patch_embed.proj.bias))
+    torch.testing.assert_close(
+        model.patch_embed(x), F.linear(pixels, weight, torch.as_tensor(model.patch_embed.proj.bias))
+    )
 
 
 def test_graph_is_small_and_right_at_every_batch(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -29,8 +31,9 @@ def with_hugging_face(eps: float = 1e-12) -> tuple[nn.Module, nn.Module]:
     """Names as transformers has them in memory; q, k and v are three there and one here."""
     from transformers import ViTConfig, ViTForImageClassification
 
+    configuration: Any = ViTConfig
     reference = ViTForImageClassification(
-        ViTConfig(
+        configuration(
             image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
             intermediate_size=96, num_labels=7, layer_norm_eps=eps,
         )

@@ -201,7 +201,7 @@ def test_a_graph_of_hugging_face_with_four_open_dimensions_gets_the_size_of_its_
     labels = {index: f"class {index}" for index in range(5)}
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
-        id2label=labels, label2id={name: index for index, name in labels.items()}, attn_implementation="eager",
+        id2label=labels, label2id={name: index for index, name in labels.items()}, attn_implementation="eager",  # type: ignore[call-arg]
     )  # fmt: skip
     torch.manual_seed(0)
     module = transformers.ViTForImageClassification(config).eval()

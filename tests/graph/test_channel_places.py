@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from present import present
 
 from vitdeploy.graph.channel_places import (
     absorb,
@@ -71,7 +72,7 @@ def graph(body, norm=NORM, **constants):
         for value in node.inputs:
             if value.name in values and value.name not in model.graph.initializers:
                 value.const_value = ir.tensor(np.asarray(values[value.name]), name=value.name)
-                model.graph.register_initializer(value)
+                model.graph.register_initializer(present(value))
     return prepare(model)
 
 
@@ -234,7 +235,7 @@ def test_a_shift_and_its_image_in_the_bias_cancel(case):
     group, places = places_of(model, "shift")
     shift = normal(32)
     absorb(model.graph, places, -shift)
-    for linear, biases in zip(group.linears, bias_places(group), strict=True):
+    for linear, biases in zip(group.linears, present(bias_places(group)), strict=True):
         weight = linear.weight.const_value.numpy()
         absorb(model.graph, biases, shift @ (weight if linear.channel_axis == 1 else weight.T))
     assert [node.op_type for node in model.graph] == nodes
@@ -300,7 +301,7 @@ def test_an_explicit_mul_serves_the_linears_and_nobody_else():
     before, count = run(model, 2), len(model.graph)
     group = next(found for found in find_linear_groups(model) if len(found.linears) == 2)
     factor = np.geomspace(0.1, 10, 32)
-    scaled = insert_scaling(model.graph, group, 1 / factor, channel_axis(group, shapes_at_batch(model, 2)))
+    scaled = insert_scaling(model.graph, group, 1 / factor, present(channel_axis(group, shapes_at_batch(model, 2))))
     # wk is read by a third linear, so its rows are scaled in a copy of the graph's constant here
     for linear in group.linears:
         linear.node.replace_input_with(1, _scaled_copy(model, linear, factor))
@@ -312,8 +313,10 @@ def test_an_explicit_mul_serves_the_linears_and_nobody_else():
 def _scaled_copy(model, linear, factor):
     array = (linear.weight.const_value.numpy() * factor[:, None]).astype(np.float32)
     tensor = ir.tensor(array, name=f"{linear.node.name}.copy")
-    value = ir.Value(name=tensor.name, type=ir.TensorType(ir.DataType.FLOAT), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
+    value = ir.Value(
+        name=tensor.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    model.graph.register_initializer(present(value))
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from conftest import QUICK
+from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
 from vitdeploy.pipeline import read_recipe, run

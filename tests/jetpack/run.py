@@ -93,7 +93,7 @@ def main() -> None:
         folder = Path(name)
         install(build(folder))
         artifacts = folder / "artifacts" / "run"
-        imports = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "support")))
+        imports = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support")))
         run(sys.executable, HERE / "make_artifacts.py", artifacts.parent, PYTHONPATH=imports)
         shutil.copyfile(ROOT / "calibration" / "digits" / "00000.png", artifacts / "digit.png")
         for command in COMMANDS:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.measure.accuracy import collect_logits, judge, run_batch
 from vitdeploy.records import Preprocess
-from vitdeploy.sessions import TensorSpec
+from vitdeploy.sessions import Session, TensorSpec
 
 PREPROCESS = Preprocess(size=(8, 8), channels=1, resize="none", crop="none", mean=(0.5,), std=(0.25,))
 N = 37
@@ -62,6 +64,11 @@ class BrightnessSession:
         return {self.output_name: logits}
 
 
+def as_sessions(fakes: Mapping[str, BrightnessSession]) -> dict[str, Session]:
+    """Return sessions that have no more than is called here."""
+    return {name: cast(Session, fake) for name, fake in fakes.items()}
+
+
 def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches():
     sessions = {
         "dynamic": BrightnessSession(),
@@ -70,7 +77,7 @@ def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches()
         "larger than the batch": BrightnessSession(batch=64),
         "half": BrightnessSession(dtype=np.float16, output_name="output_0"),
     }
-    outputs = collect_logits(sessions, Images(), PREPROCESS, batch=16)
+    outputs = collect_logits(as_sessions(sessions), Images(), PREPROCESS, batch=16)
     assert outputs.failures == {}
     expected = np.arange(N) - N // 2 + 0.5
     for name, logits in outputs.logits.items():
@@ -82,22 +89,25 @@ def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches()
 
 def test_batches_stay_within_the_profile_of_an_engine():
     session = BrightnessSession()
-    outputs = collect_logits({"engine": session}, Images(), PREPROCESS, batch=16, limits={"engine": (2, 6)})
+    sessions = as_sessions({"engine": session})
+    outputs = collect_logits(sessions, Images(), PREPROCESS, batch=16, limits={"engine": (2, 6)})
     assert session.sizes == [6, 6, 4, 6, 6, 4, 5]
     assert outputs.logits["engine"][:, 1].tolist() == (np.arange(N) - N // 2 + 0.5).tolist()
     padded = BrightnessSession()
-    collect_logits({"engine": padded}, Images(), PREPROCESS, batch=16, limits={"engine": (8, 8)})
+    collect_logits(as_sessions({"engine": padded}), Images(), PREPROCESS, batch=16, limits={"engine": (8, 8)})
     assert set(padded.sizes) == {8}
 
 
 def test_one_that_fails_is_out_and_the_others_go_on():
     outputs = collect_logits(
-        {
-            "good": BrightnessSession(),
-            "late": BrightnessSession(fails_at=1),
-            "nan": BrightnessSession(nan_at=3),
-            "wrong name": BrightnessSession(input_name="pixels", output_name="logits"),
-        },
+        as_sessions(
+            {
+                "good": BrightnessSession(),
+                "late": BrightnessSession(fails_at=1),
+                "nan": BrightnessSession(nan_at=3),
+                "wrong name": BrightnessSession(input_name="pixels", output_name="logits"),
+            }
+        ),
         Images(),
         PREPROCESS,
         batch=8,
@@ -113,7 +123,7 @@ def test_a_session_that_returns_no_matrix_of_logits_is_refused():
             return {"logits": np.zeros(len(feed["input"]), np.float32)}
 
     with pytest.raises(ValueError, match=r"shape \(3,\) for 3 images"):
-        run_batch(Flat(), np.zeros((3, 1, 8, 8), np.float32))
+        run_batch(cast(Session, Flat()), np.zeros((3, 1, 8, 8), np.float32))
 
 
 def test_a_session_with_two_inputs_or_unnamed_outputs_is_refused():
@@ -128,13 +138,13 @@ def test_a_session_with_two_inputs_or_unnamed_outputs_is_refused():
 
     images = np.zeros((3, 1, 8, 8), np.float32)
     with pytest.raises(ValueError, match=r"inputs \['a', 'b'\]"):
-        run_batch(Two(), images)
+        run_batch(cast(Session, Two()), images)
 
     class TwoOutputs(BrightnessSession):
         outputs = Two.outputs
 
     with pytest.raises(ValueError, match=r"outputs \['c', 'd'\]"):
-        run_batch(TwoOutputs(), images)
+        run_batch(cast(Session, TwoOutputs()), images)
 
 
 def test_judging_counts_right_answers_and_pairs_them_with_the_baseline():

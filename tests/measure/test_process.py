@@ -94,8 +94,8 @@ def test_observing_times_opening_and_running_apart():
         log.append("open")
         return Session()
 
-    cost = observe(open_session, lambda session: {"input": 1})
-    assert log == ["open", "run {'input': 1}", "closed"]
+    cost = observe(open_session, lambda session: {"input": np.ones(1)})
+    assert log == ["open", "run {'input': array([1.])}", "closed"]
     assert cost.load_ms is not None
     assert cost.first_inference_ms is not None
     assert cost.peak_memory_bytes == pytest.approx(peak_memory_bytes(), rel=0.2)

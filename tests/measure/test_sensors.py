@@ -161,7 +161,7 @@ def test_a_counter_that_may_not_be_read_is_no_meter(tmp_path: Path) -> None:
 
 def test_a_machine_without_sensors_reads_nothing(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
-        found = KernelSensors(device, tmp_path)  # type: ignore[arg-type]  # a loop over both literals
+        found = KernelSensors(device, tmp_path)
         assert (found.read(), found.energy_j(), found.power_w()) == (Reading(), None, None)
     assert sensors.governor(tmp_path) is None
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,15 @@ from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.vit import VisionTransformer
 
-TINY = {"image_size": 8, "patch": 2, "channels": 1, "num_classes": 10, "width": 16, "depth": 2, "heads": 4}
+TINY: dict[str, Any] = {
+    "image_size": 8,
+    "patch": 2,
+    "channels": 1,
+    "num_classes": 10,
+    "width": 16,
+    "depth": 2,
+    "heads": 4,
+}
 STEM = ["Conv", "Reshape", "Transpose"]
 BLOCK = [
     *["LayerNormalization", "MatMul", "Add", "Split"],
@@ -49,7 +58,13 @@ def test_the_catalogue_has_every_row_of_the_standard_table():
     assert {"vit_base_patch8_224", "vit_large_patch32_384", "vit_huge_patch14_224"} <= names
 
 
-CONFORMANCE = {
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """Return height and width of the images that a model takes."""
+    height, width = cast(VisionTransformer, model).image_size
+    return height, width
+
+
+CONFORMANCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "standard": ({}, {}),
     "rectangular": ({"image_size": [8, 12]}, {"img_size": (8, 12)}),
     "no qkv bias": ({"qkv_bias": False}, {"qkv_bias": False}),
@@ -72,7 +87,7 @@ def test_timm_gives_the_same_logits_from_the_same_keys(case):
     shared = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
     reference = timm_vit.VisionTransformer(**{**shared, "embed_dim": 16, "depth": 2, "num_heads": 4, **theirs}).eval()
     reference.load_state_dict(model.state_dict())
-    image = torch.randn(3, 1, *model.image_size)
+    image = torch.randn(3, 1, *size_of(model))
     with torch.no_grad():
         torch.testing.assert_close(model(image), reference(image), atol=1e-5, rtol=1e-5)
 
@@ -169,7 +184,7 @@ def test_an_image_of_another_size_is_refused_by_both_sizes():
 
 
 def export(model: nn.Module) -> torch.onnx.ONNXProgram:
-    image = torch.randn(2, 1, *model.image_size)
+    image = torch.randn(2, 1, *size_of(model))
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.onnx.export(
         model, (image,), dynamo=True, opset_version=20, dynamic_shapes=dynamic, input_names=["input"], verbose=False

@@ -2,18 +2,20 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from present import present
 from small_vit import images, small_vit
 
 from vitdeploy.backends.onnxruntime import open_graph
 from vitdeploy.errors import CalibrationError, GraphError
 from vitdeploy.quantization.collector import Collector, batch_for, merged, with_outputs
-from vitdeploy.sessions import SessionOptions, TensorSpec
+from vitdeploy.sessions import Session, SessionOptions, TensorSpec
 
 
 class Recorder:
@@ -41,7 +43,7 @@ def recording(batch=None, **arguments):
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N,2] input) => (float[N,2] y) { y = Relu(input) }'
     )
-    with Collector(model, {"input": -1}, lambda _: recorder) as collector:
+    with Collector(model, {"input": -1}, lambda _: cast(Session, recorder)) as collector:
         yield collector, recorder
     assert recorder.closed
 
@@ -113,7 +115,7 @@ def test_nan_is_reported_with_the_name_of_the_tensor_and_of_the_image():
 
 def test_ranges_are_those_of_the_graphs_tensors():
     model = ir.serde.deserialize_model(small_vit(depth=1))
-    norms = [node.outputs[0].name for node in model.graph if node.op_type in ("LayerNormalization", "Gelu")]
+    norms = [present(node.outputs[0].name) for node in model.graph if node.op_type in ("LayerNormalization", "Gelu")]
     x = images(7)
     options = SessionOptions(threads=1)
     with open_graph(with_outputs(model, norms), options) as session:
@@ -123,14 +125,14 @@ def test_ranges_are_those_of_the_graphs_tensors():
     assert set(observers) == set(norms)
     for name, array in expected.items():
         assert observers[name].count == array.size
-        np.testing.assert_allclose(observers[name].hi, array.max(axis=(0, 1)), rtol=1e-5)
-        np.testing.assert_allclose(observers[name].lo, array.min(axis=(0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(present(observers[name].hi), array.max(axis=(0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(present(observers[name].lo), array.min(axis=(0, 1)), rtol=1e-5)
 
 
 def test_observing_leaves_the_graph_as_it_is():
     model = ir.serde.deserialize_model(small_vit(depth=1))
     before = ir.to_proto(model).SerializeToString()
-    with_outputs(model, [list(model.graph)[3].outputs[0].name])
+    with_outputs(model, [present(list(model.graph)[3].outputs[0].name)])
     assert ir.to_proto(model).SerializeToString() == before
 
 
@@ -153,7 +155,7 @@ def test_parts_of_a_set_merge_into_the_whole(first, second):
 
 def test_batch_size_follows_from_memory():
     model = ir.serde.deserialize_model(small_vit(depth=1))
-    names = [node.outputs[0].name for node in model.graph if node.op_type == "Gelu"]
+    names = [present(node.outputs[0].name) for node in model.graph if node.op_type == "Gelu"]
     assert batch_for(model, names) == 32
     large = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 20]>'

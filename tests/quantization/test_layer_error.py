@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from present import present
 
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.quantization.activation import Activation
@@ -36,7 +37,7 @@ def group(weight):
                 array = np.asarray(values[value.name])
                 array = array if array.dtype == np.int64 else array.astype(np.float32)
                 value.const_value = ir.tensor(array, name=value.name)
-                model.graph.register_initializer(value)
+                model.graph.register_initializer(present(value))
     return next(found for found in find_linear_groups(prepare(model)) if not found.obstacle)
 
 

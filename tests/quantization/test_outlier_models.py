@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from outliers import gelu_outliers, norm_outliers
+from present import present
 from readout_vit import run
 
 from vitdeploy.artifacts import read_onnx, write_onnx
@@ -40,7 +41,7 @@ def model(request, tmp_path_factory):
     if kind == "c":
         return artifact
     planted = path.with_name("planted.onnx")
-    return write_onnx(planted, PLANTED[kind](artifact.load()), artifact.manifest, artifact.golden)
+    return write_onnx(planted, present(PLANTED[kind])(artifact.load()), artifact.manifest, artifact.golden)
 
 
 def inputs(artifact, split):
@@ -63,8 +64,10 @@ def min_max_on_every_operator(artifact):
         if value.dtype == ir.DataType.FLOAT and value.uses() and not value.is_graph_output()
     ]
     images = inputs(artifact, "train")[0][:200]
-    with open_graph(with_outputs(graph, [value.name for value in values]), SessionOptions(threads=1)) as session:
-        seen = session.run({graph.graph.inputs[0].name: images})
+    with open_graph(
+        with_outputs(graph, [present(value.name) for value in values]), SessionOptions(threads=1)
+    ) as session:
+        seen = session.run({present(graph.graph.inputs[0].name): images})
     pairs = [
         ActivationPair(
             value,

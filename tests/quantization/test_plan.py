@@ -162,3 +162,15 @@ def test_a_model_that_was_never_quantized_has_no_plan(tmp_path: Path):
 def test_a_missing_plan_is_an_error(tmp_path: Path):
     with pytest.raises(ArtifactError, match="there is no file"):
         read_plan(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("value", [5, object(), ["a", "b"]])
+def test_validation_images_that_are_no_data_are_refused(value: object) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from vitdeploy.quantization.request import QuantizeOptions
+
+    adapter = TypeAdapter(QuantizeOptions)
+    assert adapter.validate_python({"validation": "digits:validation"}).validation == "digits:validation"
+    with pytest.raises(ValidationError, match="expected a folder, a text such as"):
+        adapter.validate_python({"validation": value})

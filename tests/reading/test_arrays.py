@@ -34,7 +34,7 @@ def archive(path: Path, *, compression: int = zipfile.ZIP_STORED, **members: byt
 
 def test_arrays_come_back(tmp_path: Path) -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(3), "c": np.zeros((0, 4))}
-    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    np.savez_compressed(tmp_path / "x.npz", **dict[str, Any](arrays))
     found = read_npz(tmp_path / "x.npz")
     assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
         name: (array.dtype, array.tolist()) for name, array in arrays.items()

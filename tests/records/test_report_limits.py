@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import sample_reports
 
@@ -41,7 +43,11 @@ def test_the_point_and_the_interval_are_judged_apart(
 ) -> None:
     report = _report(delta, interval)
     report.check()
-    for by, refusal in (("point", by_point), ("interval", by_interval)):
+    judged: tuple[tuple[Literal["point", "interval"], str | None], ...] = (
+        ("point", by_point),
+        ("interval", by_interval),
+    )
+    for by, refusal in judged:
         if refusal is None:
             report.check(max_drop_pp=0.5, max_drop_by=by)
             continue

@@ -281,7 +281,7 @@ def test_a_model_of_features_embeds_with_its_outputs(
         np.testing.assert_array_equal(opened.embed(digits[:4]), opened.outputs(digits[:4]))
         (prediction,) = opened.predict(digits[0])
         assert prediction.classes == ()
-        np.testing.assert_array_equal(np.float32(prediction.values), opened.embed(digits[0])[0])
+        np.testing.assert_array_equal(np.array(prediction.values, np.float32), opened.embed(digits[0])[0])
 
 
 def test_probabilities_come_from_the_outputs(model: Predictor, digits: list[Image.Image]) -> None:

@@ -74,9 +74,9 @@ def test_features_are_what_the_head_reads(tmp_path: Path, family: str) -> None:
     expected = read_by(whole.module.head, whole.module, x)  # type: ignore[arg-type]
     with torch.no_grad():
         found = bare.module(x)
-        torch.testing.assert_close(whole.module.head(found), whole.module(x))  # type: ignore[operator]
+        torch.testing.assert_close(whole.module.head(found), whole.module(x))
     torch.testing.assert_close(found, expected)
-    assert found.shape == (2, whole.module.head.in_features)  # type: ignore[union-attr]
+    assert found.shape == (2, whole.module.head.in_features)
     assert (bare.spec.task, bare.spec.classes, bare.spec.arguments["num_classes"]) == ("features", (), 0)
     assert bare.digest == checkpoint.digest
     assert not any(name.startswith("head") for name in bare.module.state_dict())

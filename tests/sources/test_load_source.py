@@ -145,8 +145,13 @@ def no_network(monkeypatch, tmp_path):
     """Nothing answers, and nothing is cached."""
     from huggingface_hub import constants
 
-    asked = []
-    monkeypatch.setattr(hubs, "answers", lambda url: bool(asked.append(url)))
+    asked: list[str] = []
+
+    def answers(url: str) -> bool:
+        asked.append(url)
+        return False
+
+    monkeypatch.setattr(hubs, "answers", answers)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from present import present
 
 from vitdeploy import backends, environment
 from vitdeploy.artifacts import OnnxModel, write_calibration_table, write_checkpoint, write_engine, write_onnx
@@ -31,7 +32,7 @@ from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench, open_test_
 
 ROOT = Path(__file__).parents[2]
 QUICK = BenchOptions(rounds=3, iterations=3, warmup=1, fill_s=0.0, processes=False, image_to_label=False)
-PREPROCESS = open_dataset("digits").preprocess
+PREPROCESS = present(open_dataset("digits").preprocess)
 SPEC = ModelSpec(family="linear", name="digits-linear", arguments={"num_classes": 10}, classes=tuple("0123456789"))
 TEXT = """<ir_version: 10, opset_import: ["": 20]>
 linear (float[batch, 1, 8, 8] input) => (float[batch, CLASSES] logits)
@@ -119,6 +120,7 @@ class ScriptedBackend:
     name: str
     graph_devices: tuple[str, ...] = ("cpu", "cuda")
     cannot: str | None = None
+    missing: str | None = None
     call_ms: dict[str, float] = field(default_factory=dict)  # by precision, or by device for PyTorch
     fails: str | None = None
     weight: np.ndarray = field(default_factory=lambda: WEIGHT)
@@ -126,7 +128,7 @@ class ScriptedBackend:
     opened: list[tuple[str, str]] = field(default_factory=list)
 
     def unavailable(self):
-        return None
+        return self.missing
 
     def can_run(self):
         return self.cannot
@@ -284,8 +286,7 @@ def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path, checkpoint, sc
 
 
 def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path, checkpoint, script):
-    absent = ScriptedBackend("pytorch")
-    absent.unavailable = lambda: "torch cannot be imported: pip install 'vitdeploy[torch]'"
+    absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
     script(absent)
     model = _onnx(tmp_path / "m.onnx")
     with pytest.raises(BackendError, match=r"needs PyTorch: torch cannot be imported.*pip install"):
@@ -298,8 +299,7 @@ def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path
 
 
 def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against_the_fp32_graph(tmp_path, script):
-    absent = ScriptedBackend("pytorch")
-    absent.unavailable = lambda: "torch cannot be imported: pip install 'vitdeploy[torch]'"
+    absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
     script(absent)
     fp32 = _onnx(tmp_path / "m.onnx")
     int8 = _onnx(tmp_path / "m.int8.onnx", _in_steps(WEIGHT, 127), precision="int8", parents={"onnx": fp32.digest})
@@ -701,7 +701,12 @@ def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp
         linear.bias.copy_(torch.from_numpy(BIAS))
     loaded = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), linear), SPEC, PREPROCESS, "d" * 64, "a hub")
     asked = []
-    monkeypatch.setattr(sources, "_load", lambda source: asked.append(source.text) or loaded)
+
+    def load(source):
+        asked.append(source.text)
+        return loaded
+
+    monkeypatch.setattr(sources, "_load", load)
 
     report = bench([_onnx(tmp_path / "m.onnx").path], "digits", baseline="timm:linear", options=QUICK)
     base, row = report.rows

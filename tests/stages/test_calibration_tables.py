@@ -70,7 +70,8 @@ class KillAt:
     """Progress that ends the run after so many images."""
 
     def __init__(self, images: int) -> None:
-        self.left, self.notes = images, []
+        self.left = images
+        self.notes: list[str] = []
 
     def task(self, description, total=None):
         return self
@@ -187,7 +188,7 @@ def test_observing_refuses_what_cannot_be_calibrated(source, tmp_path: Path):
     with pytest.raises(UsageError, match="shard 3/2 is out of range"):
         ObserveOptions(shard=(3, 2))
     with pytest.raises(UsageError, match="profile is 'all', expected one of linear, mha"):
-        ObserveOptions(profile="all")
+        ObserveOptions(profile="all")  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="no images"):
         observe_calibration(source, "digits", output, options=ObserveOptions(samples=2, shard=(3, 3)))
     half = quantize(source, tmp_path / "half.onnx", precision="fp16")

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
 from machine import be, fake_gpu, machine
 
-from vitdeploy.stages import doctor as stage
 from vitdeploy.stages.doctor import Finding, doctor
 
 
@@ -38,8 +38,8 @@ def test_what_is_missing_names_the_command_that_adds_it(monkeypatch):
 
 
 def test_extras_that_are_missing_name_their_package(monkeypatch):
-    real = stage.importlib.util.find_spec
-    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None if name == "timm" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else real(name))
     finding = by_name()["timm's models, augmentation and datasets"]
     assert (finding.status, finding.remedy) == ("missing", "pip install 'vitdeploy[torch]'")
 

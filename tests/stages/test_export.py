@@ -6,6 +6,7 @@ import random
 import shutil
 import weakref
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -205,7 +206,8 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
 
     monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
     monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_LIMIT", 1000)
-    honest_load, honest_compare, weights = sources._load, comparison.compare, []
+    honest_load, honest_compare = sources._load, comparison.compare
+    weights: list[weakref.ref[Any]] = []
 
     def load(*args, **options):
         loaded = honest_load(*args, **options)

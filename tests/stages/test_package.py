@@ -224,7 +224,7 @@ def test_a_changed_bundle_is_refused(bundle: Path, name: str) -> None:
     change(bundle)
     for use in (read_bundle, load, verify):
         with pytest.raises(ArtifactError, match=reason):
-            use(bundle)  # type: ignore[operator]
+            use(bundle)
 
 
 def archive(path: Path, members: dict[str, bytes], **changes: int) -> Path:

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from notes import Notes
+from present import present
 from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
@@ -55,7 +57,7 @@ def source(tmp_path_factory) -> OnnxModel:
 def made(source, tmp_path_factory):
     """Each precision and target once: (precision, target) → artifact."""
     folder = tmp_path_factory.mktemp("made")
-    cases = [("int8", target) for target in TARGETS]
+    cases: list[tuple[Any, Any]] = [("int8", target) for target in TARGETS]
     cases += [("fp16", "tensorrt"), ("int8-weight-only", "tensorrt"), ("fp8", "tensorrt")]
     return {
         case: quantize(
@@ -488,7 +490,7 @@ def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source, tmp_pat
     model = ir.from_onnx_text(text)
     shape = next(node for node in model.graph if node.op_type == "Reshape").inputs[1]
     shape.const_value = ir.tensor(np.array([-1, 64]), name="shape")
-    model.graph.register_initializer(shape)
+    model.graph.register_initializer(present(shape))
     bare = write_onnx(tmp_path / "bare.onnx", model, source.manifest)
     with pytest.raises(GraphError, match="has no node to quantize") as caught:
         quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")

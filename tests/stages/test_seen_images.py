@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from notes import Notes
 from PIL import Image
+from present import present
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.benching.options import BenchOptions
@@ -81,7 +82,7 @@ def test_copies_under_other_names_are_found(model, photos, tmp_path):
     for index in range(0, len(seen), 4):
         target = tmp_path / "others" / seen.classes[seen.labels[index]] / f"copy-{index}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(seen.file(index), target)
+        shutil.copyfile(present(seen.file(index)), target)
     with pytest.warns(SeenDataWarning, match="18 of the 18 images"):
         report = bench([model], f"{tmp_path / 'others'}:all", options=FAST)
     assert "18 of the 18 images" in report.verdict[0]
@@ -108,9 +109,10 @@ def test_few_calibration_images_are_said_to_be_few(model, photos, tmp_path):
     from vitdeploy.quantization.request import DEFAULTS
 
     options = replace(DEFAULTS, samples=20, method="minmax", equalization="off")
-    arguments = {"precision": "int8", "target": "onnxruntime", "calibration": str(photos)}
     with pytest.warns(CalibrationWarning, match="has 20 images, fewer than 32"):
-        quantize(model, tmp_path / "x.onnx", **arguments, options=options)
+        quantize(
+            model, tmp_path / "x.onnx", precision="int8", target="onnxruntime", calibration=str(photos), options=options
+        )
 
 
 def test_more_samples_than_there_are_is_all_of_them(photos):

@@ -87,8 +87,8 @@ def test_signing_twice_gives_the_same_bytes(signed: Path, tiny_onnx: OnnxModel, 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_openssl_agrees(signed: Path, keys: tuple[Path, Path]) -> None:
     folder = read_bundle(signed).folder
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", keys[1], "-rawin"]
-    files = ["-in", folder / "manifest.json", "-sigfile", folder / "manifest.sig"]
+    command: list[str | Path] = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", keys[1], "-rawin"]
+    files: list[str | Path] = ["-in", folder / "manifest.json", "-sigfile", folder / "manifest.sig"]
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
     assert "Verified Successfully" in done.stdout, done.stderr
 

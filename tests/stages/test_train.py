@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from vitdeploy.artifacts import read_checkpoint
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.datasets import load_pixels, match_labels, open_dataset
+from vitdeploy.datasets.base import Split
 from vitdeploy.errors import ArtifactError, CheckpointError, DataError, ModelError, TrainingError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.preprocess import normalize
@@ -61,12 +63,13 @@ def test_the_manifest_says_what_was_trained_and_how_good_it_is(digits):
     assert manifest.preprocess == open_dataset("digits").preprocess
     module = model_from_spec(manifest.model).eval()
     module.load_state_dict({name: torch.from_numpy(value) for name, value in digits.tensors().items()})
-    for split, metric in (("validation", "validation_top1"), ("test", "test_top1")):
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
         dataset = open_dataset("digits", split=split)
         images = normalize(load_pixels(dataset, manifest.preprocess), manifest.preprocess)
         with torch.no_grad():
             answers = module(torch.from_numpy(images)).argmax(1).numpy()
-        assert manifest.metrics[metric] == pytest.approx(
+        assert manifest.metrics[f"{split}_top1"] == pytest.approx(
             (answers == match_labels(dataset, manifest.model.classes)).mean()
         )
 
@@ -76,7 +79,7 @@ def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(monkeypat
     from vitdeploy.stages import train as stage
 
     def shuffled(uri, *, split=None):
-        dataset = open_dataset(uri, split=split)
+        dataset: Any = open_dataset(uri, split=split)
         if split == "test":
             dataset.labels = np.roll(dataset.labels, 1)
         return dataset

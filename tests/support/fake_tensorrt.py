@@ -226,7 +226,8 @@ def fake_module(release: str, version: str | None = None) -> Any:
         allowed = frozenset(name.split(".")[1] for name in names if name.startswith(f"{cls.__name__}."))
         bases = (Strict,) if cls.__name__ not in ("ILogger", "IProgressMonitor") else ()
         setattr(module, cls.__name__, type(cls.__name__, bases, {**kept, "names": allowed, "_trt": module}))
-    module.ILogger.Severity = enum.IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3})
+    severities = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3}
+    module.ILogger.Severity = enum.IntEnum("Severity", severities)  # type: ignore[misc]
     return module
 
 
@@ -281,10 +282,15 @@ def classes(module: Any) -> list[type]:
 
     class IProgressMonitor:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None: ...
-        def step_complete(self, phase_name: str, step: int) -> bool: ...
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return True
+
         def phase_finish(self, phase_name: str) -> None: ...
 
     class Builder:
+        _usable: bool
+        _logger: Any
+
         def __init__(self, logger: Any) -> None:
             start(self, logger, "InferBuilder")
             self._thread = threading.get_ident()
@@ -388,7 +394,7 @@ def classes(module: Any) -> list[type]:
 
         def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
             record.capabilities.append(compute_capability.name)
-            return bool(index < self.num_compute_capabilities)
+            return bool(index < getattr(self, "num_compute_capabilities", 0))
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
             if module._release == "rtx":
@@ -411,6 +417,9 @@ def classes(module: Any) -> list[type]:
             return self._timing_cache
 
     class ITimingCache:
+        _of: str
+        _entries: set[str]
+
         def serialize(self) -> Any:
             return HostMemory(json.dumps({"of": self._of, "entries": sorted(self._entries)}).encode())
 
@@ -420,7 +429,8 @@ def classes(module: Any) -> list[type]:
 
     class OnnxParser:
         def __init__(self, network: Any, logger: Any) -> None:
-            self._network, self._errors = network, []
+            self._network = network
+            self._errors: list[Any] = []
 
         @property
         def num_errors(self) -> int:
@@ -444,6 +454,11 @@ def classes(module: Any) -> list[type]:
             return not self._errors
 
     class ParserError:
+        _desc: str
+        _node: int
+        _name: str
+        _operator: str
+
         def desc(self) -> str:
             return self._desc
 
@@ -457,6 +472,9 @@ def classes(module: Any) -> list[type]:
             return self._operator
 
     class Runtime:
+        _usable: bool
+        _logger: Any
+
         def __init__(self, logger: Any) -> None:
             start(self, logger, "InferRuntime")
             self._lean_version = module.__version__ if module._release == "lean" else None
@@ -640,6 +658,9 @@ def classes(module: Any) -> list[type]:
             return 0
 
     class EngineInspector:
+        _engine: Any
+        execution_context: Any
+
         def get_engine_information(self, format: Any) -> str:
             assert format.name == "JSON"
             if record.inspector is not None:
@@ -654,6 +675,14 @@ def classes(module: Any) -> list[type]:
             return json.dumps({"Layers": layers, "I/O Tensors" if eleven else "Bindings": ["input", "logits"]})
 
     class IExecutionContext:
+        _engine: Any
+        _profile: int
+        _shapes: dict[str, Any]
+        _addresses: dict[str, int]
+        _version: int
+        _ran: bool
+        _strategy: Any
+
         @property
         def active_optimization_profile(self) -> int:
             return self._profile

@@ -1,5 +1,8 @@
 """An ONNX file as another exporter writes it."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,7 +20,7 @@ net (float[N, 1, 8, 8] pixel_values) => (float[N, 10] scores) <
 }"""
 
 
-def write_foreign(path, text=FOREIGN, drop=()):
+def write_foreign(path: Path, text: str = FOREIGN, drop: Sequence[str] = ()) -> Path:
     model = ir.from_onnx_text(text)
     rng = np.random.default_rng(0)
     for name, shape in (("gamma", (64,)), ("beta", (64,)), ("w", (10, 64)), ("b", (10,))):

@@ -1,12 +1,14 @@
 """Graphs as ONNX text, and the ways in which a rewritten one is held against the original."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
 
-def parse(text, opset=20, **constants):
+def parse(text: str, opset: int = 20, **constants: Any) -> ir.Model:
     """Parse ``g (float[N, 4] x) => (float[N, 4] y) { … }``; keyword arguments become initializers.
 
     Text without a signature is the body of a graph from ``input`` to ``logits``, both [batch, 4].
@@ -19,7 +21,7 @@ def parse(text, opset=20, **constants):
     return model
 
 
-def add_constant(model, name, array):
+def add_constant(model: ir.Model, name: str, array: Any) -> None:
     tensor = ir.tensor(np.asarray(array), name=name)
     value = next((v for node in model.graph for v in node.inputs if v is not None and v.name == name), None)
     assert value is not None, name
@@ -27,15 +29,15 @@ def add_constant(model, name, array):
     model.graph.register_initializer(value)
 
 
-def ops(model):
+def ops(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-def check(model):
+def check(model: ir.Model) -> None:
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
-def run(model, **feed):
+def run(model: ir.Model, **feed: Any) -> list[Any]:
     """Return the outputs under ONNX Runtime with its own optimizations off, so that the graph as written is judged."""
     options = ort.SessionOptions()
     options.log_severity_level = 4

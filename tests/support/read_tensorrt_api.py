@@ -22,7 +22,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 TABLE = Path(__file__).parents[1] / "backends" / "data" / "tensorrt_python_api.json"
 WHEELS = {
@@ -170,7 +170,7 @@ def describe(owner: type, held: Any) -> Any:
         kind = told[0].rpartition("-> ")[2] if told else ""
         return f"property{'' if held.fset else ' readonly'}: {kind}"
     if isinstance(held, owner):
-        return int(held) if hasattr(type(held), "__int__") else ""
+        return int(held) if isinstance(held, SupportsInt) else ""
     return signature(held)
 
 
@@ -209,10 +209,10 @@ def table_text(found: dict[str, dict[str, Any]]) -> str:
         "text] each; tensorrt_rtx and tensorrt_lean: what the installed module has."
     )
     parts = [f'{{"about": {json.dumps(about)},\n"releases": {json.dumps(releases)},\n"wheels": {json.dumps(WHEELS)}']
-    whole = {"names": names, "signatures": signatures, "values": values}
+    tables: dict[str, dict[str, Any]] = {"names": names, "signatures": signatures, "values": values}
     for module in ("tensorrt_rtx", "tensorrt_lean"):
-        whole[module] = {name: kept(name, text) for name, text in found[module].items()}
-    for key, rows in whole.items():
+        tables[module] = {name: kept(name, text) for name, text in found[module].items()}
+    for key, rows in tables.items():
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
         parts.append(f'"{key}": {{\n{lines}}}')
     return ",\n".join(parts) + "}\n"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from present import present
 from small_vit import CLASSES, PREPROCESS, TOKENS, WIDTH, small_vit
 
 from vitdeploy.artifacts import Golden, OnnxModel, write_onnx
@@ -18,7 +21,7 @@ from vitdeploy.sessions import SessionOptions
 RIDGE = 10.0
 
 
-def run(model, images, name=None):
+def run(model: ir.Model, images: NDArray[Any], name: str | None = None) -> NDArray[Any]:
     """Return the logits, or the tensor called ``name``."""
     if name is not None:
         model = model.clone()
@@ -30,10 +33,10 @@ def run(model, images, name=None):
     return result
 
 
-def digits(split):
+def digits(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return network inputs and labels of a split."""
     dataset = open_dataset(f"digits:{split}")
-    return normalize(load_pixels(dataset, PREPROCESS), PREPROCESS), dataset.labels
+    return normalize(load_pixels(dataset, PREPROCESS), PREPROCESS), present(dataset.labels)
 
 
 def readout_vit(depth: int = 2) -> ir.Model:
@@ -41,7 +44,7 @@ def readout_vit(depth: int = 2) -> ir.Model:
     model = ir.serde.deserialize_model(small_vit(depth=depth))
     pool = next(node for node in model.graph if node.op_type == "ReduceMean")
     head = next(node for node in model.graph if node.op_type == "Gemm")
-    tokens = pool.inputs[0]
+    tokens = present(pool.inputs[0])
     images, labels = digits("train")
     features = run(model, images, tokens.name).reshape(len(images), -1).astype(np.float64)
     features = np.concatenate([features, np.ones((len(features), 1))], axis=1)

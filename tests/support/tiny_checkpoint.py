@@ -1,15 +1,26 @@
 """A digits ViT of two blocks, small enough to be exported in a second."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from vitdeploy.artifacts import write_checkpoint
+from vitdeploy.artifacts import Checkpoint, write_checkpoint
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import Manifest, ModelSpec
 
-TINY = {"image_size": 8, "patch": 2, "channels": 1, "width": 32, "depth": 2, "heads": 2, "num_classes": 10}
+TINY: dict[str, Any] = {
+    "image_size": 8,
+    "patch": 2,
+    "channels": 1,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+    "num_classes": 10,
+}
 
 
-def write_tiny_checkpoint(path, seed=0, **changes):
+def write_tiny_checkpoint(path: Path, seed: int = 0, **changes: Any) -> Checkpoint:
     """Write a digits ViT whose every tensor is redrawn: at initialisation zero biases would hide mistakes."""
     from vitdeploy.models import create_model
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from vitdeploy.training.augment import Mixing, RandomAffine
 from vitdeploy.training.options import Augmentation
 
 GREY = Preprocess(size=(8, 8), channels=1, resize="none", mean=(0.3,), std=(0.4,))
-STILL = {"rotate_degrees": 0.0, "translate": 0.0, "scale": 0.0}
+STILL: dict[str, Any] = {"rotate_degrees": 0.0, "translate": 0.0, "scale": 0.0}
 
 
 def ramp(height: int = 8, width: int = 8) -> torch.Tensor:

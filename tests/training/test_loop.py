@@ -8,11 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from present import present
 from small_job import OPTIONS, Watched, digits, rows, run, small_job
 
 from vitdeploy.artifacts import read_checkpoint
@@ -227,7 +229,7 @@ def test_a_teacher_teaches(tmp_path, whole):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.one_hot(torch.full((len(x),), 3), 10).float()
 
-    preprocess = digits("train", 56).preprocess
+    preprocess = present(digits("train", 56).preprocess)
     options = replace(job.options, epochs=8, label_smoothing=0.0)
     run(replace(job, options=options, teacher=Teacher(Constant(), preprocess, preprocess)))
     assert rows(job.output)[-1]["loss"] < 0.3 < rows(whole.path)[-1]["loss"]
@@ -297,8 +299,9 @@ def test_an_image_that_cannot_be_read_keeps_the_state_and_resuming_goes_on(tmp_p
     data = Flaky(getattr(job, split), {5})
     name = re.escape(data.name(5))
     done = r"\d+ of 12" if split == "train" else "3 of 12"
+    faulty: dict[str, Any] = {split: data}
     with pytest.raises(DataError, match=rf"^image '{name}' is truncated; the state after {done} updates is kept: res"):
-        run(replace(job, **{split: data}))
+        run(replace(job, **faulty))
     assert state_path(job.output).exists()
     with pytest.raises(DataError, match=f"^image '{name}' is truncated"):
         run(small_job(job.output, options, resume=True, **{split: data}))

@@ -29,12 +29,18 @@ from vitdeploy.training.options import Augmentation, Distillation, Hardware, Tra
         (lambda: TrainOptions(batch=10, accumulate=4), "batch 10 does not divide by accumulate 4"),
         (lambda: TrainOptions(hardware=Hardware(workers=-1)), "workers is -1"),
         (lambda: TrainOptions(hardware=Hardware(threads=0)), "threads is 0"),
-        (lambda: TrainOptions(augmentation=Augmentation(kind="rand")), "augmentation.kind is 'rand', expected one of"),
+        (
+            lambda: TrainOptions(augmentation=Augmentation(kind="rand")),  # type: ignore[arg-type]
+            "augmentation.kind is 'rand', expected one of",
+        ),
         (lambda: TrainOptions(augmentation=Augmentation(flip=2)), "augmentation.flip is 2, expected 0 to 1"),
         (lambda: TrainOptions(augmentation=Augmentation(crop_area=(0.9, 0.1))), r"crop_area is \(0.9, 0.1\)"),
         (lambda: TrainOptions(distillation=Distillation("t", weight=2)), "distillation.weight is 2"),
         (lambda: TrainOptions(distillation=Distillation("t", temperature=0)), "distillation.temperature is 0"),
-        (lambda: TrainOptions(distillation=Distillation("t", kind="warm")), "distillation.kind is 'warm'"),
+        (
+            lambda: TrainOptions(distillation=Distillation("t", kind="warm")),  # type: ignore[arg-type]
+            "distillation.kind is 'warm'",
+        ),
     ],
 )
 def test_an_impossible_option_is_refused_by_name_and_value(make, message):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from present import present
 
 from vitdeploy.catalog import variant
 from vitdeploy.errors import RecipeError
@@ -13,7 +14,7 @@ from vitdeploy.training.recipe import read_training_recipe, recipe_names
 @pytest.mark.parametrize("name", ["deit", "deit_distilled", "swin", "t2t"])
 def test_published_recipes_name_a_catalogue_model_and_their_source(name):
     recipe = read_training_recipe(name)
-    assert variant(recipe.model).top1 is not None
+    assert variant(present(recipe.model)).top1 is not None
     assert "arXiv" in recipe.about
     assert recipe.options.epochs >= 300
     assert recipe.options.augmentation.mixup == 0.8

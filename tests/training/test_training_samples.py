@@ -204,7 +204,7 @@ def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(w
 @pytest.mark.usefixtures("streamed")
 def test_images_that_cannot_be_used_are_left_out_on_demand_and_named_once():
     """Their places go to other images of the same pass, each with its own label."""
-    notes = []
+    notes: list[str] = []
     broken = DataError("damaged")
     plan, samples = faulty({3: broken, 11: broken}, skip=True, note=notes.append)
     for (update, indices), passes in zip(plan.updates(0, 6), samples.updates(0, 6), strict=True):
@@ -232,7 +232,8 @@ def test_a_killed_worker_is_one_line_with_a_remedy():
     message = r"^a process that loads images ended \(DataLoader worker .*\), usually because memory ran out: lower ha"
     with pytest.raises((TrainingError, RuntimeError)) as raised:
         list(samples.updates(0, 2))
-    text = str(raised.value) if isinstance(raised.value, TrainingError) else worker_failure(raised.value)
+    error = raised.value
+    text = worker_failure(error) if isinstance(error, RuntimeError) else str(error)
     assert re.match(message, text)
     assert "\n" not in text
     assert not multiprocessing.active_children()

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, InstanceOf
+from pydantic import Field, InstanceOf, PlainValidator
 
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, DataSource, open_dataset, overlap_text
-from vitdeploy.datasets.base import DatasetBase
 from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, SeenDataWarning, UsageError, require_one_of, warn
 from vitdeploy.quantization.division import Division, divide, warn_of_few_images
@@ -28,6 +27,13 @@ if TYPE_CHECKING:
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 PRECISIONS: tuple[NodePrecision, ...] = ("fp16", "int8", "int8-weight-only", "fp8")
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "openvino")
+
+
+def _data_source(value: object) -> object:
+    """Pass what names images: an opened dataset of any class, a path or a text."""
+    if value is None or isinstance(value, str | Path) or hasattr(type(value), "sample_ids"):
+        return value
+    raise ValueError("expected a folder, a text such as 'digits:validation', or an opened dataset")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class QuantizeOptions:
     steps: Literal["auto"] | tuple[StepName, ...] = "auto"
     effort: Effort = "default"
     plan: PrecisionPlan | InstanceOf[Edits] | InstanceOf[OnnxModel] | Path | str | None = None
-    validation: InstanceOf[DatasetBase] | Path | str | None = None
+    validation: Annotated[DataSource | None, PlainValidator(_data_source)] = None
     samples: Count | None = None
     seed: int = 0
     min_sqnr_db: Finite | None = None

@@ -14,6 +14,7 @@ import gzip
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,15 @@ from vitdeploy.preprocess import DIGITS_PREPROCESS, normalize
 from vitdeploy.records import Manifest, ModelSpec
 from vitdeploy.stages.export import export
 
-COMMON = {"image_size": 8, "channels": 1, "width": 32, "depth": 2, "heads": 2, "init": "xavier", "num_classes": 10}
+COMMON: dict[str, Any] = {
+    "image_size": 8,
+    "channels": 1,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+    "init": "xavier",
+    "num_classes": 10,
+}
 PATCHES = {"patch": 2, "mlp_ratio": 4, "position_std": 0.2}
 ARGUMENTS = {
     "vit": {**COMMON, **PATCHES},
@@ -82,7 +91,7 @@ def train(model: nn.Module, epochs: int, *, pinned: bool) -> None:
             grid = F.affine_grid(theta, [len(chosen), 1, 8, 8], align_corners=False)
             moved = F.grid_sample(images[chosen], grid, align_corners=False, padding_mode="border")
             out = model(moved)
-            logits = sum(out) / len(out) if isinstance(out, tuple) else out
+            logits = torch.stack(out).mean(dim=0) if isinstance(out, tuple) else out
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()

@@ -89,6 +89,7 @@ def exported(
     program = torch.onnx.export(
         model, (x[:2],), dynamo=True, opset_version=20, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
     )
+    assert program is not None
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
