@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -16,10 +19,10 @@ THREE = "g (float[N, 5, 16] x, float[N, 5, 16] k, float[N, 5, 12] v) => (float[N
 MASK = np.random.default_rng(3).standard_normal((5, 5)).astype(np.float32)
 
 
-def both(text: str, shapes: dict[str, tuple[int, ...]], opset: int = 23, dtype: type = np.float32, **constants):
+def both(text: str, shapes: Mapping[str, tuple[int, ...]], opset: int = 23, dtype: type = np.float32, **constants):
     """Return what a graph gives before and after, and the operators after."""
     rng = np.random.default_rng(0)
-    feed = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    feed: dict[str, Any] = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
     before = run(parse(text, opset=opset, **constants), **feed)
     model = parse(text, opset=opset, **constants)
     LowerAttention()(model)

@@ -13,6 +13,7 @@ import pytest
 from notes import Notes
 from outliers import weight_outliers
 from PIL import Image
+from present import present
 from readout_vit import write_readout_vit
 from rich.console import Console
 from scripted_backend import ScriptedBackend, scripted
@@ -111,9 +112,9 @@ def test_the_front_is_what_none_beats_and_its_plans_replay_to_the_same_graph(
     made, _ = searched
     front = front_of(made.path)
     best = [one for one in front.candidates if one.on_front]
-    speeds = [one.speedup for one in best]
+    speeds = [present(one.speedup) for one in best]
     assert speeds == sorted(speeds, reverse=True)
-    noise = [one.logits_sqnr_db for one in best if one.precision == "int8"]
+    noise = [present(one.logits_sqnr_db) for one in best if one.precision == "int8"]
     assert noise == sorted(noise)
     (chosen,) = (one for one in front.candidates if one.name == front.chosen)
     replayed = run(
@@ -175,7 +176,7 @@ def test_too_few_images_say_how_many_are_needed_and_rank_by_the_error_of_the_log
     front = read_front(caught.value.front)
     assert not front.within_budget
     assert front.least_images == 3838
-    noise = [one.logits_sqnr_db for one in front.candidates if one.precision == "int8"]
+    noise = [present(one.logits_sqnr_db) for one in front.candidates if one.precision == "int8"]
     assert noise == sorted(noise, reverse=True)
     assert all(one.images_needed > IMAGES for one in front.candidates if one.images_needed is not None)
 

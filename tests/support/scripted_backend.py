@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy import backends
-from vitdeploy.artifacts import Artifact
+from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.null import NullBackend
 from vitdeploy.backends.onnxruntime import open_graph
 from vitdeploy.sessions import Feed, Scope, Session, SessionOptions
@@ -41,6 +41,7 @@ class ScriptedBackend(NullBackend):
         self.fails_after: int | None = None
 
     def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> Any:
+        assert isinstance(artifact, OnnxModel)
         model = artifact.load()
         self.opened += 1
         return ScriptedSession(open_graph(model, SessionOptions(threads=1, device="cpu")), self._cost(model), self)
