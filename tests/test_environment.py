@@ -4,6 +4,8 @@ import ctypes
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +14,14 @@ from vitdeploy.records import Environment
 
 
 @pytest.fixture
-def no_driver(monkeypatch):
-    def absent(name):
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
 
 
-def test_this_machine_is_described():
+def test_this_machine_is_described() -> None:
     here = environment.current()
     assert isinstance(here, Environment)
     assert here.python == sys.version.split()[0]
@@ -29,7 +31,7 @@ def test_this_machine_is_described():
     assert environment.current() is here
 
 
-def test_versions_are_those_of_the_metadata_and_nothing_is_imported():
+def test_versions_are_those_of_the_metadata_and_nothing_is_imported() -> None:
     found = environment.versions()
     assert found["numpy"] == importlib.metadata.version("numpy")
     assert found["onnxruntime"][0].isdigit()
@@ -41,15 +43,15 @@ def test_versions_are_those_of_the_metadata_and_nothing_is_imported():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_versions_cannot_be_changed_by_a_caller():
+def test_versions_cannot_be_changed_by_a_caller() -> None:
     environment.versions()["numpy"] = "0"
     assert environment.versions()["numpy"] != "0"
 
 
-def test_any_distribution_of_a_library_counts(monkeypatch):
+def test_any_distribution_of_a_library_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"onnxruntime-gpu": "1.20.1", "tensorrt-cu12": "10.3.0", "tensorrt-rtx-cu13": "1.7.1"}
 
-    def version(name):
+    def version(name: str) -> str | None:
         if name in installed:
             return installed[name]
         raise importlib.metadata.PackageNotFoundError(name)
@@ -79,7 +81,9 @@ def test_any_distribution_of_a_library_counts(monkeypatch):
         ("something else", None, None),
     ],
 )
-def test_jetpack_is_read_from_the_tegra_release(monkeypatch, tmp_path, text, l4t, jetpack):
+def test_jetpack_is_read_from_the_tegra_release(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, l4t: str | None, jetpack: str | None
+) -> None:
     release = tmp_path / "nv_tegra_release"
     if text:
         release.write_text(text + "\n")
@@ -90,7 +94,7 @@ def test_jetpack_is_read_from_the_tegra_release(monkeypatch, tmp_path, text, l4t
     assert environment.find_jetpack() == wanted
 
 
-def test_jetpack_package_is_more_exact_than_the_table(monkeypatch, tmp_path):
+def test_jetpack_package_is_more_exact_than_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.4, GCID: 1\n")
     monkeypatch.setattr(environment, "NV_TEGRA_RELEASE", release)
@@ -99,14 +103,16 @@ def test_jetpack_package_is_more_exact_than_the_table(monkeypatch, tmp_path):
     assert environment.find_jetpack() == "6.2.1 (L4T 36.4.4)"
 
 
-def test_power_mode_is_asked_of_nvpmodel(monkeypatch):
+def test_power_mode_is_asked_of_nvpmodel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_output", lambda command: "NV Power Mode: MAXN_SUPER\n2")
     assert environment.find_power_mode() == "MAXN_SUPER"
     monkeypatch.setattr(environment, "_output", lambda command: "")
     assert environment.find_power_mode() is None
 
 
-def test_gpu_is_asked_of_nvidia_smi_where_the_driver_library_is_absent(monkeypatch, no_driver):
+def test_gpu_is_asked_of_nvidia_smi_where_the_driver_library_is_absent(
+    monkeypatch: pytest.MonkeyPatch, no_driver: None
+) -> None:
     monkeypatch.setattr(
         environment, "_output", lambda command: "NVIDIA L4, 8.9, 23034, 580.65.06\nNVIDIA L4, 8.9, 1, 1"
     )
@@ -114,7 +120,7 @@ def test_gpu_is_asked_of_nvidia_smi_where_the_driver_library_is_absent(monkeypat
 
 
 @pytest.mark.parametrize("text", ["", "No devices were found", "Orin (nvgpu), [N/A], [N/A], N/A"])
-def test_answer_without_a_gpu_is_none(monkeypatch, no_driver, text):
+def test_answer_without_a_gpu_is_none(monkeypatch: pytest.MonkeyPatch, no_driver: None, text: str) -> None:
     monkeypatch.setattr(environment, "_output", lambda command: text)
     assert environment.find_gpu() is None
 
@@ -122,39 +128,39 @@ def test_answer_without_a_gpu_is_none(monkeypatch, no_driver, text):
 class Driver:
     """``libcuda`` with one GPU."""
 
-    def __init__(self, count=1, error=0):
+    def __init__(self, count: int = 1, error: int = 0) -> None:
         self.count, self.error = count, error
 
-    def cuInit(self, flags):
+    def cuInit(self, flags: int) -> int:
         return self.error
 
-    def cuDeviceGetCount(self, count):
+    def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = self.count
         return 0
 
-    def cuDeviceGet(self, device, index):
+    def cuDeviceGet(self, device: Any, index: int) -> int:
         assert index == 0
         device._obj.value = 0
         return 0
 
-    def cuDeviceGetName(self, name, size, device):
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
         name.value = b"Orin"
         return 0
 
-    def cuDeviceGetAttribute(self, value, attribute, device):
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         value._obj.value = {75: 8, 76: 7}[attribute]
         return 0
 
-    def cuDeviceTotalMem_v2(self, total, device):
+    def cuDeviceTotalMem_v2(self, total: Any, device: Any) -> int:
         total._obj.value = 8 << 30
         return 0
 
-    def cuDriverGetVersion(self, version):
+    def cuDriverGetVersion(self, version: Any) -> int:
         version._obj.value = 12060
         return 0
 
 
-def test_gpu_is_asked_of_the_driver_library_first(monkeypatch, tmp_path):
+def test_gpu_is_asked_of_the_driver_library_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:10:00 UTC 2025\n")
     monkeypatch.setattr(environment, "DRIVER_VERSION", version)
@@ -163,13 +169,13 @@ def test_gpu_is_asked_of_the_driver_library_first(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("driver", [Driver(count=0), Driver(error=100), object()])
-def test_driver_library_without_a_device_is_no_gpu(monkeypatch, driver):
+def test_driver_library_without_a_device_is_no_gpu(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     monkeypatch.setattr(environment, "_output", lambda command: "")
     assert environment.find_gpu() is None
 
 
-def test_container_limit_is_the_memory(monkeypatch):
+def test_container_limit_is_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     real = environment._read
     monkeypatch.setattr(environment, "_read", lambda path: "1073741824\n" if path.name == "memory.max" else real(path))
     assert environment.memory_bytes() == 1 << 30
@@ -177,7 +183,7 @@ def test_container_limit_is_the_memory(monkeypatch):
     assert (environment.memory_bytes() or 0) > 1 << 28
 
 
-def test_command_that_fails_or_is_absent_says_nothing():
+def test_command_that_fails_or_is_absent_says_nothing() -> None:
     assert environment._output(["no-such-command-anywhere"]) == ""
     assert environment._output([sys.executable, "-c", "print('half'); raise SystemExit(3)"]) == ""
     assert environment._output([sys.executable, "-c", "print('whole')"]) == "whole"

@@ -15,11 +15,11 @@ from vitdeploy import wording
         (None, "–"),
     ],
 )
-def test_milliseconds(value, text):
+def test_milliseconds(value: float | None, text: str) -> None:
     assert wording.ms_text(value) == text
 
 
-def test_differences_have_their_sign_and_zero_has_none():
+def test_differences_have_their_sign_and_zero_has_none() -> None:
     assert [wording.points_text(value) for value in (0.224, -1.1, 0.0, -0.001, None)] == [
         "+0.22",
         "−1.10",
@@ -30,7 +30,7 @@ def test_differences_have_their_sign_and_zero_has_none():
     assert wording.points_range_text((-0.5, 0.25)) == "−0.50 to +0.25"
 
 
-def test_what_was_not_measured_is_a_dash_and_identical_logits_are_exact():
+def test_what_was_not_measured_is_a_dash_and_identical_logits_are_exact() -> None:
     assert wording.percent_text(None) == wording.ratio_text(None) == wording.decibel_text(None, None) == "–"
     assert wording.decibel_text(None, True) == "exact"
     assert wording.decibel_text(42.123, False) == "42.1 dB"

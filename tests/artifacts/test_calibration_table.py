@@ -56,7 +56,7 @@ def table(tmp_path: Path) -> CalibrationTable:
     return write_calibration_table(tmp_path / "vit.calib.json", RANGES, manifest)
 
 
-def test_a_table_is_read_as_it_was_written(table):
+def test_a_table_is_read_as_it_was_written(table: CalibrationTable) -> None:
     again = read_calibration_table(table.path)
     assert again.manifest == table.manifest
     assert set(again.ranges) == set(RANGES)
@@ -68,16 +68,16 @@ def test_a_table_is_read_as_it_was_written(table):
             assert getattr(found, array).dtype == getattr(wrote, array).dtype
 
 
-def test_arrays_lie_beside_the_json_under_its_name(table):
+def test_arrays_lie_beside_the_json_under_its_name(table: CalibrationTable) -> None:
     assert arrays_of(table.path).name == arrays_of(Path("vit.json")).name == "vit.calib.safetensors"
     assert sorted(path.name for path in table.path.parent.iterdir()) == ["vit.calib.json", "vit.calib.safetensors"]
 
 
-def test_open_artifact_tells_it_by_its_content(table):
+def test_open_artifact_tells_it_by_its_content(table: CalibrationTable) -> None:
     assert isinstance(open_artifact(table.path), CalibrationTable)
 
 
-def test_a_table_is_told_from_a_dataset(table, tmp_path: Path):
+def test_a_table_is_told_from_a_dataset(table: CalibrationTable, tmp_path: Path) -> None:
     assert is_calibration_table(table.path)
     assert not is_calibration_table(tmp_path)
     assert not is_calibration_table(Path("digits"))
@@ -85,7 +85,7 @@ def test_a_table_is_told_from_a_dataset(table, tmp_path: Path):
 
 
 @pytest.mark.parametrize("bit", [3, 200, 1501])
-def test_a_flipped_bit_in_the_json_is_refused(table, bit):
+def test_a_flipped_bit_in_the_json_is_refused(table: CalibrationTable, bit: int) -> None:
     data = bytearray(table.path.read_bytes())
     data[bit % len(data)] ^= 1
     table.path.write_bytes(data)
@@ -93,7 +93,7 @@ def test_a_flipped_bit_in_the_json_is_refused(table, bit):
         read_calibration_table(table.path)
 
 
-def test_a_range_that_was_edited_is_refused(table):
+def test_a_range_that_was_edited_is_refused(table: CalibrationTable) -> None:
     body = json.loads(table.path.read_text())
     body["tensors"]["zeros"]["hi"] = 1.0
     table.path.write_text(json.dumps(body))
@@ -101,7 +101,7 @@ def test_a_range_that_was_edited_is_refused(table):
         read_calibration_table(table.path)
 
 
-def test_flipped_bits_in_the_arrays_are_refused(table):
+def test_flipped_bits_in_the_arrays_are_refused(table: CalibrationTable) -> None:
     path = arrays_of(table.path)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -110,7 +110,7 @@ def test_flipped_bits_in_the_arrays_are_refused(table):
         read_calibration_table(table.path)
 
 
-def test_missing_and_truncated_arrays_are_refused_by_name(table):
+def test_missing_and_truncated_arrays_are_refused_by_name(table: CalibrationTable) -> None:
     path = arrays_of(table.path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ArtifactError, match=r"vit\.calib\.safetensors' is not a safetensors file, or is damaged"):
@@ -121,14 +121,14 @@ def test_missing_and_truncated_arrays_are_refused_by_name(table):
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"manifest": {}, "tensors": {}}'])
-def test_another_file_is_refused(tmp_path: Path, text):
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.calib.json"
     path.write_text(text)
     with pytest.raises(ArtifactError, match=r"x\.calib\.json"):
         read_calibration_table(path)
 
 
-def test_it_serves_its_own_graph_and_preprocessing_only(table):
+def test_it_serves_its_own_graph_and_preprocessing_only(table: CalibrationTable) -> None:
     table.require_fit("d" * 64, PREPROCESS)
     with pytest.raises(CalibrationError, match="made for another graph"):
         table.require_fit("e" * 64, PREPROCESS)

@@ -29,13 +29,15 @@ def _claiming(checkpoint: Checkpoint, path: Path, **arguments: Any) -> Path:
         ({"image_size": (10**8, 224)}, "image_size=100000000"),
     ],
 )
-def test_a_claim_beyond_the_tensors_is_refused(tiny_checkpoint, tmp_path, arguments, claim) -> None:
+def test_a_claim_beyond_the_tensors_is_refused(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, arguments: dict[str, Any], claim: str
+) -> None:
     path = _claiming(tiny_checkpoint, tmp_path / "x.safetensors", **arguments)
     for look in (read_checkpoint, inspect):
         with pytest.raises(ArtifactError, match=f"states a model with {claim} and holds .* tensors"):
             look(path)
 
 
-def test_what_may_be_true_is_read(tiny_checkpoint, tmp_path) -> None:
+def test_what_may_be_true_is_read(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = _claiming(tiny_checkpoint, tmp_path / "x.safetensors", depth=24, image_size=1024, drop_path=0.5)
     assert read_checkpoint(path).manifest.model.arguments["depth"] == 24

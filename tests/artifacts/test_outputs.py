@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,11 @@ def test_a_file_in_a_folder_that_a_run_holds_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_being_trained_is_refused_and_its_lock_vanishes(tmp_path: Path) -> None:
     output = tmp_path / "vit.safetensors"
     process = holder("hold_file", output)
-    for attempt in (lambda: refuse_unwritable(output, "a checkpoint"), lambda: hold_file(output).__enter__()):
+    attempts: list[Callable[[], object]] = [
+        lambda: refuse_unwritable(output, "a checkpoint"),
+        lambda: hold_file(output).__enter__(),
+    ]
+    for attempt in attempts:
         with pytest.raises(ArtifactError, match=rf"at work on .*process {process.pid}"):
             attempt()
     refuse_unwritable(tmp_path / "other.safetensors", "a checkpoint")

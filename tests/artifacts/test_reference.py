@@ -1,15 +1,20 @@
 """Stored logits: found by graph, given by sample, refused when damaged."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 from present import present
 
+from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.artifacts.reference import find_reference, load_reference, read_reference, reference_path
 from vitdeploy.datasets import open_dataset
 from vitdeploy.errors import ArtifactError
 
 
-def test_rows_come_by_sample_in_any_order(tiny_onnx):
+def test_rows_come_by_sample_in_any_order(tiny_onnx: OnnxModel) -> None:
     reference = load_reference(tiny_onnx)
     dataset = open_dataset("digits:test")
     assert reference.info.data_sha256 == dataset.digest
@@ -20,12 +25,12 @@ def test_rows_come_by_sample_in_any_order(tiny_onnx):
 
 
 @pytest.mark.torch
-def test_they_are_pytorchs_logits(tiny_onnx, tiny_checkpoint):
+def test_they_are_pytorchs_logits(tiny_onnx: OnnxModel, tiny_checkpoint: Checkpoint) -> None:
     from vitdeploy.backends import get_backend
     from vitdeploy.datasets import load_pixels
     from vitdeploy.preprocess import normalize
 
-    dataset, spec = open_dataset("digits:test"), tiny_onnx.manifest.preprocess
+    dataset, spec = open_dataset("digits:test"), present(tiny_onnx.manifest.preprocess)
     images = normalize(load_pixels(dataset, spec), spec)
     with get_backend("pytorch").open(tiny_checkpoint) as session:
         expected = session.run({"input": images})["logits"]
@@ -34,7 +39,7 @@ def test_they_are_pytorchs_logits(tiny_onnx, tiny_checkpoint):
     )
 
 
-def test_logits_of_another_graph_are_not_taken(tmp_path, tiny_onnx):
+def test_logits_of_another_graph_are_not_taken(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     source = reference_path(tiny_onnx.path)
     (tmp_path / source.name).write_bytes(source.read_bytes())
     assert find_reference(tmp_path, {tiny_onnx.digest}).path == tmp_path / source.name
@@ -42,7 +47,7 @@ def test_logits_of_another_graph_are_not_taken(tmp_path, tiny_onnx):
     assert find_reference(tmp_path / "..", {tiny_onnx.digest}) is None
 
 
-def test_a_damaged_file_is_refused(tmp_path, tiny_onnx):
+def test_a_damaged_file_is_refused(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     data = bytearray(reference_path(tiny_onnx.path).read_bytes())
     data[-5] ^= 1
     path = tmp_path / "x.reference.safetensors"
@@ -53,7 +58,7 @@ def test_a_damaged_file_is_refused(tmp_path, tiny_onnx):
         read_reference(tiny_onnx.path.with_name("tiny.safetensors"))
 
 
-def test_an_onnx_file_that_is_a_pipe_or_larger_than_protobuf_is_refused_at_once(tmp_path):
+def test_an_onnx_file_that_is_a_pipe_or_larger_than_protobuf_is_refused_at_once(tmp_path: Path) -> None:
     import os
 
     from vitdeploy.artifacts import load_ir

@@ -2,26 +2,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vitdeploy.artifacts import OnnxModel
 from vitdeploy.backends import get_backend, names
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.sessions import BuildTarget
 
 
-def test_every_backend_is_known_by_its_name():
+def test_every_backend_is_known_by_its_name() -> None:
     for name in names():
         assert get_backend(name).name == name
         assert get_backend(name) is get_backend(name)
 
 
-def test_unknown_backend_lists_the_known_ones():
+def test_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="no backend 'tvm', expected one of pytorch, onnxruntime, tensorrt"):
         get_backend("tvm")
 
 
-def test_available_backends_tell_their_version():
+def test_available_backends_tell_their_version() -> None:
     for name in names():
         backend = get_backend(name)
         reason = backend.unavailable()
@@ -55,11 +57,11 @@ assert finding.status == "missing" and finding.remedy == "pip install 'vitdeploy
 """
 
 
-def test_without_torch_all_else_works_and_pytorch_names_its_package():
+def test_without_torch_all_else_works_and_pytorch_names_its_package() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=120)
 
 
-def test_listing_backends_loads_no_runtime():
+def test_listing_backends_loads_no_runtime() -> None:
     script = (
         "import sys, vitdeploy.backends as b; b.names(); "
         "[b.get_backend(n) for n in b.names() if n != 'pytorch']; "
@@ -69,7 +71,7 @@ def test_listing_backends_loads_no_runtime():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
-def test_absent_backend_cannot_build(monkeypatch, model, engine_path):
+def test_absent_backend_cannot_build(monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"pip install 'vitdeploy\[tensorrt\]'"):
         get_backend("tensorrt").build(model, engine_path, BuildTarget())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -13,7 +15,7 @@ from machine import be, fake_gpu, machine
 from small_vit import images, write_small_vit
 
 from vitdeploy import environment
-from vitdeploy.artifacts import read_engine
+from vitdeploy.artifacts import OnnxModel, read_engine
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
 from vitdeploy.errors import BackendError, BuildError
@@ -24,16 +26,18 @@ COMPATIBLE = BuildTarget(version_compatible=True)
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch: pytest.MonkeyPatch):
     return fake_gpu(monkeypatch, "11.4")
 
 
 @pytest.fixture
-def engine(gpu, model, engine_path):
+def engine(gpu, model: OnnxModel, engine_path: Path):
     return get_backend("tensorrt").build(model, engine_path, ANY_BATCH)
 
 
-def test_launch_that_cannot_be_recorded_is_launched_kernel_by_kernel_and_said(gpu, engine, expected):
+def test_launch_that_cannot_be_recorded_is_launched_kernel_by_kernel_and_said(
+    gpu, engine, expected: Callable[[Any], Any]
+) -> None:
     gpu.trt.record.fault = "no-capture"
     with get_backend("tensorrt").open(engine) as session:
         for seed in range(3):
@@ -45,7 +49,7 @@ def test_launch_that_cannot_be_recorded_is_launched_kernel_by_kernel_and_said(gp
     assert not gpu.cuda.alive
 
 
-def test_after_a_sticky_error_the_first_cause_is_named_and_later_rows_say_the_same(gpu, engine):
+def test_after_a_sticky_error_the_first_cause_is_named_and_later_rows_say_the_same(gpu, engine) -> None:
     backend = get_backend("tensorrt")
     with backend.open(engine) as session:
         gpu.trt.record.fault = "illegal"
@@ -59,7 +63,7 @@ def test_after_a_sticky_error_the_first_cause_is_named_and_later_rows_say_the_sa
     assert gpu.cuda.calls.count("cudaFree") > 1, "everything is given back, as far as that goes"
 
 
-def test_one_session_does_not_report_the_error_of_another(gpu, engine):
+def test_one_session_does_not_report_the_error_of_another(gpu, engine) -> None:
     backend = get_backend("tensorrt")
     gpu.trt.record.fault = "fail"
     with backend.open(engine) as first, pytest.raises(BackendError, match="it gave up"):
@@ -69,7 +73,7 @@ def test_one_session_does_not_report_the_error_of_another(gpu, engine):
         backend.open(engine)
 
 
-def test_warnings_of_the_library_are_notes_of_the_session(gpu, engine):
+def test_warnings_of_the_library_are_notes_of_the_session(gpu, engine) -> None:
     gpu.trt.record.warnings = ("Using an engine plan file across different models of devices is not recommended",)
     with get_backend("tensorrt").open(engine) as session:
         assert session.notes == gpu.trt.record.warnings
@@ -77,7 +81,9 @@ def test_warnings_of_the_library_are_notes_of_the_session(gpu, engine):
 
 @pytest.mark.parametrize("start", ["nullptr", "error35"])
 @pytest.mark.parametrize("release", ["10.3", "11.4", "rtx"])
-def test_library_that_does_not_start_is_one_line(monkeypatch, model, engine_path, start, release):
+def test_library_that_does_not_start_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, start: str, release: str
+) -> None:
     gpu = fake_gpu(monkeypatch, release)
     gpu.trt.record.start = start
     backend = get_backend("tensorrt-rtx" if release == "rtx" else "tensorrt")
@@ -86,7 +92,7 @@ def test_library_that_does_not_start_is_one_line(monkeypatch, model, engine_path
     assert not engine_path.exists()
 
 
-def test_driver_that_is_too_old_for_cuda_python_names_its_package(monkeypatch):
+def test_driver_that_is_too_old_for_cuda_python_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = fake_gpu(monkeypatch, "10.16", cuda="12.4")
     gpu.cuda.driver_error = fake_cuda.INSUFFICIENT_DRIVER
     reason = get_backend("tensorrt").can_run() or ""
@@ -94,7 +100,7 @@ def test_driver_that_is_too_old_for_cuda_python_names_its_package(monkeypatch):
     assert reason.endswith("pip install 'vitdeploy[cuda12]'")
 
 
-def test_library_of_another_cuda_than_the_drivers_is_named(monkeypatch):
+def test_library_of_another_cuda_than_the_drivers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "11.4", cuda="12.8")
     monkeypatch.setattr(environment, "cuda_of", lambda library: "13")
     reason = get_backend("tensorrt").can_run() or ""
@@ -102,7 +108,9 @@ def test_library_of_another_cuda_than_the_drivers_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("told", ["", "no JSON", '{"Layers": null}', '{"Layers": []}', json.dumps({"Layers": ["a"]})])
-def test_inspector_that_is_not_understood_leaves_a_check_unmade_and_the_engine_written(gpu, model, engine_path, told):
+def test_inspector_that_is_not_understood_leaves_a_check_unmade_and_the_engine_written(
+    gpu, model: OnnxModel, engine_path: Path, told
+) -> None:
     gpu.trt.record.inspector = told
     engine = get_backend("tensorrt").build(model, engine_path, BuildTarget())
     checks = {check.name: check.status for check in read_engine(engine.path).manifest.checks}
@@ -110,14 +118,16 @@ def test_inspector_that_is_not_understood_leaves_a_check_unmade_and_the_engine_w
     assert checks["layer precision"] in ("unchecked", "passed")
 
 
-def test_memory_that_is_short_after_a_build_keeps_the_engine(gpu, model, engine_path):
+def test_memory_that_is_short_after_a_build_keeps_the_engine(gpu, model: OnnxModel, engine_path: Path) -> None:
     gpu.trt.record.fault = "no-memory"
     engine = get_backend("tensorrt").build(model, engine_path, BuildTarget())
     assert {check.status for check in engine.manifest.checks} == {"unchecked"}
     assert "no memory" in engine.manifest.checks[0].detail
 
 
-def test_engine_of_another_machine_is_checked_at_its_first_open_and_not_again(monkeypatch, model, engine_path):
+def test_engine_of_another_machine_is_checked_at_its_first_open_and_not_again(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     gpu = fake_gpu(monkeypatch, "rtx")
     be(monkeypatch, machine(None), tensorrt_rtx=gpu.trt.__version__)
     backend = get_backend("tensorrt-rtx")
@@ -135,7 +145,9 @@ def test_engine_of_another_machine_is_checked_at_its_first_open_and_not_again(mo
         assert gpu.cuda.clock == before, "what was found is kept"
 
 
-def test_one_engine_has_a_profile_for_each_batch_size(gpu, model, engine_path, expected):
+def test_one_engine_has_a_profile_for_each_batch_size(
+    gpu, model: OnnxModel, engine_path: Path, expected: Callable[[Any], Any]
+) -> None:
     target = BuildTarget(batch=((1, 1, 1), (4, 4, 4)))
     engine = get_backend("tensorrt").build(model, engine_path, target)
     assert engine.manifest.build is not None
@@ -149,7 +161,7 @@ def test_one_engine_has_a_profile_for_each_batch_size(gpu, model, engine_path, e
             session.run({"input": images(2)})
 
 
-def test_several_contexts_work_at_once(gpu, engine):
+def test_several_contexts_work_at_once(gpu, engine) -> None:
     with get_backend("tensorrt").open(engine) as opened:
         session: Any = opened
         assert session.throughput({"input": images(2)}, streams=3, seconds=0.02) > 0
@@ -157,7 +169,7 @@ def test_several_contexts_work_at_once(gpu, engine):
     assert not gpu.cuda.alive
 
 
-def test_timings_of_kernels_are_kept_and_a_damaged_file_is_left_out(gpu, model, tmp_path):
+def test_timings_of_kernels_are_kept_and_a_damaged_file_is_left_out(gpu, model: OnnxModel, tmp_path: Path) -> None:
     cache = tmp_path / "timing.bin"
     target = BuildTarget(timing_cache=cache)
     get_backend("tensorrt").build(model, tmp_path / "a.engine", target)
@@ -169,7 +181,9 @@ def test_timings_of_kernels_are_kept_and_a_damaged_file_is_left_out(gpu, model, 
     assert cache.read_bytes() == kept
 
 
-def test_compatible_engine_has_no_host_code_and_runs_under_the_lean_runtime(monkeypatch, model, engine_path, expected):
+def test_compatible_engine_has_no_host_code_and_runs_under_the_lean_runtime(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, expected: Callable[[Any], Any]
+) -> None:
     gpu = fake_gpu(monkeypatch, "11.4", version="11.2.1")
     engine = get_backend("tensorrt").build(model, engine_path, COMPATIBLE)
     assert {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"} <= set(gpu.trt.record.set)
@@ -183,7 +197,14 @@ def test_compatible_engine_has_no_host_code_and_runs_under_the_lean_runtime(monk
     ("built", "installed", "message"),
     [("11.6.0", "11.4.0", "which is older"), ("10.9.0", "11.4.0", None), ("9.3.0", "10.3.0", "which is older")],
 )
-def test_lean_runtime_takes_the_same_or_an_older_release(monkeypatch, model, engine_path, built, installed, message):
+def test_lean_runtime_takes_the_same_or_an_older_release(
+    monkeypatch: pytest.MonkeyPatch,
+    model: OnnxModel,
+    engine_path: Path,
+    built: str,
+    installed: str,
+    message: str | None,
+) -> None:
     fake_gpu(monkeypatch, "11.4", version=built if built != "9.3.0" else "10.9.0")
     engine = get_backend("tensorrt").build(model, engine_path, COMPATIBLE)
     assert engine.manifest.build is not None
@@ -196,7 +217,9 @@ def test_lean_runtime_takes_the_same_or_an_older_release(monkeypatch, model, eng
     assert "without --version-compatible" in (lean.version_mismatch(plain) or "")
 
 
-def test_compatible_engine_of_another_version_needs_that_versions_lean_runtime(monkeypatch, model, engine_path):
+def test_compatible_engine_of_another_version_needs_that_versions_lean_runtime(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     fake_gpu(monkeypatch, "11.4", version="11.2.1")
     engine = get_backend("tensorrt").build(model, engine_path, COMPATIBLE)
     fake_gpu(monkeypatch, "11.4", version="11.4.0")
@@ -204,7 +227,9 @@ def test_compatible_engine_of_another_version_needs_that_versions_lean_runtime(m
         get_backend("tensorrt").open(engine)
 
 
-def test_stripped_engine_takes_its_weights_from_the_model_beside_it(gpu, tmp_path, expected):
+def test_stripped_engine_takes_its_weights_from_the_model_beside_it(
+    gpu, tmp_path: Path, expected: Callable[[Any], Any]
+) -> None:
     model = write_small_vit(tmp_path / "vit.onnx")
     engine = get_backend("tensorrt").build(model, tmp_path / "vit.engine", BuildTarget(strip=True))
     with get_backend("tensorrt").open(engine) as session:
@@ -224,8 +249,14 @@ def test_stripped_engine_takes_its_weights_from_the_model_beside_it(gpu, tmp_pat
     ],
 )
 def test_accelerator_is_used_where_the_board_has_one(
-    monkeypatch, model, engine_path, capability, cores, version, message
-):
+    monkeypatch: pytest.MonkeyPatch,
+    model: OnnxModel,
+    engine_path: Path,
+    capability: str,
+    cores: int,
+    version: str | None,
+    message: str | None,
+) -> None:
     gpu = fake_gpu(monkeypatch, "10.16", capability, version=version)
     gpu.trt.record.dla_cores = cores
     backend, target = get_backend("tensorrt"), BuildTarget(dla_core=1)
@@ -240,7 +271,9 @@ def test_accelerator_is_used_where_the_board_has_one(
         backend.build(model, engine_path, replace(target, dla_core=5))
 
 
-def test_rtx_records_by_itself_and_keeps_what_it_compiled(monkeypatch, model, engine_path):
+def test_rtx_records_by_itself_and_keeps_what_it_compiled(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     gpu = fake_gpu(monkeypatch, "rtx")
     backend = get_backend("tensorrt-rtx")
     engine = backend.build(model, engine_path, BuildTarget())
@@ -254,7 +287,9 @@ def test_rtx_records_by_itself_and_keeps_what_it_compiled(monkeypatch, model, en
         assert gpu.trt.record.kernels_compiled == compiled + 1
 
 
-def test_plan_that_rtx_calls_invalid_is_refused_with_its_reasons(monkeypatch, model, engine_path):
+def test_plan_that_rtx_calls_invalid_is_refused_with_its_reasons(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     gpu = fake_gpu(monkeypatch, "rtx")
     engine = get_backend("tensorrt-rtx").build(model, engine_path, BuildTarget())
     gpu.trt.record.validity, gpu.trt.record.diagnostics = "INVALID", 2 | 4
@@ -262,7 +297,7 @@ def test_plan_that_rtx_calls_invalid_is_refused_with_its_reasons(monkeypatch, mo
         get_backend("tensorrt-rtx").open(engine)
 
 
-def test_hopper_is_no_gpu_of_tensorrt_rtx(monkeypatch, model, engine_path):
+def test_hopper_is_no_gpu_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path) -> None:
     fake_gpu(monkeypatch, "rtx", "9.0")
     with pytest.raises(BuildError, match=r"does not serve this GPU \(compute capability '9.0'"):
         get_backend("tensorrt-rtx").build(model, engine_path, BuildTarget())

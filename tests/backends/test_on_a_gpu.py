@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from conformance import SessionConformance
 from small_vit import write_small_vit
 
 from vitdeploy import environment
-from vitdeploy.artifacts import read_engine
+from vitdeploy.artifacts import OnnxModel, read_engine
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import BuildError
+from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +21,7 @@ ANY_BATCH = BuildTarget(batch=(1, 2, 8))
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def builder(request):
+def builder(request: pytest.FixtureRequest):
     backend: Any = get_backend(request.param)
     reason = backend.can_run()
     if reason is not None:
@@ -36,14 +38,14 @@ class TestEngineOnAGpu(SessionConformance):
     tolerance = 1e-3  # another order of summation; TF32 is off
 
     @pytest.fixture(params=[False, True], ids=["launch", "cuda-graph"])
-    def session(self, request, builder, model, engine_path):
+    def session(self, request: pytest.FixtureRequest, builder, model: OnnxModel, engine_path: Path):
         engine = builder.build(model, engine_path, ANY_BATCH)
         with builder.open(engine, SessionOptions(cuda_graph=request.param)) as session:
             yield session
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_engine_passes_its_own_checks(builder, tmp_path, precision):
+def test_engine_passes_its_own_checks(builder, tmp_path: Path, precision: Precision) -> None:
     model = write_small_vit(tmp_path / "vit.onnx", precision)
     engine = read_engine(builder.build(model, tmp_path / "vit.engine", BuildTarget()).path)
     checks = {check.name: check.status for check in engine.manifest.checks}
@@ -58,7 +60,7 @@ class TestOnnxRuntimeOnAGpu(SessionConformance):
     tolerance = 1e-3
 
     @pytest.fixture
-    def session(self, model):
+    def session(self, model: OnnxModel):
         if environment.current().gpu is None:
             pytest.skip("there is no NVIDIA GPU here")
         import onnxruntime

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conformance import SessionConformance
 from small_vit import images, write_small_vit
 
-from vitdeploy.artifacts import Checkpoint
+from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.sessions import BuildTarget, SessionOptions
@@ -15,17 +17,17 @@ BACKEND = get_backend("openvino")
 
 class TestOpenVINOSession(SessionConformance):
     @pytest.fixture
-    def session(self, model):
+    def session(self, model: OnnxModel):
         with BACKEND.open(model, SessionOptions(threads=1)) as session:
             yield session
 
 
-def test_int8_graph_runs(tmp_path):
+def test_int8_graph_runs(tmp_path: Path) -> None:
     with BACKEND.open(write_small_vit(tmp_path / "vit.onnx", "int8")) as session:
         assert session.run({"input": images(2)})["logits"].shape == (2, 10)
 
 
-def test_graph_that_openvino_refuses_is_one_line(tmp_path, model):
+def test_graph_that_openvino_refuses_is_one_line(tmp_path: Path, model: OnnxModel) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(model.path.read_bytes()[:200])
     broken = type(model)(path, model.manifest)
@@ -34,7 +36,7 @@ def test_graph_that_openvino_refuses_is_one_line(tmp_path, model):
     assert "\n" not in str(caught.value)
 
 
-def test_what_it_does_not_do_is_refused(model, engine_path):
+def test_what_it_does_not_do_is_refused(model: OnnxModel, engine_path: Path) -> None:
     with pytest.raises(BackendError, match="runs on the CPU here, got 'cuda'"):
         BACKEND.open(model, SessionOptions(device="cuda"))
     with pytest.raises(BackendError, match="runs on the CPU here, got 'npu'"):
@@ -45,7 +47,7 @@ def test_what_it_does_not_do_is_refused(model, engine_path):
         BACKEND.build(model, engine_path, BuildTarget())
 
 
-def test_missing_package_names_the_command(monkeypatch, model):
+def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch, model: OnnxModel) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "openvino", None)

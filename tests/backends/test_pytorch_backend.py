@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from vitdeploy.artifacts import OnnxModel
 
 pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
 
@@ -44,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoint):
+def expected(checkpoint: Checkpoint):
     module = create_model("vit", **ARGUMENTS).eval()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors().items()})
 
@@ -57,7 +60,7 @@ def expected(checkpoint):
 
 class TestEagerSession(SessionConformance):
     @pytest.fixture
-    def session(self, checkpoint):
+    def session(self, checkpoint: Checkpoint):
         with get_backend("pytorch").open(checkpoint, SessionOptions(threads=1)) as session:
             yield session
 
@@ -68,16 +71,16 @@ class TestEagerSessionOnAGpu(SessionConformance):
     tolerance = 1e-3  # another order of summation; TF32 is off
 
     @pytest.fixture
-    def session(self, checkpoint):
+    def session(self, checkpoint: Checkpoint):
         with get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda")) as session:
             yield session
 
 
-def test_compiled_session_gives_the_logits_of_the_eager_one(monkeypatch):
+def test_compiled_session_gives_the_logits_of_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is captured for real and run eagerly: compiling its kernels takes twenty seconds and is torch's own."""
     real, asked = torch.compile, []
 
-    def capture(module, **arguments):
+    def capture(module, **arguments: Any):
         asked.append(arguments)
         return real(module, backend="eager", **arguments)
 
@@ -93,14 +96,14 @@ def test_compiled_session_gives_the_logits_of_the_eager_one(monkeypatch):
     assert asked == [{"dynamic": False}]
 
 
-def test_module_is_put_into_evaluation_mode():
+def test_module_is_put_into_evaluation_mode() -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(64, 10)).train()
     with open_module(module, (None, 1, 8, 8), 10) as session:
         first, second = (session.run({"input": images(2)})["logits"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_threads_hold_only_while_the_session_runs(checkpoint):
+def test_threads_hold_only_while_the_session_runs(checkpoint: Checkpoint) -> None:
     before = torch.get_num_threads()
     seen = []
 
@@ -116,7 +119,7 @@ def test_threads_hold_only_while_the_session_runs(checkpoint):
     assert torch.get_num_threads() == before
 
 
-def test_weights_that_do_not_fit_are_one_line(checkpoint, tmp_path):
+def test_weights_that_do_not_fit_are_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
     tensors = checkpoint.tensors()
     tensors["surplus"] = np.zeros(3, np.float32)
     other = write_checkpoint(tmp_path / "vit.safetensors", tensors, checkpoint.manifest)
@@ -125,9 +128,9 @@ def test_weights_that_do_not_fit_are_one_line(checkpoint, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_failure_inside_the_module_is_one_line():
+def test_failure_inside_the_module_is_one_line() -> None:
     class Failing(torch.nn.Module):
-        def forward(self, batch):
+        def forward(self, batch) -> None:
             raise RuntimeError("out of memory\nTraceback of the kernel")
 
     with (
@@ -137,7 +140,7 @@ def test_failure_inside_the_module_is_one_line():
         session.run({"input": images(1)})
 
 
-def test_what_it_does_not_do_is_refused(checkpoint, model, engine_path):
+def test_what_it_does_not_do_is_refused(checkpoint: Checkpoint, model: OnnxModel, engine_path: Path) -> None:
     backend = get_backend("pytorch")
     with pytest.raises(BackendError, match="no provider 'jit', expected one of eager, compile"):
         backend.open(checkpoint, SessionOptions(provider="jit"))
@@ -148,12 +151,12 @@ def test_what_it_does_not_do_is_refused(checkpoint, model, engine_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_absent_gpu_is_named(checkpoint):
+def test_absent_gpu_is_named(checkpoint: Checkpoint) -> None:
     with pytest.raises(BackendError, match="torch sees no CUDA device"):
         get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda"))
 
 
-def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsewhere():
+def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsewhere() -> None:
     """The CPU row of a bench shares its module with the GPU row; device ``meta`` stands for the GPU."""
     module = torch.nn.Linear(4, 2)
     weight = module.weight
@@ -166,7 +169,9 @@ def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsew
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_set_and_put_back_also_where_a_program_used_the_new_settings(monkeypatch, allowed):
+def test_tf32_is_set_and_put_back_also_where_a_program_used_the_new_settings(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
     settings: Any = torch.backends
     matmul, conv = settings.cuda.matmul, settings.cudnn.conv
     before = matmul.fp32_precision, conv.fp32_precision
@@ -180,7 +185,7 @@ def test_tf32_is_set_and_put_back_also_where_a_program_used_the_new_settings(mon
         matmul.fp32_precision, conv.fp32_precision = before
 
 
-def test_autocast_computes_in_half_and_answers_in_fp32():
+def test_autocast_computes_in_half_and_answers_in_fp32() -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     images_ = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
     options = SessionOptions(device="cpu", provider="autocast-bf16")

@@ -109,7 +109,7 @@ def used(*files: str) -> list[tuple[str, int, str]]:
 SHARED_FILES = tuple(f"tensorrt_{part}.py" for part in SHARED)
 
 
-def test_enough_names_are_found_for_the_test_to_mean_something():
+def test_enough_names_are_found_for_the_test_to_mean_something() -> None:
     names = {name for _, _, name in used(*SHARED_FILES, "tensorrt.py", "tensorrt_rtx.py")}
     expected = {
         "Builder.build_serialized_network",
@@ -139,7 +139,7 @@ def test_enough_names_are_found_for_the_test_to_mean_something():
     assert len(names) > 70
 
 
-def test_names_of_one_release_only_are_caught(tmp_path):
+def test_names_of_one_release_only_are_caught(tmp_path: Path) -> None:
     source = tmp_path / "tensorrt_sample.py"
     source.write_text(
         "def build(request, trt, config):\n"
@@ -164,24 +164,24 @@ def test_names_of_one_release_only_are_caught(tmp_path):
 
 
 @pytest.mark.parametrize("release", [*releases(), "rtx"])
-def test_shared_code_uses_only_names_that_every_release_has(release):
+def test_shared_code_uses_only_names_that_every_release_has(release: str) -> None:
     known = api_names(release)
     missing = [(file, line, name) for file, line, name in used(*SHARED_FILES) if not base_known(name, known)]
     assert missing == []
 
 
 @pytest.mark.parametrize("release", releases())
-def test_tensorrt_code_uses_only_names_of_tensorrt(release):
+def test_tensorrt_code_uses_only_names_of_tensorrt(release: str) -> None:
     known = api_names(release)
     assert [use for use in used("tensorrt.py") if not base_known(use[2], known)] == []
 
 
-def test_rtx_code_uses_only_names_of_rtx():
+def test_rtx_code_uses_only_names_of_rtx() -> None:
     known = api_names("rtx")
     assert [use for use in used("tensorrt_rtx.py") if not base_known(use[2], known)] == []
 
 
-def test_lean_runtime_has_every_name_that_running_an_engine_takes():
+def test_lean_runtime_has_every_name_that_running_an_engine_takes() -> None:
     known = api_names("lean")
     names = {use for _, _, use in used("tensorrt_session.py", "tensorrt_lean.py")}
     missing = {name for name in names if not base_known(name, known)}
@@ -193,7 +193,7 @@ def base_known(name: str, known: frozenset[str]) -> bool:
     return name.removesuffix(".__init__") in known
 
 
-def test_objects_of_tensorrt_are_held_by_variables_that_the_test_knows():
+def test_objects_of_tensorrt_are_held_by_variables_that_the_test_knows() -> None:
     for file in (*SHARED_FILES, "tensorrt.py", "tensorrt_rtx.py"):
         for node in ast.walk(ast.parse((FOLDER / file).read_text())):
             if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
@@ -205,13 +205,13 @@ def test_objects_of_tensorrt_are_held_by_variables_that_the_test_knows():
                 assert VARIABLES.get(name) == MAKERS[maker], f"{file}:{node.lineno} {name} = …{maker}()"
 
 
-def test_no_file_beside_the_known_ones_touches_tensorrt():
+def test_no_file_beside_the_known_ones_touches_tensorrt() -> None:
     files = {path.name for path in FOLDER.glob("*.py") if "trt." in path.read_text()}
     assert files <= {*SHARED_FILES, "tensorrt.py", "tensorrt_rtx.py", "tensorrt_lean.py"}
 
 
 @pytest.mark.parametrize("release", [*releases(), "rtx"])
-def test_network_is_strongly_typed_by_name_in_every_release(release):
+def test_network_is_strongly_typed_by_name_in_every_release(release: str) -> None:
     trt = fake_module(release)
     flags = network_flags(trt)
     strong = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -219,20 +219,20 @@ def test_network_is_strongly_typed_by_name_in_every_release(release):
     assert flags == (2 if release.startswith("10.") else 1)
 
 
-def test_network_flags_are_none_where_typing_is_always_strong():
+def test_network_flags_are_none_where_typing_is_always_strong() -> None:
     trt = fake_module("11.1")
     del trt.NetworkDefinitionCreationFlag
     trt.NetworkDefinitionCreationFlag = type("Flags", (), {})
     assert network_flags(trt) == 0
 
 
-def test_no_precision_flag_and_no_calibrator_is_named_anywhere():
+def test_no_precision_flag_and_no_calibrator_is_named_anywhere() -> None:
     forbidden = ("BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.BF16", "Calibrator", "dynamic_range")
     for path in FOLDER.glob("*.py"):
         assert not any(word in path.read_text() for word in forbidden), path.name
 
 
-def test_installed_tensorrt_rtx_has_every_name_used():
+def test_installed_tensorrt_rtx_has_every_name_used() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'")
     assert trt.__version__ == signatures("rtx")["__version__"], (
         "renew the table with tests/support/read_tensorrt_api.py"

@@ -16,11 +16,12 @@ from machine import be, fake_gpu, machine
 from onnx import TensorProto, helper
 from small_vit import small_vit, write_graph, write_small_vit
 
-from vitdeploy.artifacts import read_engine
+from vitdeploy.artifacts import OnnxModel, read_engine
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_monitor import listening_logger
 from vitdeploy.backends.tensorrt_rtx import enum_name, supported_capabilities
 from vitdeploy.errors import BuildError, UsageError
+from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget
 
 needs_rtx = pytest.mark.skipif(
@@ -33,12 +34,12 @@ FOR_89 = BuildTarget(compute_capabilities=("8.9",))
 class Recorder:
     """A progress that keeps what it is told, and from which thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.notes: list[str] = []
         self.advanced: list[float] = []
         self.texts: list[str] = []
         self.threads: set[str] = set()
-        self.total = None
+        self.total: float | None = None
 
     def task(self, description, total=None):
         self.total = total
@@ -47,22 +48,22 @@ class Recorder:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         return None
 
-    def advance(self, steps=1.0):
+    def advance(self, steps: float = 1.0) -> None:
         self.threads.add(threading.current_thread().name)
         self.advanced.append(steps)
 
-    def describe(self, text):
+    def describe(self, text) -> None:
         self.texts.append(text)
 
-    def note(self, text):
+    def note(self, text) -> None:
         self.notes.append(text)
 
 
 @pytest.fixture
-def no_gpu(monkeypatch):
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine, told to have no GPU: what is built here is not run."""
     backend = get_backend("tensorrt-rtx")
     be(monkeypatch, machine(None), tensorrt_rtx=backend.version())
@@ -70,7 +71,9 @@ def no_gpu(monkeypatch):
 
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])
-def test_graph_of_each_precision_builds_for_a_gpu_that_is_not_here(no_gpu, tmp_path, precision):
+def test_graph_of_each_precision_builds_for_a_gpu_that_is_not_here(
+    no_gpu: None, tmp_path: Path, precision: Precision
+) -> None:
     model = write_small_vit(tmp_path / "vit.onnx", precision)
     progress = Recorder()
     engine = get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", FOR_89, progress)
@@ -91,7 +94,7 @@ def test_graph_of_each_precision_builds_for_a_gpu_that_is_not_here(no_gpu, tmp_p
 
 
 @needs_rtx
-def test_engine_carries_the_golden_samples_of_its_graph(no_gpu, tmp_path):
+def test_engine_carries_the_golden_samples_of_its_graph(no_gpu: None, tmp_path: Path) -> None:
     model = write_small_vit(tmp_path / "vit.onnx")
     engine = get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", FOR_89)
     golden = read_engine(engine.path).golden
@@ -102,7 +105,7 @@ def test_engine_carries_the_golden_samples_of_its_graph(no_gpu, tmp_path):
 
 
 @needs_rtx
-def test_one_engine_serves_several_gpus(no_gpu, tmp_path, model):
+def test_one_engine_serves_several_gpus(no_gpu: None, tmp_path: Path, model: OnnxModel) -> None:
     target = BuildTarget(compute_capabilities=("12.0", "8.6", "8.9"))
     one = get_backend("tensorrt-rtx").build(model, tmp_path / "one.engine", FOR_89)
     several = get_backend("tensorrt-rtx").build(model, tmp_path / "several.engine", target)
@@ -113,7 +116,9 @@ def test_one_engine_serves_several_gpus(no_gpu, tmp_path, model):
 
 
 @needs_rtx
-def test_without_a_gpu_and_without_names_every_gpu_from_ampere_on_is_served(no_gpu, tmp_path, model):
+def test_without_a_gpu_and_without_names_every_gpu_from_ampere_on_is_served(
+    no_gpu: None, tmp_path: Path, model: OnnxModel
+) -> None:
     engine = get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", BuildTarget())
     assert engine.manifest.build is not None
     served = engine.manifest.build.compute_capabilities
@@ -122,7 +127,9 @@ def test_without_a_gpu_and_without_names_every_gpu_from_ampere_on_is_served(no_g
 
 
 @needs_rtx
-def test_key_depends_on_what_decides_the_engine_and_on_nothing_else(no_gpu, tmp_path, model):
+def test_key_depends_on_what_decides_the_engine_and_on_nothing_else(
+    no_gpu: None, tmp_path: Path, model: OnnxModel
+) -> None:
     backend = get_backend("tensorrt-rtx")
 
     def key(name: str, target: BuildTarget) -> str:
@@ -139,7 +146,7 @@ def test_key_depends_on_what_decides_the_engine_and_on_nothing_else(no_gpu, tmp_
 
 
 @needs_rtx
-def test_weights_beside_the_graph_are_found(no_gpu, tmp_path, monkeypatch):
+def test_weights_beside_the_graph_are_found(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitdeploy.artifacts import onnx_model
 
     monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_LIMIT", 1)
@@ -200,7 +207,9 @@ def test_weights_beside_the_graph_are_found(no_gpu, tmp_path, monkeypatch):
         (BuildTarget(refit=True), BuildError, r"tensorrt-rtx needs a GPU to build with --refit"),
     ],
 )
-def test_refused_target_is_one_line_and_writes_nothing(no_gpu, tmp_path, model, target, error, message):
+def test_refused_target_is_one_line_and_writes_nothing(
+    no_gpu: None, tmp_path: Path, model: OnnxModel, target: BuildTarget, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", target)
     assert "\n" not in str(caught.value)
@@ -241,7 +250,7 @@ def with_node(node, output_type=TensorProto.FLOAT) -> onnx.ModelProto:
         ),
     ],
 )
-def test_refused_node_is_named_with_its_operator(no_gpu, tmp_path, node, message):
+def test_refused_node_is_named_with_its_operator(no_gpu: None, tmp_path: Path, node, message: str) -> None:
     model = write_graph(tmp_path / "model.onnx", with_node(node), golden=False)
     with pytest.raises(BuildError, match=message) as caught:
         get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", FOR_89)
@@ -254,7 +263,7 @@ def test_refused_node_is_named_with_its_operator(no_gpu, tmp_path, node, message
 
 
 @needs_rtx
-def test_fp8_for_an_older_gpu_says_which_gpus_have_it(no_gpu, tmp_path):
+def test_fp8_for_an_older_gpu_says_which_gpus_have_it(no_gpu: None, tmp_path: Path) -> None:
     model = write_small_vit(tmp_path / "vit.onnx", "fp8")
     with pytest.raises(BuildError, match=r"fp8_e4m3: FP8 needs compute capability 8.9 or higher") as caught:
         get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", BuildTarget(compute_capabilities=("8.6",)))
@@ -262,7 +271,7 @@ def test_fp8_for_an_older_gpu_says_which_gpus_have_it(no_gpu, tmp_path):
 
 
 @needs_rtx
-def test_image_size_must_be_fixed(no_gpu, tmp_path):
+def test_image_size_must_be_fixed(no_gpu: None, tmp_path: Path) -> None:
     proto = with_node(helper.make_node("Neg", ["hidden"], ["logits"], name="n"))
     proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     model = write_graph(tmp_path / "model.onnx", proto, golden=False)
@@ -271,7 +280,7 @@ def test_image_size_must_be_fixed(no_gpu, tmp_path):
 
 
 @needs_rtx
-def test_file_that_vanished_is_one_line(no_gpu, tmp_path):
+def test_file_that_vanished_is_one_line(no_gpu: None, tmp_path: Path) -> None:
     model = write_small_vit(tmp_path / "vit.onnx")
     model.path.unlink()
     with pytest.raises(BuildError, match=r"tensorrt-rtx cannot parse '.*vit.onnx'") as caught:
@@ -280,7 +289,9 @@ def test_file_that_vanished_is_one_line(no_gpu, tmp_path):
 
 
 @needs_rtx
-def test_nothing_is_printed_by_a_build_that_fails(no_gpu, tmp_path, capfd):
+def test_nothing_is_printed_by_a_build_that_fails(
+    no_gpu: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = write_graph(
         tmp_path / "m.onnx", with_node(helper.make_node("Warp", ["hidden"], ["logits"], domain="acme")), golden=False
     )
@@ -290,7 +301,9 @@ def test_nothing_is_printed_by_a_build_that_fails(no_gpu, tmp_path, capfd):
 
 
 @needs_rtx
-def test_progress_ends_at_the_whole_and_is_drawn_by_the_callers_thread(no_gpu, tmp_path, model):
+def test_progress_ends_at_the_whole_and_is_drawn_by_the_callers_thread(
+    no_gpu: None, tmp_path: Path, model: OnnxModel
+) -> None:
     progress = Recorder()
     get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", FOR_89, progress)
     assert progress.total == 1.0
@@ -300,11 +313,11 @@ def test_progress_ends_at_the_whole_and_is_drawn_by_the_callers_thread(no_gpu, t
 
 
 @needs_rtx
-def test_interrupt_ends_the_build_and_writes_nothing(no_gpu, tmp_path):
+def test_interrupt_ends_the_build_and_writes_nothing(no_gpu: None, tmp_path: Path) -> None:
     model = write_small_vit(tmp_path / "deep.onnx", "fp16", depth=12)
 
     class Impatient(Recorder):
-        def describe(self, text):
+        def describe(self, text) -> None:
             raise KeyboardInterrupt
 
     start = time.monotonic()
@@ -316,7 +329,7 @@ def test_interrupt_ends_the_build_and_writes_nothing(no_gpu, tmp_path):
 
 
 @needs_rtx
-def test_supported_capabilities_are_read_from_the_library():
+def test_supported_capabilities_are_read_from_the_library() -> None:
     backend: Any = get_backend("tensorrt-rtx")
     trt = backend.library()
     known = supported_capabilities(trt)
@@ -326,14 +339,16 @@ def test_supported_capabilities_are_read_from_the_library():
 
 
 @needs_rtx
-def test_one_logger_serves_every_build_of_a_process():
+def test_one_logger_serves_every_build_of_a_process() -> None:
     backend: Any = get_backend("tensorrt-rtx")
     trt = backend.library()
     assert listening_logger(trt)[0] is listening_logger(trt)[0]
 
 
 @pytest.mark.parametrize("release", [release for release in releases() if release != "10.4"] + ["rtx"])
-def test_tf32_is_off_unless_asked_for(monkeypatch, tmp_path, model, release):
+def test_tf32_is_off_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel, release
+) -> None:
     backend = get_backend("tensorrt-rtx" if release == "rtx" else "tensorrt")
     record = fake_gpu(monkeypatch, release).trt.record
     backend.build(model, tmp_path / "a.engine", BuildTarget(workspace_bytes=1 << 28))
@@ -344,7 +359,9 @@ def test_tf32_is_off_unless_asked_for(monkeypatch, tmp_path, model, release):
     assert record.set[1:] == ["TF32"]
 
 
-def test_tensorrt_builds_for_the_gpu_that_is_here_only(monkeypatch, tmp_path, model):
+def test_tensorrt_builds_for_the_gpu_that_is_here_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel
+) -> None:
     fake_gpu(monkeypatch, "10.16")
     backend = get_backend("tensorrt")
     engine = backend.build(model, tmp_path / "a.engine", FOR_89)
@@ -361,7 +378,9 @@ def test_tensorrt_builds_for_the_gpu_that_is_here_only(monkeypatch, tmp_path, mo
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".engine", ".json"]
 
 
-def test_option_of_a_later_release_is_refused_by_name(monkeypatch, tmp_path, model):
+def test_option_of_a_later_release_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel
+) -> None:
     fake_gpu(monkeypatch, "10.3")
     target = BuildTarget(hardware_compatibility="same-compute-capability")
     with pytest.raises(BuildError, match=r"no hardware compatibility 'same-compute-capability': it came with TensorRT"):
@@ -370,7 +389,9 @@ def test_option_of_a_later_release_is_refused_by_name(monkeypatch, tmp_path, mod
     get_backend("tensorrt").build(model, tmp_path / "a.engine", target)
 
 
-def test_rtx_does_not_serve_a_gpu_that_it_does_not_know(monkeypatch, tmp_path, model):
+def test_rtx_does_not_serve_a_gpu_that_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel
+) -> None:
     fake_gpu(monkeypatch, "rtx", "11.0")
     backend = get_backend("tensorrt-rtx")
     with pytest.raises(BuildError, match=r"does not serve this GPU \(compute capability '11.0'.*--backend tensorrt"):
@@ -380,7 +401,7 @@ def test_rtx_does_not_serve_a_gpu_that_it_does_not_know(monkeypatch, tmp_path, m
     assert engine.manifest.build.reason == "was built for compute capability 8.9, here is 11.0 (NVIDIA Thor)"
 
 
-def test_library_that_cannot_be_loaded_is_one_line(monkeypatch, tmp_path):
+def test_library_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10:\\ncannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
@@ -391,14 +412,16 @@ def test_library_that_cannot_be_loaded_is_one_line(monkeypatch, tmp_path):
     assert get_backend("tensorrt").can_run() == reason
 
 
-def test_on_a_jetson_tensorrt_comes_from_jetpack(monkeypatch):
+def test_on_a_jetson_tensorrt_comes_from_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch, machine("8.7", jetpack="6.2 (L4T 36.4.3)"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert "sudo apt-get install python3-libnvinfer" in (get_backend("tensorrt").unavailable() or "")
 
 
 @needs_rtx
-def test_full_disk_leaves_the_old_engine_whole(no_gpu, tmp_path, model, monkeypatch):
+def test_full_disk_leaves_the_old_engine_whole(
+    no_gpu: None, tmp_path: Path, model: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = get_backend("tensorrt-rtx")
     old = backend.build(model, tmp_path / "vit.engine", FOR_89)
     kept = [path.read_bytes() for path in (old.path, tmp_path / "vit.engine.json")]
@@ -422,6 +445,6 @@ def test_full_disk_leaves_the_old_engine_whole(no_gpu, tmp_path, model, monkeypa
     read_engine(old.path)
 
 
-def test_small_vit_is_a_valid_graph_in_every_precision():
+def test_small_vit_is_a_valid_graph_in_every_precision() -> None:
     for precision in ("fp32", "fp16", "int8", "fp8"):
         onnx.checker.check_model(small_vit(precision), full_check=True)

@@ -76,7 +76,7 @@ def judged(manifest: Manifest, *layers: dict):
 
 
 @pytest.mark.parametrize("text", [TEN, ELEVEN], ids=["10", "11"])
-def test_both_dialects_give_the_same_counts_of_products(text):
+def test_both_dialects_give_the_same_counts_of_products(text) -> None:
     """``__myl_Norm`` multiplies no matrices, and reads and writes whatever it likes."""
     assert precision_by_layer(read_layers(text)) == {"int8": 1, "fp16": 1, "fp32": 1}
 
@@ -96,7 +96,7 @@ def test_both_dialects_give_the_same_counts_of_products(text):
         ("N/A due to dynamic shapes", "unknown"),
     ],
 )
-def test_types_are_known_by_every_spelling(spelling, name):
+def test_types_are_known_by_every_spelling(spelling: str, name: str) -> None:
     assert counts(ten("l", "gemm", [spelling], [spelling])) == {name: 1}
 
 
@@ -120,7 +120,9 @@ def test_types_are_known_by_every_spelling(spelling, name):
         ("MatrixMultiply", "", ["FP16"], "fp16"),
     ],
 )
-def test_a_product_counts_in_the_precision_that_its_kernel_multiplies_in(kind, tactic, types, expected):
+def test_a_product_counts_in_the_precision_that_its_kernel_multiplies_in(
+    kind: str, tactic: str, types: list[str], expected: str
+) -> None:
     layer = read_layer(with_kernel(ten("/blocks.0/attention/conv/MatMul_myl0_3", kind, types, ["Half"]), tactic))
     assert layer is not None
     assert layer.multiplies
@@ -135,35 +137,35 @@ def test_a_product_counts_in_the_precision_that_its_kernel_multiplies_in(kind, t
         ("__myl_AddMeanSubMul_myl0_8", "kgen", "__myl_AddMeanSubMul_0x2"),
     ],
 )
-def test_a_kernel_that_only_reads_8_bits_is_no_product(name, kind, tactic):
+def test_a_kernel_that_only_reads_8_bits_is_no_product(name: str, kind: str, tactic: str) -> None:
     layer = read_layer(with_kernel(ten(name, kind, ["Int8"], ["Half"]), tactic))
     assert layer is not None
     assert not layer.multiplies
     assert counts(with_kernel(ten(name, kind, ["Int8"], ["Half"]), tactic)) == {}
 
 
-def test_copies_and_integers_compute_nothing():
+def test_copies_and_integers_compute_nothing() -> None:
     assert read_layer(ten("l", "Reformat", ["Half"], ["Half"])) is None
     assert read_layer(ten("l", "Constant", [], ["Half"])) is None
     assert read_layer(ten("l", "kgen", ["INT64"], ["INT64"])) is None
 
 
-def test_fused_subgraph_is_opaque():
+def test_fused_subgraph_is_opaque() -> None:
     assert counts(ten("{ForeignNode[blocks.0 ... head]}", "Myelin", ["Float"], ["Float"])) == {"opaque": 1}
 
 
-def test_names_without_types_are_unknown():
+def test_names_without_types_are_unknown() -> None:
     assert precision_by_layer(read_layers(json.dumps({"Layers": ["gemm0", "gemm1"]}))) == {"unknown": 2}
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"Bindings": []}'])
-def test_other_answers_are_refused(text):
+def test_other_answers_are_refused(text: str) -> None:
     with pytest.raises(BackendError, match="the engine inspector's answer is not understood"):
         read_layers(text)
 
 
 @pytest.mark.parametrize("text", ['{"Layers": null}', '{"Layers": []}', '{"Layers": {}}'])
-def test_answer_without_layers_is_refused(text):
+def test_answer_without_layers_is_refused(text: str) -> None:
     with pytest.raises(BackendError, match="the engine inspector tells no layers"):
         read_layers(text)
 
@@ -178,14 +180,14 @@ def of(layer: dict, *sources: str) -> dict:
     return with_kernel(layer, layer["TacticName"], *sources)
 
 
-def test_dequantizing_kernels_before_fp16_products_are_no_int8():
+def test_dequantizing_kernels_before_fp16_products_are_no_int8() -> None:
     """NVIDIA/TensorRT issue 3784: 12 kernels read INT8, 12 products run in FP16."""
     check = judged(manifest("int8"), *[DEQUANTIZE] * 12, *[GEMM_16] * 12)
     assert check.status == "failed"
     assert check.detail == "the graph is int8, and no product runs in int8 (products: 12 fp16)"
 
 
-def test_every_quantized_node_has_to_run_in_8_bits():
+def test_every_quantized_node_has_to_run_in_8_bits() -> None:
     graph = manifest("int8", qkv=("q", "k", "v"), fc=("fc1", "fc2"))
     fused = of(GEMM_8, "q", "k", "v")
     assert judged(graph, fused, of(GEMM_8, "fc1"), of(GEMM_8, "fc2"), GEMM_16).status == "passed"
@@ -196,7 +198,7 @@ def test_every_quantized_node_has_to_run_in_8_bits():
     assert check.limit == 1.0
 
 
-def test_fewer_products_than_the_graph_quantizes_are_unchecked_where_no_layer_names_its_source():
+def test_fewer_products_than_the_graph_quantizes_are_unchecked_where_no_layer_names_its_source() -> None:
     graph = manifest("int8", qkv=("q", "k", "v"))
     assert judged(graph, GEMM_8, GEMM_8, GEMM_8).status == "passed"
     check = judged(graph, GEMM_8)
@@ -204,13 +206,13 @@ def test_fewer_products_than_the_graph_quantizes_are_unchecked_where_no_layer_na
     assert "1 products run in int8 and the graph quantizes 3" in check.detail
 
 
-def test_a_mixed_graph_is_judged_by_its_8_bit_nodes():
+def test_a_mixed_graph_is_judged_by_its_8_bit_nodes() -> None:
     graph = manifest("mixed", fc=("fc1",))
     assert judged(graph, of(GEMM_8, "fc1"), of(GEMM_16, "fc2")).status == "passed"
     assert judged(graph, of(GEMM_16, "fc1"), of(GEMM_16, "fc2")).status == "failed"
 
 
-def test_most_products_of_an_fp16_graph_run_in_fp16():
+def test_most_products_of_an_fp16_graph_run_in_fp16() -> None:
     assert judged(manifest("fp16"), *[GEMM_16] * 3, GEMM_32).status == "passed"
     check = judged(manifest("fp16"), GEMM_16, *[GEMM_32] * 3)
     assert check.status == "failed"
@@ -219,7 +221,7 @@ def test_most_products_of_an_fp16_graph_run_in_fp16():
     assert judged(manifest("fp32"), *[GEMM_32] * 3).status == "passed"
 
 
-def test_what_the_inspector_hides_is_unchecked():
+def test_what_the_inspector_hides_is_unchecked() -> None:
     hidden = ten("{ForeignNode[blocks.0 ... head]}", "Myelin", ["Float"], ["Float"])
     assert judged(manifest("int8"), hidden, GEMM_16).status == "unchecked"
     assert judged(manifest("int8"), DEQUANTIZE).status == "unchecked"

@@ -37,11 +37,11 @@ DRIVER = (
         ("", ""),
     ],
 )
-def test_sentence_is_taken_out_of_tensorrts_message(text, clean):
+def test_sentence_is_taken_out_of_tensorrts_message(text: str, clean: str) -> None:
     assert clean_message(text) == clean
 
 
-def test_first_error_is_the_cause_and_not_the_missing_driver():
+def test_first_error_is_the_cause_and_not_the_missing_driver() -> None:
     messages = Messages()
     messages.add("VERBOSE", "thousands of these")
     messages.add("ERROR", DRIVER)
@@ -51,14 +51,14 @@ def test_first_error_is_the_cause_and_not_the_missing_driver():
     assert messages.first_error(messages.mark()) == ""
 
 
-def test_warnings_are_told_once_each():
+def test_warnings_are_told_once_each() -> None:
     messages = Messages()
     for text in ("slow path", "slow path", "The logger passed into createInferBuilder differs", "other"):
         messages.add("WARNING", text)
     assert messages.warnings() == ["slow path", "other"]
 
 
-def test_position_counts_phases_inside_phases():
+def test_position_counts_phases_inside_phases() -> None:
     state = BuildState()
     assert state.position() == (0.0, "")
     state.start("build", None, 4)
@@ -78,7 +78,7 @@ def test_position_counts_phases_inside_phases():
     assert state.position() == (1.0, "")
 
 
-def test_odd_phases_do_no_harm():
+def test_odd_phases_do_no_harm() -> None:
     state = BuildState()
     state.finish("never started")
     assert state.step("never started", 3)
@@ -87,7 +87,7 @@ def test_odd_phases_do_no_harm():
     assert state.position() == (1.0, "orphan")
 
 
-def test_steps_ask_for_the_end_after_cancellation():
+def test_steps_ask_for_the_end_after_cancellation() -> None:
     state = BuildState()
     state.start("build", None, 4)
     assert state.step("build", 0)
@@ -110,19 +110,19 @@ def build_until_cancelled(state: BuildState, ended: list[str]):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
-def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error):
+def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error) -> None:
     class Failing:
         @contextmanager
         def task(self, description, total=None):
             yield self
 
-        def describe(self, text):
+        def describe(self, text) -> None:
             raise error
 
-        def advance(self, steps=1.0):
+        def advance(self, steps: float = 1.0) -> None:
             pass
 
-        def note(self, text):
+        def note(self, text) -> None:
             pass
 
     ended: list[str] = []
@@ -132,7 +132,7 @@ def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error):
     assert ended == ["cancelled"]
 
 
-def test_progress_that_cannot_even_start_starts_no_build():
+def test_progress_that_cannot_even_start_starts_no_build() -> None:
     class Broken:
         @contextmanager
         def task(self, description, total=None):
@@ -140,7 +140,7 @@ def test_progress_that_cannot_even_start_starts_no_build():
                 raise OSError("no terminal")
             yield
 
-        def note(self, text):
+        def note(self, text) -> None:
             pass
 
     ended: list[str] = []
@@ -150,8 +150,8 @@ def test_progress_that_cannot_even_start_starts_no_build():
     assert ended == []
 
 
-def test_failure_of_the_work_is_raised_in_the_callers_thread():
-    def work():
+def test_failure_of_the_work_is_raised_in_the_callers_thread() -> None:
+    def work() -> None:
         assert threading.current_thread().name == "vitdeploy-build"
         raise MemoryError("too large")
 
@@ -159,5 +159,5 @@ def test_failure_of_the_work_is_raised_in_the_callers_thread():
         run_watched(work, BuildState(), SILENT, "build")
 
 
-def test_result_of_the_work_is_returned():
+def test_result_of_the_work_is_returned() -> None:
     assert run_watched(lambda: b"plan", BuildState(), SILENT, "build") == b"plan"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from fake_tensorrt import releases
 from machine import be, fake_gpu, machine
 from small_vit import images, write_small_vit
 
-from vitdeploy.artifacts import Engine, read_engine
+from vitdeploy.artifacts import Engine, OnnxModel, read_engine
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.cuda import cuda_problem, runtime_module
 from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
 ANY_BATCH = BuildTarget(batch=(1, 2, 8))
@@ -29,18 +32,18 @@ def backend_of(release: str):
 
 
 @pytest.fixture(params=["10.3", "10.16", "11.4", "rtx"])
-def release(request):
+def release(request: pytest.FixtureRequest):
     return request.param
 
 
 @pytest.fixture
-def gpu(monkeypatch, release):
+def gpu(monkeypatch: pytest.MonkeyPatch, release):
     return fake_gpu(monkeypatch, release)
 
 
 class TestEngineSession(SessionConformance):
     @pytest.fixture
-    def session(self, gpu, release, model, engine_path):
+    def session(self, gpu, release, model: OnnxModel, engine_path: Path):
         engine = backend_of(release).build(model, engine_path, ANY_BATCH)
         with backend_of(release).open(engine) as session:
             yield session
@@ -49,7 +52,7 @@ class TestEngineSession(SessionConformance):
 
 class TestEngineSessionWithCudaGraph(SessionConformance):
     @pytest.fixture
-    def session(self, gpu, release, model, engine_path):
+    def session(self, gpu, release, model: OnnxModel, engine_path: Path):
         engine = backend_of(release).build(model, engine_path, ANY_BATCH)
         with backend_of(release).open(engine, SessionOptions(cuda_graph=True)) as session:
             yield session
@@ -57,7 +60,9 @@ class TestEngineSessionWithCudaGraph(SessionConformance):
 
 
 @pytest.mark.parametrize("release", LIBRARIES)
-def test_every_release_builds_checks_and_runs_an_engine(monkeypatch, tmp_path, release):
+def test_every_release_builds_checks_and_runs_an_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release
+) -> None:
     fakes = fake_gpu(monkeypatch, release)
     model = write_small_vit(tmp_path / "vit.onnx", "fp16")
     engine = backend_of(release).build(model, tmp_path / "vit.engine", BuildTarget())
@@ -75,7 +80,9 @@ def test_every_release_builds_checks_and_runs_an_engine(monkeypatch, tmp_path, r
         assert session.run({"input": images(1)})["logits"].shape == (1, 10)
 
 
-def test_device_time_leaves_the_copies_and_the_profilers_names_out(gpu, release, model, engine_path):
+def test_device_time_leaves_the_copies_and_the_profilers_names_out(
+    gpu, release, model: OnnxModel, engine_path: Path
+) -> None:
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     for cuda_graph in (False, True):
         with backend_of(release).open(engine, SessionOptions(cuda_graph=cuda_graph)) as session:
@@ -88,7 +95,7 @@ def test_device_time_leaves_the_copies_and_the_profilers_names_out(gpu, release,
             assert session.enqueue_ms(4) is None
 
 
-def test_end_to_end_time_has_both_copies(gpu, release, model, engine_path):
+def test_end_to_end_time_has_both_copies(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     with backend_of(release).open(engine) as session:
         before = gpu.cuda.clock
@@ -96,7 +103,9 @@ def test_end_to_end_time_has_both_copies(gpu, release, model, engine_path):
         assert gpu.cuda.clock - before == 5 * (2 * COPY_MS + LAUNCH_MS)
 
 
-def test_each_batch_size_has_a_graph_of_its_own_which_is_kept(gpu, release, model, engine_path, expected):
+def test_each_batch_size_has_a_graph_of_its_own_which_is_kept(
+    gpu, release, model: OnnxModel, engine_path: Path, expected: Callable[[Any], Any]
+) -> None:
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     with backend_of(release).open(engine) as session:
         gpu.cuda.calls.clear()
@@ -110,7 +119,7 @@ def test_each_batch_size_has_a_graph_of_its_own_which_is_kept(gpu, release, mode
         assert session.notes == ()
 
 
-def test_buffers_are_kept_while_the_shape_stays(gpu, release, model, engine_path):
+def test_buffers_are_kept_while_the_shape_stays(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, ANY_BATCH)
     with backend_of(release).open(engine) as session:
         session.run({"input": images(4)})
@@ -121,7 +130,9 @@ def test_buffers_are_kept_while_the_shape_stays(gpu, release, model, engine_path
         assert not {"cudaMalloc", "cudaMallocHost", "cudaFree"} & set(gpu.cuda.calls)
 
 
-def test_batch_outside_the_profile_names_the_range_and_the_rebuild(gpu, release, model, engine_path):
+def test_batch_outside_the_profile_names_the_range_and_the_rebuild(
+    gpu, release, model: OnnxModel, engine_path: Path
+) -> None:
     backend = backend_of(release)
     with (
         backend.open(backend.build(model, engine_path, ANY_BATCH)) as session,
@@ -135,7 +146,7 @@ def test_batch_outside_the_profile_names_the_range_and_the_rebuild(gpu, release,
         session.run({"input": images(2)})
 
 
-def test_graph_of_one_batch_size_runs_at_that_size(gpu, release, tmp_path):
+def test_graph_of_one_batch_size_runs_at_that_size(gpu, release, tmp_path: Path) -> None:
     backend = backend_of(release)
     model = write_small_vit(tmp_path / "vit.onnx", batch=4)
     with pytest.raises(BuildError, match=r"has the fixed batch 4, asked was '1': build with --batch 4"):
@@ -146,7 +157,7 @@ def test_graph_of_one_batch_size_runs_at_that_size(gpu, release, tmp_path):
         assert session.inputs["input"].shape == (4, 1, 8, 8)
 
 
-def test_wrong_engine_is_not_written(gpu, release, model, engine_path):
+def test_wrong_engine_is_not_written(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine_path.write_bytes(b"the old engine")
     gpu.trt.record.fault = "zeros"
     with pytest.raises(
@@ -158,7 +169,9 @@ def test_wrong_engine_is_not_written(gpu, release, model, engine_path):
 
 
 @pytest.mark.parametrize("wrong", ["fp16", "dequantized", "fp32"])
-def test_engine_that_lost_its_precision_is_not_written(monkeypatch, tmp_path, wrong):
+def test_engine_that_lost_its_precision_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
+) -> None:
     """``dequantized`` has as many kernels that read INT8 as the graph has products, and computes all in FP16."""
     gpu = fake_gpu(monkeypatch, "10.16")
     gpu.trt.record.precision = wrong
@@ -171,7 +184,9 @@ def test_engine_that_lost_its_precision_is_not_written(monkeypatch, tmp_path, wr
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_products_are_counted_by_the_precision_that_they_run_in(monkeypatch, tmp_path, precision):
+def test_products_are_counted_by_the_precision_that_they_run_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision
+) -> None:
     fake_gpu(monkeypatch, "11.4")
     model = write_small_vit(tmp_path / "vit.onnx", precision)
     build = get_backend("tensorrt").build(model, tmp_path / "vit.engine", BuildTarget()).manifest.build
@@ -179,7 +194,7 @@ def test_products_are_counted_by_the_precision_that_they_run_in(monkeypatch, tmp
     assert build.precision_by_layer == ({"fp16": 14} if precision == "fp16" else {"int8": 8, "fp16": 6})
 
 
-def test_rtx_keeps_int8_as_weights_and_says_so(monkeypatch, tmp_path):
+def test_rtx_keeps_int8_as_weights_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_gpu(monkeypatch, "rtx")
     model = write_small_vit(tmp_path / "vit.onnx", "int8")
     build = get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", BuildTarget()).manifest.build
@@ -189,7 +204,7 @@ def test_rtx_keeps_int8_as_weights_and_says_so(monkeypatch, tmp_path):
     assert "FP8 on sm_89" in build.notes[0]
 
 
-def test_failing_run_is_one_line_and_leaks_nothing(gpu, release, model, engine_path):
+def test_failing_run_is_one_line_and_leaks_nothing(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     gpu.trt.record.fault = "fail"
     with backend_of(release).open(engine) as session, pytest.raises(BackendError, match="failed to run"):
@@ -197,7 +212,7 @@ def test_failing_run_is_one_line_and_leaks_nothing(gpu, release, model, engine_p
     assert not gpu.cuda.alive
 
 
-def test_cuda_error_is_named(gpu, release, model, engine_path):
+def test_cuda_error_is_named(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     gpu.cuda.fail["cudaMalloc"] = 2
     with pytest.raises(BackendError, match=r"CUDA failed in cudaMalloc: cudaErrorMemoryAllocation: free GPU memory"):
@@ -205,7 +220,7 @@ def test_cuda_error_is_named(gpu, release, model, engine_path):
     assert not gpu.cuda.alive
 
 
-def test_damaged_plan_is_one_line(gpu, release, model, engine_path):
+def test_damaged_plan_is_one_line(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     engine.path.write_bytes(b"no plan at all")
     with pytest.raises(BackendError, match=r"cannot load '.*vit.engine': magicTag differs: build it again here"):
@@ -213,7 +228,9 @@ def test_damaged_plan_is_one_line(gpu, release, model, engine_path):
     assert not gpu.cuda.alive
 
 
-def test_engine_of_another_version_is_refused_before_it_is_loaded(monkeypatch, model, engine_path, release):
+def test_engine_of_another_version_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, release
+) -> None:
     backend = backend_of(release)
     fake_gpu(monkeypatch, release, version="10.7.0" if release != "rtx" else "1.2.0.54")
     engine = backend.build(model, engine_path, BuildTarget())
@@ -229,7 +246,9 @@ def test_engine_of_another_version_is_refused_before_it_is_loaded(monkeypatch, m
     assert not fakes.cuda.calls
 
 
-def test_engine_of_another_gpu_is_refused_before_it_is_loaded(monkeypatch, model, engine_path, release):
+def test_engine_of_another_gpu_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, release
+) -> None:
     backend = backend_of(release)
     fake_gpu(monkeypatch, release)
     engine = backend.build(model, engine_path, BuildTarget())
@@ -240,7 +259,9 @@ def test_engine_of_another_gpu_is_refused_before_it_is_loaded(monkeypatch, model
         backend.open(engine)
 
 
-def test_plan_of_another_model_of_the_same_generation_is_refused_by_tensorrt_alone(monkeypatch, model, tmp_path):
+def test_plan_of_another_model_of_the_same_generation_is_refused_by_tensorrt_alone(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, tmp_path: Path
+) -> None:
     for release, refused in (("10.16", True), ("rtx", False)):
         fakes = fake_gpu(monkeypatch, release)
         backend = backend_of(release)
@@ -254,7 +275,9 @@ def test_plan_of_another_model_of_the_same_generation_is_refused_by_tensorrt_alo
             backend.open(engine).close()
 
 
-def test_compatible_plans_are_opened_where_they_run(monkeypatch, model, engine_path):
+def test_compatible_plans_are_opened_where_they_run(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     fake_gpu(monkeypatch, "10.16", version="10.16.0")
     target = BuildTarget(hardware_compatibility="ampere-plus", version_compatible=True)
     engine = get_backend("tensorrt").build(model, engine_path, target)
@@ -265,7 +288,9 @@ def test_compatible_plans_are_opened_where_they_run(monkeypatch, model, engine_p
         get_backend("tensorrt").open(engine)
 
 
-def test_engine_of_the_other_library_is_refused(monkeypatch, model, engine_path):
+def test_engine_of_the_other_library_is_refused(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     fake_gpu(monkeypatch, "rtx")
     engine = get_backend("tensorrt-rtx").build(model, engine_path, BuildTarget())
     fake_gpu(monkeypatch, "10.16")
@@ -273,7 +298,9 @@ def test_engine_of_the_other_library_is_refused(monkeypatch, model, engine_path)
         get_backend("tensorrt").open(engine)
 
 
-def test_without_a_gpu_an_engine_is_not_opened(monkeypatch, model, engine_path, release):
+def test_without_a_gpu_an_engine_is_not_opened(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, release
+) -> None:
     fakes = fake_gpu(monkeypatch, release)
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     be(monkeypatch, machine(None), **{fakes.trt.__name__: fakes.trt.__version__})
@@ -281,7 +308,7 @@ def test_without_a_gpu_an_engine_is_not_opened(monkeypatch, model, engine_path, 
         backend_of(release).open(engine)
 
 
-def test_engine_session_has_no_cpu_and_no_providers(gpu, release, model, engine_path):
+def test_engine_session_has_no_cpu_and_no_providers(gpu, release, model: OnnxModel, engine_path: Path) -> None:
     engine = backend_of(release).build(model, engine_path, BuildTarget())
     with pytest.raises(BackendError, match="runs on the GPU only, got device 'cpu'"):
         backend_of(release).open(engine, SessionOptions(device="cpu"))
@@ -291,7 +318,9 @@ def test_engine_session_has_no_cpu_and_no_providers(gpu, release, model, engine_
         backend_of(release).open(model)
 
 
-def test_engine_built_elsewhere_is_examined_where_a_device_is(monkeypatch, model, engine_path):
+def test_engine_built_elsewhere_is_examined_where_a_device_is(
+    monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path
+) -> None:
     fakes = fake_gpu(monkeypatch, "rtx")
     be(monkeypatch, machine(None), tensorrt_rtx=fakes.trt.__version__)
     backend: Any = get_backend("tensorrt-rtx")
@@ -303,7 +332,7 @@ def test_engine_built_elsewhere_is_examined_where_a_device_is(monkeypatch, model
     assert found.precision_by_layer == {"fp32": 14}
 
 
-def test_cuda_python_is_found_in_the_layout_of_cuda_12_and_13(monkeypatch):
+def test_cuda_python_is_found_in_the_layout_of_cuda_12_and_13(monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = FakeRuntime(), FakeRuntime()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", new)
     assert runtime_module() is new
@@ -314,7 +343,9 @@ def test_cuda_python_is_found_in_the_layout_of_cuda_12_and_13(monkeypatch):
 
 
 @pytest.mark.parametrize(("cuda", "extra"), [("12.6", "cuda12"), ("13.2", "cuda13")])
-def test_missing_cuda_python_names_the_package_for_this_driver(monkeypatch, cuda, extra):
+def test_missing_cuda_python_names_the_package_for_this_driver(
+    monkeypatch: pytest.MonkeyPatch, cuda: str, extra: str
+) -> None:
     fake_gpu(monkeypatch, "rtx", cuda=cuda)
     for layout in ("cuda.bindings.runtime", "cuda.cudart"):
         monkeypatch.setitem(sys.modules, layout, None)
@@ -322,7 +353,7 @@ def test_missing_cuda_python_names_the_package_for_this_driver(monkeypatch, cuda
     assert get_backend("tensorrt-rtx").can_run() == cuda_problem()
 
 
-def test_the_fake_runtime_has_only_functions_that_cuda_python_has():
+def test_the_fake_runtime_has_only_functions_that_cuda_python_has() -> None:
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="cuda-python is an extra: pip install 'vitdeploy[cuda13]'"
     )

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from machine import fake_gpu, machine
 
+from vitdeploy.artifacts import OnnxModel
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.tensorrt_versions import compute_capability_key, find_problems, parse_version
 from vitdeploy.errors import BackendError
@@ -12,7 +15,7 @@ JETPACK_6 = "6.2 (L4T 36.4.3)"
 JETPACK_7 = "7.2 (L4T 39.2.0)"
 
 
-def test_version_is_its_leading_numbers():
+def test_version_is_its_leading_numbers() -> None:
     assert parse_version("10.13.3.9.post1") == (10, 13, 3, 9)
     assert parse_version("11.1.0rc1") == (11, 1, 0)
     assert parse_version("unknown") == ()
@@ -30,7 +33,15 @@ def test_version_is_its_leading_numbers():
         ("11.4.1", "8.7", JETPACK_6, "does not serve JetPack 6"),
     ],
 )
-def test_unfit_releases_are_refused(monkeypatch, model, engine_path, version, capability, jetpack, message):
+def test_unfit_releases_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    model: OnnxModel,
+    engine_path: Path,
+    version: str,
+    capability: str,
+    jetpack,
+    message: str,
+) -> None:
     there = machine(capability, jetpack)
     refusal = find_problems(version, there)[0]
     assert refusal.severity == "refuse"
@@ -51,7 +62,7 @@ def test_unfit_releases_are_refused(monkeypatch, model, engine_path, version, ca
         ("10.13.3.9", "11.0", JETPACK_7, "FP16 unreliably on Thor"),
     ],
 )
-def test_doubtful_releases_are_noted(version, capability, jetpack, message):
+def test_doubtful_releases_are_noted(version: str, capability: str, jetpack, message: str) -> None:
     (problem,) = find_problems(version, machine(capability, jetpack))
     assert problem.severity == "warn"
     assert message in problem.text
@@ -69,11 +80,11 @@ def test_doubtful_releases_are_noted(version, capability, jetpack, message):
         ("10.16.0", None, None),
     ],
 )
-def test_good_releases_have_no_problem(version, capability, jetpack):
+def test_good_releases_have_no_problem(version: str, capability: str | None, jetpack) -> None:
     assert find_problems(version, machine(capability, jetpack)) == []
 
 
-def test_warning_is_noted_by_a_build(monkeypatch, model, engine_path):
+def test_warning_is_noted_by_a_build(monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path) -> None:
     notes = []
 
     class Noting:
@@ -82,7 +93,7 @@ def test_warning_is_noted_by_a_build(monkeypatch, model, engine_path):
 
             return SILENT.task(description, total)
 
-        def note(self, text):
+        def note(self, text) -> None:
             notes.append(text)
 
     fake_gpu(monkeypatch, "10.13", "11.0", version="10.13.3.9")

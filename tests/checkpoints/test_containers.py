@@ -13,6 +13,7 @@ import pickle
 import sys
 import tarfile
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads
 HEADS = LoadRequest(arguments={"heads": 3})
 
 
-def vit(seed: int = 0, **changes) -> nn.Module:
+def vit(seed: int = 0, **changes: Any) -> nn.Module:
     torch.manual_seed(seed)
     model = timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes})
     with torch.no_grad():
@@ -150,7 +151,7 @@ NESTS = {
 
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("container", ["zip", "legacy", "protocol 4"])
-def test_nests_and_wrappers_of_training_scripts(nest, container, tmp_path):
+def test_nests_and_wrappers_of_training_scripts(nest, container: str, tmp_path: Path) -> None:
     reference = vit()
     each: dict[str, dict[str, Any]] = {
         "zip": {},
@@ -163,7 +164,7 @@ def test_nests_and_wrappers_of_training_scripts(nest, container, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model._orig_mod.module.", "net.backbone."])
-def test_wrappers_in_safetensors_and_shards(prefix, tmp_path):
+def test_wrappers_in_safetensors_and_shards(prefix: str, tmp_path: Path) -> None:
     reference = vit()
     state = with_prefix(reference.state_dict(), prefix)
     save_file(state, tmp_path / "model.safetensors")
@@ -177,7 +178,7 @@ def test_wrappers_in_safetensors_and_shards(prefix, tmp_path):
     assert_loads(tmp_path / "folder", reference)
 
 
-def test_the_average_is_preferred_and_both_are_named(tmp_path):
+def test_the_average_is_preferred_and_both_are_named(tmp_path: Path) -> None:
     reference = vit()
     torch.save({"state_dict": vit(1).state_dict(), "state_dict_ema": reference.state_dict()}, tmp_path / "m.pth")
     notes = assert_loads(tmp_path / "m.pth", reference).notes
@@ -185,7 +186,7 @@ def test_the_average_is_preferred_and_both_are_named(tmp_path):
     assert any("'state_dict' fit, too" in note for note in notes)
 
 
-def test_where_the_average_does_not_fit_the_raw_weights_are_taken(tmp_path):
+def test_where_the_average_does_not_fit_the_raw_weights_are_taken(tmp_path: Path) -> None:
     reference = vit()
     torch.save(
         {"state_dict": reference.state_dict(), "state_dict_ema": vit(1, embed_dim=30).state_dict()}, tmp_path / "m.pth"
@@ -196,7 +197,7 @@ def test_where_the_average_does_not_fit_the_raw_weights_are_taken(tmp_path):
     assert "took the weights under 'state_dict'" in notes
 
 
-def test_a_teacher_of_another_shape_is_no_average(tmp_path):
+def test_a_teacher_of_another_shape_is_no_average(tmp_path: Path) -> None:
     reference = vit()
     state = {**with_prefix(vit(1, depth=3).state_dict(), "teacher."), **with_prefix(reference.state_dict(), "student.")}
     torch.save({"state_dict": state}, tmp_path / "m.ckpt")
@@ -204,7 +205,9 @@ def test_a_teacher_of_another_shape_is_no_average(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["omegaconf.dictconfig.DictConfig", "yacs.config.CfgNode", "addict.addict.Dict"])
-def test_configurations_of_packages_that_are_not_installed_are_inert(name, tmp_path, monkeypatch):
+def test_configurations_of_packages_that_are_not_installed_are_inert(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their classes are made up here under the names that the packages have, and gone when the file is read."""
     module, _, kind = name.rpartition(".")
     made = types.ModuleType(module)
@@ -221,14 +224,14 @@ def test_configurations_of_packages_that_are_not_installed_are_inert(name, tmp_p
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_plain_pickles_of_arrays(protocol, tmp_path):
+def test_plain_pickles_of_arrays(protocol: int, tmp_path: Path) -> None:
     reference = vit()
     arrays = {name: value.numpy() for name, value in reference.state_dict().items()}
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
     assert_loads(tmp_path / "m.pkl", reference)
 
 
-def test_bfloat16_half_and_views_keep_their_values(tmp_path):
+def test_bfloat16_half_and_views_keep_their_values(tmp_path: Path) -> None:
     state = {
         name: value.bfloat16() if index % 2 else value.half()
         for index, (name, value) in enumerate(vit().state_dict().items())
@@ -249,7 +252,7 @@ HEAD_SHAPES = {
 
 
 @pytest.mark.parametrize("kind", HEAD_SHAPES)
-def test_heads_as_people_change_them(kind, tmp_path):
+def test_heads_as_people_change_them(kind, tmp_path: Path) -> None:
     reference = vit()
     state = reference.state_dict()
     weight, bias = state.pop("head.weight"), state.pop("head.bias")
@@ -261,7 +264,7 @@ def test_heads_as_people_change_them(kind, tmp_path):
 
 
 @pytest.mark.parametrize("extra", [{"head.3.weight": torch.ones(5, 7)}, {"head.0.weight": torch.ones(24)}])
-def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra, tmp_path):
+def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra: dict[str, Any], tmp_path: Path) -> None:
     state = vit().state_dict()
     weight, bias = state.pop("head.weight"), state.pop("head.bias")
     torch.save({**state, "head.1.weight": weight, "head.1.bias": bias, **extra}, tmp_path / "m.pth")
@@ -277,27 +280,29 @@ class Launcher:
 
 
 class Builder:
-    def __init__(self):
+    def __init__(self) -> None:
         self.x = 1
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("thing", "name"), [(Launcher(), "builtins.print"), (Builder(), r"test_containers\.Builder")])
-def test_anything_else_is_refused_by_name_and_never_called(thing, name, protocol, tmp_path, capsys):
+def test_anything_else_is_refused_by_name_and_never_called(
+    thing: Builder | Launcher, name: str, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"state_dict": vit().state_dict(), "x": thing}, tmp_path / "m.pth", pickle_protocol=protocol)
     with pytest.raises(CheckpointError, match=rf"holds '.*{name}'.*refused"):
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
     assert "never" not in capsys.readouterr().out
 
 
-def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path):
+def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
     reference = vit()
     torch.save(reference, tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=r"whole pickled module.*torch\.save\(model\.state_dict\(\)"):
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
 
 
-def execute(message: str, folder, monkeypatch) -> None:
+def execute(message: str, folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the Python that a message advises."""
     monkeypatch.chdir(folder)
     code = message[message.index("torch.save(") : message.index(" in Python")]
@@ -305,7 +310,9 @@ def execute(message: str, folder, monkeypatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_programs_are_named_and_the_advice_writes_weights_that_load(tmp_path, monkeypatch):
+def test_programs_are_named_and_the_advice_writes_weights_that_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = vit()
     x = torch.zeros(1, 3, 32, 32)
     torch.jit.trace(reference, x, check_trace=False).save(tmp_path / "traced.pt")
@@ -317,7 +324,7 @@ def test_programs_are_named_and_the_advice_writes_weights_that_load(tmp_path, mo
         assert_loads(tmp_path / "weights.pth", reference)
 
 
-def test_a_tar_of_another_kind_is_named(tmp_path):
+def test_a_tar_of_another_kind_is_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "m.tar", "w") as archive:
         info = tarfile.TarInfo("model.pth")
         info.size = 3
@@ -335,14 +342,14 @@ def test_a_tar_of_another_kind_is_named(tmp_path):
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     ],
 )
-def test_files_that_are_no_weights_are_named_for_what_they_are(data, message, tmp_path):
+def test_files_that_are_no_weights_are_named_for_what_they_are(data, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
 
 
 @pytest.mark.parametrize(("window", "other"), [(4, 8), (8, 4)])
-def test_stored_tables_of_swin_v2_prove_the_window(window, other, tmp_path):
+def test_stored_tables_of_swin_v2_prove_the_window(window: int, other: int, tmp_path: Path) -> None:
     """torchvision and Microsoft store the coordinates; a variant with another window would load silently."""
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
@@ -360,7 +367,7 @@ def test_stored_tables_of_swin_v2_prove_the_window(window, other, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:", "timm:local-dir:", "hf:"])
-def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix, tmp_path):
+def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix: str, tmp_path: Path) -> None:
     """In the layout that timm's push to the hub and its save_for_hf write."""
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -374,7 +381,7 @@ def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix, tmp_path):
     assert (loaded.preprocess.mean, loaded.preprocess.resize_size) == ((0.1, 0.2, 0.3), 280)
 
 
-def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(tmp_path):
+def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(tmp_path: Path) -> None:
     """The weights of both variants have the same shapes: without the tables one loads as the other."""
     from vitdeploy.checkpoints.layouts.swin import made_tables
     from vitdeploy.models import create_model

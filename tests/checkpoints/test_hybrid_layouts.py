@@ -51,7 +51,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, size: int = 64) -> None:
 
 
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
-def test_timms_weights_load(tmp_path, units, patch):
+def test_timms_weights_load(tmp_path: Path, units, patch: int) -> None:
     theirs = timms(units, patch)
     torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
     loaded = load_foreign(tmp_path / "hybrid.pth", "hybrid", SAID)
@@ -60,7 +60,7 @@ def test_timms_weights_load(tmp_path, units, patch):
     assert_same(loaded.module, theirs)
 
 
-def test_a_published_variant_is_told_from_its_shapes(tmp_path):
+def test_a_published_variant_is_told_from_its_shapes(tmp_path: Path) -> None:
     theirs = redraw(timm.create_model("vit_tiny_r_s16_p8_224")).eval()
     torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
     loaded = load_foreign(tmp_path / "hybrid.pth")
@@ -111,7 +111,7 @@ def as_google(state: dict[str, torch.Tensor], heads: int = 3) -> dict[str, NDArr
 
 
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
-def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch):
+def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch: int) -> None:
     path = tmp_path / "R_Ti.npz"
     np.savez(path, **dict[str, Any](as_google(timms(units, patch).state_dict())))
     theirs = timms(units, patch)
@@ -125,7 +125,7 @@ def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch):
     assert_same(loaded.module, theirs)
 
 
-def test_a_unit_that_is_missing_is_named(tmp_path):
+def test_a_unit_that_is_missing_is_named(tmp_path: Path) -> None:
     state = timms([1, 2]).state_dict()
     del state["patch_embed.backbone.stages.1.blocks.1.conv2.weight"]
     torch.save(state, tmp_path / "hybrid.pth")
@@ -134,13 +134,13 @@ def test_a_unit_that_is_missing_is_named(tmp_path):
         load_foreign(tmp_path / "hybrid.pth", "hybrid", SAID)
 
 
-def test_another_variant_is_refused(tmp_path):
+def test_another_variant_is_refused(tmp_path: Path) -> None:
     torch.save(timms([1, 2]).state_dict(), tmp_path / "hybrid.pth")
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_foreign(tmp_path / "hybrid.pth", "vit_tiny_r_s16_p8_224", LoadRequest(num_classes=7))
 
 
-def test_heads_of_a_model_without_a_name_must_be_said(tmp_path):
+def test_heads_of_a_model_without_a_name_must_be_said(tmp_path: Path) -> None:
     torch.save(timms([1, 2]).state_dict(), tmp_path / "hybrid.pth")
     with pytest.raises(CheckpointError, match=r"do not tell how many heads there are: .*--argument heads=8"):
         load_foreign(tmp_path / "hybrid.pth", "hybrid", LoadRequest(arguments={"groups": 8}))

@@ -41,7 +41,7 @@ def assert_same(loaded: nn.Module, reference: nn.Module, size: int = 32) -> None
     assert difference <= CLOSE
 
 
-def timm_vit(**changes) -> nn.Module:
+def timm_vit(**changes: Any) -> nn.Module:
     return redraw(timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes})).eval()
 
 
@@ -99,7 +99,7 @@ def as_torchvision_vit(folder: Path):
     return model, folder / "vit_b_16.pth", "vit", HEADS
 
 
-def hf_config(kind, **changes):
+def hf_config(kind, **changes: Any):
     return kind(
         **{
             "image_size": 32,
@@ -279,14 +279,14 @@ WRITERS = [value for name, value in list(globals().items()) if name.startswith("
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__[3:])
-def test_checkpoint_loads_unmodified_and_gives_its_reference_s_logits(write, tmp_path):
+def test_checkpoint_loads_unmodified_and_gives_its_reference_s_logits(write, tmp_path: Path) -> None:
     reference, path, name, request = write(tmp_path)
     loaded = load_foreign(path, name, request)
     assert_same(loaded.module, reference)
     assert "because it has" in loaded.notes[0]
 
 
-def test_hugging_face_folder_brings_eps_labels_and_preprocessing(tmp_path):
+def test_hugging_face_folder_brings_eps_labels_and_preprocessing(tmp_path: Path) -> None:
     config = hf_config(transformers.ViTConfig, id2label={0: "cat", 1: "dog"}, num_labels=2, layer_norm_eps=1e-3)
     redraw(transformers.ViTForImageClassification(config)).eval().save_pretrained(tmp_path)
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2}
@@ -299,7 +299,7 @@ def test_hugging_face_folder_brings_eps_labels_and_preprocessing(tmp_path):
     assert {module.eps for module in loaded.module.modules() if isinstance(module, nn.LayerNorm)} == {1e-3}
 
 
-def test_averaged_weights_are_preferred_and_the_wrapper_s_prefix_is_stripped(tmp_path):
+def test_averaged_weights_are_preferred_and_the_wrapper_s_prefix_is_stripped(tmp_path: Path) -> None:
     plain, averaged = create_model("t2t", **T2T).state_dict(), create_model("t2t", **T2T).state_dict()
     stored = {
         "epoch": 1,
@@ -316,7 +316,7 @@ def test_averaged_weights_are_preferred_and_the_wrapper_s_prefix_is_stripped(tmp
 T2T = {"image_size": 32, "token_width": 16, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
 
 
-def test_original_tnt_and_multi_token_patchconvnet_load(tmp_path):
+def test_original_tnt_and_multi_token_patchconvnet_load(tmp_path: Path) -> None:
     tnt = create_model("tnt", image_size=32, width=24, depth=1, heads=3, inner_width=8, inner_heads=2, num_classes=7)
     torch.save({**tnt.state_dict(), "outer_tokens": torch.zeros(1, 4, 24)}, tmp_path / "tnt.pth")
     sizes = {"image_size": 32, "width": 24, "depth": 1, "heads": 3, "inner_width": 8, "inner_heads": 2}
@@ -345,7 +345,9 @@ def test_original_tnt_and_multi_token_patchconvnet_load(tmp_path):
         (as_google_npz, {"mode": "bilinear", "align_corners": True}),
     ],
 )
-def test_positions_are_resized_once_by_the_rule_of_the_checkpoint_s_own_code(write, rule, tmp_path):
+def test_positions_are_resized_once_by_the_rule_of_the_checkpoint_s_own_code(
+    write, rule: dict[str, Any], tmp_path: Path
+) -> None:
     _, path, name, request = write(tmp_path)
     before = load_foreign(path, name, request).module.pos_embed
     after = load_foreign(path, name, LoadRequest(image_size=48, arguments=request.arguments))
@@ -358,7 +360,7 @@ def test_positions_are_resized_once_by_the_rule_of_the_checkpoint_s_own_code(wri
     assert logits(after.module, torch.randn(1, 3, 48, 48)).shape == (1, 7)
 
 
-def test_another_number_of_classes_needs_the_reset_to_be_asked_for(tmp_path):
+def test_another_number_of_classes_needs_the_reset_to_be_asked_for(tmp_path: Path) -> None:
     _, path, _, _ = as_timm_safetensors(tmp_path)
     with pytest.raises(CheckpointError, match=r"has 7 classes, 3 were asked for.*reset.head"):
         load_foreign(path, "vit", LoadRequest(num_classes=3, arguments={"heads": 3}))
@@ -367,14 +369,16 @@ def test_another_number_of_classes_needs_the_reset_to_be_asked_for(tmp_path):
     assert any("new head" in note for note in loaded.notes)
 
 
-def test_weights_of_another_variant_are_refused_with_names_and_shapes(tmp_path):
+def test_weights_of_another_variant_are_refused_with_names_and_shapes(tmp_path: Path) -> None:
     _, path, _, _ = as_timm_safetensors(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*another shape \(.* is 24×.*model's is 192"):
         load_foreign(path, "vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize(("extra", "hinted"), [("blocks.0.attn.q_norm.weight", True), (None, False)])
-def test_another_builder_is_advised_where_parts_differ_and_not_where_the_depth_does(tmp_path, extra, hinted):
+def test_another_builder_is_advised_where_parts_differ_and_not_where_the_depth_does(
+    tmp_path: Path, extra: str | None, hinted: bool
+) -> None:
     state = timm_vit().state_dict()
     arguments = {**HEADS.arguments} if extra else {**HEADS.arguments, "depth": 1}
     if extra:
@@ -385,7 +389,7 @@ def test_another_builder_is_advised_where_parts_differ_and_not_where_the_depth_d
     assert ("takes such weights under timm's name" in str(caught.value)) == hinted
 
 
-def test_gap_is_named_with_the_nearest_leftover(tmp_path):
+def test_gap_is_named_with_the_nearest_leftover(tmp_path: Path) -> None:
     model = timm_vit()
     state = model.state_dict()
     state["blocks.1.norm1.weights"] = state.pop("blocks.1.norm1.weight")
@@ -397,13 +401,13 @@ def test_gap_is_named_with_the_nearest_leftover(tmp_path):
         load_foreign(tmp_path / "m.safetensors", "vit", HEADS)
 
 
-def test_family_of_the_name_must_be_that_of_the_weights(tmp_path):
+def test_family_of_the_name_must_be_that_of_the_weights(tmp_path: Path) -> None:
     _, path, _, _ = as_timm_safetensors(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds weights of family 'vit', swin_tiny.* is 'swin'"):
         load_foreign(path, "swin_tiny_patch4_window7_224")
 
 
-def test_shapes_that_fit_several_variants_ask_for_the_name(tmp_path):
+def test_shapes_that_fit_several_variants_ask_for_the_name(tmp_path: Path) -> None:
     with torch.device("cpu"):
         state = create_model("vit_tiny_patch16_224").state_dict()
     save_file(state, tmp_path / "m.safetensors")
@@ -411,13 +415,13 @@ def test_shapes_that_fit_several_variants_ask_for_the_name(tmp_path):
         load_foreign(tmp_path / "m.safetensors")
 
 
-def test_unknown_dialect_is_refused_with_the_first_keys(tmp_path):
+def test_unknown_dialect_is_refused_with_the_first_keys(tmp_path: Path) -> None:
     save_file({"encoder.w": torch.zeros(2), "decoder.w": torch.zeros(2)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match=r"no dialect that is known: 2 tensors, such as .*encoder\.w"):
         load_foreign(tmp_path / "m.safetensors")
 
 
-def test_nan_is_refused_by_tensor_name(tmp_path):
+def test_nan_is_refused_by_tensor_name(tmp_path: Path) -> None:
     state = timm_vit().state_dict()
     state["norm.bias"][3] = float("nan")
     torch.save(state, tmp_path / "m.pth")
@@ -430,7 +434,9 @@ class Launcher:
         return (print, ("this must never be printed",))
 
 
-def test_pickle_that_runs_code_is_refused_by_the_name_of_what_it_would_call(tmp_path, capsys):
+def test_pickle_that_runs_code_is_refused_by_the_name_of_what_it_would_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"model": Launcher()}, tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=r"holds '.*print'.*refused"):
         read_weights(tmp_path / "m.pth")
@@ -440,7 +446,7 @@ def test_pickle_that_runs_code_is_refused_by_the_name_of_what_it_would_call(tmp_
     assert "never" not in capsys.readouterr().out
 
 
-def test_yacs_configuration_beside_the_weights_is_inert(tmp_path):
+def test_yacs_configuration_beside_the_weights_is_inert(tmp_path: Path) -> None:
     import sys
     import types
 
@@ -456,7 +462,7 @@ def test_yacs_configuration_beside_the_weights_is_inert(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
 @pytest.mark.parametrize("part", [0.3, 0.9])
-def test_truncated_files_are_refused_by_name(suffix, part, tmp_path):
+def test_truncated_files_are_refused_by_name(suffix: str, part: float, tmp_path: Path) -> None:
     path = tmp_path / f"m.{suffix}"
     if suffix == "npz":
         np.savez(path, **dict[str, Any]({"embedding/kernel": np.zeros((4, 4, 3, 8), np.float32)}))
@@ -467,13 +473,13 @@ def test_truncated_files_are_refused_by_name(suffix, part, tmp_path):
         read_weights(path)
 
 
-def test_object_arrays_are_refused(tmp_path):
+def test_object_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", a=np.array([{}], dtype=object))
     with pytest.raises((ArtifactError, CheckpointError), match="object arrays"):
         read_weights(tmp_path / "m.npz")
 
 
-def test_folder_without_weights_or_configuration_is_refused(tmp_path):
+def test_folder_without_weights_or_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         read_weights(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -481,7 +487,7 @@ def test_folder_without_weights_or_configuration_is_refused(tmp_path):
         read_weights(tmp_path)
 
 
-def test_missing_file_and_text_file_are_refused(tmp_path):
+def test_missing_file_and_text_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no file .*gone\.pth"):
         read_weights(tmp_path / "gone.pth")
     (tmp_path / "notes.pth").write_text("not weights at all, just a longer text")
@@ -489,7 +495,7 @@ def test_missing_file_and_text_file_are_refused(tmp_path):
         read_weights(tmp_path / "notes.pth")
 
 
-def test_half_precision_weights_become_float32(tmp_path):
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     state = {name: value.bfloat16() for name, value in timm_vit().state_dict().items()}
     save_file(state, tmp_path / "m.safetensors")
     assert {array.dtype.name for array in read_weights(tmp_path / "m.safetensors").tensors.values()} == {"float32"}

@@ -52,7 +52,7 @@ def written(tmp_path: Path, name: str) -> tuple[Path, torch.Tensor, torch.Tensor
     return path, x, logits
 
 
-def load(path: Path, **arguments) -> LoadedWeights:
+def load(path: Path, **arguments: Any) -> LoadedWeights:
     return load_foreign(path, None, LoadRequest(arguments=arguments))
 
 
@@ -61,12 +61,12 @@ def difference(loaded: LoadedWeights, x: torch.Tensor, expected: torch.Tensor) -
         return float((loaded.module(x) - expected).abs().max() / (expected.max() - expected.min()))
 
 
-def test_every_golden_file_is_tested():
+def test_every_golden_file_is_tested() -> None:
     assert {path.stem for path in GOLDEN.glob("*.safetensors")} == set(SAID)
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_weights_of_a_version_give_its_logits(tmp_path, name):
+def test_weights_of_a_version_give_its_logits(tmp_path: Path, name) -> None:
     path, x, logits = written(tmp_path, name)
     loaded = load(path, **SAID[name])
     assert difference(loaded, x, logits) <= CLOSE
@@ -87,7 +87,7 @@ def test_weights_of_a_version_give_its_logits(tmp_path, name):
         ("1.16.1-mean", "1.16.1 and later"),
     ],
 )
-def test_the_notes_name_the_versions_that_write_such_keys(tmp_path, name, versions):
+def test_the_notes_name_the_versions_that_write_such_keys(tmp_path: Path, name: str, versions: str) -> None:
     loaded = load(written(tmp_path, name)[0], **SAID[name])
     assert f"its layout is that of vit-pytorch {versions}" in loaded.notes
 
@@ -95,19 +95,19 @@ def test_the_notes_name_the_versions_that_write_such_keys(tmp_path, name, versio
 @pytest.mark.parametrize(
     ("name", "other"), [("0.6.6-mean", {"scale_by_width": False}), ("1.0.0-mean", {"pool": "cls"})]
 )
-def test_what_the_user_says_decides_what_the_keys_cannot(tmp_path, name, other):
+def test_what_the_user_says_decides_what_the_keys_cannot(tmp_path: Path, name: str, other: dict[str, Any]) -> None:
     path, x, logits = written(tmp_path, name)
     assert difference(load(path, **{**SAID[name], **other}), x, logits) > 100 * CLOSE
 
 
-def test_the_scale_of_old_versions_must_be_said_and_both_choices_are_named(tmp_path):
+def test_the_scale_of_old_versions_must_be_said_and_both_choices_are_named(tmp_path: Path) -> None:
     path, _, _ = written(tmp_path, "0.6.6-mean")
     message = r"0\.3\.0–0\.6\.6 scale attention by dim.*scale_by_width=true.*scale_by_width=false for the latter"
     with pytest.raises(CheckpointError, match=message):
         load(path, heads=2)
 
 
-def test_the_scale_need_not_be_said_where_both_are_the_same(tmp_path):
+def test_the_scale_need_not_be_said_where_both_are_the_same(tmp_path: Path) -> None:
     path, x, logits = written(tmp_path, "0.7.0-single")
     state = torch.load(path, weights_only=True)
     state["patch_to_embedding.weight"] = state.pop("to_patch_embedding.1.weight")
@@ -116,12 +116,12 @@ def test_the_scale_need_not_be_said_where_both_are_the_same(tmp_path):
     assert difference(load(path, heads=1, pool="cls"), x, logits) <= CLOSE
 
 
-def test_heads_that_the_keys_do_not_tell_must_be_said(tmp_path):
+def test_heads_that_the_keys_do_not_tell_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"how many heads share the 16 rows of q: .*--argument heads=8"):
         load(written(tmp_path, "1.4.0-cls")[0])
 
 
-def test_heads_as_wide_as_the_model_say_nothing_of_the_oldest_layout(tmp_path):
+def test_heads_as_wide_as_the_model_say_nothing_of_the_oldest_layout(tmp_path: Path) -> None:
     """0.3.0 has heads of width / heads, so that 64 is no default there."""
     path, _, _ = written(tmp_path, "0.3.0-cls")
     state = {
@@ -135,18 +135,18 @@ def test_heads_as_wide_as_the_model_say_nothing_of_the_oldest_layout(tmp_path):
 
 
 @pytest.mark.parametrize("given", [{"heads": 3}, {"heads": 2, "head_width": 4}, {"head_width": 5}])
-def test_heads_that_do_not_fit_are_refused(tmp_path, given):
+def test_heads_that_do_not_fit_are_refused(tmp_path: Path, given: dict[str, int]) -> None:
     with pytest.raises(CheckpointError, match="do not make the 16 rows of q that the weights have"):
         load(written(tmp_path, "1.4.0-cls")[0], **given)
 
 
-def test_a_missing_projection_tells_of_one_head(tmp_path):
+def test_a_missing_projection_tells_of_one_head(tmp_path: Path) -> None:
     path, _, _ = written(tmp_path, "0.7.4-single")
     with pytest.raises(CheckpointError, match="1 heads of 12 do not make"):
         load(path, heads=2)
 
 
-def current(tmp_path: Path, **changes) -> tuple[Path, ViT]:
+def current(tmp_path: Path, **changes: Any) -> tuple[Path, ViT]:
     torch.manual_seed(0)
     model = ViT(
         **{
@@ -160,7 +160,9 @@ def current(tmp_path: Path, **changes) -> tuple[Path, ViT]:
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize(("heads", "dim_head"), [(2, 64), (4, 32), (8, 16)])
-def test_heads_are_never_assumed_to_be_of_the_default_width(tmp_path, pool, heads, dim_head):
+def test_heads_are_never_assumed_to_be_of_the_default_width(
+    tmp_path: Path, pool: str, heads: int, dim_head: int
+) -> None:
     """The shapes of all three are the same, their logits are not."""
     path, model = current(tmp_path, pool=pool, heads=heads, dim_head=dim_head)
     message = r"how many heads share the 128 rows of q: .*--argument heads=2, which are 2 of vit-pytorch's default"
@@ -173,13 +175,13 @@ def test_heads_are_never_assumed_to_be_of_the_default_width(tmp_path, pool, head
 
 
 @pytest.mark.parametrize("name", ["1.4.0-cls", "1.15.7-mean", "0.9.3-cls"])
-def test_a_pool_that_the_keys_do_not_tell_is_asked_for(tmp_path, name):
+def test_a_pool_that_the_keys_do_not_tell_is_asked_for(tmp_path: Path, name: str) -> None:
     path, _, _ = written(tmp_path, name)
     with pytest.raises(CheckpointError, match=r"keys do not tell which: pass --argument pool=cls.*pool=mean"):
         load(path, heads=2)
 
 
-def test_channels_other_than_three_must_be_said(tmp_path):
+def test_channels_other_than_three_must_be_said(tmp_path: Path) -> None:
     """Four of a smaller patch have as many values as one of a larger."""
     path, model = current(tmp_path, channels=1)
     with pytest.raises(CheckpointError, match=r"3 channels and patches of 4×4 do not make the 64 values.*channels=1"):
@@ -192,19 +194,19 @@ def test_channels_other_than_three_must_be_said(tmp_path):
         assert (record.channels, record.mean, record.std) == (1, (0.5,), (0.5,))
 
 
-def test_one_message_asks_for_all_that_the_keys_do_not_tell(tmp_path):
+def test_one_message_asks_for_all_that_the_keys_do_not_tell(tmp_path: Path) -> None:
     path, _, _ = written(tmp_path, "0.6.6-mean")
     with pytest.raises(CheckpointError, match=r"--argument heads=8; .*--argument pool=cls.*; .*scale_by_width=true"):
         load(path)
 
 
-def test_images_that_no_file_holds_are_refused(tmp_path):
+def test_images_that_no_file_holds_are_refused(tmp_path: Path) -> None:
     path, _ = current(tmp_path, channels=4)
     with pytest.raises(CheckpointError, match="images of 4 channels, only 1 and 3 can be read"):
         load(path, heads=2, channels=4)
 
 
-def test_sides_of_an_image_that_is_no_square_must_be_said(tmp_path):
+def test_sides_of_an_image_that_is_no_square_must_be_said(tmp_path: Path) -> None:
     path, model = current(tmp_path, image_size=(16, 24))
     with pytest.raises(CheckpointError, match=r"6 positions are no square.*--argument image_size=\[224,160\]"):
         load(path, heads=2)
@@ -213,14 +215,14 @@ def test_sides_of_an_image_that_is_no_square_must_be_said(tmp_path):
     assert difference(loaded, x, model(x).detach()) <= CLOSE
 
 
-def test_positions_are_resized_for_another_image_size(tmp_path):
+def test_positions_are_resized_for_another_image_size(tmp_path: Path) -> None:
     path, _ = current(tmp_path)
     loaded = load_foreign(path, None, LoadRequest(image_size=48, arguments=TWO_HEADS))
     assert loaded.module(torch.randn(1, 3, 48, 48)).shape == (1, 7)
     assert any("resized pos_embed from 4×4 to 6×6" in note for note in loaded.notes)
 
 
-def test_weights_without_a_head_need_a_new_one(tmp_path):
+def test_weights_without_a_head_need_a_new_one(tmp_path: Path) -> None:
     path, _ = current(tmp_path, num_classes=0)
     with pytest.raises(CheckpointError, match="has no classification head"):
         load(path, heads=2)
@@ -229,14 +231,14 @@ def test_weights_without_a_head_need_a_new_one(tmp_path):
 
 
 @pytest.mark.parametrize("extra", ["mlp_head.4.weight", "mlp_head.3.weight", "transformer.net.0.fn.norm.weight"])
-def test_versions_before_0_3_are_refused_by_name(tmp_path, extra):
+def test_versions_before_0_3_are_refused_by_name(tmp_path: Path, extra: str) -> None:
     path, _, _ = written(tmp_path, "0.3.0-cls")
     torch.save({**torch.load(path, weights_only=True), extra: torch.ones(5, 12)}, path)
     with pytest.raises(CheckpointError, match=r"vit-pytorch 0\.0\.1–0\.2\.7, whose head has two layers"):
         load(path)
 
 
-def test_a_tensor_of_another_model_of_the_package_is_not_dropped(tmp_path):
+def test_a_tensor_of_another_model_of_the_package_is_not_dropped(tmp_path: Path) -> None:
     path, _ = current(tmp_path)
     state = load_file(path)
     save_file({**state, "transformer.layers.0.0.reattn_weights": torch.ones(2, 2)}, path)
@@ -244,7 +246,7 @@ def test_a_tensor_of_another_model_of_the_package_is_not_dropped(tmp_path):
         load(path, heads=2)
 
 
-def test_preprocessing_that_vit_pytorch_does_not_fix_is_named_a_default(tmp_path):
+def test_preprocessing_that_vit_pytorch_does_not_fix_is_named_a_default(tmp_path: Path) -> None:
     loaded = load(current(tmp_path)[0], heads=2)
     assert loaded.preprocess.size == (32, 32)
     assert any("says nothing of preprocessing: took a default" in note for note in loaded.notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -27,17 +29,17 @@ def pair() -> tuple[nn.Module, nn.Module]:
     return ours, reference
 
 
-def test_distilled_model_equals_timm():
+def test_distilled_model_equals_timm() -> None:
     ours, reference = pair()
     assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
-def test_distilled_model_has_the_layer_norm_eps_of_timm():
+def test_distilled_model_has_the_layer_norm_eps_of_timm() -> None:
     ours, reference = pair()
     assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-5)
 
 
-def test_training_gives_both_heads_and_inference_their_mean():
+def test_training_gives_both_heads_and_inference_their_mean() -> None:
     ours, _ = pair()
     x = torch.randn(2, 3, 32, 32)
     ours.train()
@@ -45,23 +47,23 @@ def test_training_gives_both_heads_and_inference_their_mean():
     torch.testing.assert_close((logits + distilled) / 2, logits_of(ours, x))
 
 
-def test_the_comparison_notices_every_parameter():
+def test_the_comparison_notices_every_parameter() -> None:
     ours, _ = pair()
     assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
 
 
-def test_graph_is_small_and_right_at_every_batch(tmp_path):
+def test_graph_is_small_and_right_at_every_batch(tmp_path: Path) -> None:
     ours, _ = pair()
     assert len(exported(ours, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx")) <= 70
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant):
+def test_variant_has_the_published_size(variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         assert sum(p.numel() for p in model.parameters()) == variant.parameters
         assert gmacs(model, 3, variant.preprocess.size) == pytest.approx(variant.gmacs, abs=0.0006)
 
 
-def test_catalogue_lists_plain_and_distilled_models():
+def test_catalogue_lists_plain_and_distilled_models() -> None:
     assert {variant.family for variant in list_models("deit_*")} == {"vit", "deit"}

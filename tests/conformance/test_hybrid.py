@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -67,13 +68,13 @@ def pair(
     [((64, 64), [1, 2, 1], 1), ((50, 68), [1, 2, 1], 1), ((50, 86), [1, 1], 1), ((64, 96), [], 8)],
     ids=["square", "odd feature maps", "odd stem", "stem alone"],
 )
-def test_logits_are_those_of_timm(image_size, units, patch):
+def test_logits_are_those_of_timm(image_size: tuple[int, int], units, patch: int) -> None:
     ours, theirs = pair(image_size, units, patch)
     x = torch.randn(2, 3, *image_size)
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) <= CLOSE
 
 
-def test_layer_norm_eps_is_that_of_timm():
+def test_layer_norm_eps_is_that_of_timm() -> None:
     ours, theirs = pair()
     shrink_norm_inputs(ours)
     shrink_norm_inputs(theirs)
@@ -85,7 +86,7 @@ def test_layer_norm_eps_is_that_of_timm():
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) > 100 * CLOSE
 
 
-def test_group_norm_eps_is_that_of_timm():
+def test_group_norm_eps_is_that_of_timm() -> None:
     ours, theirs = pair()
     for model in (ours, theirs):
         for module in model.modules():
@@ -99,7 +100,7 @@ def test_group_norm_eps_is_that_of_timm():
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) > 100 * CLOSE
 
 
-def test_eps_of_weight_standardisation_is_that_of_timm(monkeypatch):
+def test_eps_of_weight_standardisation_is_that_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Filters with a variance near eps, as no training leaves them, make it visible."""
     ours, theirs = pair()
     state = {
@@ -114,20 +115,20 @@ def test_eps_of_weight_standardisation_is_that_of_timm(monkeypatch):
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) > 100 * CLOSE
 
 
-def test_the_comparison_notices_every_parameter():
+def test_the_comparison_notices_every_parameter() -> None:
     ours, _ = pair()
     assert unnoticed(ours, torch.randn(2, 3, 64, 64)) == set()
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (8, 9), (9, 8)])
-def test_pool_is_the_same_padded_one(size):
+def test_pool_is_the_same_padded_one(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
     pads = [pad for side in reversed(size) for pad in ((1, 1) if side % 2 else (0, 1))]
     padded = F.pad(x, pads, value=-torch.inf)
     torch.testing.assert_close(SamePool()(x), F.max_pool2d(padded, 3, stride=2), rtol=0, atol=0)
 
 
-def test_training_learns_the_raw_filters():
+def test_training_learns_the_raw_filters() -> None:
     conv = StandardisedConv(4, 8, 3).train()
     conv(torch.randn(2, 4, 8, 8)).square().sum().backward()
     assert conv.weight.grad.abs().sum() > 0
@@ -135,7 +136,7 @@ def test_training_learns_the_raw_filters():
 
 
 @pytest.mark.parametrize("variant", list_models("hybrid"), ids=lambda variant: variant.name)
-def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_gmacs(variant):
+def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_gmacs(variant) -> None:
     with torch.device("meta"):
         ours, theirs = create_model(variant.name), timm.create_model(variant.name)
     assert {name: value.shape for name, value in ours.state_dict().items()} == {
@@ -149,7 +150,7 @@ def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_
     assert record.resize_size == int(config["input_size"][1] / config["crop_pct"])
 
 
-def test_the_catalogue_has_every_row_of_the_hybrid_table():
+def test_the_catalogue_has_every_row_of_the_hybrid_table() -> None:
     assert {variant.name for variant in list_models("hybrid")} == {
         *(
             f"vit_{shape}_{size}"
@@ -160,7 +161,7 @@ def test_the_catalogue_has_every_row_of_the_hybrid_table():
     }
 
 
-def test_a_published_variant_gives_timms_logits():
+def test_a_published_variant_gives_timms_logits() -> None:
     theirs = timm.create_model("vit_tiny_r_s16_p8_224")
     redraw(theirs)
     ours = create_model("vit_tiny_r_s16_p8_224")
@@ -169,7 +170,7 @@ def test_a_published_variant_gives_timms_logits():
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) <= CLOSE
 
 
-def test_graph_has_plain_convolutions_with_constant_weights_and_is_right_at_every_batch(tmp_path):
+def test_graph_has_plain_convolutions_with_constant_weights_and_is_right_at_every_batch(tmp_path: Path) -> None:
     ours, _ = pair()
     operators = Counter(exported(ours, torch.randn(2, 3, 64, 64), tmp_path / "hybrid.onnx"))
     convolutions = 1 + 3 * 4 + 3 + 1  # stem; three in each of four units; three shortcuts; the projection
@@ -189,7 +190,7 @@ def test_graph_has_plain_convolutions_with_constant_weights_and_is_right_at_ever
         assert abs(rows.std(axis=1) - 1).max() < 1e-5
 
 
-def test_graph_of_odd_feature_maps_is_right_and_builds_an_engine(tmp_path):
+def test_graph_of_odd_feature_maps_is_right_and_builds_an_engine(tmp_path: Path) -> None:
     ours, _ = pair((50, 86), [1, 1])
     exported(ours, torch.randn(2, 3, 50, 86), tmp_path / "hybrid.onnx")
     assert built_for_sm89(tmp_path / "hybrid.onnx") > 10_000
@@ -204,11 +205,11 @@ def test_graph_of_odd_feature_maps_is_right_and_builds_an_engine(tmp_path):
         ({"heads": 5}, "width 24 does not divide by 5 heads"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(changes, message):
+def test_values_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_model("hybrid", **{**TINY, "image_size": 64, **changes})
 
 
-def test_images_of_another_size_are_refused():
+def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ModelError, match="the model takes images of 64×64, got 64×32"):
         pair()[0](torch.zeros(1, 3, 64, 32))

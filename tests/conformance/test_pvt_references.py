@@ -111,14 +111,14 @@ def huggingface_reference(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "v1"])
-def test_v2_equals_timm(name):
+def test_v2_equals_timm(name) -> None:
     reference, state = timm_reference(name)
     x = picture(name)
     assert relative_difference(logits_of(loaded(name, state), x), logits_of(reference, x)) <= CLOSE
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_hugging_face_by_the_names_in_its_files(name):
+def test_equals_hugging_face_by_the_names_in_its_files(name) -> None:
     """Whose every LayerNorm has the eps of its config, also those that the original leaves at 1e-5."""
     reference, state = huggingface_reference(name)
     x = picture(name)
@@ -134,7 +134,7 @@ def test_equals_hugging_face_by_the_names_in_its_files(name):
         ("v2", huggingface_reference, {"inner_eps": 1e-6}),
     ],
 )
-def test_every_layer_norm_has_the_eps_of_its_reference(name, reference, eps):
+def test_every_layer_norm_has_the_eps_of_its_reference(name: str, reference, eps: dict[str, Any]) -> None:
     theirs, state = reference(name)
     ours = loaded(name, state, **eps)
     shrink_norm_inputs(ours)
@@ -148,7 +148,7 @@ def test_every_layer_norm_has_the_eps_of_its_reference(name, reference, eps):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_files(name):
+def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_files(name) -> None:
     """Which PyTorch's default gives them: pvt.py and pvt_v2.py set 1e-6 for the blocks' and final norms only."""
     eps = {key: module.eps for key, module in tiny(name).named_modules() if isinstance(module, nn.LayerNorm)}
     inner = {key for key in eps if key.startswith("patch_embed") or key.endswith("attn.norm")}
@@ -157,12 +157,12 @@ def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_fil
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_comparison_notices_every_parameter(name):
+def test_the_comparison_notices_every_parameter(name) -> None:
     assert unnoticed(tiny(name), picture(name)) == set()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant):
+def test_variant_has_the_published_size(variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         counted = gmacs(model, 3, variant.preprocess.size)
@@ -180,7 +180,9 @@ def test_variant_has_the_published_size(variant):
 
 @pytest.mark.parametrize(("before", "after"), [((7, 7), (12, 12)), ((14, 14), (7, 7)), ((4, 6), (5, 9))])
 @pytest.mark.parametrize("extra", [0, 1])
-def test_position_is_resized_by_the_rule_that_the_original_applies_at_each_call(before, after, extra):
+def test_position_is_resized_by_the_rule_that_the_original_applies_at_each_call(
+    before: tuple[int, int], after: tuple[int, int], extra: int
+) -> None:
     position = torch.randn(1, extra + before[0] * before[1], 5)
     cells = position[:, extra:].transpose(1, 2).reshape(1, 5, *before)
     expected = nn.functional.interpolate(cells, size=after, mode="bilinear").flatten(2).transpose(1, 2)
@@ -207,7 +209,7 @@ OPERATORS["v2"] = [*OPERATORS["v2"], *REDUCED, *REDUCED]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_graph_is_small_right_at_every_batch_and_builds_an_engine(name, tmp_path):
+def test_graph_is_small_right_at_every_batch_and_builds_an_engine(name, tmp_path: Path) -> None:
     two = {key: values[:2] for key, values in SHAPE.items() if key != "num_classes"}
     two |= {"sr_ratios": [2, 1], "patches": [4, 2] if name == "v1" else [7, 3]}
     two |= {} if name == "v1" else {"strides": [4, 2]}

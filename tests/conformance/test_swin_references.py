@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -130,14 +130,14 @@ def huggingface_reference(family: str) -> nn.Module:
 
 @pytest.mark.parametrize("image_size", [(32, 32), (64, 96), (16, 16)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_timm(family, image_size):
+def test_equals_timm(family, image_size: tuple[int, int]) -> None:
     reference = timm_reference(family, image_size)
     ours = loaded(family, layouts.from_timm(arrays(reference)), image_size=image_size)
     x = torch.randn(3, 3, *image_size)
     assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
 
 
-def test_v2_pretrained_with_another_window_equals_timm():
+def test_v2_pretrained_with_another_window_equals_timm() -> None:
     reference = timm_reference("swin_v2", trained=(3, 3, 2))
     state = layouts.from_timm(arrays(reference))
     ours = loaded("swin_v2", state, pretrained_windows=[3, 3, 2])
@@ -147,7 +147,7 @@ def test_v2_pretrained_with_another_window_equals_timm():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_torchvision(family):
+def test_equals_torchvision(family) -> None:
     reference = torchvision_reference(family)
     ours = loaded(family, layouts.from_torchvision(arrays(reference)))
     x = torch.randn(3, 3, 32, 32)
@@ -155,7 +155,7 @@ def test_equals_torchvision(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_hugging_face_by_the_names_in_its_files(family):
+def test_equals_hugging_face_by_the_names_in_its_files(family) -> None:
     reference = huggingface_reference(family)
     ours = loaded(family, layouts.from_huggingface(hugging_face_file(reference)))
     x = torch.randn(3, 3, 32, 32)
@@ -163,7 +163,7 @@ def test_equals_hugging_face_by_the_names_in_its_files(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_original_files_load_without_the_tensors_that_follow_from_the_shape(family):
+def test_original_files_load_without_the_tensors_that_follow_from_the_shape(family) -> None:
     model = tiny(family)
     rebuilt = {"relative_position_index": 0, "attn_mask": 0, "relative_coords_table": 0}
     names = {f"layers.0.blocks.1.{part}" for part in ("attn_mask", "attn.relative_position_index", "attn.qkv.weight")}
@@ -175,7 +175,7 @@ def test_original_files_load_without_the_tensors_that_follow_from_the_shape(fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("reference", [timm_reference, torchvision_reference, huggingface_reference])
-def test_every_layer_norm_has_the_eps_of_its_reference(family, reference: Callable[[str], nn.Module]):
+def test_every_layer_norm_has_the_eps_of_its_reference(family, reference: Callable[[str], nn.Module]) -> None:
     theirs = reference(family)
     layout = {
         "timm_reference": layouts.from_timm,
@@ -201,7 +201,7 @@ def hugging_face_file(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_comparison_notices_every_parameter(family):
+def test_the_comparison_notices_every_parameter(family) -> None:
     assert unnoticed(tiny(family, absolute_position=True), torch.randn(2, 3, 32, 32)) == set()
 
 
@@ -210,7 +210,9 @@ def test_the_comparison_notices_every_parameter(family):
 )  # timm's
 @pytest.mark.parametrize("rule", ["bicubic", "geometric"])
 @pytest.mark.parametrize(("before", "after"), [(7, 12), (4, 5), (12, 7)])
-def test_bias_tables_are_resized_by_the_rules_of_microsoft_and_timm(rule, before, after):
+def test_bias_tables_are_resized_by_the_rules_of_microsoft_and_timm(
+    rule: Literal["bicubic", "geometric"], before: int, after: int
+) -> None:
     table = torch.randn((2 * before - 1) ** 2, 3)
     resize = {"bicubic": resize_rel_pos_bias_table_simple, "geometric": resize_rel_pos_bias_table}[rule]
     expected = resize(table, new_window_size=(after, after), new_bias_shape=((2 * after - 1) ** 2, 3))
@@ -219,7 +221,7 @@ def test_bias_tables_are_resized_by_the_rules_of_microsoft_and_timm(rule, before
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant):
+def test_variant_has_the_published_size(variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         counted = gmacs(model, 3, variant.preprocess.size)
@@ -246,7 +248,7 @@ class Deriving(nn.Module):
 
 
 @pytest.mark.parametrize("name", [f"swin_{size}" for size in ("t", "s", "b", "v2_t", "v2_s", "v2_b")])
-def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(name):
+def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(name) -> None:
     (variant,) = list_models(name)
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     transform = weights.transforms()
@@ -263,7 +265,7 @@ def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "patch4" in v.name], ids=lambda variant: variant.name)
-def test_variant_has_the_parameters_of_the_timm_checkpoint_it_names(variant):
+def test_variant_has_the_parameters_of_the_timm_checkpoint_it_names(variant) -> None:
     (name,) = {name.removeprefix("timm:").split(".")[0] for name in variant.checkpoints if name.startswith("timm:")}
     with torch.device("meta"):
         reference = timm.create_model(name)
@@ -283,7 +285,7 @@ AROUND += ["Reshape", "LayerNormalization", "MatMul", *["Gather"] * 3, *["Reshap
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graph_is_small_right_at_every_batch_and_builds_an_engine(family, tmp_path):
+def test_graph_is_small_right_at_every_batch_and_builds_an_engine(family, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = tiny(family, image_size=16, depths=[2, 2], heads=[2, 4])
     operators = exported(model, torch.randn(2, 3, 16, 16), path)

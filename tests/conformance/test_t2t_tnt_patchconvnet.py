@@ -72,21 +72,21 @@ def tiny(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["performer", "transformer"])
-def test_t2t_equals_its_reference(kind):
+def test_t2t_equals_its_reference(kind: str) -> None:
     stored = load_file(GOLDEN / f"t2t_{kind}.safetensors")
     model = create_model("t2t", image_size=64, width=64, depth=3, heads=4, num_classes=11, token_module=kind)
     model.load_state_dict({name[6:]: value for name, value in stored.items() if name.startswith("param.")})
     assert relative_difference(logits_of(model, stored["x"]), stored["logits"]) <= CLOSE
 
 
-def test_t2t_with_another_qk_scale_is_another_model():
+def test_t2t_with_another_qk_scale_is_another_model() -> None:
     stored = load_file(GOLDEN / "t2t_performer.safetensors")
     model = create_model("t2t", image_size=64, width=64, depth=3, heads=4, num_classes=11, qk_scale=64**-0.5)
     model.load_state_dict({name[6:]: value for name, value in stored.items() if name.startswith("param.")})
     assert relative_difference(logits_of(model, stored["x"]), stored["logits"]) > 100 * CLOSE
 
 
-def test_patchconvnet_equals_its_reference():
+def test_patchconvnet_equals_its_reference() -> None:
     stored = load_file(GOLDEN / "patchconvnet.safetensors")
     model = create_model("patchconvnet", image_size=64, width=64, depth=4, num_classes=11)
     model.load_state_dict({name[6:]: value for name, value in stored.items() if name.startswith("param.")})
@@ -106,25 +106,25 @@ def tnt_pair() -> tuple[nn.Module, nn.Module]:
     return ours, reference
 
 
-def test_tnt_equals_timm():
+def test_tnt_equals_timm() -> None:
     ours, reference = tnt_pair()
     assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
-def test_tnt_has_the_layer_norm_eps_of_timm():
+def test_tnt_has_the_layer_norm_eps_of_timm() -> None:
     ours, reference = tnt_pair()
     assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-6)
 
 
 @pytest.mark.parametrize(("family", "eps"), [("t2t", 1e-5), ("tnt", 1e-5), ("patchconvnet", 1e-6)])
-def test_layer_norm_eps_is_the_published_one(family, eps):
+def test_layer_norm_eps_is_the_published_one(family: str, eps: float) -> None:
     with torch.device("meta"):
         model = create_model(family)
     assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {eps}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_comparison_notices_every_parameter(name):
+def test_the_comparison_notices_every_parameter(name) -> None:
     model = tiny(name)
     x = torch.randn(2, 3, 32, 32)
     expected = set()
@@ -137,7 +137,7 @@ def test_the_comparison_notices_every_parameter(name):
 @pytest.mark.parametrize(
     "variant", [*list_models("t2t"), *list_models("tnt"), *list_models("patchconvnet")], ids=lambda v: v.name
 )
-def test_variant_has_the_published_size(variant):
+def test_variant_has_the_published_size(variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         assert sum(p.numel() for p in model.parameters()) == variant.parameters
@@ -145,12 +145,12 @@ def test_variant_has_the_published_size(variant):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_graph_is_small_and_right_at_every_batch(name, tmp_path):
+def test_graph_is_small_and_right_at_every_batch(name, tmp_path: Path) -> None:
     operators = exported(tiny(name), torch.randn(2, 3, 32, 32), tmp_path / "model.onnx")
     assert len(operators) < 200
 
 
-def test_performer_keeps_its_small_constant_through_the_exporter(tmp_path):
+def test_performer_keeps_its_small_constant_through_the_exporter(tmp_path: Path) -> None:
     """With weights that make the denominator tiny, dropping the 1e-8 changes the logits."""
     model = tiny("t2t performer")
     with torch.no_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from proof import exported, logits_of, relative_difference, shrink_norm_inputs, unnoticed
@@ -36,7 +39,7 @@ RENAMED = {
 }
 
 
-def pair(**changes) -> tuple[nn.Module, nn.Module]:
+def pair(**changes: Any) -> tuple[nn.Module, nn.Module]:
     arguments = {**TINY, **changes}
     reference = ViT(
         image_size=tuple(arguments["image_size"]), patch_size=8, channels=2, num_classes=7, dim=arguments["width"],
@@ -59,7 +62,7 @@ def pair(**changes) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": "mean"}, {"heads": 1, "head_width": 20}])
-def test_logits_and_eps_are_those_of_the_installed_version(changes):
+def test_logits_and_eps_are_those_of_the_installed_version(changes: dict[str, Any]) -> None:
     ours, reference = pair(**changes)
     x = torch.randn(2, 2, 16, 24)
     assert relative_difference(logits_of(ours, x), logits_of(reference, x)) <= CLOSE
@@ -72,18 +75,18 @@ def test_logits_and_eps_are_those_of_the_installed_version(changes):
     assert relative_difference(logits_of(ours, x), logits_of(reference, x)) > 100 * CLOSE
 
 
-def test_the_comparison_notices_every_parameter():
+def test_the_comparison_notices_every_parameter() -> None:
     ours, _ = pair()
     assert unnoticed(ours, torch.randn(2, 2, 16, 24)) == set()
 
 
-def redrawn(**changes) -> nn.Module:
+def redrawn(**changes: Any) -> nn.Module:
     model = create_model("vit_pytorch", **{**TINY, **changes})
     redraw(model)
     return model.eval()
 
 
-def test_older_versions_scale_attention_by_the_width():
+def test_older_versions_scale_attention_by_the_width() -> None:
     attention = redrawn(scale_by_width=True).blocks[0].attn
     x = torch.randn(2, 5, 20)
     q, k, v = attention.qkv(x).view(2, 5, 3, 3, 12).permute(2, 0, 3, 1, 4)
@@ -91,13 +94,13 @@ def test_older_versions_scale_attention_by_the_width():
     torch.testing.assert_close(attention(x), attention.proj(expected))
 
 
-def test_older_versions_project_a_single_head_too():
+def test_older_versions_project_a_single_head_too() -> None:
     assert isinstance(redrawn(heads=1, head_width=20).blocks[0].attn.proj, nn.Identity)
     assert isinstance(redrawn(heads=1, head_width=20, project_out=True).blocks[0].attn.proj, nn.Linear)
 
 
 @pytest.mark.parametrize("after", [True, False])
-def test_older_versions_count_the_class_token_in_the_mean_and_may_norm_it_afterwards(after):
+def test_older_versions_count_the_class_token_in_the_mean_and_may_norm_it_afterwards(after: bool) -> None:
     model = redrawn(pool="mean", class_token=True, norm_after_pool=after)
     x = torch.randn(2, 2, 16, 24)
     tokens = torch.cat([model.cls_token.expand(2, 1, 20), model.patch_embed(x)], dim=1) + model.pos_embed
@@ -106,7 +109,7 @@ def test_older_versions_count_the_class_token_in_the_mean_and_may_norm_it_afterw
     torch.testing.assert_close(model(x), model.head(expected))
 
 
-def test_without_norms_on_pixels_the_patches_are_a_convolution():
+def test_without_norms_on_pixels_the_patches_are_a_convolution() -> None:
     """Rows, columns, channels: the order of a patch's pixels in the old Linear."""
     model = redrawn(pixel_norm=False)
     x = torch.randn(2, 2, 16, 24)
@@ -117,7 +120,7 @@ def test_without_norms_on_pixels_the_patches_are_a_convolution():
     )
 
 
-def test_graph_is_small_and_right_at_every_batch(tmp_path):
+def test_graph_is_small_and_right_at_every_batch(tmp_path: Path) -> None:
     operators = exported(redrawn(), torch.randn(2, 2, 16, 24), tmp_path / "model.onnx")
     assert operators[:3] == ["Reshape", "Transpose", "Reshape"]
     assert len(operators) <= 70
@@ -133,6 +136,6 @@ def test_graph_is_small_and_right_at_every_batch(tmp_path):
         ({"head_width": 0}, "head_width is 0"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(changes, message):
+def test_values_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_model("vit_pytorch", **{**TINY, **changes})

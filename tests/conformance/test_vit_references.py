@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,29 +47,29 @@ def with_hugging_face(eps: float = 1e-12) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("make", [with_timm, with_hugging_face])
-def test_logits_are_those_of_the_reference(make):
+def test_logits_are_those_of_the_reference(make) -> None:
     ours, reference = make()
     assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("make", [with_timm, lambda: with_hugging_face(1e-6)])
-def test_layer_norm_eps_is_that_of_the_reference(make):
+def test_layer_norm_eps_is_that_of_the_reference(make) -> None:
     ours, reference = make()
     assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-5)
 
 
-def test_the_comparison_notices_every_parameter():
+def test_the_comparison_notices_every_parameter() -> None:
     ours, _ = with_timm()
     assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
 
 
-def test_the_comparison_notices_every_parameter_of_parallel_and_scaled_blocks():
+def test_the_comparison_notices_every_parameter_of_parallel_and_scaled_blocks() -> None:
     ours = create_model("vit", **TINY, parallel=2, layer_scale=0.1, representation_size=12)
     redraw(ours)
     assert unnoticed(ours, torch.randn(2, 3, 32, 32)) == set()
 
 
-def test_parallel_blocks_export_to_the_nodes_of_the_mathematics(tmp_path):
+def test_parallel_blocks_export_to_the_nodes_of_the_mathematics(tmp_path: Path) -> None:
     """Stem 5; per block two attention branches of 20 and two MLP branches of 8; five from class token to logits."""
     ours = create_model("vit", **TINY, parallel=2, layer_scale=0.1, representation_size=12)
     redraw(ours)

@@ -15,7 +15,7 @@ def labelled(counts: list[int]) -> tuple[list[str], np.ndarray]:
 
 
 @given(counts_of_classes, st.integers(0, 5))
-def test_a_partition_covers_everything_once_and_every_class_everywhere(counts, seed):
+def test_a_partition_covers_everything_once_and_every_class_everywhere(counts: list[int], seed: int) -> None:
     names, labels = labelled(counts)
     parts = partition(names, labels, seed)
     together = np.concatenate(list(parts.values()))
@@ -25,7 +25,7 @@ def test_a_partition_covers_everything_once_and_every_class_everywhere(counts, s
 
 
 @given(counts_of_classes, st.integers(0, 5))
-def test_a_partition_depends_on_names_not_on_their_order(counts, seed):
+def test_a_partition_depends_on_names_not_on_their_order(counts: list[int], seed: int) -> None:
     names, labels = labelled(counts)
     order = np.random.default_rng(seed).permutation(len(names))
     there = partition(names, labels, seed)["test"]
@@ -34,7 +34,7 @@ def test_a_partition_depends_on_names_not_on_their_order(counts, seed):
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(0, 500))
-def test_shares_add_up_and_are_within_one_of_the_exact_share(counts, total):
+def test_shares_add_up_and_are_within_one_of_the_exact_share(counts: list[int], total: int) -> None:
     if not sum(counts):
         assert apportion(counts, total) == [0] * len(counts)
         return
@@ -45,7 +45,9 @@ def test_shares_add_up_and_are_within_one_of_the_exact_share(counts, total):
 
 
 @given(counts_of_classes, st.integers(0, 5), st.data())
-def test_a_choice_has_the_size_asked_for_and_each_class_its_share(counts, seed, data):
+def test_a_choice_has_the_size_asked_for_and_each_class_its_share(
+    counts: list[int], seed: int, data: st.DataObject
+) -> None:
     names, labels = labelled(counts)
     samples = data.draw(st.integers(1, len(names)))
     chosen = choose(names, labels, samples, seed)
@@ -54,12 +56,12 @@ def test_a_choice_has_the_size_asked_for_and_each_class_its_share(counts, seed, 
     assert np.abs(shares - samples * np.array(counts) / len(names)).max() < 1
 
 
-def test_a_larger_choice_keeps_the_smaller_one():
+def test_a_larger_choice_keeps_the_smaller_one() -> None:
     names, labels = labelled([40, 40])
     assert set(choose(names, labels, 10, 0)) <= set(choose(names, labels, 20, 0))
 
 
-def test_the_partition_is_the_same_with_every_version_of_every_library():
+def test_the_partition_is_the_same_with_every_version_of_every_library() -> None:
     # Pinned: these indices are published figures' test set, so the rule may never change.
     names, labels = labelled([6, 6])
     assert partition(names, labels, 0)["test"].tolist() == PINNED

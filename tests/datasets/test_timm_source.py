@@ -28,7 +28,7 @@ def write_mnist(root: Path, name: str, count: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.torch
-def test_a_torchvision_dataset_opens_through_timm_with_a_validation_split_out_of_train(tmp_path):
+def test_a_torchvision_dataset_opens_through_timm_with_a_validation_split_out_of_train(tmp_path: Path) -> None:
     train_pixels = write_mnist(tmp_path, "train", 50, seed=1)
     test_pixels = write_mnist(tmp_path, "t10k", 20, seed=2)
     uri = f"timm:torch/mnist?root={tmp_path}"
@@ -46,7 +46,7 @@ def test_a_torchvision_dataset_opens_through_timm_with_a_validation_split_out_of
 
 
 @pytest.mark.torch
-def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monkeypatch):
+def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     # timm's own ImageDataset answers an unreadable image with the next one, under the same index.
     import timm.data
 
@@ -62,7 +62,7 @@ def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monk
         def __getitem__(self, index):
             return io.BytesIO(self.files[index]), index % 2
 
-        def __len__(self):
+        def __len__(self) -> int:
             return 3
 
         def iter_targets(self):
@@ -96,7 +96,9 @@ def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monk
         ("timm:hfds/someone/photos:train", r"needs Hugging Face's package datasets, which is not installed"),
     ],
 )
-def test_what_timm_cannot_open_is_refused_in_one_line(uri, message, tmp_path, monkeypatch, capsys):
+def test_what_timm_cannot_open_is_refused_in_one_line(
+    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(uri)

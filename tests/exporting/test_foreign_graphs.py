@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +17,7 @@ from PIL import Image
 
 from vitdeploy.errors import DataError, GraphError, UsageError
 from vitdeploy.preprocess import DIGITS_PREPROCESS, normalize
+from vitdeploy.records import Task
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.predict import predict
 
@@ -23,12 +27,12 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (8, 8), np.uint8)
 
 
 @pytest.fixture
-def photo(tmp_path):
+def photo(tmp_path: Path):
     Image.fromarray(PIXELS).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
-def run(path, images, output=0):
+def run(path, images, output: int = 0):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -45,7 +49,7 @@ def predicted(model, photo):
     return np.array([one.probability for one in sorted(classes, key=lambda one: one.index)])
 
 
-def foreign(tmp_path, *changes):
+def foreign(tmp_path: Path, *changes):
     text = FOREIGN
     for old, new in changes:
         assert old in text
@@ -89,7 +93,9 @@ FLAT = "f = Reshape(pixel_values, flat)"
     ],
     ids=["plain", "symbolic", "classes", "nhwc", "symbolic nhwc", "fp16", "double nhwc"],
 )  # fmt: skip
-def test_inputs_that_a_transpose_or_a_cast_explains_are_taken(tmp_path, photo, changes, feed):
+def test_inputs_that_a_transpose_or_a_cast_explains_are_taken(
+    tmp_path: Path, photo, changes, feed: Callable[..., Any]
+) -> None:
     source = foreign(tmp_path, *changes)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
     image = model.load().graph.inputs[0]
@@ -104,7 +110,7 @@ BYTES = "c0 = Cast <to = 1> (pixel_values) d0 = Div(c0, scale) f = Reshape(d0, f
 
 
 @pytest.mark.parametrize("layout", ["uint8[N, 1, 8, 8]", "uint8[N, 8, 8, 1]"])
-def test_a_graph_that_takes_bytes_normalizes_them_itself(tmp_path, photo, layout):
+def test_a_graph_that_takes_bytes_normalizes_them_itself(tmp_path: Path, photo, layout: str) -> None:
     changes = [(IMAGE, f"{layout} pixel_values"), (FLAT, BYTES), ("float two =", "float scale = {255.0}, float two =")]
     source = foreign(tmp_path, *changes)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
@@ -115,7 +121,7 @@ def test_a_graph_that_takes_bytes_normalizes_them_itself(tmp_path, photo, layout
     assert "Cast" not in [node.op_type for node in model.load().graph]
 
 
-def test_bytes_that_are_quantized_values_get_a_cast(tmp_path, photo):
+def test_bytes_that_are_quantized_values_get_a_cast(tmp_path: Path, photo) -> None:
     dequantized = "q0 = DequantizeLinear(pixel_values, scale, zero) f = Reshape(q0, flat)"
     changes = [(IMAGE, "uint8[N, 1, 8, 8] pixel_values"), (FLAT, dequantized)]
     extra = [("float two =", "float scale = {0.0125}, uint8 zero = {128}, float two =")]
@@ -136,7 +142,7 @@ def test_bytes_that_are_quantized_values_get_a_cast(tmp_path, photo):
     ],
     ids=["1x1", "row", "fp16"],
 )  # fmt: skip
-def test_outputs_that_a_flattening_or_a_cast_explains_are_taken(tmp_path, photo, changes, note):
+def test_outputs_that_a_flattening_or_a_cast_explains_are_taken(tmp_path: Path, photo, changes, note: str) -> None:
     source = foreign(tmp_path, *changes)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
     expected = softmax(run(source, normalized()).reshape(-1))
@@ -147,7 +153,7 @@ def test_outputs_that_a_flattening_or_a_cast_explains_are_taken(tmp_path, photo,
 SEVERAL = (SCORES, f"float[N, 64] q, {SCORES}")
 
 
-def test_of_several_outputs_one_is_chosen(tmp_path, photo):
+def test_of_several_outputs_one_is_chosen(tmp_path: Path, photo) -> None:
     source = foreign(tmp_path, SEVERAL)
     with pytest.raises(
         GraphError, match=r"has the outputs 'q' \(float \[N, 64\]\), 'scores' .*--output-name says which"
@@ -161,7 +167,7 @@ def test_of_several_outputs_one_is_chosen(tmp_path, photo):
     assert [value.name for value in model.load().graph.outputs] == ["logits"]
 
 
-def test_an_output_called_logits_is_meant(tmp_path):
+def test_an_output_called_logits_is_meant(tmp_path: Path) -> None:
     source = foreign(tmp_path, (SCORES, "float[N, 64] q, float[N, 10] logits"), ("scores = Add", "logits = Add"))
     assert export(source, tmp_path / "x.onnx", options=ADOPT).manifest.model.arguments == {"num_classes": 10}
 
@@ -180,20 +186,20 @@ def test_an_output_called_logits_is_meant(tmp_path):
     ],
     ids=["argmax", "tokens", "inputs", "int8"],
 )  # fmt: skip
-def test_what_nothing_explains_is_refused_with_the_reason(tmp_path, changes, message):
+def test_what_nothing_explains_is_refused_with_the_reason(tmp_path: Path, changes, message: str) -> None:
     with pytest.raises(GraphError, match=message) as caught:
         export(foreign(tmp_path, *changes), tmp_path / "x.onnx", options=ADOPT)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_an_input_that_nothing_reads_goes(tmp_path):
+def test_an_input_that_nothing_reads_goes(tmp_path: Path) -> None:
     source = foreign(tmp_path, (IMAGE, f"{IMAGE}, float[1] more"))
     assert len(export(source, tmp_path / "x.onnx", options=ADOPT).load().graph.inputs) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_graph_of_hugging_face_with_four_open_dimensions_gets_the_size_of_its_images(tmp_path):
+def test_a_graph_of_hugging_face_with_four_open_dimensions_gets_the_size_of_its_images(tmp_path: Path) -> None:
     """As optimum exports it: torch's older exporter, and no dimension of the input fixed."""
     import torch
     import transformers
@@ -201,7 +207,7 @@ def test_a_graph_of_hugging_face_with_four_open_dimensions_gets_the_size_of_its_
     labels = {index: f"class {index}" for index in range(5)}
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
-        id2label=labels, label2id={name: index for index, name in labels.items()}, attn_implementation="eager",  # type: ignore[call-arg]
+        id2label=labels, label2id={name: index for index, name in labels.items()}, attn_implementation="eager",
     )  # fmt: skip
     torch.manual_seed(0)
     module = transformers.ViTForImageClassification(config).eval()
@@ -232,7 +238,7 @@ def as_fp16(model, keep):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_fp16_graphs_pass_at_their_own_precision(tmp_path, photo, keep):
+def test_fp16_graphs_pass_at_their_own_precision(tmp_path: Path, photo, keep: bool) -> None:
     source = tmp_path / "half.onnx"
     onnx.save(as_fp16(onnx.load(foreign(tmp_path)), keep), source)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
@@ -243,18 +249,18 @@ def test_fp16_graphs_pass_at_their_own_precision(tmp_path, photo, keep):
     assert model.load().graph.inputs[0].dtype == ir.DataType.FLOAT
 
 
-def quantized_dynamically(source, output):
+def quantized_dynamically(source, output) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     quantize_dynamic(source, output)
 
 
 def quantized_statically(form):
-    def quantize(source, output):
+    def quantize(source, output) -> None:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
         class Reader(CalibrationDataReader):
-            def __init__(self):
+            def __init__(self) -> None:
                 images = np.random.default_rng(0).standard_normal((8, 1, 1, 8, 8)).astype(np.float32)
                 self.batches = iter({"pixel_values": image} for image in images)
 
@@ -274,7 +280,7 @@ def quantized_statically(form):
     ids=["dynamic", "QDQ", "QOperator"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_graphs_that_onnxruntime_quantized_pass_and_are_recorded_as_int8(tmp_path, photo, quantize):
+def test_graphs_that_onnxruntime_quantized_pass_and_are_recorded_as_int8(tmp_path: Path, photo, quantize) -> None:
     """Scales of dynamically quantized graphs depend on the batch, so before and after are compared at the same."""
     source = tmp_path / "int8.onnx"
     product = ("t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t)", "y = Gemm <transB = 1> (q, w)")
@@ -301,7 +307,9 @@ def test_graphs_that_onnxruntime_quantized_pass_and_are_recorded_as_int8(tmp_pat
         ("s0 = Sigmoid(z0) scores = Clip(s0)", "multi-label", "sigmoid"),
     ],
 )
-def test_an_activation_at_the_end_is_seen_and_not_applied_again(tmp_path, photo, end, task, activation):
+def test_an_activation_at_the_end_is_seen_and_not_applied_again(
+    tmp_path: Path, photo, end: str, task: str, activation: str
+) -> None:
     changes = [
         ("scores = Add(b, y)", f"z0 = Add(b, y) {end}"),
         ("int64[2] flat", "int64[1] last = {-1}, int64[2] flat"),
@@ -314,7 +322,7 @@ def test_an_activation_at_the_end_is_seen_and_not_applied_again(tmp_path, photo,
     np.testing.assert_allclose(predicted(model, photo), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_the_user_can_say_that_classes_behind_a_sigmoid_exclude_each_other(tmp_path):
+def test_the_user_can_say_that_classes_behind_a_sigmoid_exclude_each_other(tmp_path: Path) -> None:
     source = foreign(tmp_path, ("scores = Add(b, y)", "z0 = Add(b, y) scores = Sigmoid(z0)"))
     options = ExportOptions(preprocess="digits", task="single-label")
     assert export(source, tmp_path / "x.onnx", options=options).manifest.model.task == "single-label"
@@ -333,7 +341,9 @@ ONE = [(SCORES, "float[N, 1] scores"), ("scores = Add(b, y)", "z0 = Add(b, y) sc
     ],
     ids=["logit", "sigmoid", "vector", "number"],
 )
-def test_one_output_is_the_second_of_two_classes_or_a_number(tmp_path, photo, changes, options, task):
+def test_one_output_is_the_second_of_two_classes_or_a_number(
+    tmp_path: Path, photo, changes, options: dict[str, Any], task: str
+) -> None:
     source = foreign(tmp_path, *ONE, *changes)
     model = export(source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", **options))
     assert model.manifest.model.task == task
@@ -343,10 +353,10 @@ def test_one_output_is_the_second_of_two_classes_or_a_number(tmp_path, photo, ch
         assert (found.classes, found.values) == ((), (pytest.approx(value, rel=1e-4),))
         return
     positive = value if changes and "Sigmoid" in changes[1][1] else 1 / (1 + np.exp(-value))
-    np.testing.assert_allclose(predicted(model, photo), [1 - positive, positive], rtol=1e-3)
+    np.testing.assert_allclose(predicted(model, photo), np.array([1 - positive, positive]), rtol=1e-3)
 
 
-def test_names_of_two_classes_belong_to_one_output(tmp_path, photo):
+def test_names_of_two_classes_belong_to_one_output(tmp_path: Path, photo) -> None:
     source, labels = foreign(tmp_path, *ONE), tmp_path / "labels.txt"
     for text, names in (("good\nbad\n", ("good", "bad")), ("bad\n", ("not bad", "bad"))):
         labels.write_text(text)
@@ -366,7 +376,7 @@ def test_names_of_two_classes_belong_to_one_output(tmp_path, photo):
         ("single-label", ONE, "--task single-label needs several outputs"),
     ],
 )
-def test_a_task_that_does_not_fit_is_refused(tmp_path, task, changes, message):
+def test_a_task_that_does_not_fit_is_refused(tmp_path: Path, task: Task, changes, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         export(foreign(tmp_path, *changes), tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", task=task))
 
@@ -387,7 +397,9 @@ PROCESSOR = {"size": {"height": 8, "width": 8}, "resample": 2, "image_mean": [0.
     ],
 )
 @pytest.mark.parametrize("folder", [".", "onnx"])
-def test_the_configuration_beside_the_file_counts(tmp_path, photo, config, task, names, folder):
+def test_the_configuration_beside_the_file_counts(
+    tmp_path: Path, photo, config: dict[str, Any], task: str, names, folder: str
+) -> None:
     """As optimum writes a model.onnx, and as the hub has it below the folder of the model."""
     source = foreign(tmp_path)
     (tmp_path / folder).mkdir(exist_ok=True)
@@ -406,7 +418,7 @@ def test_the_configuration_beside_the_file_counts(tmp_path, photo, config, task,
         np.testing.assert_allclose(predicted(model, photo), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_one_output_of_hugging_face_without_a_problem_type_is_a_number(tmp_path):
+def test_one_output_of_hugging_face_without_a_problem_type_is_a_number(tmp_path: Path) -> None:
     source = foreign(tmp_path, *ONE)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": {"0": "LABEL_0"}}))
     assert export(source, tmp_path / "x.onnx", options=ADOPT).manifest.model.task == "regression"
@@ -414,12 +426,12 @@ def test_one_output_of_hugging_face_without_a_problem_type_is_a_number(tmp_path)
     assert export(source, tmp_path / "x.onnx", options=options).manifest.model.task == "binary"
 
 
-def test_the_key_knows_what_decides_the_result(tmp_path):
+def test_the_key_knows_what_decides_the_result(tmp_path: Path) -> None:
     from vitdeploy.stages.export import ExportRequest
 
     source = foreign(tmp_path, SEVERAL)
 
-    def key(**options):
+    def key(**options: Any):
         return ExportRequest.open(
             source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", output_name="scores", **options)
         ).key
@@ -431,7 +443,7 @@ def test_the_key_knows_what_decides_the_result(tmp_path):
     assert key() != made.manifest.key
 
 
-def test_attention_of_opset_23_is_written_out_and_measured_as_it_was(tmp_path, photo):
+def test_attention_of_opset_23_is_written_out_and_measured_as_it_was(tmp_path: Path, photo) -> None:
     source = foreign(
         tmp_path,
         ('opset_import: ["" : 14]', 'opset_import: ["" : 23]'),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 
@@ -148,7 +150,7 @@ def test_a_loop_within_a_branch_counts() -> None:
 
 
 @pytest.mark.torch  # timm has the preprocessing
-def test_export_refuses_an_endless_file_before_it_runs_it(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_refuses_an_endless_file_before_it_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vitdeploy.cli import main
 
     path = tmp_path / "endless.onnx"

@@ -1,5 +1,9 @@
 """A factor or shift per channel moves upstream without changing an output, and is refused wherever it would."""
 
+from __future__ import annotations
+
+from typing import Any, Literal
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -41,11 +45,11 @@ ERF_LAST = "a = Div (x, two) b = Erf (a) c1 = Add (b, onef) m0 = Mul (x, c1) n =
 HEAD = "h = MatMul (n, w)"
 
 
-def normal(*shape, spread=1.0):
+def normal(*shape, spread: float = 1.0):
     return (RNG.standard_normal(shape) * np.geomspace(1 / spread, spread, shape[-1])).astype(np.float32)
 
 
-def graph(body, norm=NORM, **constants):
+def graph(body, norm=NORM, **constants: Any):
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
     g (float[batch, 3, 8, 8] input) => (float[batch, 20] logits) {{
         c = Conv <strides = [2, 2]> (input, patch) r = Reshape (c, to_tokens) x = Transpose <perm = [0, 2, 1]> (r)
@@ -76,18 +80,18 @@ def graph(body, norm=NORM, **constants):
     return prepare(model)
 
 
-def run(model, batch):
+def run(model: ir.Model, batch):
     image = np.random.default_rng(batch).standard_normal((batch, 3, 8, 8)).astype(np.float32)
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"input": image})[0]
 
 
-def target(model):
+def target(model: ir.Model):
     """The group in front of ``h``: the last but the head."""
     return [group for group in find_linear_groups(model) if group.linears[0].node.outputs[0].name != "logits"][-1]
 
 
-def places_of(model, kind="scale"):
+def places_of(model: ir.Model, kind: Literal["scale", "shift"] = "scale"):
     group = target(model)
     return group, find_places(group, shapes_at_batch(model, 2), kind)
 
@@ -171,7 +175,7 @@ def case_of(name):
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_a_factor_leaves_every_output_and_every_node(case):
+def test_a_factor_leaves_every_output_and_every_node(case) -> None:
     model = case_of(case)
     before, nodes = [run(model, batch) for batch in (1, 2, 3)], [node.op_type for node in model.graph]
     group, places = places_of(model)
@@ -184,7 +188,7 @@ def test_a_factor_leaves_every_output_and_every_node(case):
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_the_activation_is_what_was_meant(case):
+def test_the_activation_is_what_was_meant(case) -> None:
     model = case_of(case)
     group, places = places_of(model)
     axis = channel_axis(group, shapes_at_batch(model, 2))
@@ -196,7 +200,7 @@ def test_the_activation_is_what_was_meant(case):
     np.testing.assert_allclose(observed(model, name), plain * factor.reshape(shape), rtol=1e-4, atol=1e-4)
 
 
-def observed(model, name):
+def observed(model: ir.Model, name):
     copy = model.clone()
     value = next(value for node in copy.graph for value in node.outputs if value.name == name)
     copy.graph.outputs.append(value)
@@ -206,7 +210,7 @@ def observed(model, name):
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_a_shift_goes_where_constants_add_up_and_nowhere_else(case):
+def test_a_shift_goes_where_constants_add_up_and_nowhere_else(case) -> None:
     model = case_of(case)
     _, places = places_of(model, "shift")
     assert (places is not None) == (case in SHIFTED)
@@ -229,7 +233,7 @@ BIASED = {
 
 
 @pytest.mark.parametrize("case", BIASED)
-def test_a_shift_and_its_image_in_the_bias_cancel(case):
+def test_a_shift_and_its_image_in_the_bias_cancel(case) -> None:
     model = graph(BIASED[case])
     before, nodes = run(model, 2), [node.op_type for node in model.graph]
     group, places = places_of(model, "shift")
@@ -242,12 +246,12 @@ def test_a_shift_and_its_image_in_the_bias_cancel(case):
     np.testing.assert_allclose(run(model, 2), before, rtol=1e-3, atol=1e-3)
 
 
-def test_a_linear_without_a_bias_has_no_place_for_one():
+def test_a_linear_without_a_bias_has_no_place_for_one() -> None:
     assert bias_places(target(graph(HEAD))) is None
     assert bias_places(target(graph("m = MatMul (n, w) h = Add (m, m)"))) is None
 
 
-def test_a_constant_that_others_read_is_copied():
+def test_a_constant_that_others_read_is_copied() -> None:
     norm = f"{NORM} other = LayerNormalization (x, gamma, beta)"
     model = graph("o = MatMul (other, wk) m = MatMul (n, w) h = Add (m, o)", norm)
     before = run(model, 2)
@@ -286,7 +290,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_where_outputs_would_change(case):
+def test_it_is_refused_where_outputs_would_change(case) -> None:
     model = graph(*REFUSED[case], half_width=np.array([16]))
     before = ir.to_proto(model).SerializeToString()
     group = next(found for found in find_linear_groups(model) if found.linears[0].weight.name == "w"
@@ -295,7 +299,7 @@ def test_it_is_refused_where_outputs_would_change(case):
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_an_explicit_mul_serves_the_linears_and_nobody_else():
+def test_an_explicit_mul_serves_the_linears_and_nobody_else() -> None:
     model = graph("e = Exp (n) q = MatMul (n, w) k = MatMul (n, wk) s = Add (q, k) p = MatMul (e, wk) h = Add (s, p)",
                   "n = Gelu (x)")  # fmt: skip
     before, count = run(model, 2), len(model.graph)
@@ -310,7 +314,7 @@ def test_an_explicit_mul_serves_the_linears_and_nobody_else():
     np.testing.assert_allclose(run(model, 2), before, rtol=1e-3, atol=1e-3)
 
 
-def _scaled_copy(model, linear, factor):
+def _scaled_copy(model: ir.Model, linear, factor):
     array = (linear.weight.const_value.numpy() * factor[:, None]).astype(np.float32)
     tensor = ir.tensor(array, name=f"{linear.node.name}.copy")
     value = ir.Value(
@@ -320,7 +324,7 @@ def _scaled_copy(model, linear, factor):
     return value
 
 
-def test_the_channel_axis_is_followed_through_transposes():
+def test_the_channel_axis_is_followed_through_transposes() -> None:
     tokens = graph(HEAD, "t = Transpose <perm = [0, 2, 1]> (x) u = Gelu (t) n = Transpose <perm = [0, 2, 1]> (u)")
     group = target(tokens)
     shapes = shapes_at_batch(tokens, 2)

@@ -34,7 +34,7 @@ X = RNG.standard_normal((3, 4)).astype(np.float32)
         ("Div(x, c)", 1 - 1e-6, 1),
     ],
 )
-def test_only_arithmetic_that_changes_nothing_is_removed(op, constant, left):
+def test_only_arithmetic_that_changes_nothing_is_removed(op: str, constant: float, left: int) -> None:
     model = parse(f"g (float[N, 4] x) => (float[N, 4] y) {{ a = {op} y = Neg(a) }}", c=np.float32(constant))
     expected = run(model, x=X)
     assert RemoveNoOps()(model).modified is (left == 0)
@@ -43,7 +43,7 @@ def test_only_arithmetic_that_changes_nothing_is_removed(op, constant, left):
     assert not RemoveNoOps()(model).modified
 
 
-def test_a_neutral_constant_that_broadcasts_is_kept():
+def test_a_neutral_constant_that_broadcasts_is_kept() -> None:
     model = parse(
         "g (float[N, 4] x) => (float[1, N, 4] y) { a = Add(x, c) y = Neg(a) }", c=np.zeros((1, 1, 1), np.float32)
     )
@@ -51,13 +51,13 @@ def test_a_neutral_constant_that_broadcasts_is_kept():
     assert ops(model) == ["Add", "Neg"]
 
 
-def test_a_zero_bias_is_kept_because_structure_must_not_depend_on_weights():
+def test_a_zero_bias_is_kept_because_structure_must_not_depend_on_weights() -> None:
     model = parse("g (float[N, 4] x) => (float[N, 4] y) { a = Add(x, c) y = Neg(a) }", c=np.zeros(4, np.float32))
     Simplify()(model)
     assert ops(model) == ["Add", "Neg"]
 
 
-def test_simplify_keeps_the_epsilon_that_onnxscript_deletes():
+def test_simplify_keeps_the_epsilon_that_onnxscript_deletes() -> None:
     text = "g (float[N, 4] x, float[N, 4] d) => (float[N, 4] y) { e = Add(d, c) y = Div(x, e) }"
     model = parse(text, c=np.float32(1e-8))
     d = np.full((3, 4), 1e-9, np.float32)
@@ -74,7 +74,7 @@ def test_simplify_keeps_the_epsilon_that_onnxscript_deletes():
     assert ops(theirs) == ["Div"], "onnxscript has repaired its rule: Simplify may use it again"
 
 
-def test_simplify_folds_shapes_and_drops_dead_nodes():
+def test_simplify_folds_shapes_and_drops_dead_nodes() -> None:
     model = parse(
         """g (float[N, 4] x) => (float[N, 2, 2] y) {
             n = Constant <value_ints = [-1]> ()  a = Constant <value_ints = [2]> ()  b = Constant <value_ints = [2]> ()
@@ -90,7 +90,7 @@ def test_simplify_folds_shapes_and_drops_dead_nodes():
     np.testing.assert_array_equal(run(model, x=X)[0], expected)
 
 
-def test_simplify_shares_shapes_but_never_parameters():
+def test_simplify_shares_shapes_but_never_parameters() -> None:
     model = parse(
         """g (float[N, 4] x) => (float[N, 2, 2] y) {
             a = Mul(x, g1) b = Mul(a, g2) c = Reshape(b, s1) d = Reshape(c, s3) y = Reshape(d, s2)
@@ -108,14 +108,14 @@ def test_simplify_shares_shapes_but_never_parameters():
     np.testing.assert_array_equal(run(model, x=X)[0], expected)
 
 
-def test_simplify_sorts_topologically():
+def test_simplify_sorts_topologically() -> None:
     model = parse("g (float[N, 4] x) => (float[N, 4] y) { y = Neg(a) a = Abs(x) }")
     Simplify()(model)
     assert ops(model) == ["Abs", "Neg"]
     check(model)
 
 
-def test_a_linear_weight_is_transposed_in_place_and_keeps_its_name():
+def test_a_linear_weight_is_transposed_in_place_and_keeps_its_name() -> None:
     weight = RNG.standard_normal((5, 4)).astype(np.float32)
     model = parse(
         "g (float[N, 4] x) => (float[N, 5] y) { t = Transpose <perm = [1, 0]> (w) y = MatMul(x, t) }", w=weight
@@ -128,7 +128,7 @@ def test_a_linear_weight_is_transposed_in_place_and_keeps_its_name():
     assert not FoldTransposes()(model).modified
 
 
-def test_a_weight_that_is_also_read_as_it_is_stays():
+def test_a_weight_that_is_also_read_as_it_is_stays() -> None:
     weight = RNG.standard_normal((4, 4)).astype(np.float32)
     text = (
         "g (float[N, 4] x) => (float[N, 4] y) { t = Transpose <perm = [1, 0]> (w) a = MatMul(x, t) y = MatMul(a, w) }"
@@ -139,7 +139,7 @@ def test_a_weight_that_is_also_read_as_it_is_stays():
     np.testing.assert_allclose(run(model, x=X)[0], X @ weight.T @ weight, rtol=1e-4, atol=1e-5)
 
 
-def scoped(model, paths):
+def scoped(model: ir.Model, paths):
     """Give nodes the metadata that the dynamo exporter writes."""
     for node, path in zip(model.graph, paths, strict=True):
         if path is not None:
@@ -148,7 +148,7 @@ def scoped(model, paths):
     return model
 
 
-def test_nodes_are_named_after_their_modules():
+def test_nodes_are_named_after_their_modules() -> None:
     model = parse(
         "a = MatMul(input, w) b = Add(a, k) c = Relu(b) d = Add(c, k) logits = Add(d, input)",
         w=np.eye(4, dtype=np.float32),
@@ -171,7 +171,7 @@ def test_nodes_are_named_after_their_modules():
     assert not NameNodes()(model).modified
 
 
-def test_a_node_without_a_module_takes_that_of_its_reader():
+def test_a_node_without_a_module_takes_that_of_its_reader() -> None:
     model = parse(
         "g (float[N, 4] x) => (float[N, 4] y) { a = Relu(x) b = Split <num_outputs = 1, axis = 1> (a) y = Neg(b) }"
     )
@@ -179,7 +179,7 @@ def test_a_node_without_a_module_takes_that_of_its_reader():
     assert [node.name for node in model.graph] == ["stem/Relu", "blocks.0.attn/Split", "blocks.0.attn/Neg"]
 
 
-def test_names_of_a_foreign_graph_stay_and_become_unique():
+def test_names_of_a_foreign_graph_stay_and_become_unique() -> None:
     model = parse("g (float[N, 4] x) => (float[N, 4] y) { [one] a = Relu(x) [one] b = Neg(a) y = Neg(b) }")
     NameNodes()(model)
     names = [node.name for node in model.graph]
@@ -193,7 +193,7 @@ def tensor_with_doc(name, array, text):
     return ir.serde.deserialize_tensor(proto)
 
 
-def test_nothing_of_the_machine_is_left_but_the_manifest():
+def test_nothing_of_the_machine_is_left_but_the_manifest() -> None:
     model = scoped(
         parse("g (float[N, 4] x) => (float[N, 4] y) { a = Relu(x) y = Add(a, k) }", k=np.ones(4, np.float32)),
         ["m", "m"],
@@ -210,7 +210,7 @@ def test_nothing_of_the_machine_is_left_but_the_manifest():
     assert not StripMetadata()(model).modified
 
 
-def test_input_output_and_batch_get_their_names():
+def test_input_output_and_batch_get_their_names() -> None:
     text = "g (float[s77, 4] pixels) => (float[s77, 2, 2] out) { input = Relu(pixels) out = Reshape(input, s) }"
     model = parse(text, s=np.array([-1, 2, 2]))
     NameInputsOutputs()(model)
@@ -221,7 +221,7 @@ def test_input_output_and_batch_get_their_names():
     assert not NameInputsOutputs()(model).modified
 
 
-def test_two_outputs_are_refused():
+def test_two_outputs_are_refused() -> None:
     model = parse("g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { y = Relu(x) z = Neg(x) }")
     with pytest.raises(GraphError, match=r"outputs \['y', 'z'\], expected one image input and one logits output"):
         NameInputsOutputs()(model)

@@ -1,5 +1,10 @@
 """The FP16 pass: what it converts, what it leaves in FP32, and that TensorRT's builder takes the result."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,11 +18,11 @@ from vitdeploy.graph.legality import count_unsorted
 RNG = np.random.default_rng(0)
 
 
-def normal(*shape, scale=1.0):
+def normal(*shape, scale: float = 1.0) -> np.ndarray:
     return (scale * RNG.standard_normal(shape)).astype(np.float32)
 
 
-def convert(model, keep=()):
+def convert(model: ir.Model, keep: Collection[str] = ()) -> dict[str, str]:
     """Convert, and assert what holds for every result: valid, sorted, float32 outside, and idempotent."""
     outside = [(v.name, v.dtype, str(v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
     step = ConvertToFloat16(keep)
@@ -31,7 +36,7 @@ def convert(model, keep=()):
     return step.islands
 
 
-def precisions(model):
+def precisions(model: ir.Model) -> dict[str, str]:
     """Return op → precision of its first floating-point output, casts aside."""
     return {node.op_type: node.outputs[0].dtype.name for node in model.graph if node.op_type != "Cast"}
 
@@ -45,7 +50,7 @@ BLOCK = """g (float[batch, 5, 8] input) => (float[batch, 5, 8] logits) {
 }"""
 
 
-def block(**replaced):
+def block(**replaced: Any) -> ir.Model:
     values = {
         "gamma": normal(8),
         "beta": normal(8),
@@ -56,7 +61,7 @@ def block(**replaced):
     return parse(BLOCK, **{**values, **replaced})
 
 
-def test_a_block_runs_in_fp16_with_one_cast_in_and_one_out():
+def test_a_block_runs_in_fp16_with_one_cast_in_and_one_out() -> None:
     model = block()
     x = normal(3, 5, 8)
     expected = run(model, input=x)[0]
@@ -69,7 +74,7 @@ def test_a_block_runs_in_fp16_with_one_cast_in_and_one_out():
     assert 0 < error < 2e-2 * np.abs(expected).max()
 
 
-def test_nodes_kept_by_request_stay_in_fp32_between_casts():
+def test_nodes_kept_by_request_stay_in_fp32_between_casts() -> None:
     model = block()
     islands = convert(model, keep={"softmax", "gelu"})
     assert islands == {"softmax": "kept by request", "gelu": "kept by request"}
@@ -78,7 +83,7 @@ def test_nodes_kept_by_request_stay_in_fp32_between_casts():
     assert ops(model).count("Cast") == 2 + 2 * 2
 
 
-def test_a_value_that_both_sides_read_is_cast_once():
+def test_a_value_that_both_sides_read_is_cast_once() -> None:
     model = parse(
         "g (float[batch, 4] input) => (float[batch, 4] logits) {"
         "[a] a = Relu(input) [b] b = Neg(a) [c] c = Abs(a) [d] d = Sqrt(a) [e] e = Add(b, c) [f] logits = Add(d, e) }"
@@ -87,7 +92,7 @@ def test_a_value_that_both_sides_read_is_cast_once():
     assert ops(model).count("Cast") == 5  # input down; a up once for b and c; b and c down; output up
 
 
-def test_a_constant_that_both_sides_read_exists_twice():
+def test_a_constant_that_both_sides_read_exists_twice() -> None:
     model = parse(
         "[a] a = Mul(input, k) [b] logits = Add(a, k)",
         k=normal(4),
@@ -96,7 +101,7 @@ def test_a_constant_that_both_sides_read_exists_twice():
     assert {name: v.dtype.name for name, v in model.graph.initializers.items()} == {"k": "FLOAT", "k.fp16": "FLOAT16"}
 
 
-def test_layer_norm_of_large_activations_does_not_overflow():
+def test_layer_norm_of_large_activations_does_not_overflow() -> None:
     """Squares of 2000 leave FP16, the operator computes them in FP32 (stash_type 1)."""
     model = parse(
         "logits = LayerNormalization <epsilon = 1e-6> (input, g, b)",
@@ -110,7 +115,7 @@ def test_layer_norm_of_large_activations_does_not_overflow():
     np.testing.assert_allclose(run(model, input=x)[0], expected, atol=4e-3)
 
 
-def test_a_decomposed_layer_norm_keeps_squares_and_epsilon_in_fp32():
+def test_a_decomposed_layer_norm_keeps_squares_and_epsilon_in_fp32() -> None:
     model = parse(
         """g (float[batch, 5, 8] input) => (float[batch, 5, 8] logits) {
             [mean] m = ReduceMean(input, axes) [sub] d = Sub(input, m)
@@ -143,7 +148,7 @@ PERFORMER = """g (float[batch, 6, 8] input) => (float[batch, 6, 8] logits) {
 }"""
 
 
-def performer():
+def performer() -> ir.Model:
     return parse(
         PERFORMER,
         gamma=np.full(8, 2.0, np.float32),
@@ -158,7 +163,7 @@ def performer():
     )
 
 
-def test_the_performers_exponentials_stay_in_fp32_from_norm_to_quotient():
+def test_the_performers_exponentials_stay_in_fp32_from_norm_to_quotient() -> None:
     model = performer()
     x = normal(3, 6, 8)
     expected = run(model, input=x)[0]
@@ -171,7 +176,7 @@ def test_the_performers_exponentials_stay_in_fp32_from_norm_to_quotient():
     np.testing.assert_allclose(run(model, input=x)[0], expected, rtol=2e-2, atol=2e-2)
 
 
-def test_cosine_attentions_normalisation_stays_in_fp32():
+def test_cosine_attentions_normalisation_stays_in_fp32() -> None:
     model = parse(
         """g (float[batch, 4, 8] input) => (float[batch, 4, 8] logits) {
             [fc] m = MatMul(input, w) [bias] p = Add(m, b) [shape] r = Reshape(p, s)
@@ -191,7 +196,7 @@ def test_cosine_attentions_normalisation_stays_in_fp32():
     assert run(model, input=np.zeros((1, 4, 8), np.float32))[0].max() == 0, "0 / 1e-12 is 0, not NaN"
 
 
-def test_group_norm_stays_in_fp32_and_nothing_behind_it():
+def test_group_norm_stays_in_fp32_and_nothing_behind_it() -> None:
     """As opset 20 writes it: Reshape, InstanceNormalization, Reshape, and the affine part, which may be FP16."""
     model = parse(
         """g (float[batch, 4, 2, 2] input) => (float[batch, 4, 2, 2] logits) {
@@ -212,7 +217,7 @@ def test_group_norm_stays_in_fp32_and_nothing_behind_it():
 
 
 @pytest.mark.parametrize("fill", [-np.inf, -3.4e38, -1e9])
-def test_masks_become_finite(fill):
+def test_masks_become_finite(fill: float) -> None:
     mask = np.triu(np.full((4, 4), fill, np.float32), 1)
     model = parse("[m] a = Add(input, mask) [s] logits = Softmax(a)", mask=mask[:1])
     x = normal(9, 4, scale=30)
@@ -223,7 +228,7 @@ def test_masks_become_finite(fill):
     assert not np.isnan(run(model, input=x)[0]).any()
 
 
-def test_a_constant_that_leaves_the_range_upwards_is_no_mask():
+def test_a_constant_that_leaves_the_range_upwards_is_no_mask() -> None:
     model = parse(
         "[big] a = Add(input, k) [s] logits = Relu(a)",
         k=np.array([-1e9, 1e9, 0, 0], np.float32),
@@ -245,13 +250,13 @@ def test_a_constant_that_leaves_the_range_upwards_is_no_mask():
         ("Max", np.float32(1e-12), True),
     ],
 )
-def test_constants_too_small_for_fp16_keep_their_reader_in_fp32(op, constant, stays):
+def test_constants_too_small_for_fp16_keep_their_reader_in_fp32(op: str, constant, stays: bool) -> None:
     text = f"[r] a = Relu(input) [n] b = {op}(a, k) [s] logits = Softmax(b)"
     islands = convert(parse(text, k=constant))
     assert set(islands) == ({"n"} if stays else set())
 
 
-def test_weights_beyond_the_range_keep_their_linear_in_fp32():
+def test_weights_beyond_the_range_keep_their_linear_in_fp32() -> None:
     model = parse("[fc] a = MatMul(input, w) [s] logits = Softmax(a)",
                   w=normal(4, 4, scale=1e5))  # fmt: skip
     assert set(convert(model)) == {"fc"}
@@ -265,7 +270,7 @@ QDQ = """g (float[batch, 4] input) => (float[batch, 3] logits) {
 }"""
 
 
-def qdq(opset, weight_scale):
+def qdq(opset: int, weight_scale: list[float]) -> ir.Model:
     return parse(
         QDQ,
         opset=opset,
@@ -277,7 +282,7 @@ def qdq(opset, weight_scale):
     )
 
 
-def test_scales_become_fp16_and_integers_stay():
+def test_scales_become_fp16_and_integers_stay() -> None:
     model = qdq(19, [2.0**-6, 2.0**-8, 0.01])
     x = 100 * np.eye(4, dtype=np.float32)  # the softmax is exactly 0 and 1, so no rounding moves a quantized step
     expected = run(model, input=x)[0]
@@ -289,12 +294,12 @@ def test_scales_become_fp16_and_integers_stay():
     np.testing.assert_allclose(run(model, input=x)[0], expected, rtol=5e-3, atol=2e-3)
 
 
-def test_a_scale_that_loses_bits_in_fp16_stays_float32_with_a_reason():
+def test_a_scale_that_loses_bits_in_fp16_stays_float32_with_a_reason() -> None:
     islands = convert(qdq(19, [1e-6, 0.01, 0.01]))
     assert islands == {"wdq": "the scale 'ws' loses bits in FP16"}
 
 
-def test_below_opset_19_scales_must_stay_float32():
+def test_below_opset_19_scales_must_stay_float32() -> None:
     model = qdq(17, [0.01, 0.01, 0.01])
     expected = run(model, input=np.eye(4, dtype=np.float32))[0]
     convert(model)
@@ -304,7 +309,7 @@ def test_below_opset_19_scales_must_stay_float32():
     np.testing.assert_allclose(run(model, input=np.eye(4, dtype=np.float32))[0], expected, rtol=5e-3, atol=1e-3)
 
 
-def test_casts_and_fills_of_the_graph_are_retyped():
+def test_casts_and_fills_of_the_graph_are_retyped() -> None:
     model = parse(
         """g (float[batch, 4] input) => (float[batch, 4] logits) {
             [greater] m = Greater(input, half) [cast] f = Cast <to = 1> (m) [shape] s = Shape(input)
@@ -323,7 +328,7 @@ def test_casts_and_fills_of_the_graph_are_retyped():
     np.testing.assert_allclose(run(model, input=x)[0], expected, atol=2e-3)
 
 
-def test_a_float32_only_operand_stays():
+def test_a_float32_only_operand_stays() -> None:
     model = parse(
         "g (float[1, 1, 4, 4] input) => (float[1, 1, 8, 8] logits) "
         '{ [up] logits = Resize <mode = "nearest"> (input, , scales) }',
@@ -334,7 +339,7 @@ def test_a_float32_only_operand_stays():
     assert precisions(model) == {"Resize": "FLOAT16"}
 
 
-def test_an_output_that_is_read_inside_keeps_its_name_and_type():
+def test_an_output_that_is_read_inside_keeps_its_name_and_type() -> None:
     model = parse(
         "g (float[batch, 4] input) => (float[batch, 4] logits, float[batch, 4] z) "
         "{ logits = Relu(input) z = Neg(logits) }"
@@ -346,7 +351,7 @@ def test_an_output_that_is_read_inside_keeps_its_name_and_type():
         np.testing.assert_allclose(ours, theirs, atol=4e-3)
 
 
-def test_a_subgraph_is_refused_by_name():
+def test_a_subgraph_is_refused_by_name() -> None:
     text = """g (float[batch, 4] input, bool flag) => (float[batch, 4] logits) {
         [choose] logits = If (flag) <
             then_branch = t () => (float[batch, 4] y) { y = Relu(input) },
@@ -356,7 +361,7 @@ def test_a_subgraph_is_refused_by_name():
         ConvertToFloat16()(parse(text))
 
 
-def test_a_custom_operator_runs_in_fp32():
+def test_a_custom_operator_runs_in_fp32() -> None:
     text = """g (float[batch, 4] input) => (float[batch, 4] logits) {
         [a] a = Relu(input) [b] b = com.microsoft.QuickGelu(a) [c] logits = Neg(b) }"""
     model = parse(text)
@@ -372,7 +377,7 @@ def test_a_custom_operator_runs_in_fp32():
 @pytest.mark.parametrize(
     "make", [block, performer, lambda: qdq(20, [0.01, 0.01, 0.01])], ids=["block", "performer", "qdq"]
 )
-def test_tensorrt_rtx_parses_and_builds_the_result(make):
+def test_tensorrt_rtx_parses_and_builds_the_result(make) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX exists for x86-64 only")
     model = make()
     convert(model)

@@ -1,5 +1,9 @@
 """Foreign graphs get back the operators that old exporters wrote in pieces."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx_text import check, ops, parse, run
@@ -18,7 +22,7 @@ DIV, RECIPROCAL = "n = Div(d, s) ", "r = Reciprocal(s) n = Mul(d, r) "
 AFFINE = "g = Mul(n, gamma) logits = Add(g, beta)"
 
 
-def norm_constants(text, **replaced):
+def norm_constants(text, **replaced: Any):
     values = {
         "axes": np.array([-1]),
         "two": np.float32(2),
@@ -33,7 +37,7 @@ def norm_constants(text, **replaced):
 @pytest.mark.parametrize("square", [POW, MUL])
 @pytest.mark.parametrize("quotient", [DIV, RECIPROCAL])
 @pytest.mark.parametrize("affine", [AFFINE, "g = Mul(n, gamma) logits = Relu(g)"])
-def test_layer_norm_in_pieces_becomes_one_node(square, quotient, affine):
+def test_layer_norm_in_pieces_becomes_one_node(square, quotient, affine) -> None:
     text = NORM.format(square=square) + quotient + affine
     model = parse(text, **norm_constants(text))
     expected = run(model, input=X)[0]
@@ -56,7 +60,7 @@ def test_layer_norm_in_pieces_becomes_one_node(square, quotient, affine):
     ],
     ids=["another axis", "a cube", "gamma over rows", "the root is read elsewhere", "no gamma"],
 )
-def test_what_is_no_layer_norm_over_the_last_axis_stays(text, replaced):
+def test_what_is_no_layer_norm_over_the_last_axis_stays(text, replaced: dict[str, Any]) -> None:
     model = parse(text, **norm_constants(text, **replaced))
     before = ops(model)
     assert not FuseLayerNorm()(model).modified
@@ -71,7 +75,7 @@ GELUS = {
 NUMBERS = {"c": np.sqrt(2), "i": np.sqrt(0.5), "one": 1.0, "half": 0.5}
 
 
-def numbers(text, **replaced):
+def numbers(text, **replaced: Any):
     return {
         name: np.float32(value)
         for name, value in {**NUMBERS, **replaced}.items()
@@ -80,7 +84,7 @@ def numbers(text, **replaced):
 
 
 @pytest.mark.parametrize("text", GELUS.values(), ids=GELUS)
-def test_gelu_in_pieces_becomes_one_node(text):
+def test_gelu_in_pieces_becomes_one_node(text) -> None:
     model = parse(text, **numbers(text))
     expected = run(model, input=X)[0]
     assert FuseGelu()(model).modified
@@ -91,18 +95,18 @@ def test_gelu_in_pieces_becomes_one_node(text):
 
 
 @pytest.mark.parametrize("replaced", [{"c": 1.5}, {"one": 0.9}, {"half": 0.4}])
-def test_other_numbers_are_no_gelu(replaced):
+def test_other_numbers_are_no_gelu(replaced: dict[str, float]) -> None:
     text = GELUS["torch"]
     model = parse(text, **numbers(text, **replaced))
     assert not FuseGelu()(model).modified
 
 
-def test_gelu_is_not_made_below_opset_20():
+def test_gelu_is_not_made_below_opset_20() -> None:
     model = parse(GELUS["torch"], opset=17, **numbers(GELUS["torch"]))
     assert not FuseGelu()(model).modified
 
 
-def test_an_opset_13_graph_is_raised_cleaned_and_means_the_same():
+def test_an_opset_13_graph_is_raised_cleaned_and_means_the_same() -> None:
     """What an exporter of 2022 wrote: axes as attributes, LayerNorm and GELU in pieces."""
     text = """g (float[N, 4] pixels) => (float[N, 4] scores) {
         m = ReduceMean <axes = [-1]> (pixels) d = Sub(pixels, m) p = Pow(d, two) v = ReduceMean <axes = [-1]> (p)
@@ -125,7 +129,7 @@ def test_an_opset_13_graph_is_raised_cleaned_and_means_the_same():
     assert "Erf" in ops(written)
 
 
-def test_a_graph_that_cannot_be_raised_is_refused():
+def test_a_graph_that_cannot_be_raised_is_refused() -> None:
     model = parse("logits = ImageScaler(input)", opset=5)
     with pytest.raises(GraphError, match="cannot be raised from opset 5 to 20"):
         RaiseOpset()(model)

@@ -1,6 +1,7 @@
 """Where Q/DQ lands, that the rewritten graph computes what it says, and that runtimes take it."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,26 +17,26 @@ from vitdeploy.quantization.affine import dequantize_affine, quantize_affine, qu
 RNG = np.random.default_rng(0)
 
 
-def normal(*shape):
+def normal(*shape) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def value(model, name):
+def value(model: ir.Model, name: str):
     return next(v for node in model.graph for v in (*node.inputs, *node.outputs) if v is not None and v.name == name)
 
 
-def uses(model, tensor, *names):
+def uses(model: ir.Model, tensor: str, *names):
     nodes = {node.name: node for node in model.graph}
     return tuple((nodes[name], list(nodes[name].inputs).index(value(model, tensor))) for name in names)
 
 
-def integers(weight, axis):
+def integers(weight: np.ndarray, axis: int) -> QuantizedTensor:
     other = tuple(i for i in range(weight.ndim) if i != axis)
     scale = scale_of(np.abs(weight).max(axis=other), steps=127)
     return QuantizedTensor(quantize_affine(weight, scale, axis=axis, narrow=True), scale, axis)
 
 
-def insert(model, activations=(), weights=None, dtype=ir.DataType.INT8):
+def insert(model: ir.Model, activations=(), weights=None, dtype=ir.DataType.INT8):
     ends = [(v.name, v.dtype, str(v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
     result = InsertQDQ(QdqPlacement(tuple(activations), weights or {}, dtype))(model)
     check(model)
@@ -45,7 +46,7 @@ def insert(model, activations=(), weights=None, dtype=ir.DataType.INT8):
 
 
 def two_linears():
-    weights = {"w1": normal(4, 8), "b1": normal(8), "w2": normal(8, 4)}
+    weights: dict[str, Any] = {"w1": normal(4, 8), "b1": normal(8), "w2": normal(8, 4)}
     model = parse(
         """[norm] n = Relu(input) [fc1] a = MatMul(n, w1) [bias] c = Add(a, b1)
         [act] g = Gelu(c) [fc2] logits = MatMul(g, w2)""",
@@ -54,7 +55,7 @@ def two_linears():
     return model, weights
 
 
-def test_a_linear_reads_rounded_values_and_integer_weights():
+def test_a_linear_reads_rounded_values_and_integer_weights() -> None:
     model, weights = two_linears()
     x = normal(5, 4)
     insert(
@@ -70,7 +71,7 @@ def test_a_linear_reads_rounded_values_and_integer_weights():
     np.testing.assert_allclose(run(model, input=x)[0], after_gelu @ weights["w2"], rtol=1e-4, atol=1e-5)
 
 
-def test_scales_and_zero_points_are_what_tensorrt_takes():
+def test_scales_and_zero_points_are_what_tensorrt_takes() -> None:
     model, weights = two_linears()
     insert(
         model, [ActivationPair(value(model, "n"), 0.02, uses(model, "n", "fc1"))], {"w1": integers(weights["w1"], 1)}
@@ -90,7 +91,7 @@ def test_scales_and_zero_points_are_what_tensorrt_takes():
     assert "w1" not in model.graph.initializers, "the float weight is gone"
 
 
-def test_one_pair_serves_all_listed_consumers_and_others_keep_the_float_tensor():
+def test_one_pair_serves_all_listed_consumers_and_others_keep_the_float_tensor() -> None:
     model = parse(
         """n = Relu(input) [q] q = MatMul(n, w) [k] k = MatMul(n, w) [skip] r = Add(n, input)
         s = Add(q, k) logits = Add(s, r)""",
@@ -104,7 +105,7 @@ def test_one_pair_serves_all_listed_consumers_and_others_keep_the_float_tensor()
     assert nodes["skip"].inputs[0].name == "n"
 
 
-def test_equal_scales_on_one_tensor_are_one_pair_and_different_ones_are_two():
+def test_equal_scales_on_one_tensor_are_one_pair_and_different_ones_are_two() -> None:
     for scales, pairs in (((0.1, 0.1), 1), ((0.1, 0.2), 2)):
         model = parse("n = Relu(input) [q] q = MatMul(n, w) [k] k = MatMul(n, w) logits = Add(q, k)", w=normal(4, 4))
         tensor = value(model, "n")
@@ -115,7 +116,7 @@ def test_equal_scales_on_one_tensor_are_one_pair_and_different_ones_are_two():
         assert Counter(ops(model))["QuantizeLinear"] == pairs
 
 
-def test_a_shared_weight_is_stored_once_as_integers():
+def test_a_shared_weight_is_stored_once_as_integers() -> None:
     model = parse("[a] a = MatMul(input, w) [b] logits = MatMul(a, w)", w=normal(4, 4))
     before = run(model, input=np.eye(4, dtype=np.float32))[0]
     insert(model, weights={"w": integers(model.graph.initializers["w"].const_value.numpy(), 1)})
@@ -125,11 +126,11 @@ def test_a_shared_weight_is_stored_once_as_integers():
 
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", ["", ", b"])
-def test_gemm_becomes_matmul_and_add(transposed, bias):
+def test_gemm_becomes_matmul_and_add(transposed: int, bias: str) -> None:
     weight = normal(3, 4) if transposed else normal(4, 3)
     body = f"[fc_Gemm] logits = Gemm <transB = {transposed}> (input, w{bias})"
     text = f"g (float[N, 4] input) => (float[N, 3] logits) {{ {body} }}"
-    constants = {"w": weight, **({"b": normal(3)} if bias else {})}
+    constants: dict[str, Any] = {"w": weight, **({"b": normal(3)} if bias else {})}
     model, x = parse(text, **constants), normal(5, 4)
     before = run(model, input=x)[0]
     insert(model, weights={"w": integers(weight, 0 if transposed else 1)})
@@ -139,7 +140,7 @@ def test_gemm_becomes_matmul_and_add(transposed, bias):
 
 
 @pytest.mark.parametrize("factor", ["alpha = 0.5", "beta = 2.0", "transA = 1"])
-def test_gemm_with_factors_stays_gemm(factor):
+def test_gemm_with_factors_stays_gemm(factor: str) -> None:
     shape = "[4, N]" if "transA" in factor else "[N, 4]"
     text = f"g (float{shape} input) => (float[N, 3] logits) {{ logits = Gemm <{factor}> (input, w, b) }}"
     weight, x = normal(4, 3), normal(4, 4)
@@ -150,7 +151,7 @@ def test_gemm_with_factors_stays_gemm(factor):
     np.testing.assert_allclose(run(model, input=x)[0], before, atol=0.1)
 
 
-def test_convolution_weights_have_a_scale_per_output_channel():
+def test_convolution_weights_have_a_scale_per_output_channel() -> None:
     weight = normal(6, 3, 1, 1)
     model = parse(
         "g (float[N, 3, 4, 4] input) => (float[N, 6, 4, 4] logits) { [c] logits = Conv (input, w) }", w=weight
@@ -163,14 +164,14 @@ def test_convolution_weights_have_a_scale_per_output_channel():
     np.testing.assert_allclose(run(model, input=x)[0], before, atol=0.3)
 
 
-def test_output_that_is_rounded_for_a_reader_keeps_its_float_value_for_the_caller():
+def test_output_that_is_rounded_for_a_reader_keeps_its_float_value_for_the_caller() -> None:
     text = "g (float[N, 4] input) => (float[N, 4] logits, float[N, 4] n) { n = Relu(input) [m] logits = MatMul(n, w) }"
     model, x = parse(text, w=normal(4, 4)), normal(3, 4)
     insert(model, [ActivationPair(value(model, "n"), 1.0, uses(model, "n", "m"))])
     np.testing.assert_array_equal(run(model, input=x)[1], np.maximum(x, 0))
 
 
-def test_names_that_are_taken_are_not_used_twice():
+def test_names_that_are_taken_are_not_used_twice() -> None:
     model = parse("[n_scale] n = Relu(input) [m] logits = MatMul(n, w)", w=normal(4, 4))
     next(iter(model.graph)).outputs[0].name = "t"
     extra = ir.node("Identity", [model.graph.inputs[0]], name="t/QuantizeLinear")
@@ -182,7 +183,7 @@ def test_names_that_are_taken_are_not_used_twice():
     assert len({node.name for node in model.graph}) == len(ops(model))
 
 
-def test_fp8_is_the_same_mechanism_with_e4m3():
+def test_fp8_is_the_same_mechanism_with_e4m3() -> None:
     model, weights = two_linears()
     scale = scale_of(np.abs(weights["w1"]).max(axis=0), steps=448)
     weight = QuantizedTensor(quantize_fp8(weights["w1"], scale, axis=1), scale, 1)
@@ -197,41 +198,41 @@ def test_fp8_is_the_same_mechanism_with_e4m3():
     assert np.any(after != before)
 
 
-def test_fp8_is_refused_below_opset_19():
+def test_fp8_is_refused_below_opset_19() -> None:
     model, _ = two_linears()
     model.opset_imports[""] = 18
     with pytest.raises(GraphError, match="FP8 needs opset 19 or newer, the graph has 18"):
         InsertQDQ(QdqPlacement(dtype=ir.DataType.FLOAT8E4M3FN))(model)
 
 
-def test_per_channel_scales_are_refused_below_opset_13():
+def test_per_channel_scales_are_refused_below_opset_13() -> None:
     model, weights = two_linears()
     model.opset_imports[""] = 12
     with pytest.raises(GraphError, match="opset 13 or newer, the graph has 12"):
         InsertQDQ(QdqPlacement(weights={"w1": integers(weights["w1"], 1)}))(model)
 
 
-def test_a_weight_that_is_not_there_is_named():
+def test_a_weight_that_is_not_there_is_named() -> None:
     model, weights = two_linears()
     with pytest.raises(GraphError, match="weight 'w9' is not in the graph"):
         insert(model, weights={"w9": integers(weights["w1"], 1)})
 
 
-def test_a_tensor_of_another_graph_is_named():
+def test_a_tensor_of_another_graph_is_named() -> None:
     model, _ = two_linears()
     other, _ = two_linears()
     with pytest.raises(GraphError, match="tensor 'n' is not in the graph"):
         insert(model, [ActivationPair(value(other, "n"), 0.1, ())])
 
 
-def test_nothing_to_do_changes_nothing():
+def test_nothing_to_do_changes_nothing() -> None:
     model, _ = two_linears()
     before = ir.to_proto(model).SerializeToString()
     assert not insert(model).modified
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_a_copy_can_be_rewritten_and_made_fp16_without_touching_the_original():
+def test_a_copy_can_be_rewritten_and_made_fp16_without_touching_the_original() -> None:
     model, weights = two_linears()
     before = ir.to_proto(model).SerializeToString()
     copy = model.clone()

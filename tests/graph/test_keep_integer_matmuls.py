@@ -1,5 +1,9 @@
 """Integer MatMuls stay integer in ONNX Runtime, whatever the batch and whatever is added to them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -46,7 +50,7 @@ def _reads(text, name):
     return any(f"{before}{name}{after}" in text for before in "( " for after in ",)")
 
 
-def kernels(model, tmp_path):
+def kernels(model: ir.Model, tmp_path: Path):
     """Return the operators of the graph that ONNX Runtime makes of it."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -57,7 +61,7 @@ def kernels(model, tmp_path):
 
 @pytest.mark.parametrize("batch", ["B", 4])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_the_product_is_computed_in_integers_and_no_value_changes(tmp_path, name, batch):
+def test_the_product_is_computed_in_integers_and_no_value_changes(tmp_path: Path, name, batch: int | str) -> None:
     model, before = graph(name, batch), graph(name, batch)
     assert KeepIntegerMatMuls()(model).modified
     check(model)
@@ -68,12 +72,12 @@ def test_the_product_is_computed_in_integers_and_no_value_changes(tmp_path, name
     assert not KeepIntegerMatMuls()(model).modified
 
 
-def test_without_the_pass_a_fixed_batch_is_computed_in_fp32(tmp_path):
+def test_without_the_pass_a_fixed_batch_is_computed_in_fp32(tmp_path: Path) -> None:
     assert "Gemm" in kernels(graph("three dimensions", 4), tmp_path), "ONNX Runtime no longer needs KeepIntegerMatMuls"
     assert "FusedGemm" in kernels(graph("two dimensions, then Relu", "B"), tmp_path)
 
 
-def test_a_float_matmul_keeps_its_bias():
+def test_a_float_matmul_keeps_its_bias() -> None:
     model = parse(
         "g (float[B, 6, 8] x) => (float[B, 6, 16] y) { p = MatMul (x, f) y = Add (p, b) }",
         f=CONSTANTS["f"],
@@ -82,7 +86,7 @@ def test_a_float_matmul_keeps_its_bias():
     assert not KeepIntegerMatMuls()(model).modified
 
 
-def test_a_bias_that_others_read_is_copied_once():
+def test_a_bias_that_others_read_is_copied_once() -> None:
     text = f"""g (float[B, 6, 8] x) => (float[B, 6, 16] y) {{ {QUANTIZED} a = Add (p, b)
         wd2 = DequantizeLinear <axis = 1> (w, ws, wz) p2 = MatMul (d, wd2) a2 = Add (p2, b) t = Add (a, b)
         y = Add (t, a2) }}"""
@@ -97,7 +101,7 @@ def test_a_bias_that_others_read_is_copied_once():
     ("attributes", "factors"),
     [("transB = 1, alpha = 0.5", (0.5, 1)), ("transB = 1, beta = 2.0", (1, 2)), ("transB = 1", (1, 1))],
 )
-def test_factors_of_a_gemm_go_into_its_constants(attributes, factors):
+def test_factors_of_a_gemm_go_into_its_constants(attributes: str, factors: tuple[float, ...]) -> None:
     def make():
         return parse(
             f"g (float[B, 8] x) => (float[B, 16] y) {{ y = Gemm <{attributes}> (x, w, b) }}",
@@ -109,6 +113,6 @@ def test_factors_of_a_gemm_go_into_its_constants(attributes, factors):
     check(model)
     x = RNG.standard_normal((3, 8)).astype(np.float32)
     np.testing.assert_allclose(run(model, x=x)[0], run(before, x=x)[0], rtol=1e-5, atol=1e-6)
-    attributes = model.graph[0].attributes
-    assert [attributes[name].as_float() for name in ("alpha", "beta") if name in attributes] in ([], [1.0])
+    scales = model.graph[0].attributes
+    assert [scales[name].as_float() for name in ("alpha", "beta") if name in scales] in ([], [1.0])
     assert not PlainGemms()(model).modified

@@ -9,11 +9,11 @@ from vitdeploy.graph.legality import FORBIDDEN, findings
 LEGAL = "[a] a = Relu(input) [b] logits = Neg(a)"
 
 
-def test_a_plain_graph_is_legal():
+def test_a_plain_graph_is_legal() -> None:
     assert findings(parse(LEGAL)) == []
 
 
-def test_run_time_sizes_are_found_and_counted():
+def test_run_time_sizes_are_found_and_counted() -> None:
     model = parse(
         """g (float[batch, 4] input) => (float[batch, 4] logits) {
             [a] s = Shape(input) [b] t = Shape(input) [c] u = Add(s, t)
@@ -27,7 +27,7 @@ def test_run_time_sizes_are_found_and_counted():
     assert set(found) == {"Shape", "Expand"}
 
 
-def test_a_node_of_another_domain_is_found():
+def test_a_node_of_another_domain_is_found() -> None:
     model = parse("[a] logits = com.microsoft.Gelu(input)")
     assert [str(finding) for finding in findings(model)] == ["com.microsoft::Gelu is no standard ONNX operator"]
 
@@ -48,11 +48,11 @@ def test_a_node_of_another_domain_is_found():
         ("g (float[2, 4] input) => (float[2, 4] logits) { [a] logits = Neg(input) }", "no dynamic dimension 'batch'"),
     ],
 )
-def test_structure_is_judged(text, expected):
+def test_structure_is_judged(text: str, expected: str) -> None:
     (finding,) = findings(parse(text))
     assert expected in str(finding)
 
 
-def test_every_forbidden_operator_has_a_reason():
+def test_every_forbidden_operator_has_a_reason() -> None:
     assert all(len(why) > 10 and not why.endswith(".") for why in FORBIDDEN.values())
     assert {"Shape", "Expand", "If", "Loop", "Resize", "Einsum", "ScatterND"} <= set(FORBIDDEN)

@@ -1,6 +1,10 @@
 """Linears are found by what the graph does, whatever its nodes are called and however they are wrapped."""
 
+from __future__ import annotations
+
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +22,7 @@ def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def graph(body, out="[batch, 20]", image="[batch, 3, 32, 32]", **constants):
+def graph(body, out: str = "[batch, 20]", image: str = "[batch, 3, 32, 32]", **constants: Any):
     """A graph whose patches come from a convolution (value ``x`` [batch, 64, 32]) and which ends in ``logits``."""
     text = f"""g (float{image} input) => (float{out} logits) {{
         [patch] c = Conv <strides = [4, 4]> (input, patch)
@@ -39,7 +43,7 @@ HEAD = "[pool] pooled = ReduceMean <keepdims = 0> (h, axes) [head] logits = Gemm
 HEAD_CONSTANTS = {"axes": np.array([1]), "head": normal(32, 20)}
 
 
-def found(model):
+def found(model: ir.Model):
     """name → (obstacle's first word, number of linears, tensor that is rounded)."""
     return {
         group.name: (group.obstacle.split(":")[0].split(" ")[0], len(group.linears), group.activation.name)
@@ -47,7 +51,7 @@ def found(model):
     }
 
 
-def test_fused_qkv_proj_and_mlp_of_a_vit_are_found_and_patch_embedding_and_head_are_left():
+def test_fused_qkv_proj_and_mlp_of_a_vit_are_found_and_patch_embedding_and_head_are_left() -> None:
     groups = find_linear_groups(ir.serde.deserialize_model(small_vit(depth=2)))
     free = [group.name for group in groups if not group.obstacle]
     assert free == [f"blocks.{i}.{part}" for i in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
@@ -57,7 +61,7 @@ def test_fused_qkv_proj_and_mlp_of_a_vit_are_found_and_patch_embedding_and_head_
     }
 
 
-def test_separate_projections_of_one_norm_are_one_group_with_one_tensor():
+def test_separate_projections_of_one_norm_are_one_group_with_one_tensor() -> None:
     model = graph(
         f"""[blk_norm__LayerNormalization] n = LayerNormalization (x, gamma, beta)
         [blk_q__MatMul] q = MatMul (n, wq) [blk_k__MatMul] k = MatMul (n, wk) [blk_v__MatMul] v = MatMul (n, wv)
@@ -71,7 +75,7 @@ def test_separate_projections_of_one_norm_are_one_group_with_one_tensor():
     ]  # fmt: skip
 
 
-def test_gemms_behind_reshapes_of_their_own_share_the_tensor_before_the_reshapes():
+def test_gemms_behind_reshapes_of_their_own_share_the_tensor_before_the_reshapes() -> None:
     model = graph(
         f"""n = LayerNormalization (x, gamma, beta)
         [to_rows] a = Reshape (n, rows) [q] q2 = Gemm <transB = 1> (a, wq, bias)
@@ -88,7 +92,7 @@ def test_gemms_behind_reshapes_of_their_own_share_the_tensor_before_the_reshapes
     ]  # fmt: skip
 
 
-def test_a_wrapper_that_something_else_reads_keeps_the_float_values():
+def test_a_wrapper_that_something_else_reads_keeps_the_float_values() -> None:
     model = graph(
         f"""n = LayerNormalization (x, gamma, beta)
         [one] a = Reshape (n, rows) [q] q = MatMul (a, wq) [other] e = Exp (a) z = Add (q, e)
@@ -100,7 +104,7 @@ def test_a_wrapper_that_something_else_reads_keeps_the_float_values():
     assert [group.activation.name for group in find_linear_groups(model) if not group.obstacle] == ["a", "b"]
 
 
-def test_one_tensor_read_by_a_linear_and_by_a_spatial_reduction_is_rounded_for_the_linear_only():
+def test_one_tensor_read_by_a_linear_and_by_a_spatial_reduction_is_rounded_for_the_linear_only() -> None:
     model = graph(
         f"""n = LayerNormalization (x, gamma, beta)
         [attn_q__MatMul] q = MatMul (n, wq)
@@ -119,7 +123,7 @@ def test_one_tensor_read_by_a_linear_and_by_a_spatial_reduction_is_rounded_for_t
     assert [node.name for node, _ in query.uses] == ["attn.q/MatMul"]
 
 
-def test_pointwise_convolutions_are_linears_and_depthwise_ones_are_not():
+def test_pointwise_convolutions_are_linears_and_depthwise_ones_are_not() -> None:
     model = graph(
         f"""t = Transpose <perm = [0, 2, 1]> (x) m = Reshape (t, to_map)
         [one] a = Conv (m, w1) [dw] b = Conv <group = 32, pads = [1, 1, 1, 1]> (a, w2) [two] d = Conv (b, w3)
@@ -132,7 +136,7 @@ def test_pointwise_convolutions_are_linears_and_depthwise_ones_are_not():
     }  # fmt: skip
 
 
-def test_gates_and_class_token_linears_have_one_row_per_image():
+def test_gates_and_class_token_linears_have_one_row_per_image() -> None:
     model = graph(
         f"""[gap] g1 = ReduceMean <keepdims = 1> (x, axes) [reduce] r1 = MatMul (g1, w1) act = Relu (r1)
         [expand] e1 = MatMul (act, w2) gate = Sigmoid (e1) y = Mul (x, gate)
@@ -143,7 +147,7 @@ def test_gates_and_class_token_linears_have_one_row_per_image():
     assert [found(model)[name][0] for name in ("w1", "w2", "w3")] == ["one", "one", "one"]
 
 
-def test_a_fixed_batch_is_told_from_rows_by_the_shape_at_that_batch():
+def test_a_fixed_batch_is_told_from_rows_by_the_shape_at_that_batch() -> None:
     text = """g (float[1, 64, 32] input) => (float[1, 20] logits) {
         first = MatMul (input, w0) a = Gelu (first) [mid] b = MatMul (a, w1) h = Gelu (b)
         pooled = ReduceMean <keepdims = 0> (h, axes) [pre] p = MatMul (pooled, w2) t = Tanh (p)
@@ -154,7 +158,7 @@ def test_a_fixed_batch_is_told_from_rows_by_the_shape_at_that_batch():
     assert obstacles == ["patch embedding", "", "one row per image", "head"]
 
 
-def test_small_matrices_are_left():
+def test_small_matrices_are_left() -> None:
     model = graph(
         f"[down] a = MatMul (x, w1) b = Gelu (a) [up] h = MatMul (b, w2) {HEAD}",
         w1=normal(32, 8), w2=normal(8, 32), **HEAD_CONSTANTS,
@@ -162,7 +166,7 @@ def test_small_matrices_are_left():
     assert [found(model)[name][0] for name in ("w1", "w2")] == ["32", "8"]
 
 
-def test_a_performer_and_everything_in_its_module_is_left():
+def test_a_performer_and_everything_in_its_module_is_left() -> None:
     model = graph(
         f"""[t2t_att_kqv__MatMul] k = MatMul (x, wk) [t2t_att__MatMul] f = MatMul (k, features)
         sq = Mul (k, k) n2 = ReduceSum <keepdims = 1> (sq, last) d = Sub (f, n2) [t2t_att__Exp] e = Exp (d)
@@ -178,7 +182,7 @@ def test_a_performer_and_everything_in_its_module_is_left():
     assert groups["blocks.0.mlp.fc1"] == ""
 
 
-def test_a_token_that_is_copied_by_shape_does_not_make_the_whole_graph_a_patch_embedding():
+def test_a_token_that_is_copied_by_shape_does_not_make_the_whole_graph_a_patch_embedding() -> None:
     model = graph(
         f"""size = Shape <end = 1> (input) full = Concat <axis = 0> (size, ones) cls = Expand (token, full)
         z = Concat <axis = 1> (cls, x) [blocks_0_fc__MatMul] h = MatMul (z, w) {HEAD}""",
@@ -187,7 +191,7 @@ def test_a_token_that_is_copied_by_shape_does_not_make_the_whole_graph_a_patch_e
     assert found(model)["blocks.0.fc"][0] == ""
 
 
-def test_a_matmul_of_two_activations_or_of_constants_is_no_linear():
+def test_a_matmul_of_two_activations_or_of_constants_is_no_linear() -> None:
     model = graph(
         f"""t = Transpose <perm = [0, 2, 1]> (x) s = MatMul (x, t) y = MatMul (s, x)
         k = MatMul (table, w) h = Add (y, k) {HEAD}""",
@@ -196,7 +200,7 @@ def test_a_matmul_of_two_activations_or_of_constants_is_no_linear():
     assert list(found(model)) == ["patch", "head"]
 
 
-def test_equal_paths_get_numbers():
+def test_equal_paths_get_numbers() -> None:
     model = graph(
         f"""[m__MatMul] a = MatMul (x, w1) b = Gelu (a) [m__MatMul_1] h = MatMul (b, w2) {HEAD}""",
         w1=normal(32, 32), w2=normal(32, 32), **HEAD_CONSTANTS,
@@ -213,17 +217,17 @@ def test_equal_paths_get_numbers():
         ("MatMul_12", ""),
     ],
 )
-def test_module_paths_are_read_from_names_of_every_exporter(name, path):
+def test_module_paths_are_read_from_names_of_every_exporter(name: str, path: str) -> None:
     assert path_of(ir.node("MatMul", [], name=name)) == path
 
 
-def test_module_paths_recorded_by_the_dynamo_exporter_go_before_names():
+def test_module_paths_recorded_by_the_dynamo_exporter_go_before_names() -> None:
     node = ir.node("MatMul", [], name="node_MatMul_3")
     node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'blocks.0', 'blocks.0.fc1', 'linear']"
     assert path_of(node) == "blocks.0.fc1"
 
 
-def test_shapes_at_batch_one_see_through_a_reshape_and_leave_the_graph_alone():
+def test_shapes_at_batch_one_see_through_a_reshape_and_leave_the_graph_alone() -> None:
     model = graph(
         f"a = Reshape (x, rows) m = MatMul (a, w) h = Reshape (m, back) {HEAD}",
         rows=np.array([-1, 32]), w=normal(32, 32), back=np.array([-1, 64, 32]), **HEAD_CONSTANTS,
@@ -235,14 +239,14 @@ def test_shapes_at_batch_one_see_through_a_reshape_and_leave_the_graph_alone():
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_weights_that_the_user_feeds_are_not_constants():
+def test_weights_that_the_user_feeds_are_not_constants() -> None:
     model = graph(f"h = MatMul (x, w) {HEAD}", w=normal(32, 32), **HEAD_CONSTANTS)
     model.graph.inputs.append(model.graph.initializers["w"])
     assert "w" not in found(model)
 
 
 @pytest.mark.parametrize("dynamo", [True, False])
-def test_a_graph_that_timm_exports_gives_the_same_four_groups_per_block(tmp_path, dynamo):
+def test_a_graph_that_timm_exports_gives_the_same_four_groups_per_block(tmp_path: Path, dynamo: bool) -> None:
     """Neither exporter nor names are ours: TorchScript writes a decomposed GELU and Shape chains, dynamo neither."""
     torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'vitdeploy[torch]'")
     timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'vitdeploy[torch]'")

@@ -12,7 +12,7 @@ X = np.linspace(-6, 6, 24, dtype=np.float32).reshape(4, 6)
 
 @pytest.mark.parametrize("opset", [17, 18, 19])
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu_is_written_out_below_opset_20(opset, approximate):
+def test_gelu_is_written_out_below_opset_20(opset: int, approximate: str) -> None:
     model = parse(f'g (float[N, 6] x) => (float[N, 6] y) {{ [act] y = Gelu <approximate = "{approximate}"> (x) }}')
     expected = run(model, x=X)[0]
     assert LowerOpset(opset)(model).modified
@@ -24,13 +24,13 @@ def test_gelu_is_written_out_below_opset_20(opset, approximate):
     assert not LowerOpset(opset)(model).modified
 
 
-def test_gelu_stays_one_node_at_opset_20():
+def test_gelu_stays_one_node_at_opset_20() -> None:
     model = parse("g (float[N, 6] x) => (float[N, 6] y) { y = Gelu(x) }")
     assert not LowerOpset(20)(model).modified
     assert ops(model) == ["Gelu"]
 
 
-def test_axes_and_split_sizes_move_below_opset_18():
+def test_axes_and_split_sizes_move_below_opset_18() -> None:
     model = parse(
         """g (float[N, 6] x) => (float[N, 1] y) {
             a, b, c = Split <axis = 1, num_outputs = 3> (x) d = Add(a, b) e = Mul(d, c) y = ReduceMean(e, axes)
@@ -45,7 +45,7 @@ def test_axes_and_split_sizes_move_below_opset_18():
     assert set(model.graph.initializers) <= read, "constants that became attributes go"
 
 
-def test_layer_norm_reshape_and_cast_need_nothing():
+def test_layer_norm_reshape_and_cast_need_nothing() -> None:
     model = parse(
         """g (float[N, 6] x) => (float[N, 3, 2] y) {
             a = LayerNormalization <epsilon = 1e-6> (x, g, b) c = Reshape(a, s) y = Cast <to = 1> (c)
@@ -60,7 +60,7 @@ def test_layer_norm_reshape_and_cast_need_nothing():
     np.testing.assert_array_equal(run(model, x=X)[0], expected)
 
 
-def test_a_node_that_has_no_older_form_is_refused_by_name():
+def test_a_node_that_has_no_older_form_is_refused_by_name() -> None:
     text = (
         "g (float[N, 1, 4, 4] x, float[N, 2, 2, 2] grid) => (float[N, 1, 2, 2] y) { [warp] y = GridSample (x, grid) }"
     )
@@ -76,7 +76,7 @@ def test_a_node_that_has_no_older_form_is_refused_by_name():
         LowerOpset(20)(quantized)
 
 
-def test_an_operator_unknown_to_the_older_opset_is_refused():
+def test_an_operator_unknown_to_the_older_opset_is_refused() -> None:
     model = parse(
         "g (float[N, 6] x) => (float[N, 6] y) { [norm] y = RMSNormalization (x, g) }",
         opset=23,
@@ -86,7 +86,7 @@ def test_an_operator_unknown_to_the_older_opset_is_refused():
         LowerOpset(20)(model)
 
 
-def test_attention_of_opset_23_is_named_with_advice_that_helps():
+def test_attention_of_opset_23_is_named_with_advice_that_helps() -> None:
     model = parse(
         "g (float[N, 2, 4, 8] x) => (float[N, 2, 4, 8] y) { [att] y = Attention (x, x, x) }",
         opset=23,
@@ -97,6 +97,6 @@ def test_attention_of_opset_23_is_named_with_advice_that_helps():
 
 
 @pytest.mark.parametrize("opset", [16, 21])
-def test_other_opsets_are_not_offered(opset):
+def test_other_opsets_are_not_offered(opset: int) -> None:
     with pytest.raises(GraphError, match=f"opset {opset} is not offered, expected 17 to 20"):
         LowerOpset(opset)

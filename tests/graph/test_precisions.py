@@ -21,7 +21,7 @@ QUANTIZED = """
         ("y = MatMul(xd, n)", {"fp32": 3}),
     ],
 )
-def test_a_node_is_int8_when_all_its_operands_are(product, expected):
+def test_a_node_is_int8_when_all_its_operands_are(product: str, expected: dict[str, int]) -> None:
     model = parse(QUANTIZED.format(product=product), s=np.float32(0.01), z=np.int8(0), wq=np.ones((4, 4), np.int8))
     if "MatMul(xd, n)" in product:
         model = parse(
@@ -33,7 +33,7 @@ def test_a_node_is_int8_when_all_its_operands_are(product, expected):
     assert count_precisions(model) == expected
 
 
-def test_fp16_and_its_islands_are_counted_apart():
+def test_fp16_and_its_islands_are_counted_apart() -> None:
     model = parse("[a] a = Relu(input) [b] b = Softmax(a) [c] logits = Neg(b)")
     ConvertToFloat16({"b"})(model)
     assert count_precisions(model) == {"fp16": 2, "fp32": 1}

@@ -1,5 +1,9 @@
 """Shapes that exporters compute at run time become constants, with the batch as the one unknown."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,17 +22,17 @@ INT = {f"i{number}": np.array(number) for number in (0, 1, 2, 3, 4, 6, 7, 8)}
 VECTORS = {"minus1": np.array([-1]), "v0": np.array([0]), "v1": np.array([1]), "v2": np.array([2]), "v3": np.array([3])}
 
 
-def graph(body, image="[N, 6, 4, 8]", out="[M, a, b]", **constants):
+def graph(body: str, image: str = "[N, 6, 4, 8]", out: str = "[M, a, b]", **constants: Any) -> ir.Model:
     text = f"g (float{image} x) => (float{out} y) {{ {body} }}"
     known = {**INT, **VECTORS, **constants}
     return parse(text, **{name: value for name, value in known.items() if _reads(text, name)})
 
 
-def _reads(text, name):
+def _reads(text: str, name: str) -> bool:
     return any(f"{before}{name}{after}" in text for before in "( ," for after in ",)")
 
 
-def assert_same(model, before):
+def assert_same(model: ir.Model, before: ir.Model) -> None:
     for batch in (1, 2, 5):
         x = RNG.standard_normal((batch, 6, 4, 8)).astype(np.float32)
         np.testing.assert_array_equal(run(model, x=x)[0], run(before, x=x)[0])
@@ -60,7 +64,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("text", CHAINS.values(), ids=CHAINS)
-def test_a_computed_target_becomes_a_constant_with_one_free_size(text):
+def test_a_computed_target_becomes_a_constant_with_one_free_size(text: str) -> None:
     model, before = (graph(text, half=np.float32(2)) for _ in range(2))
     Simplify()(model)
     check(model)
@@ -73,13 +77,13 @@ def test_a_computed_target_becomes_a_constant_with_one_free_size(text):
     assert not ResolveShapes()(model).modified
 
 
-def test_with_a_fixed_batch_every_size_is_a_number():
+def test_with_a_fixed_batch_every_size_is_a_number() -> None:
     model = graph(CHAINS["windows and back"], image="[4, 6, 4, 8]")
     Simplify()(model)
     assert [node.inputs[1].const_value.numpy().tolist() for node in model.graph] == [[4, 2, 96]]
 
 
-def test_a_wrong_stored_shape_of_the_traced_batch_is_not_believed():
+def test_a_wrong_stored_shape_of_the_traced_batch_is_not_believed() -> None:
     """The legacy exporter stores shapes of the batch that it traced, also where the batch is dynamic."""
     text = CHAINS["torch script view"].replace("y = Reshape (x, t)", "r = Reshape (x, t) y = Neg (r)")
     model, before = (graph(text) for _ in range(2))
@@ -102,7 +106,7 @@ def test_a_wrong_stored_shape_of_the_traced_batch_is_not_believed():
     ],
     ids=["half a batch", "one more than the batch", "at most four"],
 )  # fmt: skip
-def test_what_is_no_multiple_of_the_batch_stays_computed(text, left):
+def test_what_is_no_multiple_of_the_batch_stays_computed(text: str, left: str) -> None:
     model = graph(text)
     Simplify()(model)
     assert left in ops(model)
@@ -115,7 +119,7 @@ def test_what_is_no_multiple_of_the_batch_stays_computed(text, left):
     [("v0, v1, v0", 1), ("v1, v2, v0", None), ("v0, all, v0", "N"), ("v0, v2, v1", "N")],
     ids=["the first image", "the second image, which may not be there", "all images", "along another axis"],
 )
-def test_the_size_of_a_cut_along_the_batch_is_that_of_every_batch(cut, size):
+def test_the_size_of_a_cut_along_the_batch_is_that_of_every_batch(cut: str, size: int | str | None) -> None:
     text = f"c = Slice (x, {cut}) s = Shape (c) y = Cast <to = 1> (s)"
     model = graph(text, out="[k]", all=np.array([2**63 - 1]))
     ResolveShapes()(model)
@@ -127,7 +131,9 @@ def test_the_size_of_a_cut_along_the_batch_is_that_of_every_batch(cut, size):
     ("condition", "batch", "resolved"),
     [("Equal (b, i0)", "N", False), ("Greater (b, i0)", "N", True), ("Equal (b, i2)", "N", None)],
 )
-def test_conditions_on_the_batch_are_decided_only_where_every_batch_agrees(condition, batch, resolved):
+def test_conditions_on_the_batch_are_decided_only_where_every_batch_agrees(
+    condition: str, batch: str, resolved: bool | None
+) -> None:
     text = f"""s = Shape (x) b = Gather (s, i0) c = {condition} k = Where (c, i2, i3) u = Unsqueeze (k, v0)
         ub = Unsqueeze (b, v0) t = Concat <axis = 0> (ub, u, minus1) y = Reshape (x, t)"""
     model, before = (graph(text) for _ in range(2))
@@ -142,7 +148,7 @@ def test_conditions_on_the_batch_are_decided_only_where_every_batch_agrees(condi
     assert_same(model, before)
 
 
-def test_an_unknown_image_size_keeps_its_chain_and_a_known_one_folds_it():
+def test_an_unknown_image_size_keeps_its_chain_and_a_known_one_folds_it() -> None:
     text = CHAINS["sizes multiplied"]
     model = graph(text, image="[N, 6, H, W]")
     Simplify()(model)
@@ -153,7 +159,7 @@ def test_an_unknown_image_size_keeps_its_chain_and_a_known_one_folds_it():
     assert_same(model, graph(text))
 
 
-def test_another_image_size_than_the_graph_has_is_refused():
+def test_another_image_size_than_the_graph_has_is_refused() -> None:
     with pytest.raises(GraphError, match=r"expected \[N, 3, 32, 32\]"):
         FixImageSize((3, 32, 32))(graph(CHAINS["sizes multiplied"], image="[N, 3, 4, W]"))
 
@@ -173,12 +179,12 @@ TOKENS = {
 
 
 @pytest.mark.parametrize(("text", "left"), TOKENS.values(), ids=TOKENS)
-def test_tokens_are_padded_and_added_to_the_bit(text, left):
-    def make():
+def test_tokens_are_padded_and_added_to_the_bit(text: str, left: list[str]) -> None:
+    def make() -> ir.Model:
         constants = {"token": RNG.standard_normal((1, 1, 3)), "other": RNG.standard_normal((1, 1, 3))}
         constants["position"] = RNG.standard_normal((1, 65, 3))
-        constants = {name: value.astype(np.float32) for name, value in constants.items()}
-        return graph(text, rows=np.array([0, 64, 3]), **constants)
+        singles: dict[str, Any] = {name: value.astype(np.float32) for name, value in constants.items()}
+        return graph(text, rows=np.array([0, 64, 3]), **singles)
 
     model = make()
     before = model.clone()
@@ -191,13 +197,13 @@ def test_tokens_are_padded_and_added_to_the_bit(text, left):
     assert not PadTokens()(model).modified
 
 
-def test_tokens_that_are_computed_from_the_image_stay():
+def test_tokens_that_are_computed_from_the_image_stay() -> None:
     text = ROWS + "m = ReduceMean (r, v1) c = Concat <axis = 1> (m, r) y = Neg (c)"
     model = graph(text, rows=np.array([0, 64, 3]))
     assert not PadTokens()(model).modified
 
 
-def test_an_expand_whose_reader_broadcasts_is_passed_by():
+def test_an_expand_whose_reader_broadcasts_is_passed_by() -> None:
     text = "n = ReduceL2 (x, v1) s = Shape (x) e = Expand (n, s) y = Div (x, e)"
     model, before = (graph(text, out="[M, a, b, c]") for _ in range(2))
     Simplify()(model)
@@ -205,7 +211,7 @@ def test_an_expand_whose_reader_broadcasts_is_passed_by():
     assert_same(model, before)
 
 
-def test_an_expand_that_widens_the_other_operand_stays():
+def test_an_expand_that_widens_the_other_operand_stays() -> None:
     text = "n = ReduceL2 (x, v1) e = Expand (n, wide) m = ReduceMean (x, v1) y = Div (m, e)"
     model = graph(text, out="[M, a, b, c]", wide=np.array([1, 6, 4, 8]))
     Simplify()(model)
@@ -226,8 +232,8 @@ def test_an_expand_that_widens_the_other_operand_stays():
         ("p = Concat <axis = 1> (x, x) y = Neg (p)", ["Concat", "Neg"]),
     ],
 )
-def test_moves_that_move_nothing_are_removed(text, left):
-    constants = {"none": np.zeros(8, np.int64), "some": np.array([0, 0, 0, 0, 0, 0, 0, 1])}
+def test_moves_that_move_nothing_are_removed(text: str, left: list[str]) -> None:
+    constants: dict[str, Any] = {"none": np.zeros(8, np.int64), "some": np.array([0, 0, 0, 0, 0, 0, 0, 1])}
     constants |= {"all": np.array([np.iinfo(np.int64).max]), "eight": np.array([8]), "seven": np.array([7])}
     model = graph(text, out="[M, a, b, c]", **constants)
     for node in model.graph:
@@ -236,7 +242,7 @@ def test_moves_that_move_nothing_are_removed(text, left):
     assert ops(model) == left
 
 
-def test_clean_gives_a_graph_without_computed_shapes():
+def test_clean_gives_a_graph_without_computed_shapes() -> None:
     head = "p = ReduceMean <keepdims = 0> (y1, v1) y = MatMul (p, w)"
     text = ROWS + TOKEN + "c = Concat <axis = 1> (e, r) y1 = Add (c, position) " + head
     constants = {"token": np.ones((1, 1, 3), "f4"), "position": np.ones((1, 65, 3), "f4"), "w": np.ones((3, 5), "f4")}

@@ -21,7 +21,7 @@ N = 37
 class Images(DatasetBase):
     """Greyscale 8×8 images whose brightness is their index."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         labels = np.array([int(i >= N // 2) for i in range(N)], dtype=np.int64)
         super().__init__("images", [str(i) for i in range(N)], labels, ("dark", "light"))
 
@@ -69,7 +69,7 @@ def as_sessions(fakes: Mapping[str, BrightnessSession]) -> dict[str, Session]:
     return {name: cast(Session, fake) for name, fake in fakes.items()}
 
 
-def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches():
+def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches() -> None:
     sessions = {
         "dynamic": BrightnessSession(),
         "one": BrightnessSession(batch=1),
@@ -87,7 +87,7 @@ def test_logits_come_in_the_order_of_the_dataset_for_dynamic_and_fixed_batches()
     assert sessions["dynamic"].sizes == [16, 16, 5]
 
 
-def test_batches_stay_within_the_profile_of_an_engine():
+def test_batches_stay_within_the_profile_of_an_engine() -> None:
     session = BrightnessSession()
     sessions = as_sessions({"engine": session})
     outputs = collect_logits(sessions, Images(), PREPROCESS, batch=16, limits={"engine": (2, 6)})
@@ -98,7 +98,7 @@ def test_batches_stay_within_the_profile_of_an_engine():
     assert set(padded.sizes) == {8}
 
 
-def test_one_that_fails_is_out_and_the_others_go_on():
+def test_one_that_fails_is_out_and_the_others_go_on() -> None:
     outputs = collect_logits(
         as_sessions(
             {
@@ -117,7 +117,7 @@ def test_one_that_fails_is_out_and_the_others_go_on():
     assert outputs.failures["nan"] == f"its logits are NaN or infinite for 1 of {N} images"
 
 
-def test_a_session_that_returns_no_matrix_of_logits_is_refused():
+def test_a_session_that_returns_no_matrix_of_logits_is_refused() -> None:
     class Flat(BrightnessSession):
         def run(self, feed):
             return {"logits": np.zeros(len(feed["input"]), np.float32)}
@@ -126,7 +126,7 @@ def test_a_session_that_returns_no_matrix_of_logits_is_refused():
         run_batch(cast(Session, Flat()), np.zeros((3, 1, 8, 8), np.float32))
 
 
-def test_a_session_with_two_inputs_or_unnamed_outputs_is_refused():
+def test_a_session_with_two_inputs_or_unnamed_outputs_is_refused() -> None:
     class Two(BrightnessSession):
         @property
         def inputs(self):
@@ -147,7 +147,7 @@ def test_a_session_with_two_inputs_or_unnamed_outputs_is_refused():
         run_batch(cast(Session, TwoOutputs()), images)
 
 
-def test_judging_counts_right_answers_and_pairs_them_with_the_baseline():
+def test_judging_counts_right_answers_and_pairs_them_with_the_baseline() -> None:
     labels = np.array([0, 1, 1, 0])
     logits = np.array([[2, 1], [1, 2], [2, 1], [2, 1]], np.float32)  # third wrong
     reference = np.array([[2, 1], [1, 2], [1, 2], [1, 2]], np.float32)  # fourth wrong
@@ -162,7 +162,7 @@ def test_judging_counts_right_answers_and_pairs_them_with_the_baseline():
     assert found.delta_ci95_pp[0] < -20 < 20 < found.delta_ci95_pp[1]
 
 
-def test_without_labels_accuracy_is_unknown_and_fidelity_is_still_there():
+def test_without_labels_accuracy_is_unknown_and_fidelity_is_still_there() -> None:
     logits = np.eye(4, dtype=np.float32)
     found = judge(logits, None, logits * 2)
     assert (found.top1, found.top1_ci95, found.delta_top1_pp, found.delta_ci95_pp) == (None, None, None, None)
@@ -170,14 +170,14 @@ def test_without_labels_accuracy_is_unknown_and_fidelity_is_still_there():
     assert found.logits_sqnr_db == pytest.approx(6.0206, abs=1e-3)
 
 
-def test_without_a_baseline_only_accuracy_is_known():
+def test_without_a_baseline_only_accuracy_is_known() -> None:
     found = judge(np.eye(4, dtype=np.float32), np.arange(4))
     assert found.top1 == 1.0
     assert found.agreement is None
     assert found.logits_identical is None
 
 
-def test_identical_logits_are_said_to_be_so_as_json_has_no_infinity():
+def test_identical_logits_are_said_to_be_so_as_json_has_no_infinity() -> None:
     logits = np.eye(4, dtype=np.float32)
     found = judge(logits, np.arange(4), logits.copy())
     assert found.logits_sqnr_db is None

@@ -14,7 +14,7 @@ class Core(SimpleNamespace):
 
 
 @pytest.fixture(name="machine")
-def _machine(monkeypatch):
+def _machine(monkeypatch: pytest.MonkeyPatch):
     """Two usable cores of three, with a clock that the test moves."""
     state = SimpleNamespace(wall=100.0, own=5.0, busy=[50.0, 60.0, 70.0])
     monkeypatch.setattr(time, "perf_counter", lambda: state.wall)
@@ -30,7 +30,7 @@ def _machine(monkeypatch):
     return state
 
 
-def test_what_others_used_is_the_usable_cores_busy_time_less_our_own(machine):
+def test_what_others_used_is_the_usable_cores_busy_time_less_our_own(machine) -> None:
     with watch_other_load() as load:
         machine.wall += 10
         machine.busy = [50 + 8, 60 + 4, 70 + 10]  # 12 s on the two usable cores
@@ -38,7 +38,7 @@ def test_what_others_used_is_the_usable_cores_busy_time_less_our_own(machine):
     assert load.cores == pytest.approx(0.7)
 
 
-def test_an_idle_machine_has_no_other_load_and_rounding_does_not_make_it_negative(machine):
+def test_an_idle_machine_has_no_other_load_and_rounding_does_not_make_it_negative(machine) -> None:
     with watch_other_load() as load:
         machine.wall += 10
         machine.busy = [50 + 4.99, 60, 70]
@@ -46,8 +46,8 @@ def test_an_idle_machine_has_no_other_load_and_rounding_does_not_make_it_negativ
     assert load.cores == 0.0
 
 
-def test_where_the_system_does_not_tell_it_is_unknown(machine, monkeypatch):
-    def silent(percpu):
+def test_where_the_system_does_not_tell_it_is_unknown(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(percpu) -> None:
         raise OSError
 
     monkeypatch.setattr("psutil.cpu_times", silent)
@@ -56,7 +56,7 @@ def test_where_the_system_does_not_tell_it_is_unknown(machine, monkeypatch):
     assert load.cores is None
 
 
-def test_a_busy_child_is_seen_as_other_load():
+def test_a_busy_child_is_seen_as_other_load() -> None:
     """The real thing: a process that computes for half a second, while this one waits."""
     import subprocess
     import sys

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ MIB = 1 << 20
 
 
 @pytest.fixture(name="child")
-def _child(tmp_path, monkeypatch):
+def _child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that writes a module for the child and measures with it."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def run(body: str, request: dict | None = None, **options) -> ProcessCost:
+    def run(body: str, request: dict | None = None, **options: Any) -> ProcessCost:
         (tmp_path / "child_of_a_test.py").write_text(body)
         return measure_in_child("child_of_a_test", request or {}, **options)
 
@@ -35,12 +36,12 @@ print("and talks on")
 """
 
 
-def test_answer_is_found_whatever_a_runtime_prints_around_it(child):
+def test_answer_is_found_whatever_a_runtime_prints_around_it(child) -> None:
     cost = child(ANSWERS, {"mib": 0})
     assert (cost.load_ms, cost.first_inference_ms, cost.reason) == (1.5, 2.5, "")
 
 
-def test_peak_memory_is_the_childs_own_and_not_what_the_parent_holds(child):
+def test_peak_memory_is_the_childs_own_and_not_what_the_parent_holds(child) -> None:
     held = np.ones(400 * MIB, np.uint8)
     small, large = child(ANSWERS, {"mib": 0}), child(ANSWERS, {"mib": 150})
     assert held[-1] == 1
@@ -60,39 +61,39 @@ def test_peak_memory_is_the_childs_own_and_not_what_the_parent_holds(child):
         (f"print({ANSWER_MARK!r} + '{{\"unknown\": 1}}')", "an answer that cannot be read"),
     ],
 )
-def test_a_child_that_fails_gives_a_reason_and_no_number(child, body, reason):
+def test_a_child_that_fails_gives_a_reason_and_no_number(child, body: str, reason: str) -> None:
     cost = child(body)
     assert (cost.load_ms, cost.first_inference_ms, cost.peak_memory_bytes) == (None, None, None)
     assert reason in cost.reason
     assert "\n" not in cost.reason
 
 
-def test_a_child_that_hangs_is_stopped(child):
+def test_a_child_that_hangs_is_stopped(child) -> None:
     cost = child("import time; time.sleep(60)", timeout_s=0.5)
     assert cost == ProcessCost(reason="its process was stopped after 0.5 s")
 
 
-def test_a_child_that_cannot_be_started_gives_a_reason(child):
+def test_a_child_that_cannot_be_started_gives_a_reason(child) -> None:
     assert "could not be started" in child("", python="/nowhere/python").reason
 
 
-def test_observing_times_opening_and_running_apart():
+def test_observing_times_opening_and_running_apart() -> None:
     log: list[str] = []
 
-    class Session:
-        def run(self, feed):
+    class Logged:
+        def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             log.append(f"run {feed}")
             return {}
 
         def __enter__(self):
             return self
 
-        def __exit__(self, *_):
+        def __exit__(self, *_) -> None:
             log.append("closed")
 
-    def open_session():
+    def open_session() -> Any:
         log.append("open")
-        return Session()
+        return Logged()
 
     cost = observe(open_session, lambda session: {"input": np.ones(1)})
     assert log == ["open", "run {'input': array([1.])}", "closed"]
@@ -101,7 +102,7 @@ def test_observing_times_opening_and_running_apart():
     assert cost.peak_memory_bytes == pytest.approx(peak_memory_bytes(), rel=0.2)
 
 
-def test_answer_is_one_line_of_json_after_the_mark():
+def test_answer_is_one_line_of_json_after_the_mark() -> None:
     stream = io.StringIO()
     answer(ProcessCost(reason="why"), stream)
     (line,) = [line for line in stream.getvalue().splitlines() if line]
@@ -109,7 +110,7 @@ def test_answer_is_one_line_of_json_after_the_mark():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells VmHWM")
-def test_peak_memory_falls_back_where_the_system_has_no_proc(monkeypatch):
+def test_peak_memory_falls_back_where_the_system_has_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = peak_memory_bytes()
     monkeypatch.setattr("vitdeploy.measure.process.PROC_STATUS", Path("/nowhere/status"))
     other = peak_memory_bytes()

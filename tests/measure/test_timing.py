@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from vitdeploy.measure.timing import (
     PILOT_CALLS,
     Contestant,
     TurnOptions,
+    Turns,
     time_in_turns,
     wait_for_rest,
 )
+from vitdeploy.sessions import TensorSpec
 
 
 @dataclass
@@ -35,11 +38,11 @@ class ScriptedSession:
     disturbed: int = 0
     slower_per_turn: float = 0.0
     fails_in_turn: int | None = None
-    inputs: dict = field(default_factory=dict)
-    outputs: dict = field(default_factory=dict)
+    inputs: dict[str, TensorSpec] = field(default_factory=dict)
+    outputs: dict[str, TensorSpec] = field(default_factory=dict)
     taken: int = 0
 
-    def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+    def time(self, feed, *, warmup: int, iterations: int, scope: str = "end_to_end") -> np.ndarray:
         self.machine.turns.append((self.name, warmup, iterations))
         self.taken += 1
         if self.fails_in_turn is not None and self.taken > self.fails_in_turn:
@@ -53,13 +56,13 @@ class ScriptedSession:
     def run(self, feed):
         return {}
 
-    def close(self):
+    def close(self) -> None:
         pass
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         pass
 
 
@@ -67,11 +70,11 @@ def _contest(*sessions: ScriptedSession) -> dict[str, Contestant]:
     return {session.name: Contestant(session, {}) for session in sessions}
 
 
-def _time(sessions, **options):
+def _time(sessions, **options: Any) -> Turns:
     return time_in_turns(_contest(*sessions), TurnOptions(**options), rest=lambda: None)
 
 
-def test_each_contestant_has_one_turn_in_each_round_and_rounds_are_shuffled():
+def test_each_contestant_has_one_turn_in_each_round_and_rounds_are_shuffled() -> None:
     machine = Machine()
     _time([ScriptedSession(name, machine, 5.0) for name in "abcd"], rounds=8)
     names = [name for name, _, _ in machine.turns]
@@ -82,7 +85,7 @@ def test_each_contestant_has_one_turn_in_each_round_and_rounds_are_shuffled():
     assert len(set(rounds)) > 3
 
 
-def test_order_is_the_same_for_the_same_seed_and_another_for_another():
+def test_order_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     orders = []
     for seed in (1, 1, 2):
         machine = Machine()
@@ -91,7 +94,7 @@ def test_order_is_the_same_for_the_same_seed_and_another_for_another():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_a_turn_is_a_block_of_twenty_calls_whose_first_calls_are_thrown_away():
+def test_a_turn_is_a_block_of_twenty_calls_whose_first_calls_are_thrown_away() -> None:
     machine = Machine()
     fast = ScriptedSession("fast", machine, 8.0, disturbed=5)
     other = ScriptedSession("other", machine, 16.0, disturbed=5)
@@ -111,14 +114,14 @@ def test_a_turn_is_a_block_of_twenty_calls_whose_first_calls_are_thrown_away():
         (2000.0, 1, 1),
     ],
 )
-def test_length_of_a_turn_follows_the_length_of_a_call(call_ms, thrown, counted):
+def test_length_of_a_turn_follows_the_length_of_a_call(call_ms: float, thrown: int, counted: int) -> None:
     assert TurnOptions().calls(call_ms) == (thrown, counted)
     machine = Machine()
     _time([ScriptedSession("model", machine, call_ms)], rounds=2)
     assert machine.turns == [("model", 5, PILOT_CALLS), *[("model", thrown, counted)] * 2]
 
 
-def test_drift_of_the_machine_meets_both_alike():
+def test_drift_of_the_machine_meets_both_alike() -> None:
     """Both slow down by 1 % per turn: absolute times are off by half, their ratio is right."""
     machine = Machine()
     slow = ScriptedSession("slow", machine, 10.0, slower_per_turn=0.5)
@@ -129,7 +132,7 @@ def test_drift_of_the_machine_meets_both_alike():
     assert interval == pytest.approx((2.5, 2.5))
 
 
-def test_one_that_fails_is_out_and_the_others_are_measured_in_full():
+def test_one_that_fails_is_out_and_the_others_are_measured_in_full() -> None:
     machine = Machine()
     good = ScriptedSession("good", machine, 5.0)
     early = ScriptedSession("early", machine, 5.0, fails_in_turn=0)
@@ -146,9 +149,9 @@ def test_one_that_fails_is_out_and_the_others_are_measured_in_full():
 
 
 @pytest.mark.parametrize("impossible", [np.zeros(3), np.full(3, np.nan), np.ones(2)])
-def test_durations_that_cannot_be_are_refused(impossible):
+def test_durations_that_cannot_be_are_refused(impossible: np.ndarray) -> None:
     class Liar(ScriptedSession):
-        def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+        def time(self, feed, *, warmup: int, iterations: int, scope: str = "end_to_end") -> np.ndarray:
             return impossible
 
     turns = _time([Liar("liar", Machine(), 1.0)], rounds=2)
@@ -156,7 +159,7 @@ def test_durations_that_cannot_be_are_refused(impossible):
     assert "impossible ones" in turns.failures["liar"]
 
 
-def test_every_turn_waits_for_rest():
+def test_every_turn_waits_for_rest() -> None:
     machine, rests = Machine(), []
     time_in_turns(
         _contest(ScriptedSession("a", machine, 5.0), ScriptedSession("b", machine, 5.0)),
@@ -166,7 +169,7 @@ def test_every_turn_waits_for_rest():
     assert rests == list(range(8))
 
 
-def test_rest_is_waited_for_while_threads_spin_and_no_longer_than_two_seconds():
+def test_rest_is_waited_for_while_threads_spin_and_no_longer_than_two_seconds() -> None:
     def at(spins_s: float) -> tuple[bool, float]:
         now = itertools.count()
         clock = {"wall": 0.0}
@@ -183,16 +186,16 @@ def test_rest_is_waited_for_while_threads_spin_and_no_longer_than_two_seconds():
     assert at(60.0) == (False, pytest.approx(2.0, abs=0.01))
 
 
-def test_options_that_measure_nothing_are_refused():
+def test_options_that_measure_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one round"):
         TurnOptions(rounds=0)
 
 
-def test_turns_become_shorter_when_the_machine_slows_down():
+def test_turns_become_shorter_when_the_machine_slows_down() -> None:
     machine = Machine()
 
     class Slowing(ScriptedSession):
-        def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+        def time(self, feed, *, warmup: int, iterations: int, scope: str = "end_to_end") -> np.ndarray:
             self.call_ms = 1.0 if self.taken < 3 else 40.0
             return super().time(feed, warmup=warmup, iterations=iterations, scope=scope)
 
@@ -203,12 +206,12 @@ def test_turns_become_shorter_when_the_machine_slows_down():
 class Cold:
     """A session on a GPU that idles: a call takes 5 ms until it has worked for 100 ms, then 1 ms."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clock_ms = 0.0
         self.worked_ms = 0.0
-        self.blocks = []
+        self.blocks: list[int] = []
 
-    def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+    def time(self, feed, *, warmup: int, iterations: int, scope: str = "end_to_end") -> np.ndarray:
         taken = []
         for _ in range(warmup + iterations):
             taken.append(1.0 if self.worked_ms >= 100 else 5.0)
@@ -218,7 +221,7 @@ class Cold:
         return np.array(taken[warmup:])
 
 
-def test_a_gpu_is_warm_before_calls_are_counted_and_their_number_follows_from_warm_calls():
+def test_a_gpu_is_warm_before_calls_are_counted_and_their_number_follows_from_warm_calls() -> None:
     cold = Cold()
 
     def wall() -> float:
@@ -233,7 +236,7 @@ def test_a_gpu_is_warm_before_calls_are_counted_and_their_number_follows_from_wa
     assert all((block == 1.0).all() for block in turns.blocks["gpu"])
 
 
-def test_turns_become_longer_again_when_calls_become_faster():
+def test_turns_become_longer_again_when_calls_become_faster() -> None:
     cold = Cold()
     options = TurnOptions(rounds=4, warmup=1, iterations=5, block_s=0.05, fill_s=0.02)
     turns = time_in_turns({"a": Contestant(cold, {})}, options, rest=lambda: None)

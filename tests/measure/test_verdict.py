@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vitdeploy.measure.verdict import accuracy_kept, give_verdict, is_faster
@@ -18,7 +20,7 @@ CONDITIONS = Conditions(
 )
 
 
-def _timing(p50_ms, speedup=None, ci=None, batch=1, scope="end_to_end"):
+def _timing(p50_ms: float, speedup: float | None = None, ci=None, batch: int = 1, scope: str = "end_to_end") -> Timing:
     return Timing(
         batch=batch,
         scope=scope,
@@ -32,7 +34,7 @@ def _timing(p50_ms, speedup=None, ci=None, batch=1, scope="end_to_end"):
     )
 
 
-def _row(name, precision="fp32", backend="onnxruntime", device="cpu", **fields):
+def _row(name: str, precision: str = "fp32", backend: str = "onnxruntime", device: str = "cpu", **fields: Any) -> Row:
     defaults = {"status": "ok", "top1": 0.98, "delta_top1_pp": 0.0, "delta_ci95_pp": (-0.8, 0.8), "size_bytes": 1000}
     return Row(**{"name": name, "precision": precision, "backend": backend, "device": device, **defaults, **fields})
 
@@ -47,7 +49,12 @@ TORCH = _row(
 )
 
 
-def _verdict(*rows, batches=(1,), row="vit.safetensors", against="PyTorch eager FP32 of vit.safetensors"):
+def _verdict(
+    *rows,
+    batches: tuple[int, ...] = (1,),
+    row: str | None = "vit.safetensors",
+    against: str = "PyTorch eager FP32 of vit.safetensors",
+):
     baseline = Baseline(
         row=row,
         accuracy_against=against,
@@ -57,7 +64,7 @@ def _verdict(*rows, batches=(1,), row="vit.safetensors", against="PyTorch eager 
     return give_verdict(rows, baseline, CONDITIONS.model_copy(update={"batches": batches}))
 
 
-def test_the_fastest_that_keeps_its_accuracy_is_shipped_and_the_reason_has_both_intervals():
+def test_the_fastest_that_keeps_its_accuracy_is_shipped_and_the_reason_has_both_intervals() -> None:
     said = _verdict(
         TORCH,
         _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
@@ -70,7 +77,7 @@ def test_the_fastest_that_keeps_its_accuracy_is_shipped_and_the_reason_has_both_
     )
 
 
-def test_int8_that_loses_accuracy_is_not_shipped_however_fast():
+def test_int8_that_loses_accuracy_is_not_shipped_however_fast() -> None:
     said = _verdict(
         TORCH,
         _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
@@ -86,7 +93,7 @@ def test_int8_that_loses_accuracy_is_not_shipped_however_fast():
     assert "vit.int8.onnx is not recommended: −3.20 pp of top-1 (−5.10 to −1.40)." in said
 
 
-def test_a_large_loss_on_few_images_is_not_shipped_and_not_called_proven():
+def test_a_large_loss_on_few_images_is_not_shipped_and_not_called_proven() -> None:
     few = _row(
         "vit.int8.onnx", "int8", delta_top1_pp=-3.0, delta_ci95_pp=(-9.0, 3.0), timings=(_timing(2.0, 5, (4, 6)),)
     )
@@ -95,7 +102,7 @@ def test_a_large_loss_on_few_images_is_not_shipped_and_not_called_proven():
     assert any("although so few images do not prove it" in text for text in said)
 
 
-def test_a_small_but_real_loss_is_shipped_and_said():
+def test_a_small_but_real_loss_is_shipped_and_said() -> None:
     said = _verdict(
         TORCH,
         _row(
@@ -106,7 +113,7 @@ def test_a_small_but_real_loss_is_shipped_and_said():
     assert said[0].endswith("the loss is small but real.")
 
 
-def test_int8_slower_than_fp16_is_said_and_fp16_is_shipped():
+def test_int8_slower_than_fp16_is_said_and_fp16_is_shipped() -> None:
     said = _verdict(
         _row("vit.pt", backend="pytorch", device="cuda", timings=(_timing(8.0),)),
         _row(
@@ -125,7 +132,7 @@ def test_int8_slower_than_fp16_is_said_and_fp16_is_shipped():
     )
 
 
-def test_int8_that_is_only_as_fast_is_not_preferred():
+def test_int8_that_is_only_as_fast_is_not_preferred() -> None:
     said = _verdict(
         TORCH,
         _row("vit.onnx", timings=(_timing(2.55, 3.9, (3.7, 4.1)),)),
@@ -137,7 +144,7 @@ def test_int8_that_is_only_as_fast_is_not_preferred():
     )
 
 
-def test_of_two_that_are_as_fast_in_floating_point_the_smaller_is_shipped():
+def test_of_two_that_are_as_fast_in_floating_point_the_smaller_is_shipped() -> None:
     said = _verdict(
         TORCH,
         _row("big.onnx", timings=(_timing(2.5, 4.0, (3.8, 4.2)),), size_bytes=900),
@@ -146,7 +153,7 @@ def test_of_two_that_are_as_fast_in_floating_point_the_smaller_is_shipped():
     assert said[0].startswith("On this CPU, ship small.onnx")
 
 
-def test_when_nothing_is_faster_the_baseline_is_kept():
+def test_when_nothing_is_faster_the_baseline_is_kept() -> None:
     said = _verdict(TORCH, _row("vit.onnx", timings=(_timing(12.0, 0.83, (0.8, 0.86)),)))
     assert said[0] == (
         "On this CPU, keep the baseline vit.safetensors under PyTorch at batch 1: nothing that keeps its accuracy is "
@@ -154,7 +161,7 @@ def test_when_nothing_is_faster_the_baseline_is_kept():
     )
 
 
-def test_each_device_gets_its_own_recommendation():
+def test_each_device_gets_its_own_recommendation() -> None:
     said = _verdict(
         TORCH,
         _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)),
@@ -164,7 +171,7 @@ def test_each_device_gets_its_own_recommendation():
     assert said[1].startswith("On this GPU, ship vit.engine")
 
 
-def test_another_winner_at_another_batch_is_said():
+def test_another_winner_at_another_batch_is_said() -> None:
     small_first = _row("a.onnx", timings=(_timing(2.0, 5.0, (4.9, 5.1)), _timing(30.0, 2.0, (1.9, 2.1), batch=8)))
     large_first = _row("b.onnx", timings=(_timing(4.0, 2.5, (2.4, 2.6)), _timing(15.0, 4.0, (3.9, 4.1), batch=8)))
     torch = TORCH.model_copy(update={"timings": (_timing(10.0), _timing(60.0, batch=8))})
@@ -179,7 +186,7 @@ def test_another_winner_at_another_batch_is_said():
     )
 
 
-def test_a_graph_of_another_target_is_not_shipped():
+def test_a_graph_of_another_target_is_not_shipped() -> None:
     said = _verdict(
         TORCH,
         _row("trt.onnx", "int8", target="tensorrt", timings=(_timing(1.0, 10.0, (9.0, 11.0)),)),
@@ -189,7 +196,7 @@ def test_a_graph_of_another_target_is_not_shipped():
     assert not any("trt.onnx" in text for text in said)
 
 
-def test_engines_that_were_only_built_are_named_with_the_reason_and_rtx_int8_points_to_fp16():
+def test_engines_that_were_only_built_are_named_with_the_reason_and_rtx_int8_points_to_fp16() -> None:
     engine = {"status": "built", "reason": "there is no NVIDIA GPU here", "top1": None, "delta_top1_pp": None}
     said = _verdict(
         TORCH,
@@ -206,18 +213,18 @@ def test_engines_that_were_only_built_are_named_with_the_reason_and_rtx_int8_poi
     )
 
 
-def test_when_nothing_ran_nothing_is_recommended():
+def test_when_nothing_ran_nothing_is_recommended() -> None:
     said = _verdict(_row("e.engine", "fp16", "tensorrt-rtx", "cuda", status="built", reason="no GPU"), row=None)
     assert said[0] == "Nothing could be run on this machine, so nothing is recommended from measurements."
 
 
-def test_failures_are_named():
+def test_failures_are_named() -> None:
     said = _verdict(TORCH, _row("bad.onnx", status="failed", reason="it has no kernel for Foo."))
     assert "bad.onnx failed: it has no kernel for Foo." in said
 
 
-def test_without_labels_agreement_decides_and_the_caveat_is_said():
-    blind = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
+def test_without_labels_agreement_decides_and_the_caveat_is_said() -> None:
+    blind: dict[str, Any] = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
     torch = TORCH.model_copy(update=blind)
     fast = _row("q.onnx", "int8", agreement=0.93, timings=(_timing(1.0, 10.0, (9.0, 11.0)),), **blind)
     good = _row("g.onnx", agreement=0.998, timings=(_timing(5.0, 2.0, (1.9, 2.1)),), **blind)
@@ -229,8 +236,8 @@ def test_without_labels_agreement_decides_and_the_caveat_is_said():
 
 
 @pytest.mark.parametrize("sqnr", [3.0, 38.4, None])
-def test_of_models_without_a_single_class_nothing_is_recommended_whatever_the_fidelity(sqnr):
-    many = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
+def test_of_models_without_a_single_class_nothing_is_recommended_whatever_the_fidelity(sqnr: float | None) -> None:
+    many: dict[str, Any] = {"top1": None, "delta_top1_pp": None, "delta_ci95_pp": None}
     torch = TORCH.model_copy(update=many)
     identical = sqnr is None
     fast = _row(
@@ -246,7 +253,7 @@ def test_of_models_without_a_single_class_nothing_is_recommended_whatever_the_fi
     assert not any("ship" in text or "no labels" in text for text in said)
 
 
-def test_a_baseline_that_is_not_pytorch_is_said():
+def test_a_baseline_that_is_not_pytorch_is_said() -> None:
     said = _verdict(_row("vit.onnx", timings=(_timing(5.0),)), row="vit.onnx", against="the FP32 graph, not PyTorch")
     assert "Differences in accuracy are against the FP32 graph, not PyTorch." in said
 
@@ -261,12 +268,12 @@ def test_a_baseline_that_is_not_pytorch_is_said():
         (-1.1, (-9.0, 7.0), "loss"),
     ],
 )
-def test_what_counts_as_kept(delta, ci, kept):
+def test_what_counts_as_kept(delta: float, ci: tuple[float, float], kept: str) -> None:
     baseline = Baseline(row="b", accuracy_against="", latency_against=None)
     assert accuracy_kept(_row("a", delta_top1_pp=delta, delta_ci95_pp=ci), baseline) == kept
 
 
-def test_speedups_against_different_rows_are_not_compared():
+def test_speedups_against_different_rows_are_not_compared() -> None:
     a = _row("a", timings=(_timing(1.0, 1.1, (1.0, 1.2)),))
     b = _row("b", timings=(_timing(5.0, 9.0, (8.0, 10.0)),))
     apart = Baseline(row=None, accuracy_against="", latency_against=None, latency_rows={"a": "x", "b": "y"})
@@ -278,7 +285,7 @@ def test_speedups_against_different_rows_are_not_compared():
     assert is_faster(a, b, 8, apart) is None
 
 
-def test_int8_engines_that_are_not_even_smaller_are_not_called_smaller():
+def test_int8_engines_that_are_not_even_smaller_are_not_called_smaller() -> None:
     engine = {"status": "built", "reason": "no GPU", "top1": None, "delta_top1_pp": None}
     said = _verdict(
         TORCH,
@@ -288,7 +295,7 @@ def test_int8_engines_that_are_not_even_smaller_are_not_called_smaller():
     assert "smaller weights at best (here 3.2 MB against 2.0 MB), not faster arithmetic" in said[2]
 
 
-def test_a_machine_that_was_busy_with_other_work_is_said():
+def test_a_machine_that_was_busy_with_other_work_is_said() -> None:
     baseline = Baseline(row="vit.safetensors", accuracy_against="PyTorch eager FP32", latency_against=None)
     busy = CONDITIONS.model_copy(update={"other_load_cores": 1.7})
     said = (
@@ -300,9 +307,9 @@ def test_a_machine_that_was_busy_with_other_work_is_said():
     assert said not in give_verdict([TORCH], baseline, calm)
 
 
-def test_the_baseline_of_a_second_device_is_one_too():
+def test_the_baseline_of_a_second_device_is_one_too() -> None:
     """It has no differences, as it is what the others on its device differ from."""
-    blank = {"delta_top1_pp": None, "delta_ci95_pp": None}
+    blank: dict[str, Any] = {"delta_top1_pp": None, "delta_ci95_pp": None}
     cpu, gpu = TORCH, _row("vit (CUDA)", backend="pytorch", device="cuda", timings=(_timing(6.0),), **blank)
     slow = _row("slow.onnx", device="cuda", timings=(_timing(9.0, 0.67, (0.6, 0.7)),))
     fast = _row("fast.engine", "fp16", "tensorrt", "cuda", timings=(_timing(1.0, 6.0, (5.8, 6.2)),), size_bytes=500)
@@ -319,7 +326,7 @@ def test_the_baseline_of_a_second_device_is_one_too():
     assert give_verdict([cpu, gpu, fast], baseline, CONDITIONS)[1].endswith("500 B instead of 1.0 kB.")
 
 
-def test_a_graph_made_for_another_runtime_is_not_said_to_lose_accuracy():
+def test_a_graph_made_for_another_runtime_is_not_said_to_lose_accuracy() -> None:
     off = _row(
         "vit.int8.onnx",
         "int8",
@@ -339,7 +346,7 @@ def _verdict_under(conditions, *rows):
 
 
 @pytest.mark.parametrize("interval", [(0.08, 0.13), (0.10, 0.16), (0.0, 0.05)])
-def test_models_at_chance_are_never_shipped(interval):
+def test_models_at_chance_are_never_shipped(interval: tuple[float, float]) -> None:
     top1 = sum(interval) / 2
     torch = TORCH.model_copy(update={"top1": top1, "top1_ci95": interval})
     fast = _row("vit.onnx", top1=top1, top1_ci95=interval, timings=(_timing(1.0, 10.0, (9.0, 11.0)),))
@@ -350,7 +357,7 @@ def test_models_at_chance_are_never_shipped(interval):
     assert not any(", ship " in sentence or "keep the baseline" in sentence for sentence in said)
 
 
-def test_a_candidate_at_chance_is_named_and_the_baseline_stays():
+def test_a_candidate_at_chance_is_named_and_the_baseline_stays() -> None:
     torch = TORCH.model_copy(update={"top1_ci95": (0.96, 0.99)})
     lost = _row(
         "vit.int8.onnx", "int8", top1=0.1, top1_ci95=(0.07, 0.13), delta_top1_pp=-88.0, delta_ci95_pp=(-91.0, -85.0)
@@ -362,7 +369,7 @@ def test_a_candidate_at_chance_is_named_and_the_baseline_stays():
     assert "only the baseline vit.safetensors keeps the accuracy" in said[1]
 
 
-def test_the_most_frequent_class_is_what_chance_is_measured_against():
+def test_the_most_frequent_class_is_what_chance_is_measured_against() -> None:
     torch = TORCH.model_copy(update={"top1": 0.9, "top1_ci95": (0.87, 0.93)})
     assert _verdict_under({"chance": 0.9}, torch)[0].startswith("Ship none of these")
     assert not _verdict_under({"chance": 0.8}, torch)[0].startswith("Ship none of these")
@@ -370,7 +377,7 @@ def test_the_most_frequent_class_is_what_chance_is_measured_against():
 
 
 @pytest.mark.parametrize(("images", "drop"), [(60, "5.00"), (150, "2.00"), (299, "1.00"), (300, None), (10_000, None)])
-def test_a_small_test_set_is_named_with_what_it_cannot_show(images, drop):
+def test_a_small_test_set_is_named_with_what_it_cannot_show(images: int, drop: str | None) -> None:
     said = _verdict_under({"n_samples": images}, TORCH, _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),)))
     warned = [sentence for sentence in said if sentence.startswith("The test set is small")]
     assert len(warned) == (drop is not None)
@@ -403,7 +410,7 @@ def test_a_self_check_that_fails_is_said_and_one_that_holds_is_not() -> None:
     assert "as long in turns as alone" not in _checked(None, TORCH.model_copy(update={"timings": (same,)}))
 
 
-def test_products_that_run_in_floats_are_named_with_the_reason():
+def test_products_that_run_in_floats_are_named_with_the_reason() -> None:
     one = FloatProduct(node="blocks.0.attn.q/MatMul", kernel="MatMul fp32", reason="its activation is signed")
     census = OperatorCensus(runtime="onnxruntime", version="1.32", planned=12, integer=11, floating=(one,))
     whole = census.model_copy(update={"integer": 12, "floating": ()})

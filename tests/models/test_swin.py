@@ -57,12 +57,14 @@ def reference_windows(height: int, width: int, side: int, shift: int) -> torch.T
 
 
 @pytest.mark.parametrize(("height", "width", "side", "shift"), [(8, 8, 4, 0), (8, 12, 4, 2), (6, 9, 3, 1)])
-def test_window_order_lists_windows_row_by_row_after_the_roll(height, width, side, shift):
+def test_window_order_lists_windows_row_by_row_after_the_roll(height: int, width: int, side: int, shift: int) -> None:
     assert torch.equal(Windows(height, width, side, shift).order(), reference_windows(height, width, side, shift))
 
 
 @pytest.mark.parametrize(("height", "width", "side", "shift"), [(8, 8, 4, 2), (6, 9, 3, 1)])
-def test_mask_forbids_pairs_that_the_roll_brought_together_and_no_others(height, width, side, shift):
+def test_mask_forbids_pairs_that_the_roll_brought_together_and_no_others(
+    height: int, width: int, side: int, shift: int
+) -> None:
     windows = Windows(height, width, side, shift)
     places = windows.order().reshape(-1, side**2)
     y, x = places // width, places % width
@@ -72,21 +74,21 @@ def test_mask_forbids_pairs_that_the_roll_brought_together_and_no_others(height,
     assert windows.mask().min() == -100
 
 
-def test_plain_windows_have_no_mask():
+def test_plain_windows_have_no_mask() -> None:
     assert Windows(8, 8, 4, 0).mask() is None
 
 
-def test_relative_positions_number_offsets_row_by_row():
+def test_relative_positions_number_offsets_row_by_row() -> None:
     numbers = Windows(4, 4, 2, 0).relative_positions().reshape(4, 4)
     assert numbers.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
 
-def test_merging_groups_down_then_across():
+def test_merging_groups_down_then_across() -> None:
     order = merge_order((4, 4), raster_order((2, 2)))
     assert order.reshape(-1, 4).tolist() == [[0, 4, 1, 5], [2, 6, 3, 7], [8, 12, 9, 13], [10, 14, 11, 15]]
 
 
-def test_reorder_goes_from_any_order_to_any_other_and_back():
+def test_reorder_goes_from_any_order_to_any_other_and_back() -> None:
     orders = [Windows(6, 9, 3, shift).order() for shift in (0, 1)]
     x = torch.randn(2, 54, 3)
     there = Reorder(*orders)(x[:, orders[0]])
@@ -97,12 +99,12 @@ def test_reorder_goes_from_any_order_to_any_other_and_back():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("changes", "message"), EXPECTED_BAD)
-def test_impossible_values_are_refused_by_name(family, changes, message):
+def test_impossible_values_are_refused_by_name(family, changes, message) -> None:
     with pytest.raises(ModelError, match=message):
         swin(family, **changes)
 
 
-def test_pretrained_windows_need_one_entry_per_stage():
+def test_pretrained_windows_need_one_entry_per_stage() -> None:
     with pytest.raises(
         ModelError, match=r"pretrained_windows is \[3\], expected a number of tokens for each of 2 stages"
     ):
@@ -110,31 +112,31 @@ def test_pretrained_windows_need_one_entry_per_stage():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_image_of_another_size_is_refused(family):
+def test_image_of_another_size_is_refused(family) -> None:
     with pytest.raises(ModelError, match="takes images of 8×8, got 16×16"):
         swin(family)(torch.randn(1, 1, 16, 16))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_follow_the_arguments(family):
+def test_shapes_follow_the_arguments(family) -> None:
     model = swin(family, image_size=[8, 16], channels=3, qkv_bias=False, absolute_position=True, init="xavier")
     assert model(torch.randn(3, 3, 8, 16)).shape == (3, 10)
 
 
-def test_one_token_in_the_last_stage_is_a_window():
+def test_one_token_in_the_last_stage_is_a_window() -> None:
     model = swin("swin_v2", image_size=4, depths=[1, 1, 1], heads=[1, 1, 1])
     assert torch.isfinite(model(torch.randn(2, 1, 4, 4))).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_learns(family):
+def test_every_parameter_learns(family) -> None:
     model = scattered(swin(family, absolute_position=True)).train()
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_evaluation_sees_weights_however_they_were_changed(family):
+def test_evaluation_sees_weights_however_they_were_changed(family) -> None:
     model = scattered(swin(family)).eval()
     other = scattered(swin(family)).eval()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -157,7 +159,7 @@ def stale(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family):
+def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family) -> None:
     model = scattered(swin(family))
     assert model.eval() is model
     assert stale(model) == []
@@ -172,7 +174,7 @@ def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_export_takes_constants_and_not_parameters(family):
+def test_export_takes_constants_and_not_parameters(family) -> None:
     model = scattered(swin(family)).eval()
     program = torch.export.export(model, (torch.randn(2, 1, 8, 8),))
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
@@ -183,7 +185,7 @@ def test_export_takes_constants_and_not_parameters(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_built_without_memory_takes_weights_by_assignment(family):
+def test_model_built_without_memory_takes_weights_by_assignment(family) -> None:
     expected = scattered(swin(family)).eval()
     with torch.device("meta"):
         model = create_model(family, **DIGITS).eval()
@@ -194,25 +196,25 @@ def test_model_built_without_memory_takes_weights_by_assignment(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_state_holds_parameters_only(family):
+def test_state_holds_parameters_only(family) -> None:
     model = swin(family, absolute_position=True)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def test_v2_starts_as_the_identity_between_mergings():
+def test_v2_starts_as_the_identity_between_mergings() -> None:
     model = swin("swin_v2")
     x = torch.randn(2, 64, 16)
     assert torch.equal(model.layers[0].blocks[1](x), x)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drop_path_grows_from_nothing_to_its_rate(family):
+def test_drop_path_grows_from_nothing_to_its_rate(family) -> None:
     rates = [block.drop_path.rate for stage in swin(family, drop_path=0.3).layers for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_are_ordered_for_fine_tuning(family):
+def test_layers_are_ordered_for_fine_tuning(family) -> None:
     model = swin(family, absolute_position=True)
     layer = group_parameters(model, model.group_matcher(), reverse=True)
     assert {layer["patch_embed.proj.weight"], layer["absolute_pos_embed"]} == {0}
@@ -224,7 +226,7 @@ def test_layers_are_ordered_for_fine_tuning(family):
     assert sorted(set(coarse.values())) == [0, 1, 2, 3]
 
 
-def test_position_tables_are_not_decayed():
+def test_position_tables_are_not_decayed() -> None:
     names = swin("swin", absolute_position=True).no_weight_decay()
     assert names == {"absolute_pos_embed"} | {
         f"layers.{stage}.blocks.{block}.attn.relative_position_bias_table" for stage in (0, 1) for block in (0, 1)
@@ -234,7 +236,7 @@ def test_position_tables_are_not_decayed():
     }
 
 
-def test_zero_query_has_no_direction_and_no_nan_in_half_precision():
+def test_zero_query_has_no_direction_and_no_nan_in_half_precision() -> None:
     from vitdeploy.models.swin_v2 import directions
 
     assert torch.equal(directions(torch.zeros(2, 3, dtype=torch.float16), -1), torch.zeros(2, 3, dtype=torch.float16))

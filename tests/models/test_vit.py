@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -40,7 +41,7 @@ SCALED_BLOCK = [*BLOCK[:18], "Mul", *BLOCK[18:-1], "Mul", "Add"]
 
 
 @pytest.mark.parametrize("variant", list_models("vit"), ids=lambda variant: variant.name)
-def test_variant_has_the_published_parameters_and_gmacs(variant):
+def test_variant_has_the_published_parameters_and_gmacs(variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name).eval()
         image = torch.empty(1, 3, *variant.preprocess.size)
@@ -50,7 +51,7 @@ def test_variant_has_the_published_parameters_and_gmacs(variant):
     assert counter.get_total_flops() / 2e9 == pytest.approx(variant.gmacs, abs=6e-4)
 
 
-def test_the_catalogue_has_every_row_of_the_standard_table():
+def test_the_catalogue_has_every_row_of_the_standard_table() -> None:
     names = {variant.name for variant in list_models("vit")}
     for size in (224, 384):
         assert {f"vit_{shape}_{size}" for shape in ("tiny_patch16", "small_patch32", "small_patch16")} <= names
@@ -81,7 +82,7 @@ CONFORMANCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CONFORMANCE)
-def test_timm_gives_the_same_logits_from_the_same_keys(case):
+def test_timm_gives_the_same_logits_from_the_same_keys(case) -> None:
     ours, theirs = CONFORMANCE[case]
     model = redraw(VisionTransformer(**{**TINY, **ours})).eval()
     shared = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
@@ -92,7 +93,7 @@ def test_timm_gives_the_same_logits_from_the_same_keys(case):
         torch.testing.assert_close(model(image), reference(image), atol=1e-5, rtol=1e-5)
 
 
-def test_parallel_blocks_give_the_logits_of_timm():
+def test_parallel_blocks_give_the_logits_of_timm() -> None:
     model = redraw(VisionTransformer(**TINY, parallel=2, layer_scale=0.1)).eval()
     reference = timm_vit.VisionTransformer(
         img_size=8,
@@ -111,7 +112,7 @@ def test_parallel_blocks_give_the_logits_of_timm():
         torch.testing.assert_close(model(image), reference(image), atol=1e-5, rtol=1e-5)
 
 
-def test_pre_logits_and_free_head_width_give_the_logits_of_torchvision():
+def test_pre_logits_and_free_head_width_give_the_logits_of_torchvision() -> None:
     """torchvision has pre_logits; the head's width is checked against an attention written out in float64."""
     reference = torchvision_vit.VisionTransformer(
         image_size=8, patch_size=2, num_layers=1, num_heads=4, hidden_dim=16, mlp_dim=64, num_classes=5,
@@ -146,7 +147,7 @@ def test_pre_logits_and_free_head_width_give_the_logits_of_torchvision():
         torch.testing.assert_close(model(image), reference(image), atol=1e-5, rtol=1e-5)
 
 
-def test_head_width_is_free_of_width():
+def test_head_width_is_free_of_width() -> None:
     model = redraw(VisionTransformer(**{**TINY, "heads": 3}, head_width=8)).eval()
     attention = model.blocks[0].attn
     assert attention.qkv.weight.shape == (3 * 3 * 8, 16)
@@ -173,12 +174,12 @@ def test_head_width_is_free_of_width():
         ({"wdith": 64}, "family 'vit' has no argument 'wdith'"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_by_name(arguments, message):
+def test_values_that_do_not_fit_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_model("vit", **{**TINY, **arguments})
 
 
-def test_an_image_of_another_size_is_refused_by_both_sizes():
+def test_an_image_of_another_size_is_refused_by_both_sizes() -> None:
     with pytest.raises(ModelError, match=r"takes images of 8×8, got 16×12: build it with image_size=\[16, 12\]"):
         VisionTransformer(**TINY)(torch.zeros(1, 1, 16, 12))
 
@@ -202,7 +203,9 @@ def export(model: nn.Module) -> torch.onnx.ONNXProgram:
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # inside torch.export, for every model
-def test_the_graph_has_only_the_nodes_of_the_mathematics_at_any_batch(arguments, head, block, tmp_path):
+def test_the_graph_has_only_the_nodes_of_the_mathematics_at_any_batch(
+    arguments: dict[str, Any], head, block, tmp_path: Path
+) -> None:
     model = redraw(VisionTransformer(**TINY, **arguments)).eval()
     program = export(model)
     tail = (
@@ -220,7 +223,7 @@ def test_the_graph_has_only_the_nodes_of_the_mathematics_at_any_batch(arguments,
             np.testing.assert_allclose(logits, model(image).numpy(), atol=1e-5, rtol=1e-4)
 
 
-def test_layers_are_ordered_from_stem_to_head_for_layer_decay():
+def test_layers_are_ordered_from_stem_to_head_for_layer_decay() -> None:
     model = VisionTransformer(**TINY)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert groups["pos_embed"] == groups["patch_embed.proj.weight"] == 0
@@ -230,7 +233,7 @@ def test_layers_are_ordered_from_stem_to_head_for_layer_decay():
     assert model.no_weight_decay() <= set(dict(model.named_parameters()))
 
 
-def test_drop_path_grows_linearly_and_acts_only_in_training():
+def test_drop_path_grows_linearly_and_acts_only_in_training() -> None:
     model = redraw(VisionTransformer(**{**TINY, "depth": 3}, drop_path=0.5))
     assert [block.drop_path.rate for block in model.blocks] == [0.0, 0.25, 0.5]
     image = torch.randn(64, 1, 8, 8)
@@ -241,7 +244,7 @@ def test_drop_path_grows_linearly_and_acts_only_in_training():
     assert collections.Counter((dropped - kept).abs().amax(1).gt(1e-3).tolist())[True] > 10
 
 
-def test_xavier_fills_tiny_linears_wider_than_std_002():
+def test_xavier_fills_tiny_linears_wider_than_std_002() -> None:
     torch.manual_seed(0)
     narrow = VisionTransformer(**TINY)
     wide = VisionTransformer(**TINY, init="xavier", position_std=0.2)

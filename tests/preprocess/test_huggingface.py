@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_transformers_pixels_are_reproduced(name, options):
+def test_transformers_pixels_are_reproduced(name: str, options: dict[str, Any]) -> None:
     """From the options alone, and from the file that the processor itself saves, with all keys in it."""
     import transformers
 
@@ -115,7 +116,7 @@ BARE = {"size": 8, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 
         ),
     ],
 )
-def test_what_is_not_carried_out_is_refused_by_name(config, message):
+def test_what_is_not_carried_out_is_refused_by_name(config: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         preprocess_from_hf(config, "test")
     assert "\n" not in str(caught.value)
@@ -128,18 +129,18 @@ def test_what_is_not_carried_out_is_refused_by_name(config, message):
         {"do_pad": True, "pad_size": {"height": 224, "width": 224}}, {"reduce_labels": True}, {"processor_class": "P"},
     ],
 )  # fmt: skip
-def test_keys_without_effect_are_no_obstacle(extra):
+def test_keys_without_effect_are_no_obstacle(extra: dict[str, Any]) -> None:
     assert preprocess_from_hf({**VIT, **extra}, "test") == preprocess_from_hf(VIT, "test")
 
 
-def test_names_of_older_and_newer_versions_mean_the_same_processor():
+def test_names_of_older_and_newer_versions_mean_the_same_processor() -> None:
     expected = preprocess_from_hf(VIT, "test")
     for kind in ("ViTImageProcessorFast", "ViTImageProcessorPil"):
         assert preprocess_from_hf({"image_processor_type": kind}, "test") == expected
     assert preprocess_from_hf({"feature_extractor_type": "ViTFeatureExtractor"}, "test") == expected
 
 
-def test_timms_wrapper_has_timms_configuration():
+def test_timms_wrapper_has_timms_configuration() -> None:
     config = {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": {"input_size": [3, 48, 48]}}
     spec = preprocess_from_hf(config, "test")
     assert (spec.size, spec.resize_size, spec.interpolation) == ((48, 48), 54, "bicubic")

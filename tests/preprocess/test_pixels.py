@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +30,13 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def encoded(image: Image.Image, form: str, **options) -> bytes:
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def theirs(image: Image.Image, *steps) -> np.ndarray:
+def theirs(image: Image.Image, *steps: Any) -> np.ndarray:
     from torchvision.transforms import Compose
 
     return np.asarray(Compose(steps)(image))
@@ -42,7 +44,9 @@ def theirs(image: Image.Image, *steps) -> np.ndarray:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 40), st.integers(1, 40), st.sampled_from(range(4)))
-def test_resize_and_crop_equal_torchvision_byte_for_byte(width, height, resize, crop, which):
+def test_resize_and_crop_equal_torchvision_byte_for_byte(
+    width: int, height: int, resize: int, crop: int, which: int
+) -> None:
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     name, mode = [
@@ -57,7 +61,7 @@ def test_resize_and_crop_equal_torchvision_byte_for_byte(width, height, resize, 
     assert np.array_equal(to_pixels(image, spec), theirs(image, Resize(resize, mode), CenterCrop(crop)))
 
 
-def test_squash_equals_torchvision_with_and_without_a_crop():
+def test_squash_equals_torchvision_with_and_without_a_crop() -> None:
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     image = noise(61, 40)
@@ -85,13 +89,13 @@ def test_squash_equals_torchvision_with_and_without_a_crop():
         ({"channels": 1, "mean": (0.5,), "std": (0.5,), "channel_order": "bgr"}, "'bgr' needs 3 channels"),
     ],
 )
-def test_a_record_that_cannot_be_carried_out_cannot_be_made(changes, message):
+def test_a_record_that_cannot_be_carried_out_cannot_be_made(changes: dict[str, Any], message: str) -> None:
     values = {"size": (24, 24), "resize": "shortest", "resize_size": 24, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     with pytest.raises(ValidationError, match=message):
         Preprocess.model_validate({**values, **changes})
 
 
-def test_a_record_is_stored_without_the_steps_that_it_has_not():
+def test_a_record_is_stored_without_the_steps_that_it_has_not() -> None:
     """Digests of artifacts from before a step existed stay what they were."""
     assert set(SHORTEST.model_dump(mode="json")) == {
         "size", "channels", "resize", "resize_size", "crop", "interpolation", "mean", "std", "source",
@@ -104,7 +108,7 @@ def test_a_record_is_stored_without_the_steps_that_it_has_not():
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 30), (9, 30), (30, 9), (7, 7), (1, 1), (24, 25)])
-def test_a_crop_larger_than_the_image_pads_as_torchvision_does(width, height):
+def test_a_crop_larger_than_the_image_pads_as_torchvision_does(width: int, height: int) -> None:
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     image = noise(width, height)
@@ -115,7 +119,7 @@ def test_a_crop_larger_than_the_image_pads_as_torchvision_does(width, height):
     assert np.array_equal(to_pixels(image, small), expected)
 
 
-def test_an_image_that_cannot_be_resized_is_refused_in_one_line():
+def test_an_image_that_cannot_be_resized_is_refused_in_one_line() -> None:
     huge = SHORTEST.model_copy(update={"size": (4096, 4096), "resize_size": 4096})
     with pytest.raises(DataError, match=r"an image of 1×100 pixels would be resized to 4096×409600, which is no image"):
         to_pixels(noise(1, 100), huge)
@@ -125,7 +129,7 @@ def test_an_image_that_cannot_be_resized_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 231), (231, 300), (248, 248), (500, 100)])
-def test_the_whole_way_equals_timms_evaluation_transform(width, height):
+def test_the_whole_way_equals_timms_evaluation_transform(width: int, height: int) -> None:
     from timm.data import create_transform
 
     image = noise(width, height)
@@ -136,7 +140,7 @@ def test_the_whole_way_equals_timms_evaluation_transform(width, height):
     assert np.array_equal(ours, transform(image).numpy())
 
 
-def test_normalize_is_the_formula_for_every_byte_and_channel():
+def test_normalize_is_the_formula_for_every_byte_and_channel() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     spec = SHORTEST.model_copy(update={"size": (16, 16)})
     output = normalize(pixels, spec)
@@ -146,7 +150,7 @@ def test_normalize_is_the_formula_for_every_byte_and_channel():
         assert np.abs(output[0, channel].ravel() - expected).max() < 1e-6
 
 
-def test_scale_offset_and_channel_order_are_the_formula():
+def test_scale_offset_and_channel_order_are_the_formula() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
     spec = Preprocess(
         size=(3, 4), resize="none", scale=1 / 127.5, offset=-1.0, channel_order="bgr",
@@ -160,13 +164,13 @@ def test_scale_offset_and_channel_order_are_the_formula():
     np.testing.assert_allclose(denormalized(colour, spec), expected[0, :, 0, 0], atol=1e-9)
 
 
-def test_a_network_that_takes_bytes_gets_bytes():
+def test_a_network_that_takes_bytes_gets_bytes() -> None:
     spec = Preprocess(size=(16, 16), resize="none", channels=1, scale=1.0, mean=(0.0,), std=(1.0,))
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     assert np.array_equal(normalize(pixels, spec).ravel(), np.arange(256))
 
 
-def test_normalize_refuses_another_layout():
+def test_normalize_refuses_another_layout() -> None:
     with pytest.raises(DataError, match=r"pixels of shape \(1, 3, 8, 8\) were given, expected \[n, H, W, 3\]"):
         normalize(np.zeros((1, 3, 8, 8), np.uint8), SHORTEST)
 
@@ -174,7 +178,7 @@ def test_normalize_refuses_another_layout():
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
 
-def test_greyscale_palette_and_transparent_files_become_rgb():
+def test_greyscale_palette_and_transparent_files_become_rgb() -> None:
     rgb = np.repeat(GREY[:, :, None], 3, axis=2)
     spec = Preprocess(size=(8, 8), resize="none", crop="none", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     grey = Image.fromarray(GREY)
@@ -190,14 +194,14 @@ def test_greyscale_palette_and_transparent_files_become_rgb():
         assert np.array_equal(to_pixels(open_image(encoded(image, form, **options)), spec), rgb), (image.mode, form)
 
 
-def test_sixteen_bit_greyscale_is_scaled_not_clipped():
+def test_sixteen_bit_greyscale_is_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 257, 32896, 65535]], np.uint16)
     for form in ("PNG", "TIFF"):
         image = open_image(encoded(Image.fromarray(values), form))
         assert np.asarray(image).tolist() == [[0, 0, 1, 128, 255]]
 
 
-def test_one_bit_and_cmyk_files_are_read():
+def test_one_bit_and_cmyk_files_are_read() -> None:
     bits = Image.fromarray((GREY > 100).astype(np.uint8) * 255).convert("1")
     assert np.array_equal(np.asarray(open_image(encoded(bits, "PNG"))), (GREY > 100) * 255)
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -207,7 +211,7 @@ def test_one_bit_and_cmyk_files_are_read():
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(3, 2), (6, 3), (8, 1)])
-def test_exif_rotation_is_undone(orientation, turned):
+def test_exif_rotation_is_undone(orientation: int, turned: int) -> None:
     upright = noise(12, 7)
     stored = Image.fromarray(np.rot90(np.asarray(upright), -turned).copy())
     exif = Image.Exif()
@@ -215,14 +219,14 @@ def test_exif_rotation_is_undone(orientation, turned):
     assert np.array_equal(np.asarray(open_image(encoded(stored, "PNG", exif=exif))), np.asarray(upright))
 
 
-def test_of_an_animation_the_first_frame_counts():
+def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 200)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.asarray(open_image(data))[0, 0].max() == 10
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_a_truncated_file_is_refused_by_name_wherever_it_is_cut(form):
+def test_a_truncated_file_is_refused_by_name_wherever_it_is_cut(form: str) -> None:
     whole = encoded(noise(32, 32), form)
     for part in (0.0, 0.1, 0.5, 0.9):
         with pytest.raises(DataError, match=r"'cat\.jpg'.*remove or replace it") as caught:
@@ -232,7 +236,7 @@ def test_a_truncated_file_is_refused_by_name_wherever_it_is_cut(form):
 
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF"]), st.binary(max_size=40), st.integers(0, 2000))
-def test_damage_gives_an_image_or_one_line_never_another_exception(form, damage, place):
+def test_damage_gives_an_image_or_one_line_never_another_exception(form: str, damage: bytes, place: int) -> None:
     data = bytearray(encoded(noise(16, 16), form))
     data[place : place + len(damage)] = damage
     refusal = None
@@ -243,7 +247,7 @@ def test_damage_gives_an_image_or_one_line_never_another_exception(form, damage,
     assert refusal is None or ("'x'" in refusal and "\n" not in refusal)
 
 
-def test_files_that_are_no_images_are_refused_by_name(tmp_path):
+def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
     text = tmp_path / "cat.jpg"
     text.write_text("not an image")
     with pytest.raises(DataError, match=r"'.*cat\.jpg' is not an image that can be read"):
@@ -258,6 +262,6 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
         open_image(floats, "f.tif")
 
 
-def test_an_image_of_another_size_is_refused_where_nothing_resizes_it():
+def test_an_image_of_another_size_is_refused_where_nothing_resizes_it() -> None:
     with pytest.raises(DataError, match=r"an image of 9×8 pixels does not fit the input of 8×8"):
         to_pixels(noise(9, 8), DIGITS_PREPROCESS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from vitdeploy.records import Preprocess
 SHORTEST = Preprocess(size=(224, 224), resize_size=248, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def test_a_record_in_a_json_file_is_taken_as_it_is(tmp_path):
+def test_a_record_in_a_json_file_is_taken_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(SHORTEST.model_dump(mode="json")))
     assert preprocess_from(str(file)) == SHORTEST
@@ -31,7 +33,7 @@ def test_a_record_in_a_json_file_is_taken_as_it_is(tmp_path):
         ('{"pretrained_cfg": {"input_size": [3, 8]}}', r"input_size is \[3, 8\], expected channels, height and width"),
     ],
 )
-def test_a_file_that_says_no_preprocessing_is_refused_in_one_line(tmp_path, content, message):
+def test_a_file_that_says_no_preprocessing_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "p.json"
     file.write_text(content)
     with pytest.raises((ArtifactError, DataError), match=message) as caught:
@@ -39,7 +41,7 @@ def test_a_file_that_says_no_preprocessing_is_refused_in_one_line(tmp_path, cont
     assert "\n" not in str(caught.value)
 
 
-def test_missing_sources_are_named(tmp_path):
+def test_missing_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no file '.*x\.json'"):
         preprocess_from(str(tmp_path / "x.json"))
     with pytest.raises(DataError, match=r"there is no folder 'someone/vit' with a preprocessor_config\.json"):
@@ -58,7 +60,9 @@ def test_missing_sources_are_named(tmp_path):
         ({"model_type": "vit"}, (32, None)),
     ],
 )
-def test_the_config_beside_the_processor_counts(tmp_path, config, expected):
+def test_the_config_beside_the_processor_counts(
+    tmp_path: Path, config: dict[str, Any], expected: tuple[int | None, ...]
+) -> None:
     """timm's folders have all in config.json; without a class in the processor's file the model's type decides."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     if "pretrained_cfg" not in config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from vitdeploy.errors import DataError
 from vitdeploy.preprocess import IMAGENET_MEAN, normalize, preprocess_from, preprocess_from_timm_config, to_pixels
 
 
-def noise(width, height):
+def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -22,7 +24,7 @@ def noise(width, height):
         ("deit3_base_patch16_384", {"size": (384, 384), "resize_size": 384, "crop": "center"}),
     ],
 )
-def test_timms_configuration_becomes_a_record(name, expected):
+def test_timms_configuration_becomes_a_record(name: str, expected: dict[str, Any]) -> None:
     spec = preprocess_from(f"timm:{name}")
     assert {key: getattr(spec, key) for key in expected} == expected
     assert spec.source == f"timm:{name}"
@@ -46,7 +48,7 @@ SIZES = [(100, 70), (47, 48), (49, 33), (90, 5), (5, 90), (300, 211)]
         {"interpolation": "box"},
     ],
 )
-def test_timms_crop_modes_are_reproduced_at_every_image_size(options):
+def test_timms_crop_modes_are_reproduced_at_every_image_size(options: dict[str, Any]) -> None:
     from timm.data import create_transform
 
     config = {"input_size": (3, 48, 48), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.2,) * 3, **options}
@@ -68,11 +70,11 @@ def test_timms_crop_modes_are_reproduced_at_every_image_size(options):
         ({"crop_pct": -1.0}, "crop_pct -1.0 must be positive"),
     ],
 )
-def test_what_timm_does_not_evaluate_with_is_refused(changes, message):
+def test_what_timm_does_not_evaluate_with_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         preprocess_from_timm_config({"input_size": (3, 48, 48), **changes}, "timm:x")
 
 
-def test_one_mean_for_all_channels_and_grey_images():
+def test_one_mean_for_all_channels_and_grey_images() -> None:
     spec = preprocess_from_timm_config({"input_size": (1, 28, 28), "mean": [0.13], "std": [0.31]}, "timm:x")
     assert (spec.channels, spec.mean, spec.std) == (1, (0.13,), (0.31,))

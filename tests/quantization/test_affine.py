@@ -28,7 +28,7 @@ def round_half_even(value: Fraction) -> int:
 
 
 @given(arrays, st.floats(2.0**-20, 2.0**20, width=32))
-def test_integers_are_those_of_exact_arithmetic_up_to_a_tie(x, scale):
+def test_integers_are_those_of_exact_arithmetic_up_to_a_tie(x, scale) -> None:
     got = quantize_affine(x, scale)
     for value, q in zip(x.ravel().tolist(), got.ravel().tolist(), strict=True):
         exact = Fraction(value) / Fraction(scale)
@@ -38,27 +38,27 @@ def test_integers_are_those_of_exact_arithmetic_up_to_a_tie(x, scale):
 
 
 @given(arrays)
-def test_error_is_at_most_half_a_step_within_the_range(x):
+def test_error_is_at_most_half_a_step_within_the_range(x) -> None:
     scale = symmetric_scale(x.min(), x.max())
     back = dequantize_affine(quantize_affine(x, scale), scale).astype(np.float64)
     assert np.abs(back - x.astype(np.float64)).max() <= float(scale) * 0.5 * (1 + 1e-5)
 
 
 @given(arrays)
-def test_quantizing_twice_changes_nothing(x):
+def test_quantizing_twice_changes_nothing(x) -> None:
     scale = symmetric_scale(x.min(), x.max())
     once = dequantize_affine(quantize_affine(x, scale), scale)
     assert np.array_equal(quantize_affine(once, scale), quantize_affine(x, scale))
 
 
 @given(arrays)
-def test_negation_commutes_with_narrow_quantization(x):
+def test_negation_commutes_with_narrow_quantization(x) -> None:
     scale = np.float32(0.37)
     assert np.array_equal(quantize_affine(-x, scale, narrow=True), -quantize_affine(x, scale, narrow=True))
 
 
 @given(hnp.arrays(np.float32, (4, 3), elements=reals))
-def test_per_channel_is_per_tensor_of_each_channel(weight):
+def test_per_channel_is_per_tensor_of_each_channel(weight) -> None:
     scale = symmetric_scale(weight.min(0), weight.max(0))
     together = quantize_affine(weight, scale, axis=1)
     for channel in range(3):
@@ -67,14 +67,14 @@ def test_per_channel_is_per_tensor_of_each_channel(weight):
 
 
 @given(arrays)
-def test_largest_magnitude_uses_the_last_integer(x):
+def test_largest_magnitude_uses_the_last_integer(x) -> None:
     scale = symmetric_scale(x.min(), x.max())
     largest = np.abs(quantize_affine(x, scale, narrow=True).astype(int)).max()
     assert largest == (0 if not x.any() else 127) or np.abs(x).max() < 127 * np.finfo(np.float32).tiny
 
 
 @given(st.floats(2.0**-30, 60000.0 * 127, width=32))
-def test_storable_fp16_scale_is_the_next_half_that_is_not_smaller(amax):
+def test_storable_fp16_scale_is_the_next_half_that_is_not_smaller(amax) -> None:
     scale = float(scale_of(amax, steps=127))
     stored = float(storable(scale, "float16"))
     assert stored == float(np.float16(stored)), "FP16 must hold it exactly"
@@ -84,7 +84,7 @@ def test_storable_fp16_scale_is_the_next_half_that_is_not_smaller(amax):
 
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=reals))
-def test_pairwise_scale_never_lets_two_products_leave_16_bits(weight):
+def test_pairwise_scale_never_lets_two_products_leave_16_bits(weight) -> None:
     scale = pairwise_scale(weight)
     q = quantize_affine(weight, scale, axis=1, narrow=True).astype(int)
     assert (scale >= symmetric_scale(weight.min(axis=0), weight.max(axis=0))).all()
@@ -94,38 +94,38 @@ def test_pairwise_scale_never_lets_two_products_leave_16_bits(weight):
                 assert (np.abs(a * first + b * second) <= 2**15 - 1).all()
 
 
-def test_pairwise_scale_costs_a_gaussian_weight_less_than_half_a_bit():
+def test_pairwise_scale_costs_a_gaussian_weight_less_than_half_a_bit() -> None:
     weight = np.random.default_rng(0).standard_normal((768, 64)).astype(np.float32)
     ratio = pairwise_scale(weight) / symmetric_scale(weight.min(axis=0), weight.max(axis=0))
     assert 1.0 < ratio.mean() < np.sqrt(2)
 
 
-def test_float32_scale_is_stored_unchanged():
+def test_float32_scale_is_stored_unchanged() -> None:
     assert storable(0.1, "float32") == np.float32(0.1)
 
 
-def test_zero_channel_round_trips_exactly():
+def test_zero_channel_round_trips_exactly() -> None:
     scale = symmetric_scale([0.0, -2.0], [0.0, 1.0])
     assert scale[0] == 1.0
     assert scale[1] == np.float32(2 / 127)
     assert dequantize_affine(quantize_affine(np.zeros((5, 2), "f4"), scale, axis=1), scale, axis=1).any() == 0
 
 
-def test_zero_point_maps_to_exact_zero():
+def test_zero_point_maps_to_exact_zero() -> None:
     assert quantize_affine(np.zeros(3, "f4"), 0.123).tolist() == [0, 0, 0]
     assert dequantize_affine(np.zeros(3, "i1"), 0.123).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_ties_go_to_even_as_in_onnx():
+def test_ties_go_to_even_as_in_onnx() -> None:
     assert quantize_affine(np.array([0.5, 1.5, 2.5, -0.5, -1.5], "f4"), 1.0).tolist() == [0, 2, 2, 0, -2]
 
 
-def test_values_beyond_the_range_saturate():
+def test_values_beyond_the_range_saturate() -> None:
     assert quantize_affine(np.array([1e9, -1e9], "f4"), 1.0).tolist() == [127, -128]
     assert quantize_affine(np.array([1e9, -1e9], "f4"), 1.0, narrow=True).tolist() == [127, -127]
 
 
-def test_denormal_range_still_gives_a_normal_scale():
+def test_denormal_range_still_gives_a_normal_scale() -> None:
     assert symmetric_scale(0.0, 1e-44) >= np.finfo(np.float32).tiny
 
 
@@ -137,12 +137,12 @@ def test_denormal_range_still_gives_a_normal_scale():
         (2.0, 1.0, r"range is \(2.0, 1.0\)"),
     ],
 )
-def test_unusable_range_is_refused_by_channel(lo, hi, text):
+def test_unusable_range_is_refused_by_channel(lo, hi, text: str) -> None:
     with pytest.raises(CalibrationError, match=text):
         symmetric_scale(lo, hi)
 
 
-def test_integers_are_those_of_onnxruntime():
+def test_integers_are_those_of_onnxruntime() -> None:
     import onnxruntime as ort
     from onnx import parser
 
@@ -160,7 +160,7 @@ def test_integers_are_those_of_onnxruntime():
 
 
 @given(hnp.arrays(np.float32, 16, elements=st.floats(-1000, 1000, width=32)))
-def test_fp8_picks_the_nearest_e4m3_number(x):
+def test_fp8_picks_the_nearest_e4m3_number(x) -> None:
     scale = scale_of(np.abs(x).max(), steps=448.0)
     grid = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     grid = grid[np.isfinite(grid)]
@@ -170,5 +170,5 @@ def test_fp8_picks_the_nearest_e4m3_number(x):
     assert np.allclose(np.abs(got - steps), best, rtol=1e-6, atol=0)
 
 
-def test_fp8_saturates_instead_of_giving_nan():
+def test_fp8_saturates_instead_of_giving_nan() -> None:
     assert quantize_fp8(np.array([1e9, -1e9], "f4"), 1.0).astype("f4").tolist() == [448.0, -448.0]

@@ -1,8 +1,11 @@
 """What calibration sees is the dataset, once; and ONNX Runtime's tensors come out of the graph unchanged."""
 
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -21,24 +24,24 @@ from vitdeploy.sessions import Session, SessionOptions, TensorSpec
 class Recorder:
     """A session that notes every image that it is fed and hands them out as the observed tensor."""
 
-    def __init__(self, tensors, batch=None, spread=lambda images: images):
+    def __init__(self, tensors: list[str], batch: int | None = None, spread=lambda images: images) -> None:
         self.inputs = {"input": TensorSpec("input", np.dtype(np.float32), (batch, 2))}
         self.tensors, self.batch, self.spread = tensors, batch, spread
-        self.seen = []
+        self.seen: list[tuple[float, ...]] = []
         self.closed = False
 
-    def run(self, feed):
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         fed = feed["input"]
         assert self.batch is None or len(fed) == self.batch
         self.seen += [tuple(row) for row in fed.tolist()]
         return {name: self.spread(fed) for name in self.tensors}
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True
 
 
 @contextmanager
-def recording(batch=None, **arguments):
+def recording(batch: int | None = None, **arguments: Any):
     recorder = Recorder(["input"], batch, **arguments)
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N,2] input) => (float[N,2] y) { y = Relu(input) }'
@@ -51,13 +54,13 @@ def recording(batch=None, **arguments):
 datasets = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=40)
 
 
-def batched(rows, size):
+def batched(rows, size: int):
     array = np.array(rows, np.float32)
     return (array[start : start + size] for start in range(0, len(array), size))
 
 
 @given(datasets, st.integers(1, 9))
-def test_the_multiset_of_images_seen_is_the_dataset(rows, size):
+def test_the_multiset_of_images_seen_is_the_dataset(rows, size: int) -> None:
     with recording() as (collector, recorder):
         observers = collector.observe(batched(rows, size))
     assert Counter(recorder.seen) == Counter((float(a), float(b)) for a, b in rows)
@@ -66,7 +69,7 @@ def test_the_multiset_of_images_seen_is_the_dataset(rows, size):
 
 
 @given(datasets, st.integers(1, 9), st.integers(1, 5))
-def test_a_fixed_batch_counts_its_filling_for_nothing(rows, size, fixed):
+def test_a_fixed_batch_counts_its_filling_for_nothing(rows, size: int, fixed: int) -> None:
     with recording(fixed) as (collector, _), recording() as (free, _):
         padded = collector.observe(batched(rows, size))["input"]
         plain = free.observe(batched(rows, size))["input"]
@@ -75,7 +78,7 @@ def test_a_fixed_batch_counts_its_filling_for_nothing(rows, size, fixed):
     assert np.array_equal(padded.sample.rows, plain.sample.rows)
 
 
-def test_a_tensor_that_does_not_run_over_images_cannot_be_cut():
+def test_a_tensor_that_does_not_run_over_images_cannot_be_cut() -> None:
     with (
         recording(4, spread=lambda fed: np.ones((3, 2))) as (collector, _),
         pytest.raises(GraphError, match=r"\(3, 2\)"),
@@ -83,15 +86,15 @@ def test_a_tensor_that_does_not_run_over_images_cannot_be_cut():
         collector.observe(batched([(1, 2)] * 5, 4))
 
 
-def test_no_images_are_an_error():
+def test_no_images_are_an_error() -> None:
     with recording() as (collector, _), pytest.raises(CalibrationError, match="no images"):
         collector.observe([])
 
 
-def test_the_stream_is_consumed_batch_by_batch():
+def test_the_stream_is_consumed_batch_by_batch() -> None:
     alive = []
 
-    def stream():
+    def stream() -> Iterator[np.ndarray]:
         for index in range(5):
             alive.append(index)
             yield np.full((1, 2), index, np.float32)
@@ -102,7 +105,7 @@ def test_the_stream_is_consumed_batch_by_batch():
     assert len(recorder.seen) == 5
 
 
-def test_nan_is_reported_with_the_name_of_the_tensor_and_of_the_image():
+def test_nan_is_reported_with_the_name_of_the_tensor_and_of_the_image() -> None:
     broken = [np.array([[0.0, 1.0]], np.float32), np.array([[0.0, 1.0], [np.nan, 1.0]], np.float32)]
     with recording() as (collector, _), pytest.raises(CalibrationError, match=r"'input' has NaN .* for image 3, "):
         collector.observe(broken)
@@ -113,7 +116,7 @@ def test_nan_is_reported_with_the_name_of_the_tensor_and_of_the_image():
         collector.observe(broken, name_of=["a.png", "b.png", "c.png"].__getitem__)
 
 
-def test_ranges_are_those_of_the_graphs_tensors():
+def test_ranges_are_those_of_the_graphs_tensors() -> None:
     model = ir.serde.deserialize_model(small_vit(depth=1))
     norms = [present(node.outputs[0].name) for node in model.graph if node.op_type in ("LayerNormalization", "Gelu")]
     x = images(7)
@@ -129,14 +132,14 @@ def test_ranges_are_those_of_the_graphs_tensors():
         np.testing.assert_allclose(present(observers[name].lo), array.min(axis=(0, 1)), rtol=1e-5)
 
 
-def test_observing_leaves_the_graph_as_it_is():
+def test_observing_leaves_the_graph_as_it_is() -> None:
     model = ir.serde.deserialize_model(small_vit(depth=1))
     before = ir.to_proto(model).SerializeToString()
     with_outputs(model, [present(list(model.graph)[3].outputs[0].name)])
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_a_tensor_that_is_not_there_is_named():
+def test_a_tensor_that_is_not_there_is_named() -> None:
     model = ir.serde.deserialize_model(small_vit(depth=1))
     with pytest.raises(GraphError, match="no tensor 'absent'"):
         with_outputs(model, ["absent"])
@@ -144,7 +147,7 @@ def test_a_tensor_that_is_not_there_is_named():
 
 @settings(max_examples=20)
 @given(datasets, datasets)
-def test_parts_of_a_set_merge_into_the_whole(first, second):
+def test_parts_of_a_set_merge_into_the_whole(first, second) -> None:
     with recording() as (collector, _):
         parts = [collector.observe(batched(rows, 4)) for rows in (first, second, first + second)]
     together, whole = merged(parts[0], parts[1])["input"], parts[2]["input"]
@@ -153,7 +156,7 @@ def test_parts_of_a_set_merge_into_the_whole(first, second):
     assert parts[0]["input"].count == 2 * len(first), "merging must not change what it reads"
 
 
-def test_batch_size_follows_from_memory():
+def test_batch_size_follows_from_memory() -> None:
     model = ir.serde.deserialize_model(small_vit(depth=1))
     names = [present(node.outputs[0].name) for node in model.graph if node.op_type == "Gelu"]
     assert batch_for(model, names) == 32

@@ -47,7 +47,7 @@ def seen(rows):
     return Activation.of(observer)
 
 
-def outliers(rows=2000):
+def outliers(rows: int = 2000):
     x = np.random.default_rng(0).standard_normal((rows, WIDTH)) * np.geomspace(0.05, 20, WIDTH) + np.linspace(
         -3, 8, WIDTH
     )
@@ -90,7 +90,7 @@ def measured(linear, rows, treatment, form):
 
 @pytest.mark.parametrize("cpu", [False, True])
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=str)
-def test_it_is_the_measured_error_nearly(treatment, cpu):
+def test_it_is_the_measured_error_nearly(treatment, cpu: bool) -> None:
     rows, form = outliers(), Format("float32", cpu=cpu)
     found = group(WEIGHT)
     expected = LayerError(found, seen(rows), form).of(treatment)
@@ -98,7 +98,7 @@ def test_it_is_the_measured_error_nearly(treatment, cpu):
     assert 10 * np.log10(expected / measured(linear, rows, treatment, form)) == pytest.approx(0, abs=2.0)
 
 
-def test_the_best_treatment_has_the_least_error_of_all():
+def test_the_best_treatment_has_the_least_error_of_all() -> None:
     rows, form = outliers(), Format()
     error = LayerError(group(WEIGHT), seen(rows), form)
     choices = Choices(METHODS, 99.99, (0.25, 0.5, 1.0), shifted=True)
@@ -108,7 +108,7 @@ def test_the_best_treatment_has_the_least_error_of_all():
     assert best.scaling is not None
 
 
-def test_a_gain_below_the_least_leaves_the_simplest_treatment():
+def test_a_gain_below_the_least_leaves_the_simplest_treatment() -> None:
     flat = np.random.default_rng(2).uniform(-1, 1, (2000, WIDTH)).astype(np.float32)
     weight = np.full((WIDTH, OUTPUTS), 0.5, np.float32)
     error = LayerError(group(weight), seen(flat), Format())

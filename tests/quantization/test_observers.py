@@ -19,7 +19,7 @@ pictures = st.lists(
 """Images of 70 rows, more than a histogram takes of one."""
 
 
-def observed(arrays, axis=-1) -> TensorObserver:
+def observed(arrays, axis: int | None = -1) -> TensorObserver:
     observer = TensorObserver("t", axis)
     for array in arrays:
         observer.update(array)
@@ -30,7 +30,7 @@ def keys_of(images):
     return np.array([hash(image.tobytes()) & (2**64 - 1) for image in images], np.uint64)
 
 
-def watched(images, size=1) -> TensorObserver:
+def watched(images, size: int = 1) -> TensorObserver:
     """Observe images [rows, C] in batches."""
     observer = TensorObserver("t")
     for start in range(0, len(images), size):
@@ -52,31 +52,31 @@ def state(observer: TensorObserver):
 
 
 @given(pictures, st.randoms())
-def test_order_of_images_does_not_matter(images, random):
+def test_order_of_images_does_not_matter(images, random) -> None:
     shuffled = list(images)
     random.shuffle(shuffled)
     assert state(watched(images)) == state(watched(shuffled))
 
 
 @given(pictures, st.integers(1, 6))
-def test_way_of_batching_does_not_matter(images, size):
+def test_way_of_batching_does_not_matter(images, size) -> None:
     assert state(watched(images, size)) == state(watched(images))
 
 
 @given(streams)
-def test_without_images_every_value_counts_in_any_batches(stream):
+def test_without_images_every_value_counts_in_any_batches(stream) -> None:
     whole = np.concatenate(stream)
     assert state(observed(stream)) == state(observed([whole])) == state(observed(list(whole[:, None])))
 
 
 @given(pictures, pictures)
-def test_merged_observers_are_the_observer_of_both_streams(first, second):
+def test_merged_observers_are_the_observer_of_both_streams(first, second) -> None:
     merged = watched(first)
     merged.merge(watched(second))
     assert state(merged) == state(watched(first + second))
 
 
-def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch):
+def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitdeploy.quantization.observers._SAMPLE_VALUES", 5 * 4 * 3)
     images = list(np.random.default_rng(0).standard_normal((40, 70, 3)).astype(np.float32))
     whole, first, second = watched(images, 8), watched(images[:13], 4), watched(images[13:], 3)
@@ -88,13 +88,13 @@ def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch):
     assert {tuple(row) for row in whole.sample.flat.tolist()} <= rows
 
 
-def test_parts_of_other_widths_do_not_merge():
+def test_parts_of_other_widths_do_not_merge() -> None:
     with pytest.raises(CalibrationError, match="3 channels in one part and 4 in the other"):
         observed([np.ones((2, 3))]).merge(observed([np.ones((2, 4))]))
 
 
 @given(streams)
-def test_range_is_exact(stream):
+def test_range_is_exact(stream) -> None:
     whole = np.concatenate(stream)
     observer = observed(stream)
     assert observer.lo.tolist() == whole.min(axis=0).tolist()
@@ -103,7 +103,7 @@ def test_range_is_exact(stream):
     assert observer.channel_amax.tolist() == np.abs(whole).max(axis=0).tolist()
 
 
-def test_rows_that_are_left_out_of_the_histogram_still_count_in_the_range():
+def test_rows_that_are_left_out_of_the_histogram_still_count_in_the_range() -> None:
     image = np.zeros((1000, 3), np.float32)
     image[617, 1] = -7
     observer = watched([image])
@@ -111,7 +111,7 @@ def test_rows_that_are_left_out_of_the_histogram_still_count_in_the_range():
     assert observer.histogram.counts.sum() == 64 * 3
 
 
-def test_channels_may_run_over_another_axis_or_none():
+def test_channels_may_run_over_another_axis_or_none() -> None:
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert observed([x], axis=1).hi.tolist() == [15, 19, 23]
     assert observed([x], axis=None).hi.tolist() == [23]
@@ -122,7 +122,7 @@ def test_channels_may_run_over_another_axis_or_none():
 
 
 @given(streams)
-def test_histogram_counts_every_value_in_its_bin(stream):
+def test_histogram_counts_every_value_in_its_bin(stream) -> None:
     magnitudes = np.abs(np.concatenate(stream)).ravel().astype(np.float64)
     histogram = observed(stream).histogram
     assert histogram.counts.sum() == magnitudes.size
@@ -134,7 +134,7 @@ def test_histogram_counts_every_value_in_its_bin(stream):
     assert 2.0 ** (histogram.exponent - 1) <= max(magnitudes.max(), 2.0**-101) < 2.0**histogram.exponent
 
 
-def test_memory_does_not_grow_with_the_stream():
+def test_memory_does_not_grow_with_the_stream() -> None:
     observer = TensorObserver("t")
     for index in range(200):
         observer.update(np.full((4, 3), index * index, np.float32))
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_stream():
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([50.0, 90.0, 99.0, 99.9]))
-def test_percentile_is_within_a_bin_of_the_sorted_values(seed, percent):
+def test_percentile_is_within_a_bin_of_the_sorted_values(seed, percent) -> None:
     x = np.random.default_rng(seed).standard_t(4, 5000).astype(np.float32)
     observer = observed([x])
     ordered = np.sort(np.abs(x))
@@ -152,12 +152,12 @@ def test_percentile_is_within_a_bin_of_the_sorted_values(seed, percent):
     assert abs(observer.clip("percentile", percent=percent) - ordered[position]) <= observer.histogram.width
 
 
-def test_percentile_100_is_the_largest_value():
+def test_percentile_100_is_the_largest_value() -> None:
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     assert observed([x]).clip("percentile", percent=100.0) == np.abs(x).max()
 
 
-def test_mse_clip_beats_minmax_where_there_is_an_outlier():
+def test_mse_clip_beats_minmax_where_there_is_an_outlier() -> None:
     rng = np.random.default_rng(1)
     x = np.append(rng.standard_normal(400_000), 30.0).astype(np.float32)
     observer = observed([x])
@@ -171,12 +171,12 @@ def test_mse_clip_beats_minmax_where_there_is_an_outlier():
     assert error(observer.clip("mse")) <= 1.02 * best
 
 
-def test_mse_keeps_the_whole_range_of_evenly_spread_values():
+def test_mse_keeps_the_whole_range_of_evenly_spread_values() -> None:
     x = np.linspace(-3, 3, 50_001, dtype=np.float32)
     assert observed([x]).clip("mse") == pytest.approx(3.0, rel=0.05)
 
 
-def test_entropy_clips_a_long_thin_tail_and_keeps_a_range_that_is_full():
+def test_entropy_clips_a_long_thin_tail_and_keeps_a_range_that_is_full() -> None:
     rng = np.random.default_rng(2)
     tail = np.append(rng.standard_normal(400_000), 30.0).astype(np.float32)
     assert 3 < observed([tail]).clip("entropy") < 12
@@ -186,7 +186,7 @@ def test_entropy_clips_a_long_thin_tail_and_keeps_a_range_that_is_full():
 
 @settings(max_examples=30)
 @given(streams, st.sampled_from(METHODS))
-def test_no_method_clips_above_the_largest_value_or_at_zero(stream, method):
+def test_no_method_clips_above_the_largest_value_or_at_zero(stream, method) -> None:
     observer = observed(stream)
     clip = observer.clip(method)
     assert clip <= observer.amax
@@ -195,43 +195,43 @@ def test_no_method_clips_above_the_largest_value_or_at_zero(stream, method):
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_power_of_two_scales_the_clip(method, scale):
+def test_a_power_of_two_scales_the_clip(method, scale: float) -> None:
     x = np.random.default_rng(3).standard_t(3, 20_000).astype(np.float32)
     factor = 2.0 ** round(np.log2(scale))
     assert observed([x * factor]).clip(method) == pytest.approx(observed([x]).clip(method) * factor, rel=1e-6)
 
 
-def test_zeros_only_give_a_clip_of_zero():
+def test_zeros_only_give_a_clip_of_zero() -> None:
     observer = observed([np.zeros((4, 3), np.float32)])
     assert [observer.clip(method) for method in METHODS] == [0.0] * 4
 
 
-def test_denormal_values_do_not_break_the_histogram():
+def test_denormal_values_do_not_break_the_histogram() -> None:
     observer = observed([np.full((2, 2), 1e-44, np.float32), np.ones((1, 2), np.float32)])
     assert observer.histogram.counts.sum() == 6
     assert observer.clip("minmax") == 1.0
 
 
 @pytest.mark.parametrize(("value", "text"), [(np.nan, "has NaN"), (np.inf, "has an infinite"), (-np.inf, "infinite")])
-def test_unusable_values_are_refused_by_tensor_name(value, text):
+def test_unusable_values_are_refused_by_tensor_name(value, text: str) -> None:
     observer = TensorObserver("blocks.0.attn/Reshape_out")
     with pytest.raises(CalibrationError, match=f"'blocks.0.attn/Reshape_out' {text}" if "has" in text else text):
         observer.update(np.array([[1.0, value]], np.float32))
 
 
-def test_the_image_of_a_broken_value_is_named():
+def test_the_image_of_a_broken_value_is_named() -> None:
     x = np.zeros((3, 5, 2), np.float32)
     x[1, 4, 0] = np.nan
     with pytest.raises(CalibrationError, match="tensor 't' has NaN during calibration for photo 1, expected"):
         TensorObserver("t").update(x, np.arange(3, dtype=np.uint64), lambda index: f"photo {index}")
 
 
-def test_tensor_that_was_never_seen_has_no_clip():
+def test_tensor_that_was_never_seen_has_no_clip() -> None:
     with pytest.raises(CalibrationError, match="'t' was never seen"):
         TensorObserver("t").clip("minmax")
 
 
-def test_growing_over_more_than_all_bins_keeps_every_count():
+def test_growing_over_more_than_all_bins_keeps_every_count() -> None:
     histogram = HistogramObserver()
     histogram.update(np.full(5, 1e-20, np.float32))
     histogram.update(np.full(2, 1e20, np.float32))

@@ -32,7 +32,7 @@ PLANTED = {"a": norm_outliers, "b": gelu_outliers, "c": None}
 
 
 @pytest.fixture(scope="module", params=[(family, kind) for family in FAMILIES for kind in PLANTED], ids="-".join)
-def model(request, tmp_path_factory):
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     family, kind = request.param
     path = tmp_path_factory.mktemp("trained") / f"{family}.{kind}.onnx"
     name = f"{family}.pinned.onnx.gz" if kind == "c" else f"{family}.onnx.gz"
@@ -80,7 +80,7 @@ def min_max_on_every_operator(artifact):
     return graph
 
 
-def test_min_max_on_every_operator_loses_what_the_default_keeps(model, tmp_path):
+def test_min_max_on_every_operator_loses_what_the_default_keeps(model, tmp_path: Path) -> None:
     before = top1(model.load(), model)
     assert before > 0.97
     assert top1(min_max_on_every_operator(model), model) <= before - 0.20

@@ -1,6 +1,7 @@
 """A plan says what runs in which precision and why; it can be read, edited and replayed, and is checked when it is."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,23 +12,27 @@ from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import find_attentions
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.quantization.plan import Edits, Intent, make_plan, read_plan
-from vitdeploy.records import PlanEntry, PrecisionPlan
+from vitdeploy.records import PlanEntry, PrecisionPlan, Target
+
+INT8 = Intent("int8", "tensorrt")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> ir.Model:
     return ir.serde.deserialize_model(small_vit(depth=1))
 
 
-def plan(model, intent=Intent("int8", "tensorrt")):  # noqa: B008 (a frozen record)
+def plan(model: ir.Model, intent: Intent = INT8) -> PrecisionPlan:
     return make_plan(find_linear_groups(model), find_attentions(model), intent)
 
 
-def precisions(found):
+def precisions(found: PrecisionPlan) -> dict[str, str]:
     return {entry.group: entry.precision for entry in found.entries}
 
 
-def edit(model, entries, intent=Intent("int8", "tensorrt"), remainder="fp16"):  # noqa: B008
+def edit(
+    model: ir.Model, entries: Iterable[PlanEntry], intent: Intent = INT8, remainder: str = "fp16"
+) -> PrecisionPlan:
     edits = PrecisionPlan(profile="hand", remainder=remainder, entries=tuple(entries))
     names = {str(node.name) for node in model.graph}
     return Edits(edits, "'plan.json'").applied(plan(model, intent), intent.target, names)
@@ -37,32 +42,34 @@ LINEAR = {f"blocks.0.{part}": "int8" for part in ("attn.qkv", "attn.proj", "mlp.
 
 
 @pytest.mark.parametrize(("target", "rest"), [("tensorrt", "fp16"), ("onnxruntime", "fp32"), ("openvino", "fp32")])
-def test_profile_linear_takes_the_linears_and_leaves_the_rest_to_the_targets_best(model, target, rest):
+def test_profile_linear_takes_the_linears_and_leaves_the_rest_to_the_targets_best(
+    model: ir.Model, target: Target, rest: str
+) -> None:
     found = plan(model, Intent("int8", target))
     attention = found.entries[-1].group
     assert precisions(found) == {"patch": rest, **LINEAR, "head": rest, attention: rest}
     assert found.remainder == rest
 
 
-def test_every_entry_has_nodes_and_a_reason(model):
+def test_every_entry_has_nodes_and_a_reason(model: ir.Model) -> None:
     for intent in (Intent("int8", "tensorrt"), Intent("fp16", "tensorrt"), Intent("int8-weight-only", "openvino")):
         for entry in plan(model, intent).entries:
             assert entry.nodes
             assert entry.reason
 
 
-def test_profile_mha_adds_the_products_of_attention(model):
+def test_profile_mha_adds_the_products_of_attention(model: ir.Model) -> None:
     found = plan(model, Intent("int8", "tensorrt", "mha"))
     assert found.entries[-1].precision == "int8"
     assert len(found.entries[-1].nodes) == 2
     assert found.entries[-1].group.endswith(".attention")
 
 
-def test_fp16_leaves_nothing_to_decide(model):
+def test_fp16_leaves_nothing_to_decide(model: ir.Model) -> None:
     assert set(precisions(plan(model, Intent("fp16", "onnxruntime"))).values()) == {"fp16"}
 
 
-def test_an_edit_changes_its_group_and_no_other(model):
+def test_an_edit_changes_its_group_and_no_other(model: ir.Model) -> None:
     found = edit(
         model, [PlanEntry(group="head", precision="int8"), PlanEntry(group="blocks.0.mlp.fc2", precision="fp16")]
     )
@@ -72,61 +79,61 @@ def test_an_edit_changes_its_group_and_no_other(model):
     assert reasons["head"] == "set by 'plan.json'"
 
 
-def test_a_reason_that_was_written_is_kept(model):
+def test_a_reason_that_was_written_is_kept(model: ir.Model) -> None:
     found = edit(model, [PlanEntry(group="head", precision="int8", reason="we measured it")])
     assert {entry.reason for entry in found.entries if entry.group == "head"} == {"we measured it"}
 
 
-def test_a_plan_replays_to_itself(model):
+def test_a_plan_replays_to_itself(model: ir.Model) -> None:
     made = plan(model)
     assert edit(model, made.entries) == made
 
 
-def test_a_plan_for_one_target_replays_for_another(model):
+def test_a_plan_for_one_target_replays_for_another(model: ir.Model) -> None:
     made = plan(model, Intent("int8", "onnxruntime"))
     found = edit(model, made.entries, Intent("int8", "tensorrt"), remainder="fp32")
     assert precisions(found) == precisions(plan(model))
 
 
-def test_fp32_keeps_a_group_out_of_an_fp16_remainder(model):
+def test_fp32_keeps_a_group_out_of_an_fp16_remainder(model: ir.Model) -> None:
     assert precisions(edit(model, [PlanEntry(group="head", precision="fp32")]))["head"] == "fp32"
 
 
-def test_fp32_can_name_nodes_that_hold_no_weights(model):
+def test_fp32_can_name_nodes_that_hold_no_weights(model: ir.Model) -> None:
     softmax = next(node.name for node in model.graph if node.op_type == "Softmax")
     found = edit(model, [PlanEntry(group="careful", nodes=(softmax,), precision="fp32")])
     assert found.entries[-1].group == "careful"
 
 
-def test_an_unknown_group_is_named_with_the_nearest(model):
+def test_an_unknown_group_is_named_with_the_nearest(model: ir.Model) -> None:
     with pytest.raises(GraphError, match=r"'plan.json' names the group 'blocks.0.mlp.fc3'.*'blocks.0.mlp.fc[12]'"):
         edit(model, [PlanEntry(group="blocks.0.mlp.fc3", precision="int8")])
 
 
-def test_nodes_of_another_graph_are_refused(model):
+def test_nodes_of_another_graph_are_refused(model: ir.Model) -> None:
     with pytest.raises(GraphError, match=r"'head' the nodes \['other'\].*made for another graph"):
         edit(model, [PlanEntry(group="head", nodes=("other",), precision="int8")])
 
 
-def test_fp16_beside_an_fp32_remainder_is_refused(model):
+def test_fp16_beside_an_fp32_remainder_is_refused(model: ir.Model) -> None:
     with pytest.raises(UsageError, match="asks for 'fp16' in group 'head'"):
         edit(model, [PlanEntry(group="head", precision="fp16")], Intent("int8", "openvino"), remainder="fp32")
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-def test_fp8_is_for_tensorrt_only(model, target):
+def test_fp8_is_for_tensorrt_only(model: ir.Model, target: Target) -> None:
     with pytest.raises(UsageError, match=f"'fp8', which target '{target}' has not"):
         plan(model, Intent("fp8", target))
     with pytest.raises(UsageError, match=r"the plan 'plan\.json' asks for 'fp8'"):
         edit(model, [PlanEntry(group="head", precision="fp8")], Intent("int8", target), remainder="fp32")
 
 
-def test_profile_mha_contradicts_weights_only(model):
+def test_profile_mha_contradicts_weights_only(model: ir.Model) -> None:
     with pytest.raises(UsageError, match="profile 'mha' quantizes activations"):
         plan(model, Intent("int8-weight-only", "tensorrt", "mha"))
 
 
-def test_a_plan_is_read_from_json_from_a_manifest_and_from_a_model(model, tmp_path: Path):
+def test_a_plan_is_read_from_json_from_a_manifest_and_from_a_model(model: ir.Model, tmp_path: Path) -> None:
     made = plan(model)
     alone, within = tmp_path / "plan.json", tmp_path / "manifest.json"
     alone.write_text(made.model_dump_json())
@@ -146,20 +153,20 @@ def test_a_plan_is_read_from_json_from_a_manifest_and_from_a_model(model, tmp_pa
         ("[]", "the whole"),
     ],
 )
-def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text, message):
+def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
     with pytest.raises(ArtifactError, match=message):
         read_plan(path)
 
 
-def test_a_model_that_was_never_quantized_has_no_plan(tmp_path: Path):
+def test_a_model_that_was_never_quantized_has_no_plan(tmp_path: Path) -> None:
     path = write_small_vit(tmp_path / "x.onnx").path
     with pytest.raises(ArtifactError, match="no precision plan"):
         read_plan(path)
 
 
-def test_a_missing_plan_is_an_error(tmp_path: Path):
+def test_a_missing_plan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no file"):
         read_plan(tmp_path / "absent.json")
 

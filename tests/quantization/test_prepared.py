@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 from readout_vit import write_readout_vit
@@ -25,7 +27,7 @@ def test_a_clone_has_the_same_groups_in_its_own_graph() -> None:
     assert not {linear.node for group in copy.linears for linear in group.linears} & set(first.graph.graph)
 
 
-def test_all_trials_share_one_search(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_trials_share_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searches = []
 
     def counted(find):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return read_onnx(path)
 
 
-def made(model: OnnxModel, path: Path, **options: object) -> OnnxModel:
+def made(model: OnnxModel, path: Path, **options: Any) -> OnnxModel:
     chosen = QuantizeOptions(threads=1, samples=200, **options)
     return quantize(
         model, path, precision="int8", target="onnxruntime", calibration="digits:train", options=chosen, progress=None

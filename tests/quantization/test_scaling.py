@@ -14,7 +14,7 @@ from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.quantization.collector import Collector
 from vitdeploy.quantization.placement import Format
-from vitdeploy.quantization.plan import Intent, make_plan
+from vitdeploy.quantization.plan import Intent, Profile, make_plan
 from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.quantization.realize import Realizer, observed_tensors
 from vitdeploy.quantization.scaling import smoothing_factor
@@ -26,14 +26,14 @@ amaxes = hnp.arrays(np.float32, 16, elements=st.floats(0, 1e4, width=32))
 
 @settings(max_examples=50)
 @given(amaxes, amaxes, st.floats(0, 1))
-def test_factors_are_positive_and_spare_unused_channels(activation, weight, alpha):
+def test_factors_are_positive_and_spare_unused_channels(activation, weight, alpha) -> None:
     factor = smoothing_factor(activation, weight, alpha)
     assert (factor > 0).all()
     assert np.isfinite(factor).all()
     assert (factor[(activation == 0) | (weight == 0)] == 1).all()
 
 
-def test_factor_is_that_of_the_paper_up_to_a_constant():
+def test_factor_is_that_of_the_paper_up_to_a_constant() -> None:
     activation, weight = np.array([1, 4, 16, 2], "f4"), np.array([1, 2, 1, 8], "f4")
     factor = smoothing_factor(activation, weight, 0.5)
     expected = np.sqrt(activation / weight)
@@ -63,7 +63,7 @@ def blocked_outliers(model):
     return model
 
 
-def quantized(model, treatment, profile="linear"):
+def quantized(model, treatment, profile: Profile = "linear"):
     """Return the quantized graph and its plan, calibrated on 64 digits, every group treated alike."""
     prepared = Prepared.of(model)
     attentions = prepared.attentions if profile == "mha" else ()
@@ -71,7 +71,7 @@ def quantized(model, treatment, profile="linear"):
     return Realizer(prepared, observed(prepared, plan), Format("float32", cpu=True)).realize(plan)
 
 
-def treated(plan, treatment, groups=""):
+def treated(plan, treatment, groups: str = ""):
     entries = [
         entry.model_copy(update={"treatment": treatment})
         if entry.precision == "int8" and entry.group.endswith(groups)
@@ -99,7 +99,7 @@ PLANTED = {"LayerNorm": norm_outliers, "GELU": gelu_outliers, "values": value_ou
 
 
 @pytest.mark.parametrize("where", PLANTED)
-def test_outliers_are_folded_away_without_a_node(plain, where):
+def test_outliers_are_folded_away_without_a_node(plain, where) -> None:
     """The graph with outliers computes the same function; a range for all channels together collapses."""
     model = PLANTED[where](plain.clone())
     np.testing.assert_allclose(run(model, digits("test")[0]), run(plain, digits("test")[0]), rtol=1e-2, atol=1e-2)
@@ -111,7 +111,7 @@ def test_outliers_are_folded_away_without_a_node(plain, where):
     assert sum(node.op_type not in pairs for node in scaled.model.graph) == len(model.graph)
 
 
-def test_where_no_constant_takes_the_factor_a_mul_does(plain):
+def test_where_no_constant_takes_the_factor_a_mul_does(plain) -> None:
     model = blocked_outliers(plain.clone())
     reference = sqnr(plain, quantized(plain.clone(), Treatment()).model)
     left_out = quantized(model, Treatment(scaling=0.5))
@@ -136,7 +136,7 @@ def test_where_no_constant_takes_the_factor_a_mul_does(plain):
         Treatment(scaling=0.8, scaled_by="mul", ranges="percentile", percent=99.9),
     ],
 )
-def test_a_plan_replays_to_the_same_bytes(plain, treatment):
+def test_a_plan_replays_to_the_same_bytes(plain, treatment: Treatment) -> None:
     first = quantized(plain.clone(), treatment)
     prepared = Prepared.of(plain.clone())
     again = Realizer(prepared, observed(prepared, first.plan), Format("float32", cpu=True)).realize(first.plan)
@@ -144,7 +144,7 @@ def test_a_plan_replays_to_the_same_bytes(plain, treatment):
     assert again.plan == first.plan
 
 
-def test_the_factors_of_a_quantized_attention_are_left_as_they_were_observed(plain):
+def test_the_factors_of_a_quantized_attention_are_left_as_they_were_observed(plain) -> None:
     plan = quantized(plain.clone(), Treatment(scaling=0.5, shifted=True), "mha").plan
     by = {entry.group.rpartition(".")[2]: entry.treatment for entry in plan.entries if entry.treatment}
     assert (by["proj"].scaling, by["proj"].shifted) == (None, False)

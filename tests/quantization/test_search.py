@@ -1,6 +1,9 @@
 """Steps are tried one on the other and kept where they gain; nothing else decides."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +48,7 @@ def observers(prepared, plan):
     return found
 
 
-def proposals(prepared, observers, **options):
+def proposals(prepared, observers, **options: Any) -> Proposals:
     return Proposals(prepared, observers, Format("float32", cpu=True), SearchOptions(**options))
 
 
@@ -64,7 +67,7 @@ def treatments(plan):
     return {entry.group.rpartition(".")[2]: entry.treatment for entry in plan.entries if entry.treatment}
 
 
-def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, observers):
+def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, observers) -> None:
     score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 31.9, 32.0])
     found = search(plan, proposals(prepared, observers), score)
     assert [(trial.step, trial.kept) for trial in found.trials] == [
@@ -81,28 +84,28 @@ def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, obser
 
 
 @pytest.mark.parametrize("gain", [-3.0, 0.0, WORTHWHILE_DB - 0.01])
-def test_a_gain_within_the_noise_buys_nothing(prepared, plan, observers, gain):
+def test_a_gain_within_the_noise_buys_nothing(prepared, plan, observers, gain) -> None:
     score, asked = scored([20.0] + [20.0 + gain] * 6)
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[0]
     assert [trial.kept for trial in found.trials] == [True] + [False] * 6
 
 
-def test_nodes_must_gain_more(prepared, plan, observers):
+def test_nodes_must_gain_more(prepared, plan, observers) -> None:
     score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0, 20.0])
     assert "mul" not in {
         t.scaled_by for t in treatments(search(plan, proposals(prepared, observers), score).plan).values()
     }
 
 
-def test_nan_never_wins_and_never_stays(prepared, plan, observers):
+def test_nan_never_wins_and_never_stays(prepared, plan, observers) -> None:
     score, asked = scored([math.nan, 10.0, *[math.nan] * 5])
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[1]
 
 
-def test_options_close_steps(prepared, plan, observers):
-    def names(**options):
+def test_options_close_steps(prepared, plan, observers) -> None:
+    def names(**options: Any):
         steps = proposals(prepared, observers, **options)
         steps.start(plan)
         return [step.name for step in steps.steps()]
@@ -118,7 +121,7 @@ def test_options_close_steps(prepared, plan, observers):
     assert treatments(start)["qkv"] == Treatment(ranges="percentile", percent=99.0, scaling=0.5)
 
 
-def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers):
+def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers) -> None:
     own = Treatment(ranges="entropy", scaling=0.9)
     entries = [
         entry.model_copy(update={"treatment": own}) if entry.group.endswith("fc1") else entry for entry in plan.entries
@@ -130,7 +133,9 @@ def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers):
     assert found["qkv"] != own
 
 
-def test_large_graphs_are_rounded_so_with_effort_best_only(prepared, plan, observers, monkeypatch):
+def test_large_graphs_are_rounded_so_with_effort_best_only(
+    prepared, plan, observers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitdeploy.quantization.search.MOST_ROUNDING_PRODUCTS", 1e3)
     for effort, tried in (("default", False), ("best", True)):
         steps = proposals(prepared, observers, effort=effort)
@@ -138,7 +143,7 @@ def test_large_graphs_are_rounded_so_with_effort_best_only(prepared, plan, obser
         assert ("rounding by GPTQ" in [step.name for step in steps.steps()]) == tried
 
 
-def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observers):
+def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observers) -> None:
     chosen = treatments(propose(plan, proposals(prepared, observers)))
     assert chosen["qkv"].scaled_by == "constants"
     assert chosen["qkv"].shifted
@@ -146,6 +151,6 @@ def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observ
     assert not chosen["fc2"].shifted, "a GELU takes no shift"
 
 
-def test_methods_that_were_asked_for_stay(prepared, plan, observers):
+def test_methods_that_were_asked_for_stay(prepared, plan, observers) -> None:
     chosen = treatments(propose(plan, proposals(prepared, observers, methods=("percentile",), percent=99.5)))
     assert {(t.ranges, t.percent) for t in chosen.values()} == {("percentile", 99.5)}

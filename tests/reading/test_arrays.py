@@ -82,7 +82,7 @@ def test_damaged_archives_are_said_to_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["(" * 60, "((1)", "(1,]"])
 def test_a_header_that_is_no_python_is_damage(shape: str, tmp_path: Path) -> None:
-    archive(tmp_path / "x.npz", **{"a.npy": npy(shape, bytes(4))})
+    archive(tmp_path / "x.npz", a=npy(shape, bytes(4)))
     with pytest.raises(ArtifactError, match="damaged"):
         read_npz(tmp_path / "x.npz")
 

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from sample_reports import build, rows, timing
 
 from vitdeploy.errors import ArtifactError, GateError, UsageError
 from vitdeploy.measure.statistics import wilson_interval
+from vitdeploy.records import Report
 from vitdeploy.report import compare, comparison_table, write_report
 
 
-def _changed(name, **fields):
+def _changed(name: str, **fields: Any) -> Report:
     return build(tuple(row.model_copy(update=fields) if row.name == name else row for row in rows()))
 
 
 INT8 = "digits.int8.onnxruntime.onnx"
 
 
-def test_the_same_report_has_no_change_and_passes_every_gate(report):
+def test_the_same_report_has_no_change_and_passes_every_gate(report: Report) -> None:
     found = compare(report, report)
     assert len(found.rows) == 6
     assert (found.caveats, found.only_before, found.only_after) == ((), (), ())
@@ -26,7 +30,7 @@ def test_the_same_report_has_no_change_and_passes_every_gate(report):
     found.check(max_drop_pp=0, max_slowdown_percent=0)
 
 
-def test_reports_are_read_from_files_and_folders(report, tmp_path):
+def test_reports_are_read_from_files_and_folders(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path / "a")
     write_report(_changed(INT8, top1=440 / 450), tmp_path / "b")
     found = compare(tmp_path / "a", str(tmp_path / "b" / "report.json"))
@@ -36,7 +40,7 @@ def test_reports_are_read_from_files_and_folders(report, tmp_path):
         compare(tmp_path / "a", tmp_path / "absent")
 
 
-def test_a_drop_beyond_the_limit_is_refused_and_one_within_it_is_not(report):
+def test_a_drop_beyond_the_limit_is_refused_and_one_within_it_is_not(report: Report) -> None:
     worse = _changed(INT8, top1=440 / 450)
     found = compare(report, worse)
     (change,) = [row for row in found.rows if row.name == INT8]
@@ -48,7 +52,7 @@ def test_a_drop_beyond_the_limit_is_refused_and_one_within_it_is_not(report):
     compare(worse, report).check(max_drop_pp=0)  # a gain
 
 
-def test_a_slowdown_beyond_the_limit_is_refused_at_any_batch(report):
+def test_a_slowdown_beyond_the_limit_is_refused_at_any_batch(report: Report) -> None:
     slower = _changed(INT8, timings=(timing(0.289), timing(1.42 * 1.2, 8)))
     found = compare(report, slower)
     found.check(max_drop_pp=0, max_slowdown_percent=25)
@@ -63,12 +67,14 @@ def test_a_slowdown_beyond_the_limit_is_refused_at_any_batch(report):
         ({"top1": None}, "has no top-1 any more"),
     ],
 )
-def test_what_is_not_measured_any_more_does_not_pass_as_unchanged(report, fields, said):
+def test_what_is_not_measured_any_more_does_not_pass_as_unchanged(
+    report: Report, fields: dict[str, Any], said: str
+) -> None:
     with pytest.raises(GateError, match=said):
         compare(report, _changed(INT8, **fields)).check(max_drop_pp=1)
 
 
-def test_a_row_that_is_gone_does_not_pass_and_a_new_one_does(report):
+def test_a_row_that_is_gone_does_not_pass_and_a_new_one_does(report: Report) -> None:
     less = build(tuple(row for row in rows() if row.name != INT8))
     gone = compare(report, less)
     assert gone.only_before == (INT8,)
@@ -80,7 +86,7 @@ def test_a_row_that_is_gone_does_not_pass_and_a_new_one_does(report):
     added.check(max_drop_pp=0)
 
 
-def test_numbers_of_other_data_or_another_machine_are_not_compared(report):
+def test_numbers_of_other_data_or_another_machine_are_not_compared(report: Report) -> None:
     conditions = report.conditions.model_copy(update={"data_sha256": "0" * 64, "data": "other"})
     machine = report.environment.model_copy(update={"cpu": "Cortex-A78AE"})
     other = report.model_copy(update={"conditions": conditions, "environment": machine})
@@ -94,7 +100,7 @@ def test_numbers_of_other_data_or_another_machine_are_not_compared(report):
         found.check(max_slowdown_percent=1)
 
 
-def test_other_conditions_and_versions_are_said(report):
+def test_other_conditions_and_versions_are_said(report: Report) -> None:
     conditions = report.conditions.model_copy(update={"threads": 1, "tf32": True})
     other = report.model_copy(update={"conditions": conditions, "versions": {**report.versions, "torch": "2.16.0"}})
     assert compare(report, other).caveats == (
@@ -104,12 +110,12 @@ def test_other_conditions_and_versions_are_said(report):
     )
 
 
-def test_a_negative_limit_makes_no_sense(report):
+def test_a_negative_limit_makes_no_sense(report: Report) -> None:
     with pytest.raises(UsageError, match="max_drop_pp is -1"):
         compare(report, report).check(max_drop_pp=-1)
 
 
-def test_the_table_shows_before_and_after(report):
+def test_the_table_shows_before_and_after(report: Report) -> None:
     from rich.console import Console
 
     console = Console(width=100, color_system=None)
@@ -129,14 +135,16 @@ def test_the_table_shows_before_and_after(report):
         (6 / 7, 2 / 7, (7, 7), (-80.62, -5.82)),  # contrast (c): 0.5714 (0.0582, 0.8062)
     ],
 )
-def test_the_interval_of_a_change_is_that_of_newcombe(before, after, n, interval):
+def test_the_interval_of_a_change_is_that_of_newcombe(
+    before: int, after: int, n: tuple[int, int], interval: tuple[float, float]
+) -> None:
     first, second = (wilson_interval(round(top1 * size), size) for top1, size in zip((before, after), n, strict=True))
     old = _changed(INT8, top1=before, top1_ci95=first)
     (row,) = [row for row in compare(old, _changed(INT8, top1=after, top1_ci95=second)).rows if row.name == INT8]
     assert row.delta_ci95_pp == pytest.approx(interval, abs=0.005)
 
 
-def test_the_point_and_the_interval_of_a_change_are_judged_apart(report):
+def test_the_point_and_the_interval_of_a_change_are_judged_apart(report: Report) -> None:
     worse = compare(report, _changed(INT8, top1=443 / 450, top1_ci95=(0.9682, 0.9924)))
     worse.check(max_drop_pp=0.5)
     with pytest.raises(GateError, match=r"may have lost up to \d\.\d\d pp of top-1 \(95 % interval\), allowed 0\.5"):
@@ -144,14 +152,14 @@ def test_the_point_and_the_interval_of_a_change_are_judged_apart(report):
     worse.check(max_drop_pp=4, max_drop_by="interval")
 
 
-def test_the_same_artifact_with_the_same_top1_has_lost_nothing_whatever_the_number_of_images():
+def test_the_same_artifact_with_the_same_top1_has_lost_nothing_whatever_the_number_of_images() -> None:
     fields = {row.name: {"payload_sha256": row.name} for row in rows()}
     same = build(tuple(row.model_copy(update=fields[row.name]) for row in rows()))
     compare(same, same).check(max_drop_pp=0, max_drop_by="interval")
 
 
 @pytest.mark.parametrize(("limit", "by"), [(-0.1, "point"), (float("nan"), "point"), (1, "mean")])
-def test_a_limit_that_makes_no_sense_is_refused(report, limit, by):
+def test_a_limit_that_makes_no_sense_is_refused(report: Report, limit: float, by: Any) -> None:
     for judged in (report, compare(report, report)):
         with pytest.raises(UsageError, match=r"max_drop_(pp|by) is "):
             judged.check(max_drop_pp=limit, max_drop_by=by)

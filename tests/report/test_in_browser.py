@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Page, find_browser, open_page
@@ -38,7 +40,7 @@ def _bytes(text: str) -> float:
 
 
 @pytest.fixture(name="folder", scope="module")
-def _folder(tmp_path_factory) -> Path:
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sample_reports import build, rows
 
     folder = tmp_path_factory.mktemp("report")
@@ -47,18 +49,18 @@ def _folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(name="page", scope="module")
-def _page(folder):
+def _page(folder: Path) -> Iterator[Page]:
     assert BROWSER is not None
     with open_page(BROWSER, folder / "report.html") as page:
         yield page
 
 
 @pytest.fixture(name="raw")
-def _raw(folder):
+def _raw(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_the_table_on_the_page_is_the_one_in_the_json(page, raw):
+def test_the_table_on_the_page_is_the_one_in_the_json(page: Page, raw: Any) -> None:
     shown = _rows(page, "results")
     assert len(shown) == len(raw["rows"]) == 6
     for cells, row in zip(shown, raw["rows"], strict=True):
@@ -85,7 +87,7 @@ def test_the_table_on_the_page_is_the_one_in_the_json(page, raw):
             assert _bytes(size) == pytest.approx(row["size_bytes"], rel=0.03)
 
 
-def test_the_latency_table_on_the_page_is_the_one_in_the_json(page, raw):
+def test_the_latency_table_on_the_page_is_the_one_in_the_json(page: Page, raw: Any) -> None:
     expected = [(row["name"], timing) for row in raw["rows"] for timing in row["timings"]]
     shown = _rows(page, "latency")
     assert len(shown) == len(expected) == 6
@@ -100,14 +102,14 @@ def test_the_latency_table_on_the_page_is_the_one_in_the_json(page, raw):
         assert _numbers(cells[8]) == pytest.approx(ratio, abs=0.00501)
 
 
-def test_the_verdict_is_shown_word_for_word(page, raw):
+def test_the_verdict_is_shown_word_for_word(page: Page, raw: Any) -> None:
     shown = json.loads(
         page.evaluate('JSON.stringify([...document.querySelectorAll(".verdict li")].map(item => item.innerText))')
     )
     assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in shown] == raw["verdict"]
 
 
-def test_the_plots_are_there_and_have_words_for_who_cannot_see_them(page, raw):
+def test_the_plots_are_there_and_have_words_for_who_cannot_see_them(page: Page, raw: Any) -> None:
     charts = page.evaluate('document.querySelectorAll("figure svg[role=img] > desc").length')
     assert charts == 4  # accuracy over latency, latency at two batch sizes, sizes
     described = page.evaluate('document.querySelector("figure svg desc").textContent')
@@ -129,7 +131,7 @@ def test_the_plots_are_there_and_have_words_for_who_cannot_see_them(page, raw):
     assert outside == ""
 
 
-def test_labels_of_the_plot_do_not_cover_each_other(page):
+def test_labels_of_the_plot_do_not_cover_each_other(page: Page) -> None:
     covering = page.evaluate(
         """(() => {
              const labels = [...document.querySelectorAll("svg.wide .label")];
@@ -144,11 +146,11 @@ def test_labels_of_the_plot_do_not_cover_each_other(page):
     assert covering == 0
 
 
-def test_the_browser_finds_no_error(page):
+def test_the_browser_finds_no_error(page: Page) -> None:
     assert page.of("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
 
 
-def test_no_request_leaves_the_machine(page, folder):
+def test_no_request_leaves_the_machine(page: Page, folder: Path) -> None:
     asked = [event["request"]["url"] for event in page.of("Network.requestWillBeSent")]
     assert asked
     page_url = (folder / "report.html").resolve().as_uri()
@@ -156,13 +158,13 @@ def test_no_request_leaves_the_machine(page, folder):
     assert page.evaluate('performance.getEntriesByType("resource").length') == 0
 
 
-def test_nothing_in_the_report_becomes_markup(page):
+def test_nothing_in_the_report_becomes_markup(page: Page) -> None:
     assert page.evaluate("document.scripts.length") == 0
     assert "<script>alert(1)</script>" in page.evaluate("document.querySelector('#results').innerText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_readable_in_light_and_dark(page, scheme):
+def test_text_is_readable_in_light_and_dark(page: Page, scheme: str) -> None:
     """WCAG AA: a contrast of 4.5 between each text's colour and what is behind it."""
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     poor = page.evaluate(
@@ -194,7 +196,7 @@ def test_text_is_readable_in_light_and_dark(page, scheme):
     assert poor == ""
 
 
-def test_on_a_phone_what_is_wider_than_the_screen_says_so(page):
+def test_on_a_phone_what_is_wider_than_the_screen_says_so(page: Page) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=375, height=800, deviceScaleFactor=1, mobile=True)
     told = page.evaluate(
         "[...document.querySelectorAll('#results, #latency, svg.wide')].map(wide => {"
@@ -211,7 +213,7 @@ def test_on_a_phone_what_is_wider_than_the_screen_says_so(page):
     assert shown is False
 
 
-def test_the_page_prints_on_a4_without_losing_columns(page):
+def test_the_page_prints_on_a4_without_losing_columns(page: Page) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=688, height=1000, deviceScaleFactor=1, mobile=False)
     page.call("Emulation.setEmulatedMedia", media="print")
     cut = page.evaluate(
@@ -224,7 +226,7 @@ def test_the_page_prints_on_a4_without_losing_columns(page):
     assert printed.startswith(b"%PDF-")
 
 
-def test_report_read_back_gives_the_same_page(folder, tmp_path):
+def test_report_read_back_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
     report = Report.model_validate_json((folder / "report.json").read_text())
     again = write_report(report, tmp_path)
     assert again.read_text() == (folder / "report.html").read_text()

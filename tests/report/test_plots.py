@@ -12,7 +12,7 @@ from vitdeploy.report.plots import latency_bars, scatters, size_bars
 from vitdeploy.report.timeline import timelines
 
 
-def test_axes_map_ends_to_ends_and_ticks_are_round():
+def test_axes_map_ends_to_ends_and_ticks_are_round() -> None:
     axis = Axis(0, 10, 100, 300)
     assert (axis.at(0), axis.at(5), axis.at(10), axis.at(99)) == (100, 200, 300, 300)
     assert axis.ticks(5) == [0, 2, 4, 6, 8, 10]
@@ -21,13 +21,13 @@ def test_axes_map_ends_to_ends_and_ticks_are_round():
     assert logarithmic.ticks() == [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
-def test_latencies_far_apart_get_a_logarithmic_axis_and_close_ones_start_at_zero():
+def test_latencies_far_apart_get_a_logarithmic_axis_and_close_ones_start_at_zero() -> None:
     assert latency_axis([1.0, 7.9], 0, 100).low == 0
     assert latency_axis([1.0, 8.0], 0, 100).logarithmic
 
 
 @given(st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=6))
-def test_every_latency_lies_within_its_axis(values):
+def test_every_latency_lies_within_its_axis(values: list[float]) -> None:
     axis = latency_axis(values, 60, 700)
     assert all(60 <= axis.at(value) <= 700 for value in values)
     assert all(axis.low < value < axis.high for value in values)
@@ -35,14 +35,14 @@ def test_every_latency_lies_within_its_axis(values):
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
-def test_every_percentage_lies_within_its_axis_which_stays_within_0_and_100(values):
+def test_every_percentage_lies_within_its_axis_which_stays_within_0_and_100(values: list[float]) -> None:
     axis = percent_axis(values, 400, 10)
     assert 0 <= axis.low < axis.high <= 100
     assert all(axis.low <= value <= axis.high for value in values)
     assert len(linear_ticks(axis.low, axis.high, 6)) >= 2
 
 
-def test_points_carry_their_intervals_and_fast_is_left_and_right_is_up():
+def test_points_carry_their_intervals_and_fast_is_left_and_right_is_up() -> None:
     (plot,) = scatters(build(rows()))
     torch, onnx, int8 = plot.points
     assert int8.x < onnx.x < torch.x
@@ -55,14 +55,14 @@ def test_points_carry_their_intervals_and_fast_is_left_and_right_is_up():
     assert [point.shape for point in plot.points] == ["circle", "square", "square"]
 
 
-def test_without_labels_agreement_is_plotted():
+def test_without_labels_agreement_is_plotted() -> None:
     blind = tuple(row.model_copy(update={"top1": None, "top1_ci95": None}) for row in rows())
     (plot,) = scatters(build(blind))
     assert plot.y_name == "agreement, %"
     assert len(plot.points) == 3
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bars_are_as_long_as_their_values() -> None:
     charts = latency_bars(build(rows()))
     assert [chart.caption for chart in charts] == [
         "Latency on the CPU, batch 1: bar p50, line to p99",
@@ -78,7 +78,7 @@ def test_bars_are_as_long_as_their_values():
     assert sizes.bars[0].width / sizes.bars[2].width == pytest.approx(627_144 / 211_904, rel=0.01)
 
 
-def test_many_points_in_one_place_get_labels_that_do_not_cover_each_other():
+def test_many_points_in_one_place_get_labels_that_do_not_cover_each_other() -> None:
     base = rows()[1]
     crowd = tuple(
         base.model_copy(update={"name": f"candidate-{index}.onnx", "timings": (timing(0.30 + 0.002 * index),)})
@@ -97,7 +97,7 @@ def test_many_points_in_one_place_get_labels_that_do_not_cover_each_other():
             assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
 
 
-def test_long_names_are_cut_in_their_middle():
+def test_long_names_are_cut_in_their_middle() -> None:
     long = rows()[0].model_copy(update={"name": "a-very-long-name-of-a-checkpoint-in-a-folder.int8.engine"})
     (bar,) = latency_bars(build((long,)))[0].bars
     assert bar.label.startswith("a-very")
@@ -106,7 +106,7 @@ def test_long_names_are_cut_in_their_middle():
     assert long.name in bar.title
 
 
-def test_a_file_that_two_runtimes_opened_has_one_bar():
+def test_a_file_that_two_runtimes_opened_has_one_bar() -> None:
     base = rows()[1].model_copy(update={"payload_sha256": "ab"})
     twice = tuple(
         base.model_copy(update={"name": f"digits.onnx ({place})"}) for place in ("ONNX Runtime, CPU", "OpenVINO, CPU")
@@ -116,7 +116,7 @@ def test_a_file_that_two_runtimes_opened_has_one_bar():
     assert [bar.label for bar in chart.bars] == ["digits.safetensors", "digits.onnx"]
 
 
-def test_a_long_tail_does_not_squeeze_the_bars():
+def test_a_long_tail_does_not_squeeze_the_bars() -> None:
     calm, busy = rows()[0], rows()[1]
     tail = timing(0.5).model_copy(update={"p90_ms": 40.0, "p99_ms": 150.0})
     report = build((calm, busy.model_copy(update={"timings": (tail,)})))

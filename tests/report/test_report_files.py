@@ -33,32 +33,35 @@ class Balance(HTMLParser):
 
     VOID = frozenset({"meta", "link", "br", "line", "rect", "path", "circle"})
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.open, self.wrong, self.attributes, self.ids = [], [], [], []
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.ids: list[str | None] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += attrs
         self.ids += [value for name, value in attrs if name == "id"]
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += attrs
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
             self.wrong.append(tag)
 
 
-def test_the_three_files_are_written_and_the_json_reads_back(report, tmp_path):
+def test_the_three_files_are_written_and_the_json_reads_back(report: Report, tmp_path: Path) -> None:
     page = write_report(report, tmp_path / "new" / "folder")
     assert page == tmp_path / "new" / "folder" / "report.html"
     assert sorted(file.name for file in page.parent.iterdir()) == ["report.html", "report.json", "report.md"]
     assert read_report(page.parent) == read_report(page.parent / "report.json") == report
 
 
-def test_what_was_not_measured_is_null_in_the_json_and_a_dash_for_people(report, tmp_path):
+def test_what_was_not_measured_is_null_in_the_json_and_a_dash_for_people(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     raw = json.loads((tmp_path / "report.json").read_text())
     engine = next(row for row in raw["rows"] if row["name"] == "digits.fp16.engine")
@@ -78,7 +81,7 @@ def test_what_was_not_measured_is_null_in_the_json_and_a_dash_for_people(report,
     assert line.count("–") == 4
 
 
-def test_the_table_fits_a_hundred_columns_and_holds_every_row(report):
+def test_the_table_fits_a_hundred_columns_and_holds_every_row(report: Report) -> None:
     text = _printed(report)
     for row in report.rows:
         assert row.name in text
@@ -90,7 +93,7 @@ def test_the_table_fits_a_hundred_columns_and_holds_every_row(report):
     assert "6.68× [6.39, 6.91]" in wide
 
 
-def test_below_each_other_a_batch_stands_on_the_line_of_its_time(report):
+def test_below_each_other_a_batch_stands_on_the_line_of_its_time(report: Report) -> None:
     """Two forms of one table: where intervals go below their numbers, rows without an interval take fewer lines."""
     lines = _printed(report, 100).splitlines()
     assert any("speed-up" in line for line in lines[:6])  # the second form
@@ -107,7 +110,7 @@ def _words(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("width", [50, 60, 72, 80, 100, 140])
-def test_at_any_width_no_name_number_or_word_is_cut(report, width):
+def test_at_any_width_no_name_number_or_word_is_cut(report: Report, width: int) -> None:
     text = _printed(report, width)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "…" not in text
@@ -120,18 +123,18 @@ def test_at_any_width_no_name_number_or_word_is_cut(report, width):
     assert "there is no NVIDIA GPU here" in text
 
 
-def test_the_table_of_one_batch_has_no_batch_column(report):
+def test_the_table_of_one_batch_has_no_batch_column(report: Report) -> None:
     one = report.model_copy(update={"conditions": report.conditions.model_copy(update={"batches": (1,)})})
     assert "Batch" not in _printed(one)
     assert "Batch" in _printed(report)
 
 
-def test_the_table_prints_names_as_they_are(report):
+def test_the_table_prints_names_as_they_are(report: Report) -> None:
     strange = report.rows[0].model_copy(update={"name": "[red]x[/red] [1.0]"})
     assert "[red]x[/red] [1.0]" in _printed(report.model_copy(update={"rows": (strange,)}))
 
 
-def test_the_page_is_well_formed_and_every_reference_in_it_exists(report):
+def test_the_page_is_well_formed_and_every_reference_in_it_exists(report: Report) -> None:
     parser = Balance()
     parser.feed(render_html(report))
     assert parser.open == []
@@ -141,7 +144,7 @@ def test_the_page_is_well_formed_and_every_reference_in_it_exists(report):
     assert referred <= set(parser.ids)
 
 
-def test_the_page_asks_for_nothing_outside_itself(report):
+def test_the_page_asks_for_nothing_outside_itself(report: Report) -> None:
     page = render_html(report)
     parser = Balance()
     parser.feed(page)
@@ -153,7 +156,7 @@ def test_the_page_asks_for_nothing_outside_itself(report):
     assert "https://" not in page
 
 
-def test_names_and_reasons_are_escaped_on_the_page_and_in_markdown(report):
+def test_names_and_reasons_are_escaped_on_the_page_and_in_markdown(report: Report) -> None:
     page, text = render_html(report), render_markdown(report)
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -161,7 +164,7 @@ def test_names_and_reasons_are_escaped_on_the_page_and_in_markdown(report):
     assert r"\<script\>alert(1)\</script\>\|\_.onnx" in text
 
 
-def test_every_table_in_markdown_has_the_same_number_of_cells_in_each_line(report):
+def test_every_table_in_markdown_has_the_same_number_of_cells_in_each_line(report: Report) -> None:
     blocks = [block for block in render_markdown(report).split("\n\n") if block.startswith("| ")]
     assert len(blocks) == 3
     for block in blocks:
@@ -169,7 +172,7 @@ def test_every_table_in_markdown_has_the_same_number_of_cells_in_each_line(repor
         assert len(counts) == 1
 
 
-def test_markdown_has_verdict_conditions_and_machine(report):
+def test_markdown_has_verdict_conditions_and_machine(report: Report) -> None:
     text = render_markdown(report)
     for expected in (
         *report.verdict[:2],
@@ -181,7 +184,7 @@ def test_markdown_has_verdict_conditions_and_machine(report):
         assert expected in text
 
 
-def test_a_report_in_which_nothing_was_measured_can_be_shown(report, tmp_path):
+def test_a_report_in_which_nothing_was_measured_can_be_shown(report: Report, tmp_path: Path) -> None:
     engines = tuple(row for row in rows() if row.status == "built")
     empty = build(engines)
     write_report(empty, tmp_path)
@@ -193,7 +196,7 @@ def test_a_report_in_which_nothing_was_measured_can_be_shown(report, tmp_path):
     assert "<figure" not in render_html(without)
 
 
-def test_gpu_rows_have_their_own_plots_and_both_scopes(report):
+def test_gpu_rows_have_their_own_plots_and_both_scopes(report: Report) -> None:
     engine = report.rows[3].model_copy(
         update={
             "status": "ok",
@@ -212,11 +215,13 @@ def test_gpu_rows_have_their_own_plots_and_both_scopes(report):
     assert "48 fp16, 3 fp32" in page
 
 
-def test_a_write_that_fails_leaves_the_old_report(report, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_report(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_report(report, tmp_path)
     before = (tmp_path / "report.json").read_bytes()
 
-    def full(*_):
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -232,7 +237,7 @@ def sealed(raw: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("change", ["number", "text", "row", "verdict", "byte"])
-def test_a_report_that_was_edited_or_damaged_is_refused(report, tmp_path, change):
+def test_a_report_that_was_edited_or_damaged_is_refused(report: Report, tmp_path: Path, change: str) -> None:
     write_report(report, tmp_path)
     file: Path = tmp_path / "report.json"
     raw = json.loads(file.read_text())
@@ -251,7 +256,9 @@ def test_a_report_that_was_edited_or_damaged_is_refused(report, tmp_path, change
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_terminal_would_act_on_is_escaped_in_every_form(report, tmp_path, capsys):
+def test_what_a_terminal_would_act_on_is_escaped_in_every_form(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rich.console import Console
 
     evil = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egpj.exe\nsecond line"
@@ -284,7 +291,7 @@ def test_what_a_terminal_would_act_on_is_escaped_in_every_form(report, tmp_path,
         (sealed({"schema": 1, "created": "x"}), "not a valid report: producer"),
     ],
 )
-def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, text, said):
+def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(ArtifactError, match=said) as caught:
@@ -292,7 +299,7 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_keys_of_a_newer_minor_version_are_ignored(report, tmp_path):
+def test_keys_of_a_newer_minor_version_are_ignored(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     file: Path = tmp_path / "report.json"
     raw = json.loads(file.read_text())
@@ -304,7 +311,7 @@ def test_keys_of_a_newer_minor_version_are_ignored(report, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data"), [("vit", "digits"), ("deit_small_patch16_224", "folder photos"), ("swin_t", "cifar10 (test)")]
 )
-def test_the_title_names_the_model_and_the_data(report, model, data):
+def test_the_title_names_the_model_and_the_data(report: Report, model: str, data: str) -> None:
     conditions = report.conditions.model_copy(update={"data": data})
     changed = report.model_copy(update={"model": model, "conditions": conditions})
     page = render_html(changed)

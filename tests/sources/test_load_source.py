@@ -1,11 +1,17 @@
 """From a text to a model: what is taken, and what is refused in one line."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import TINY, write_tiny_checkpoint
 
-from vitdeploy.artifacts import read_checkpoint
+from vitdeploy.artifacts import Checkpoint, read_checkpoint
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.preprocess import preprocess_from
 from vitdeploy.sources import hubs
@@ -14,7 +20,7 @@ from vitdeploy.sources.load import load_source
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
-def test_a_checkpoint_of_ours_says_itself_what_it_is(tiny_checkpoint):
+def test_a_checkpoint_of_ours_says_itself_what_it_is(tiny_checkpoint: Checkpoint) -> None:
     loaded = load_source(str(tiny_checkpoint.path))
     assert loaded.spec == tiny_checkpoint.manifest.model
     assert loaded.preprocess == tiny_checkpoint.manifest.preprocess
@@ -25,26 +31,26 @@ def test_a_checkpoint_of_ours_says_itself_what_it_is(tiny_checkpoint):
         np.testing.assert_array_equal(tensor.numpy(), stored[name])
 
 
-def test_our_checkpoint_as_weights_must_be_of_the_model_that_is_named(tiny_checkpoint):
+def test_our_checkpoint_as_weights_must_be_of_the_model_that_is_named(tiny_checkpoint: Checkpoint) -> None:
     assert load_source("vit", weights=tiny_checkpoint.path).digest == tiny_checkpoint.digest
     with pytest.raises(CheckpointError, match="is of model 'tiny', not 'swin': leave the name out"):
         load_source("swin", weights=tiny_checkpoint.path)
 
 
-def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_generator_alone():
+def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_generator_alone() -> None:
     state = torch.random.get_rng_state()
     digests = [load_source("vit", random_weights=True, arguments=TINY, seed=seed).digest for seed in (3, 3, 4)]
     assert digests[0] == digests[1] != digests[2]
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_random_weights_say_so():
+def test_random_weights_say_so() -> None:
     loaded = load_source("vit", random_weights=True, arguments=TINY)
     assert loaded.notes == ("the weights are random: graph, size and speed are those of the model, accuracy is none",)
     assert loaded.origin == "vit, random weights"
 
 
-def test_a_catalogue_name_brings_its_preprocessing_and_imagenets_classes():
+def test_a_catalogue_name_brings_its_preprocessing_and_imagenets_classes() -> None:
     loaded = load_source("vit_tiny_patch16_224", random_weights=True)
     assert loaded.preprocess.size == (224, 224)
     assert loaded.preprocess.mean == (0.5, 0.5, 0.5)
@@ -52,7 +58,7 @@ def test_a_catalogue_name_brings_its_preprocessing_and_imagenets_classes():
     assert loaded.spec.arguments["width"] == 192
 
 
-def test_another_size_or_number_of_classes_changes_preprocessing_and_classes():
+def test_another_size_or_number_of_classes_changes_preprocessing_and_classes() -> None:
     arguments = {"image_size": 64, "num_classes": 7}
     loaded = load_source("vit_tiny_patch16_224", random_weights=True, arguments=arguments)
     assert loaded.preprocess.size == (64, 64)
@@ -88,13 +94,15 @@ def test_another_size_or_number_of_classes_changes_preprocessing_and_classes():
         ("torchvision:vit_b_17", {}, ModelError, "no classification model 'vit_b_17': did you mean vit_b_16"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_in_one_line(source, options, error, message):
+def test_what_cannot_be_loaded_is_refused_in_one_line(
+    source: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         load_source(source, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_another_head_of_a_checkpoint_of_ours_is_drawn_on_request_only(tiny_checkpoint):
+def test_another_head_of_a_checkpoint_of_ours_is_drawn_on_request_only(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="has 10 classes, 3 were asked for: --reset-head draws a new head"):
         load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3})
     with pytest.raises(UsageError, match=r"--reset-head of .* needs the number of classes"):
@@ -104,7 +112,7 @@ def test_another_head_of_a_checkpoint_of_ours_is_drawn_on_request_only(tiny_chec
     assert loaded.notes == ("the head is new, for 3 classes: head.weight, head.bias",)
 
 
-def test_a_checkpoint_without_a_tensor_is_refused(tmp_path, tiny_checkpoint):
+def test_a_checkpoint_without_a_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     from vitdeploy.artifacts import write_checkpoint
 
     tensors = tiny_checkpoint.tensors()
@@ -114,7 +122,7 @@ def test_a_checkpoint_without_a_tensor_is_refused(tmp_path, tiny_checkpoint):
         load_source(str(path))
 
 
-def test_any_timm_model_comes_with_its_own_preprocessing():
+def test_any_timm_model_comes_with_its_own_preprocessing() -> None:
     loaded = load_source(
         "timm:deit3_small_patch16_224", random_weights=True, arguments={"depth": 1, "embed_dim": 48, "num_heads": 3}
     )
@@ -123,7 +131,7 @@ def test_any_timm_model_comes_with_its_own_preprocessing():
     assert len(loaded.spec.classes) == 1000
 
 
-def test_timm_weights_are_taken_from_a_file_with_their_own_number_of_classes(tmp_path):
+def test_timm_weights_are_taken_from_a_file_with_their_own_number_of_classes(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file
 
@@ -141,7 +149,7 @@ def test_timm_weights_are_taken_from_a_file_with_their_own_number_of_classes(tmp
 
 
 @pytest.fixture
-def no_network(monkeypatch, tmp_path):
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """Nothing answers, and nothing is cached."""
     from huggingface_hub import constants
 
@@ -156,7 +164,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
-    def refuse(*_, **__):
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
@@ -181,25 +189,27 @@ def no_network(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_a_hub_that_cannot_be_reached_names_the_local_way(no_network, source, message):
+def test_a_hub_that_cannot_be_reached_names_the_local_way(no_network: list[str], source: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load_source(source)
     assert "\n" not in str(caught.value)
     assert len(no_network) == (0 if source.startswith("torchvision") else 1), "the hub is asked once, not for a minute"
 
 
-def test_nothing_is_asked_of_the_network_where_no_hub_is_named(no_network, tiny_checkpoint):
+def test_nothing_is_asked_of_the_network_where_no_hub_is_named(
+    no_network: list[str], tiny_checkpoint: Checkpoint
+) -> None:
     load_source(str(tiny_checkpoint.path))
     load_source("timm:vit_tiny_patch16_224", random_weights=True, arguments=SMALL)
     assert no_network == []
 
 
-def test_a_model_that_timm_has_no_weights_for_is_refused_without_a_connection():
+def test_a_model_that_timm_has_no_weights_for_is_refused_without_a_connection() -> None:
     with pytest.raises(CheckpointError, match="timm publishes no weights for 'vit_base_patch16_18x2_224'"):
         load_source("timm:vit_base_patch16_18x2_224")
 
 
-def test_torchvision_weights_are_taken_from_a_file(tmp_path):
+def test_torchvision_weights_are_taken_from_a_file(tmp_path: Path) -> None:
     from torchvision.models import get_model
 
     torch.manual_seed(1)
@@ -213,7 +223,7 @@ def test_torchvision_weights_are_taken_from_a_file(tmp_path):
         assert torch.equal(loaded.module(x), module.eval()(x))
 
 
-def test_weights_of_another_dialect_find_the_catalogues_model(tmp_path):
+def test_weights_of_another_dialect_find_the_catalogues_model(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file
 
@@ -228,7 +238,7 @@ def test_weights_of_another_dialect_find_the_catalogues_model(tmp_path):
     assert loaded.notes
 
 
-def test_a_checkpoint_is_verified_when_it_is_loaded(tmp_path):
+def test_a_checkpoint_is_verified_when_it_is_loaded(tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "x.safetensors")
     data = bytearray(checkpoint.path.read_bytes())
     data[-3] ^= 4

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from vitdeploy.artifacts import read_checkpoint, write_checkpoint
+from vitdeploy.artifacts import Checkpoint, read_checkpoint, write_checkpoint
 from vitdeploy.errors import CheckpointError, ModelError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.records import Manifest, ModelSpec, Preprocess
-from vitdeploy.sources.load import load_source
+from vitdeploy.sources.load import LoadedModel, load_source
 from vitdeploy.training.small import small_member
 
 NAMES = ("ant", "bee", "cat", "dog")
 
 
-def written(path, family, size, name="", **arguments):
+def written(path: Path, family: str, size: tuple[int, int], name: str = "", **arguments: Any) -> Checkpoint:
     """Write a checkpoint with random weights of a small member of a family."""
     external = family in ("timm", "torchvision")
     shape = {} if external else {**small_member(family, size), "image_size": list(size)}
@@ -35,11 +38,13 @@ def written(path, family, size, name="", **arguments):
     return write_checkpoint(path / "own.safetensors", tensors, manifest)
 
 
-def refitted(checkpoint, classes=4, **arguments):
+def refitted(checkpoint: Checkpoint | Path | str, classes: int = 4, **arguments: Any) -> LoadedModel:
     return load_source(checkpoint, arguments={**arguments, "num_classes": classes}, reset_head=True, seed=7)
 
 
-def grid_resized(table, tokens, before, after, **how):
+def grid_resized(
+    table: torch.Tensor, tokens: int, before: tuple[int, int], after: tuple[int, int], **how: Any
+) -> torch.Tensor:
     """Return positions resized by torch alone."""
     cells = table[:, tokens:].reshape(1, *before, -1).permute(0, 3, 1, 2)
     cells = F.interpolate(cells, size=after, **how).permute(0, 2, 3, 1).reshape(1, -1, table.shape[2])
@@ -73,7 +78,9 @@ CUBIC, LINEAR = {"mode": "bicubic"}, {"mode": "bilinear"}
         ("swin_v2", (32, 32), (48, 48), {}),
     ],
 )
-def test_every_family_goes_to_another_size_and_other_classes_in_one_step(tmp_path, family, before, after, tables):
+def test_every_family_goes_to_another_size_and_other_classes_in_one_step(
+    tmp_path: Path, family: str, before: tuple[int, int], after: tuple[int, int], tables: dict[str, Any]
+) -> None:
     checkpoint = written(tmp_path, family, before)
     loaded = refitted(checkpoint, classes=3, image_size=list(after))
     old = {name: torch.from_numpy(value) for name, value in checkpoint.tensors().items()}
@@ -91,22 +98,22 @@ def test_every_family_goes_to_another_size_and_other_classes_in_one_step(tmp_pat
         assert loaded.module(torch.zeros(1, 3, *after)).shape == (1, 3)
 
 
-def test_a_new_head_follows_the_seed_alone(tmp_path):
+def test_a_new_head_follows_the_seed_alone(tmp_path: Path) -> None:
     checkpoint = written(tmp_path, "vit", (16, 16))
     state = torch.random.get_rng_state()
-    heads = [refitted(checkpoint, classes=3).module.head.weight for _ in range(2)]
+    heads = [refitted(checkpoint, classes=3).module.get_parameter("head.weight") for _ in range(2)]
     assert torch.equal(heads[0], heads[1])
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_one_token_per_class_is_drawn_anew_with_the_head(tmp_path):
+def test_one_token_per_class_is_drawn_anew_with_the_head(tmp_path: Path) -> None:
     checkpoint = written(tmp_path, "patchconvnet", (16, 16), multi_token=True)
     loaded = refitted(checkpoint, classes=6)
     assert loaded.module.cls_token.shape[1] == 6
     assert loaded.notes == ("the head is new, for 6 classes: cls_token, head.weight, head.bias",)
 
 
-def test_tables_of_swin_follow_the_window(tmp_path):
+def test_tables_of_swin_follow_the_window(tmp_path: Path) -> None:
     """By cubic interpolation with repeated edges, the rule of the original repository."""
     checkpoint = written(tmp_path, "swin", (32, 32))
     assert checkpoint.manifest.model.arguments["window"] == 4
@@ -121,7 +128,7 @@ def test_tables_of_swin_follow_the_window(tmp_path):
     assert f"resized {name} to a window of 6" in loaded.notes
 
 
-def test_swin_v2_keeps_the_biases_of_the_window_that_it_was_trained_with(tmp_path):
+def test_swin_v2_keeps_the_biases_of_the_window_that_it_was_trained_with(tmp_path: Path) -> None:
     """Biases are a function of the offset in windows of training, so equal offsets have equal biases."""
     checkpoint = written(tmp_path, "swin_v2", (32, 32))
     loaded = refitted(checkpoint, image_size=64, window=8)
@@ -144,7 +151,9 @@ def test_swin_v2_keeps_the_biases_of_the_window_that_it_was_trained_with(tmp_pat
         ({"dept": 2}, ModelError, "family 'vit' has no argument 'dept'"),
     ],
 )
-def test_what_changes_other_weights_is_refused(tmp_path, arguments, error, message):
+def test_what_changes_other_weights_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         refitted(written(tmp_path, "vit", (32, 32)), **arguments)
 
@@ -152,7 +161,9 @@ def test_what_changes_other_weights_is_refused(tmp_path, arguments, error, messa
 @pytest.mark.parametrize(
     ("name", "size"), [("test_vit", (64, 96)), ("test_efficientnet", (64, 64)), ("test_resnet", (96, 96))]
 )
-def test_a_checkpoint_of_a_timm_model_opens_and_goes_to_another_size(tmp_path, name, size):
+def test_a_checkpoint_of_a_timm_model_opens_and_goes_to_another_size(
+    tmp_path: Path, name: str, size: tuple[int, int]
+) -> None:
     from timm.layers import resample_abs_pos_embed
 
     checkpoint = written(tmp_path, "timm", (160, 160), name=name)
@@ -174,13 +185,13 @@ def test_a_checkpoint_of_a_timm_model_opens_and_goes_to_another_size(tmp_path, n
         assert loaded.module(torch.zeros(1, 3, *size)).shape == (1, 3)
 
 
-def test_a_checkpoint_of_a_torchvision_model_gets_another_head(tmp_path):
+def test_a_checkpoint_of_a_torchvision_model_gets_another_head(tmp_path: Path) -> None:
     checkpoint = written(tmp_path, "torchvision", (64, 64), name="squeezenet1_1")
     loaded = refitted(checkpoint, classes=3)
     assert loaded.notes == ("the head is new, for 3 classes: classifier.1.weight, classifier.1.bias",)
 
 
-def test_timm_weights_of_the_usual_size_are_taken_at_another(tmp_path):
+def test_timm_weights_of_the_usual_size_are_taken_at_another(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file
     from timm.layers import resample_abs_pos_embed
@@ -196,7 +207,7 @@ def test_timm_weights_of_the_usual_size_are_taken_at_another(tmp_path):
         load_source("timm:test_vit", weights=tmp_path / "w.safetensors", arguments={"image_size": 224, "embed_dim": 96})
 
 
-def test_torchvision_weights_are_taken_with_their_own_number_of_classes(tmp_path):
+def test_torchvision_weights_are_taken_with_their_own_number_of_classes(tmp_path: Path) -> None:
     from torchvision.models import get_model
 
     torch.save(get_model("squeezenet1_1", weights=None, num_classes=5).state_dict(), tmp_path / "w.pth")

@@ -96,7 +96,9 @@ def _logits(images: np.ndarray, weight: np.ndarray = WEIGHT) -> np.ndarray:
 class ScriptedSession(CheckedSession):
     """Computes the linear classifier in NumPy, and takes as long as its script says."""
 
-    def __init__(self, backend: str, provider: str, weight: np.ndarray, call_ms: float, batch: int | None = None):
+    def __init__(
+        self, backend: str, provider: str, weight: np.ndarray, call_ms: float, batch: int | None = None
+    ) -> None:
         images = TensorSpec("input", np.dtype(np.float32), (batch, 1, 8, 8))
         super().__init__(backend, provider, [images], [TensorSpec("logits", np.dtype(np.float32), (batch, 10))])
         self.weight, self.call_ms = weight, call_ms
@@ -104,12 +106,12 @@ class ScriptedSession(CheckedSession):
     def _run(self, arrays):
         return {"logits": _logits(arrays["input"], self.weight)}
 
-    def time(self, feed, *, warmup, iterations, scope="end_to_end"):
+    def time(self, feed, *, warmup, iterations, scope: str = "end_to_end"):
         batch = len(self._checked(feed)["input"])
         copies = 0.0 if scope == "device" else 0.05
         return np.full(iterations, self.call_ms * (0.9 + 0.1 * batch) + copies)
 
-    def _release(self):
+    def _release(self) -> None:
         pass
 
 
@@ -133,7 +135,7 @@ class ScriptedBackend:
     def can_run(self):
         return self.cannot
 
-    def open(self, artifact, options):
+    def open(self, artifact, options) -> ScriptedSession:
         if self.fails is not None:
             raise RuntimeError(self.fails)
         self.opened.append((artifact.path.name, options.device))
@@ -143,7 +145,7 @@ class ScriptedBackend:
 
 
 @pytest.fixture(name="script")
-def _script(monkeypatch):
+def _script(monkeypatch: pytest.MonkeyPatch):
     """Return a function that puts scripted backends in the place of real ones."""
     real = backends.get_backend
 
@@ -155,14 +157,14 @@ def _script(monkeypatch):
 
 
 @pytest.fixture(name="gpu")
-def _gpu(monkeypatch):
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this machine one with a GPU, for whoever asks ``environment``."""
     machine = environment.current().model_copy(update={"gpu": "Scripted GPU", "compute_capability": "8.9"})
     monkeypatch.setattr(environment, "current", lambda: machine)
 
 
 @pytest.fixture(name="checkpoint")
-def _checkpoint(tmp_path):
+def _checkpoint(tmp_path: Path):
     return write_checkpoint(tmp_path / "linear.safetensors", {"weight": WEIGHT}, _manifest(kind="checkpoint"))
 
 
@@ -177,7 +179,9 @@ def _row(report: Report, name: str):
     return row
 
 
-def test_graphs_are_measured_with_onnx_runtime_against_the_fp32_graph_where_there_is_no_checkpoint(tmp_path):
+def test_graphs_are_measured_with_onnx_runtime_against_the_fp32_graph_where_there_is_no_checkpoint(
+    tmp_path: Path,
+) -> None:
     fp32 = _onnx(tmp_path / "m.onnx")
     int8 = _onnx(tmp_path / "m.int8.onnx", _in_steps(WEIGHT, 127), precision="int8", target="onnxruntime")
     report = bench([fp32.path, int8.path], "digits", options=BenchOptions(rounds=4, fill_s=0.01, batches=(1, 4)))
@@ -228,7 +232,7 @@ def test_graphs_are_measured_with_onnx_runtime_against_the_fp32_graph_where_ther
     assert report.verdict
 
 
-def test_report_json_is_complete_and_reads_back(tmp_path):
+def test_report_json_is_complete_and_reads_back(tmp_path: Path) -> None:
     report = bench([_onnx(tmp_path / "m.onnx").path], "digits:validation", options=QUICK)
     raw = json.loads(report.model_dump_json())
     assert raw["schema"] == 1
@@ -240,7 +244,7 @@ def test_report_json_is_complete_and_reads_back(tmp_path):
     assert Report.model_validate(raw) == report
 
 
-def test_a_checkpoint_among_the_artifacts_is_the_baseline(tmp_path, checkpoint, script):
+def test_a_checkpoint_among_the_artifacts_is_the_baseline(tmp_path: Path, checkpoint, script) -> None:
     script(ScriptedBackend("pytorch", call_ms={"cpu": 100.0}))
     report = bench([_onnx(tmp_path / "m.onnx").path, checkpoint.path], "digits", options=QUICK)
     assert [row.name for row in report.rows] == ["linear.safetensors", "m.onnx"]
@@ -253,7 +257,9 @@ def test_a_checkpoint_among_the_artifacts_is_the_baseline(tmp_path, checkpoint, 
     assert report.baseline.latency_rows == {"m.onnx": "linear.safetensors"}
 
 
-def test_the_checkpoint_that_an_artifact_was_made_from_is_found_beside_it_over_all_links(tmp_path, checkpoint, script):
+def test_the_checkpoint_that_an_artifact_was_made_from_is_found_beside_it_over_all_links(
+    tmp_path: Path, checkpoint, script
+) -> None:
     script(ScriptedBackend("pytorch"))
     fp32 = _onnx(tmp_path / "m.onnx", parents={"checkpoint": checkpoint.digest})
     int8 = _onnx(tmp_path / "m.int8.onnx", _in_steps(WEIGHT, 127), precision="int8", parents={"onnx": fp32.digest})
@@ -261,7 +267,7 @@ def test_the_checkpoint_that_an_artifact_was_made_from_is_found_beside_it_over_a
     assert [row.name for row in report.rows] == ["linear.safetensors", "m.int8.onnx"]
 
 
-def test_a_checkpoint_of_another_digest_or_a_damaged_one_is_not_taken(tmp_path, checkpoint, script):
+def test_a_checkpoint_of_another_digest_or_a_damaged_one_is_not_taken(tmp_path: Path, checkpoint, script) -> None:
     script(ScriptedBackend("pytorch"))
     model = _onnx(tmp_path / "m.onnx", parents={"checkpoint": checkpoint.digest})
     data = bytearray(checkpoint.path.read_bytes())
@@ -273,7 +279,7 @@ def test_a_checkpoint_of_another_digest_or_a_damaged_one_is_not_taken(tmp_path, 
     assert "not PyTorch" in report.baseline.accuracy_against
 
 
-def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path, checkpoint, script):
+def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path: Path, checkpoint, script) -> None:
     script(ScriptedBackend("pytorch"))
     shutil.copy(checkpoint.path, tmp_path / "copy.safetensors")
     other = write_checkpoint(tmp_path / "o.safetensors", {"weight": WEIGHT * 2}, _manifest(kind="checkpoint"))
@@ -285,7 +291,7 @@ def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path, checkpoint, sc
     assert graph.baseline.accuracy_against == "m.onnx under ONNX Runtime, as named"
 
 
-def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path, checkpoint, script):
+def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path: Path, checkpoint, script) -> None:
     absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
     script(absent)
     model = _onnx(tmp_path / "m.onnx")
@@ -298,7 +304,9 @@ def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path
     assert report.baseline.row == "m.onnx"
 
 
-def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against_the_fp32_graph(tmp_path, script):
+def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against_the_fp32_graph(
+    tmp_path: Path, script
+) -> None:
     absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
     script(absent)
     fp32 = _onnx(tmp_path / "m.onnx")
@@ -324,7 +332,7 @@ def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against
     assert other.baseline.row == "m.onnx"
 
 
-def test_engines_that_cannot_run_here_are_rows_that_say_so(tmp_path, script):
+def test_engines_that_cannot_run_here_are_rows_that_say_so(tmp_path: Path, script) -> None:
     script(ScriptedBackend("tensorrt-rtx", cannot="there is no NVIDIA GPU here"))
     _engine(tmp_path / "m.fp16.engine")
     _engine(tmp_path / "m.int8.engine", "int8")
@@ -344,7 +352,7 @@ def test_engines_that_cannot_run_here_are_rows_that_say_so(tmp_path, script):
 
 
 @pytest.mark.usefixtures("gpu")
-def test_cpu_and_gpu_rows_never_share_a_speedup(tmp_path, checkpoint, script):
+def test_cpu_and_gpu_rows_never_share_a_speedup(tmp_path: Path, checkpoint, script) -> None:
     torch = ScriptedBackend("pytorch", call_ms={"cpu": 90.0, "cuda": 8.0})
     script(torch, ScriptedBackend("tensorrt-rtx", call_ms={"fp16": 2.0}))
     _engine(tmp_path / "m.fp16.engine")
@@ -365,7 +373,9 @@ def test_cpu_and_gpu_rows_never_share_a_speedup(tmp_path, checkpoint, script):
 
 
 @pytest.mark.usefixtures("gpu")
-def test_an_engine_of_a_fixed_batch_is_timed_at_that_batch_only_and_judged_on_all_images(tmp_path, script):
+def test_an_engine_of_a_fixed_batch_is_timed_at_that_batch_only_and_judged_on_all_images(
+    tmp_path: Path, script
+) -> None:
     script(ScriptedBackend("tensorrt-rtx", batch=4))
     _engine(tmp_path / "m.engine", batch=(4, 4, 4))
     options = BenchOptions(**{**QUICK.__dict__, "batches": (1, 4), "accuracy_batch": 32})
@@ -377,7 +387,9 @@ def test_an_engine_of_a_fixed_batch_is_timed_at_that_batch_only_and_judged_on_al
 
 
 @pytest.mark.usefixtures("gpu")
-def test_an_engine_built_elsewhere_is_inspected_when_a_device_first_opens_it(tmp_path, script, monkeypatch):
+def test_an_engine_built_elsewhere_is_inspected_when_a_device_first_opens_it(
+    tmp_path: Path, script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passed = Check(name="golden", status="passed")
     told = Examination(checks=(passed,), precision_by_layer={"fp16": 14})
     monkeypatch.setattr(
@@ -396,7 +408,9 @@ def test_an_engine_built_elsewhere_is_inspected_when_a_device_first_opens_it(tmp
     assert "layer precision: the engine inspector tells no layers" in row.notes
 
 
-def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are_measured(tmp_path, checkpoint, script):
+def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are_measured(
+    tmp_path: Path, checkpoint, script
+) -> None:
     script(ScriptedBackend("pytorch", fails="CUDA out of memory\nat line 7"))
     model = _onnx(tmp_path / "m.onnx")
     nan = _onnx(tmp_path / "nan.onnx", np.full_like(WEIGHT, np.nan))
@@ -414,7 +428,7 @@ def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are
     assert any("linear.safetensors failed" in text for text in report.verdict)
 
 
-def test_a_graph_made_for_another_runtime_says_so(tmp_path):
+def test_a_graph_made_for_another_runtime_says_so(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     foreign = _onnx(tmp_path / "m.trt.onnx", _in_steps(WEIGHT, 127), precision="int8", target="tensorrt")
     own = _onnx(tmp_path / "m.ort.onnx", _in_steps(WEIGHT, 127), precision="int8", target="onnxruntime")
@@ -424,7 +438,7 @@ def test_a_graph_made_for_another_runtime_says_so(tmp_path):
     assert _row(report, "m.ort.onnx").notes == ()
 
 
-def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_baseline(tmp_path):
+def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_baseline(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = _onnx(tmp_path / "m.onnx")
     options = BenchOptions(**{**QUICK.__dict__, "runtimes": ("onnxruntime", "openvino")})
@@ -438,7 +452,7 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         assert second.delta_top1_pp == 0
 
 
-def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(tmp_path):
+def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(tmp_path: Path) -> None:
     test = open_dataset("digits:test")
     info = {"data": "digits", "samples": 450, "method": "minmax"}
     own = CalibrationInfo(set_sha256=test.digest, **info)
@@ -453,7 +467,7 @@ def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(t
     assert _row(report, "b.onnx").notes == ()
 
 
-def test_images_without_labels_give_fidelity_without_accuracy(tmp_path):
+def test_images_without_labels_give_fidelity_without_accuracy(tmp_path: Path) -> None:
     test = open_dataset("digits:test")
     folder = tmp_path / "flat"
     folder.mkdir()
@@ -470,13 +484,13 @@ def test_images_without_labels_give_fidelity_without_accuracy(tmp_path):
     assert any("no labels" in text for text in report.verdict)
 
 
-def test_identical_logits_are_reported_as_such(tmp_path, checkpoint, script):
+def test_identical_logits_are_reported_as_such(tmp_path: Path, checkpoint, script) -> None:
     script(ScriptedBackend("pytorch"), ScriptedBackend("onnxruntime"))
     row = _row(bench([checkpoint.path, _onnx(tmp_path / "m.onnx").path], "digits", options=QUICK), "m.onnx")
     assert (row.logits_identical, row.logits_sqnr_db, row.agreement) == (True, None, 1.0)
 
 
-def test_samples_take_a_seeded_part_and_the_same_for_all(tmp_path):
+def test_samples_take_a_seeded_part_and_the_same_for_all(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     options = BenchOptions(**{**QUICK.__dict__, "samples": 50})
     report = bench([model.path], "digits", options=options)
@@ -484,7 +498,7 @@ def test_samples_take_a_seeded_part_and_the_same_for_all(tmp_path):
     assert report.rows[0].top1 * 50 == pytest.approx(round(report.rows[0].top1 * 50))
 
 
-def test_data_with_splits_is_judged_on_its_test_split(tmp_path):
+def test_data_with_splits_is_judged_on_its_test_split(tmp_path: Path) -> None:
     assert len(open_test_data("digits", QUICK)) == 450
     assert len(open_test_data("digits:train", QUICK)) == 1097
     digits = open_dataset("digits:test")
@@ -503,13 +517,13 @@ def _trained_on(path: Path, *data: str) -> OnnxModel:
     return _onnx(path, trained_on=trainings)
 
 
-def test_without_data_the_test_part_of_what_the_weights_were_trained_on_counts(tmp_path):
+def test_without_data_the_test_part_of_what_the_weights_were_trained_on_counts(tmp_path: Path) -> None:
     models = [_trained_on(tmp_path / "a.onnx", "elsewhere", "digits:train"), _onnx(tmp_path / "b.onnx")]
     assert BenchRequest.open(models).dataset.uri == "digits:test"
     assert BenchRequest.open([_trained_on(tmp_path / "c.onnx", "digits@1:train")]).dataset.uri == "digits@1:test"
 
 
-def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path):
+def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not state what they were trained on: name the data to measure on"):
         bench([_onnx(tmp_path / "a.onnx")])
     several = [_trained_on(tmp_path / "b.onnx", "digits:train"), _trained_on(tmp_path / "c.onnx", "digits@1:train")]
@@ -519,7 +533,7 @@ def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path)
         bench([_trained_on(tmp_path / "d.onnx", "gone:train")])
 
 
-def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path):
+def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path: Path) -> None:
     digits = open_dataset("digits:test")
     for index, name in enumerate(["cat", "dog"] * 4):
         (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
@@ -529,7 +543,7 @@ def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path):
         bench([model.path], str(tmp_path / "pets"), options=QUICK)
 
 
-def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(tmp_path):
+def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     spec = SPEC.model_copy(update={"classes": (*SPEC.classes, "ten", "eleven")})
     wide = _graph(np.pad(WEIGHT, ((0, 0), (0, 2))), np.concatenate([BIAS, [-99, -99]]))
@@ -552,12 +566,12 @@ def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(
         ({"runtimes": ()}, "no runtime"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(change, said):
+def test_options_that_make_no_sense_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         BenchOptions(**change)
 
 
-def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path):
+def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to bench"):
         bench([], "digits")
     with pytest.raises(ArtifactError, match="there is no file"):
@@ -574,11 +588,11 @@ def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path
         bench([model.path], "digits", options=BenchOptions(runtimes=("openvino",), device="cuda"))
 
 
-def key_of(artifacts, data, **options) -> str:
+def key_of(artifacts, data, **options: Any) -> str:
     return BenchRequest.open(artifacts, data, **options).key
 
 
-def test_key_is_the_same_for_the_same_work_and_another_for_other_work(tmp_path):
+def test_key_is_the_same_for_the_same_work_and_another_for_other_work(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     options = BenchOptions(**{**QUICK.__dict__, "samples": 40})
     report = bench([model.path], "digits", options=options)
@@ -594,7 +608,7 @@ def test_key_is_the_same_for_the_same_work_and_another_for_other_work(tmp_path):
     assert key_of([model.path], "digits", options=BenchOptions(**{**options.__dict__, "timeout_s": 1})) == report.key
 
 
-def test_names_of_rows_differ_when_files_share_theirs(tmp_path):
+def test_names_of_rows_differ_when_files_share_theirs(tmp_path: Path) -> None:
     a, b = _onnx(tmp_path / "a" / "m.onnx"), _onnx(tmp_path / "b" / "m.onnx", WEIGHT * 2)
     candidates = [
         of_artifact(a, "onnxruntime", "cpu", "cpu"),
@@ -611,7 +625,9 @@ def test_names_of_rows_differ_when_files_share_theirs(tmp_path):
     assert [one.name for one in with_unique_names(candidates[:1])] == ["m.onnx"]
 
 
-def test_the_process_of_a_candidate_that_dies_leaves_a_note_and_the_row_stands(tmp_path, monkeypatch):
+def test_the_process_of_a_candidate_that_dies_leaves_a_note_and_the_row_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitdeploy.benching.probe.MODULE", "vitdeploy.no_such_module")
     model = _onnx(tmp_path / "m.onnx")
     report = bench([model.path], "digits", options=BenchOptions(**{**QUICK.__dict__, "processes": True}))
@@ -634,7 +650,7 @@ def _run_python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_key_is_known_without_torch_or_onnxruntime(tmp_path):
+def test_the_key_is_known_without_torch_or_onnxruntime(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     code = """
 import sys
@@ -647,7 +663,7 @@ print(sorted({"torch", "onnxruntime", "openvino", "tensorrt_rtx", "matplotlib"} 
     assert loaded == "[]"
 
 
-def test_a_bench_runs_where_torch_cannot_be_imported(tmp_path):
+def test_a_bench_runs_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     model = _onnx(tmp_path / "m.onnx")
     code = """
 import sys
@@ -665,7 +681,7 @@ print(report.rows[0].status, report.baseline.accuracy_against, sep="|")
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_it(tmp_path):
+def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_it(tmp_path: Path) -> None:
     """Nothing scripted: PyTorch, its process of its own, and a graph that export wrote."""
     torch = pytest.importorskip("torch")
     from vitdeploy.models.registry import create_model
@@ -690,7 +706,9 @@ def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_
     assert report.baseline.latency_rows == {"vit.onnx": "vit.safetensors"}
 
 
-def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(tmp_path, monkeypatch):
+def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
     from vitdeploy.sources import load as sources
     from vitdeploy.sources.load import LoadedModel

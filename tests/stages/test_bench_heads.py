@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from foreign_onnx import write_foreign
@@ -25,7 +28,7 @@ THREE = THREE.replace("(f)", "(f) score = Concat <axis = 1> (m, m, m)")
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path):
     """Ten dark and ten bright images; of the dark ones two are bright in fact."""
     for folder, shades in (("bright", [230] * 10), ("dark", [10] * 8 + [230] * 2)):
         (tmp_path / "photos" / folder).mkdir(parents=True)
@@ -35,14 +38,14 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def adopted(tmp_path, text, **options):
+def adopted(tmp_path: Path, text, **options: Any):
     source = write_foreign(tmp_path / "foreign.onnx", text)
     return export(source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", **options))
 
 
 @pytest.mark.parametrize("text", [BRIGHT, SIGMOID])
 @pytest.mark.parametrize(("names", "top1"), [("dark\nbright\n", 0.9), ("bright\ndark\n", 0.1), ("bright\n", None)])
-def test_one_output_has_a_top1_of_two_classes(tmp_path, photos, text, names, top1):
+def test_one_output_has_a_top1_of_two_classes(tmp_path: Path, photos, text, names: str, top1: float | None) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text(names)
     model = adopted(tmp_path, text, labels=labels)
@@ -54,7 +57,7 @@ def test_one_output_has_a_top1_of_two_classes(tmp_path, photos, text, names, top
     assert row.top1 == pytest.approx(top1)
 
 
-def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path, photos):
+def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path: Path, photos) -> None:
     (tmp_path / "map.csv").write_text("dark,0\nbright,1\n")
     options = BenchOptions(rounds=1, iterations=1, processes=False, label_map=tmp_path / "map.csv")
     (row,) = bench([adopted(tmp_path, BRIGHT)], f"{photos}:all", options=options).rows
@@ -69,7 +72,9 @@ def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path,
         (BRIGHT, "regression", "it gives numbers, no classes"),
     ],
 )
-def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(tmp_path, photos, text, task, note):
+def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(
+    tmp_path: Path, photos, text, task: str, note: str
+) -> None:
     model = adopted(tmp_path, text, task=task)
     report = bench([model], f"{photos}:all", options=QUICK)
     (row,) = report.rows
@@ -79,7 +84,7 @@ def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(tmp_path, phot
     assert not any("top-1" in line for line in report.verdict)
 
 
-def test_probabilities_are_said_to_be_some(tmp_path, photos):
+def test_probabilities_are_said_to_be_some(tmp_path: Path, photos) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("dark\nbright\n")
     (row,) = bench([adopted(tmp_path, SIGMOID, labels=labels)], f"{photos}:all", options=QUICK).rows

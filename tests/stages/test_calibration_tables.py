@@ -21,12 +21,12 @@ ONE = ObserveOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> OnnxModel:
+def source(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return write_readout_vit(tmp_path_factory.mktemp("source") / "vit.onnx", 1)
 
 
 @pytest.fixture(scope="module")
-def whole(source, tmp_path_factory):
+def whole(source: OnnxModel, tmp_path_factory: pytest.TempPathFactory):
     options = ObserveOptions(threads=1, samples=203)
     return observe_calibration(source, "digits", tmp_path_factory.mktemp("w") / "all.calib.json", options=options)
 
@@ -42,7 +42,7 @@ def state(table):
 
 
 @pytest.mark.parametrize("shards", [2, 3, 7])
-def test_shards_merge_into_exactly_the_table_of_one_pass(source, whole, shards, tmp_path: Path):
+def test_shards_merge_into_exactly_the_table_of_one_pass(source: OnnxModel, whole, shards: int, tmp_path: Path) -> None:
     parts = []
     for index in range(shards):
         options = ObserveOptions(threads=1, samples=203, shard=(index + 1, shards))
@@ -55,7 +55,7 @@ def test_shards_merge_into_exactly_the_table_of_one_pass(source, whole, shards, 
     assert read_calibration_table(merged.path).manifest == merged.manifest
 
 
-def test_a_table_takes_the_place_of_images(source, whole, tmp_path: Path):
+def test_a_table_takes_the_place_of_images(source: OnnxModel, whole, tmp_path: Path) -> None:
     options = QuantizeOptions(threads=1, method="percentile", equalization="off", validation="digits:validation")
     by_table = quantize(source, tmp_path / "a.onnx", precision="int8", calibration=whole.path, options=options)
     assert by_table.manifest.calibration.samples == 203
@@ -79,29 +79,31 @@ class KillAt:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         return None
 
-    def describe(self, text):
+    def describe(self, text) -> None:
         return None
 
-    def advance(self, steps=1):
+    def advance(self, steps: int = 1) -> None:
         self.left -= steps
         if self.left <= 0:
             raise Killed
 
-    def note(self, text):
+    def note(self, text) -> None:
         self.notes.append(text)
 
 
 @pytest.fixture
-def saves_always(monkeypatch):
+def saves_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved_observations, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(saved_observations, "LARGEST_SHARE", 1e9)
 
 
 @pytest.mark.parametrize("after", [40, 130])
-def test_a_pass_that_was_killed_goes_on_to_the_same_table(source, whole, after, saves_always, tmp_path: Path):
+def test_a_pass_that_was_killed_goes_on_to_the_same_table(
+    source: OnnxModel, whole, after: int, saves_always: None, tmp_path: Path
+) -> None:
     output, options = tmp_path / "t.calib.json", ObserveOptions(threads=1, samples=203)
     with pytest.raises(Killed):
         observe_calibration(source, "digits", output, options=options, progress=KillAt(after))
@@ -113,7 +115,9 @@ def test_a_pass_that_was_killed_goes_on_to_the_same_table(source, whole, after, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.calib.json", "t.calib.safetensors"]
 
 
-def test_quantize_goes_on_after_a_kill_and_writes_the_same_graph(source, saves_always, tmp_path: Path):
+def test_quantize_goes_on_after_a_kill_and_writes_the_same_graph(
+    source: OnnxModel, saves_always: None, tmp_path: Path
+) -> None:
     options = QuantizeOptions(threads=1, samples=120, method="mse")
     straight = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
     output = tmp_path / "b.onnx"
@@ -126,7 +130,9 @@ def test_quantize_goes_on_after_a_kill_and_writes_the_same_graph(source, saves_a
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
-def test_what_was_saved_for_something_else_is_ignored(source, whole, saves_always, tmp_path: Path):
+def test_what_was_saved_for_something_else_is_ignored(
+    source: OnnxModel, whole, saves_always: None, tmp_path: Path
+) -> None:
     output = tmp_path / "t.calib.json"
     with pytest.raises(Killed):
         observe_calibration(source, "digits", output, options=ObserveOptions(samples=60), progress=KillAt(30))
@@ -137,7 +143,9 @@ def test_what_was_saved_for_something_else_is_ignored(source, whole, saves_alway
 
 
 @pytest.mark.parametrize("part", ["calib.json", "calib.safetensors"])
-def test_a_damaged_save_is_ignored_for_the_one_before(source, whole, part, saves_always, tmp_path: Path):
+def test_a_damaged_save_is_ignored_for_the_one_before(
+    source: OnnxModel, whole, part: str, saves_always: None, tmp_path: Path
+) -> None:
     output, options = tmp_path / "t.calib.json", ObserveOptions(threads=1, samples=203)
     with pytest.raises(Killed):
         observe_calibration(source, "digits", output, options=options, progress=KillAt(130))
@@ -147,7 +155,7 @@ def test_a_damaged_save_is_ignored_for_the_one_before(source, whole, part, saves
     assert state(table) == state(whole)
 
 
-def test_an_error_leaves_nothing_behind(source, saves_always, tmp_path: Path):
+def test_an_error_leaves_nothing_behind(source: OnnxModel, saves_always: None, tmp_path: Path) -> None:
     model = source.load()
     gamma = next(value for name, value in model.graph.initializers.items() if "norm" in name)
     gamma.const_value = ir.tensor(np.full(gamma.const_value.shape.numpy(), np.nan, np.float32), name=gamma.name)
@@ -157,7 +165,7 @@ def test_an_error_leaves_nothing_behind(source, saves_always, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
 
 
-def test_merging_refuses_what_does_not_belong_together(source, whole, tmp_path: Path):
+def test_merging_refuses_what_does_not_belong_together(source: OnnxModel, whole, tmp_path: Path) -> None:
     other = write_small_vit(tmp_path / "other.onnx")
     foreign = observe_calibration(other, "digits", tmp_path / "f.calib.json", options=ObserveOptions(samples=5))
     more = observe_calibration(
@@ -181,7 +189,7 @@ def test_merging_refuses_what_does_not_belong_together(source, whole, tmp_path: 
     assert not output.exists()
 
 
-def test_observing_refuses_what_cannot_be_calibrated(source, tmp_path: Path):
+def test_observing_refuses_what_cannot_be_calibrated(source: OnnxModel, tmp_path: Path) -> None:
     output = tmp_path / "t.calib.json"
     with pytest.raises(UsageError, match=r"must be called NAME\.calib\.json"):
         observe_calibration(source, "digits", tmp_path / "t.json")
@@ -197,7 +205,7 @@ def test_observing_refuses_what_cannot_be_calibrated(source, tmp_path: Path):
     assert not output.exists()
 
 
-def test_nothing_is_saved_by_a_short_pass(tmp_path: Path):
+def test_nothing_is_saved_by_a_short_pass(tmp_path: Path) -> None:
     clock = iter(np.arange(0, 100, 10.0))
     saved = saved_observations.SavedObservations(tmp_path / "x.onnx", "key", lambda: next(clock))
     saved.save("all", {}, 1)

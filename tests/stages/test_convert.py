@@ -1,5 +1,9 @@
 """Weights of any make become a checkpoint of ours."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +17,7 @@ from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions
 
 
-def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):
+def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file
 
@@ -30,7 +34,7 @@ def test_foreign_weights_become_an_artifact_that_computes_the_same(tmp_path):
         assert torch.allclose(loaded.module(x), module(x), atol=1e-5)
 
 
-def test_random_weights_can_be_kept(tmp_path):
+def test_random_weights_can_be_kept(tmp_path: Path) -> None:
     options = SourceOptions(random_weights=True, arguments=TINY, seed=3)
     first = convert("vit", tmp_path / "a.safetensors", options=options)
     second = convert("vit", tmp_path / "b.safetensors", options=options)
@@ -41,7 +45,7 @@ def test_random_weights_can_be_kept(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["torchvision:squeezenet1_1", "timm:test_vit", "timm:test_efficientnet"])
-def test_a_model_of_another_package_keeps_its_layout_and_opens_again(tmp_path, source):
+def test_a_model_of_another_package_keeps_its_layout_and_opens_again(tmp_path: Path, source: str) -> None:
     options = SourceOptions(random_weights=True, seed=5)
     checkpoint = convert(source, tmp_path / "a.safetensors", options=options)
     assert checkpoint.manifest.model.family == source.partition(":")[0]
@@ -51,12 +55,12 @@ def test_a_model_of_another_package_keeps_its_layout_and_opens_again(tmp_path, s
         assert torch.equal(load_source(checkpoint).module(x), expected)
 
 
-def test_options_of_export_are_refused(tmp_path):
+def test_options_of_export_are_refused(tmp_path: Path) -> None:
     options = ExportOptions(random_weights=True, arguments=TINY, reference="digits")
     with pytest.raises(UsageError, match="convert takes SourceOptions and was handed ExportOptions, which has more"):
         convert("vit", tmp_path / "x.safetensors", options=options)
 
 
-def test_a_folder_is_no_place_for_a_checkpoint(tmp_path):
+def test_a_folder_is_no_place_for_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is a folder, expected the name of a checkpoint"):
         convert("vit", tmp_path, options=SourceOptions(random_weights=True, arguments=TINY))

@@ -13,7 +13,7 @@ def by_name() -> dict[str, Finding]:
     return {finding.name: finding for finding in doctor()}
 
 
-def test_every_part_of_this_machine_is_diagnosed():
+def test_every_part_of_this_machine_is_diagnosed() -> None:
     found = by_name()
     assert {"python", "processor", "GPU", "pytorch", "onnxruntime", "tensorrt", "tensorrt-rtx", "openvino"} <= set(
         found
@@ -27,7 +27,7 @@ def test_every_part_of_this_machine_is_diagnosed():
         assert bool(finding.remedy) <= (finding.status == "missing")
 
 
-def test_what_is_missing_names_the_command_that_adds_it(monkeypatch):
+def test_what_is_missing_names_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tensorrt", "openvino"):
         monkeypatch.setitem(sys.modules, module, None)
     found = by_name()
@@ -37,14 +37,14 @@ def test_what_is_missing_names_the_command_that_adds_it(monkeypatch):
         assert "pip" not in found[name].detail
 
 
-def test_extras_that_are_missing_name_their_package(monkeypatch):
+def test_extras_that_are_missing_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else real(name))
     finding = by_name()["timm's models, augmentation and datasets"]
     assert (finding.status, finding.remedy) == ("missing", "pip install 'vitdeploy[torch]'")
 
 
-def test_workstation_with_tensorrt_can_do_everything(monkeypatch):
+def test_workstation_with_tensorrt_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "10.16")
     found = by_name()
     assert found["GPU"].status == "ok"
@@ -62,21 +62,23 @@ def test_workstation_with_tensorrt_can_do_everything(monkeypatch):
         ("10.13", "11.0", "10.13.3.9", "warning", "unreliably on Thor"),
     ],
 )
-def test_library_that_does_not_suit_the_gpu_is_told(monkeypatch, release, capability, version, status, message):
+def test_library_that_does_not_suit_the_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, release: str, capability: str, version: str, status: str, message: str
+) -> None:
     fake_gpu(monkeypatch, release, capability, version=version)
     finding = by_name()["tensorrt"]
     assert finding.status == status
     assert message in finding.detail
 
 
-def test_gpu_that_no_supported_tensorrt_serves_is_told(monkeypatch):
+def test_gpu_that_no_supported_tensorrt_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch, machine("7.0"))
     finding = by_name()["GPU"]
     assert finding.status == "no"
     assert "TensorRT 10 and newer serves 7.5 and higher" in finding.detail
 
 
-def test_rtx_says_what_it_builds_for_and_whether_it_runs_here(monkeypatch):
+def test_rtx_says_what_it_builds_for_and_whether_it_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "rtx")
     assert by_name()["tensorrt-rtx"].detail.endswith("12.0, 12.1, and runs here")
     fakes = fake_gpu(monkeypatch, "rtx", "11.0")
@@ -88,7 +90,7 @@ def test_rtx_says_what_it_builds_for_and_whether_it_runs_here(monkeypatch):
     assert "no NVIDIA GPU here" in finding.detail
 
 
-def test_missing_cuda_python_is_told_beside_the_library_that_needs_it(monkeypatch):
+def test_missing_cuda_python_is_told_beside_the_library_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for release, name in (("rtx", "tensorrt-rtx"), ("10.16", "tensorrt")):
         fake_gpu(monkeypatch, release, cuda="12.6")
         for layout in ("cuda.bindings.runtime", "cuda.cudart"):
@@ -99,7 +101,7 @@ def test_missing_cuda_python_is_told_beside_the_library_that_needs_it(monkeypatc
         assert finding.remedy == "pip install 'vitdeploy[cuda12]'"
 
 
-def test_jetson_shows_jetpack_and_power_mode_and_no_rtx(monkeypatch):
+def test_jetson_shows_jetpack_and_power_mode_and_no_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine("8.7", jetpack="6.2 (L4T 36.4.3)").model_copy(update={"power_mode": "MAXN"})
     be(monkeypatch, there)
     for module in ("tensorrt", "tensorrt_rtx"):

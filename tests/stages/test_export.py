@@ -1,11 +1,14 @@
 """Export: the graph is what PyTorch computes, small, clean, and the same each time; else nothing is written."""
 
+from __future__ import annotations
+
 import errno
 import json
 import random
 import shutil
 import weakref
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from foreign_onnx import FOREIGN, write_foreign
 from notes import Notes
 
-from vitdeploy.artifacts import load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
+from vitdeploy.artifacts import Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx, write_checkpoint, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import ArtifactError, DataError, GraphError, ModelError, UsageError
@@ -30,7 +33,7 @@ from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions, ExportRequest, export
 
 
-def test_the_graph_is_small_and_legal(tiny_onnx):
+def test_the_graph_is_small_and_legal(tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()
     assert findings(model) == []
     assert (model.ir_version, model.opset_imports) == (10, {"": 20})
@@ -42,26 +45,28 @@ def test_the_graph_is_small_and_legal(tiny_onnx):
     onnx.checker.check_model(tiny_onnx.path, full_check=True)
 
 
-def test_nodes_carry_the_paths_of_their_modules(tiny_onnx):
+def test_nodes_carry_the_paths_of_their_modules(tiny_onnx: OnnxModel) -> None:
     names = [node.name for node in tiny_onnx.load().graph]
     assert {"patch_embed.proj/Conv", "blocks.0.attn.qkv/MatMul", "blocks.1.mlp.fc2/Add", "head/Gemm"} <= set(names)
     assert len(set(names)) == len(names)
     assert "blocks.0.attn.qkv.weight" in tiny_onnx.load().graph.initializers
 
 
-def test_it_agrees_with_pytorch_at_three_batches(tiny_onnx):
+def test_it_agrees_with_pytorch_at_three_batches(tiny_onnx: OnnxModel) -> None:
     checks = tiny_onnx.manifest.checks
     assert [check.name for check in checks] == [f"logits against PyTorch, batch {n}" for n in (1, 2, 5)]
     assert all(check.status == "passed" and 0 < check.value < 1e-5 and check.limit == 1e-4 for check in checks)
 
 
-def test_nothing_of_this_machine_is_in_the_file(tiny_onnx):
+def test_nothing_of_this_machine_is_in_the_file(tiny_onnx: OnnxModel) -> None:
     data = tiny_onnx.path.read_bytes()
     for trace in (b"site-packages", b"stack_trace", b"pkg.torch", str(tiny_onnx.path.parent).encode(), b".py"):
         assert trace not in data
 
 
-def test_the_manifest_says_what_it_is_and_what_it_was_made_from(tiny_onnx, tiny_checkpoint):
+def test_the_manifest_says_what_it_is_and_what_it_was_made_from(
+    tiny_onnx: OnnxModel, tiny_checkpoint: Checkpoint
+) -> None:
     manifest = read_onnx(tiny_onnx.path).manifest
     assert manifest.parents == {"checkpoint": tiny_checkpoint.digest}
     assert manifest.model == tiny_checkpoint.manifest.model
@@ -74,7 +79,7 @@ def test_the_manifest_says_what_it_is_and_what_it_was_made_from(tiny_onnx, tiny_
     assert manifest.key != ExportRequest.open(tiny_checkpoint, "unwritten.onnx").key
 
 
-def test_real_samples_travel_with_their_logits(tiny_onnx):
+def test_real_samples_travel_with_their_logits(tiny_onnx: OnnxModel) -> None:
     golden = tiny_onnx.golden
     assert golden.pixels.shape == (8, 8, 8, 1)
     assert golden.pixels.dtype == np.uint8
@@ -83,14 +88,16 @@ def test_real_samples_travel_with_their_logits(tiny_onnx):
     assert len(np.unique(golden.pixels)) <= 17, "digits have 17 grey levels; made images have more"
 
 
-def test_the_same_source_gives_the_same_graph_each_time_and_prints_nothing(tmp_path, capfd, tiny_checkpoint, tiny_onnx):
+def test_the_same_source_gives_the_same_graph_each_time_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel
+) -> None:
     again = export(tiny_checkpoint.path, tmp_path / "elsewhere.onnx")
     captured = capfd.readouterr()
     assert again.digest == tiny_onnx.digest
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_the_digest_of_a_graph_in_memory_is_that_of_its_file(tiny_onnx):
+def test_the_digest_of_a_graph_in_memory_is_that_of_its_file(tiny_onnx: OnnxModel) -> None:
     """Attributes are float64 in memory and float32 in the file: epsilon 1e-6 is not the same number there."""
     model = tiny_onnx.load()
     norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
@@ -100,20 +107,22 @@ def test_the_digest_of_a_graph_in_memory_is_that_of_its_file(tiny_onnx):
     assert onnx_digest(model) != tiny_onnx.digest
 
 
-def test_an_older_opset_is_offered(tmp_path, tiny_checkpoint):
+def test_an_older_opset_is_offered(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     model = export(tiny_checkpoint.path, tmp_path / "old.onnx", options=ExportOptions(opset=17))
     assert load_ir(model.path).opset_imports[""] == 17
     assert "Erf" in {node.op_type for node in model.load().graph}
     assert all(check.status == "passed" for check in model.manifest.checks)
 
 
-def test_an_unknown_opset_is_a_usage_error(tmp_path, tiny_checkpoint):
+def test_an_unknown_opset_is_a_usage_error(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(UsageError, match="opset 16 is not offered, expected 17 to 20"):
         export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(opset=16))
 
 
 @pytest.mark.parametrize("damage", ["zeros", "scale", "permute", "shift", "nan"])
-def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx, damage):
+def test_a_graph_that_computes_something_else_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel, damage: str
+) -> None:
     model = tiny_onnx.load()
     bias = model.graph.initializers["head.bias"]
     right = bias.const_value.numpy()
@@ -136,12 +145,12 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
     assert path.read_bytes() == b"what was there before"
 
 
-def test_a_small_constant_survives(tmp_path, monkeypatch):
+def test_a_small_constant_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """x / (|x|² + 1e-8) for |x|² of 1e-12: without the constant the logits are off by orders of magnitude."""
     import torch
 
     class Guarded(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
             self.head = torch.nn.Linear(64, 10)
@@ -158,7 +167,7 @@ def test_a_small_constant_survives(tmp_path, monkeypatch):
     assert any(array.size == 1 and array.reshape(-1)[0] == np.float32(1e-8) for array in constants)
 
 
-def test_a_batch_that_is_baked_in_is_refused(tmp_path, monkeypatch):
+def test_a_batch_that_is_baked_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     class Baked(torch.nn.Module):
@@ -174,7 +183,7 @@ def test_a_batch_that_is_baked_in_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_departures_from_a_legal_graph_are_noted(tmp_path):
+def test_departures_from_a_legal_graph_are_noted(tmp_path: Path) -> None:
     notes = Notes()
     text = FOREIGN.replace(
         "t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t)", 'y = Einsum <equation = "nd,cd->nc"> (q, w)'
@@ -189,7 +198,7 @@ def test_departures_from_a_legal_graph_are_noted(tmp_path):
     assert any("Einsum" in line for line in notes.lines)
 
 
-def test_a_timm_model_exports_to_a_legal_graph_and_random_weights_are_noted(tmp_path):
+def test_a_timm_model_exports_to_a_legal_graph_and_random_weights_are_noted(tmp_path: Path) -> None:
     notes = Notes()
     options = ExportOptions(
         random_weights=True, arguments={"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -200,7 +209,9 @@ def test_a_timm_model_exports_to_a_legal_graph_and_random_weights_are_noted(tmp_
     assert model.manifest.preprocess.size == (16, 16)
 
 
-def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+def test_a_large_model_leaves_memory_before_it_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel
+) -> None:
     """With limits lowered, the path of ViT-H/14: staged beside the output, weights in a file of their own."""
     from vitdeploy.artifacts import onnx_model
 
@@ -209,7 +220,7 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
     honest_load, honest_compare = sources._load, comparison.compare
     weights: list[weakref.ref[Any]] = []
 
-    def load(*args, **options):
+    def load(*args, **options: Any):
         loaded = honest_load(*args, **options)
         weights.extend(weakref.ref(parameter) for parameter in loaded.module.parameters())
         return loaded
@@ -232,11 +243,13 @@ def test_a_large_model_leaves_memory_before_it_is_compared(tmp_path, monkeypatch
     assert open_artifact(small.path).digest == tiny_onnx.digest
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel
+) -> None:
     monkeypatch.setattr(comparison, "LARGE_BYTES", 1000)
     monkeypatch.setattr("vitdeploy.exporting.tracing.trace", lambda *_, **__: tiny_onnx.load())
 
-    def full(*_, **__):
+    def full(*_, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ir, "save", full)
@@ -248,7 +261,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, tiny_checkpoin
     assert path.read_bytes() == b"what was there before"
 
 
-def test_a_full_disk_leaves_graph_and_reference_as_they_were(tmp_path, monkeypatch, tiny_checkpoint, tiny_onnx):
+def test_a_full_disk_leaves_graph_and_reference_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel
+) -> None:
     from vitdeploy.artifacts.reference import reference_path
 
     output = tmp_path / "new.onnx"
@@ -265,7 +280,7 @@ def test_a_full_disk_leaves_graph_and_reference_as_they_were(tmp_path, monkeypat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_weights_that_give_no_numbers_are_refused(tmp_path, tiny_checkpoint):
+def test_weights_that_give_no_numbers_are_refused(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     tensors = tiny_checkpoint.tensors()
     tensors["head.bias"] = tensors["head.bias"] * np.nan
     broken = write_checkpoint(tmp_path / "nan.safetensors", tensors, tiny_checkpoint.manifest)
@@ -282,13 +297,15 @@ def test_weights_that_give_no_numbers_are_refused(tmp_path, tiny_checkpoint):
         ("file/x.onnx", ArtifactError, "cannot write .*Not a directory"),
     ],
 )
-def test_where_nothing_can_be_written_no_work_begins(tmp_path, tiny_checkpoint, output, error, message):
+def test_where_nothing_can_be_written_no_work_begins(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, output: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(error, match=message):
         export(tiny_checkpoint.path, tmp_path / output)
 
 
-def test_an_output_is_chosen_of_onnx_files_only(tmp_path, tiny_checkpoint):
+def test_an_output_is_chosen_of_onnx_files_only(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(UsageError, match="--output-name is for ONNX files"):
         export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(output_name="logits"))
 
@@ -296,12 +313,14 @@ def test_an_output_is_chosen_of_onnx_files_only(tmp_path, tiny_checkpoint):
 SMALL = {"image_size": 8, "patch": 4, "channels": 1, "num_classes": 10, "width": 16, "depth": 1, "heads": 2}
 
 
-def test_preprocessing_names_and_task_go_with_every_source_and_survive(tmp_path, tiny_checkpoint):
+def test_preprocessing_names_and_task_go_with_every_source_and_survive(
+    tmp_path: Path, tiny_checkpoint: Checkpoint
+) -> None:
     """In place of what belongs to the weights: a checkpoint of ours, a model by name, and the adopted export."""
     labels, record = tmp_path / "labels.json", tmp_path / "mine.json"
     labels.write_text(json.dumps({f"digit {index}": index for index in range(10)}))
     record.write_text(json.dumps({"size": [8, 8], "channels": 1, "resize_size": 9, "mean": [0.1], "std": [0.2]}))
-    common = {"labels": labels, "preprocess": str(record), "task": "multi-label"}
+    common: dict[str, Any] = {"labels": labels, "preprocess": str(record), "task": "multi-label"}
     exported = export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(**common))
     again = export(exported.path, tmp_path / "y.onnx", options=ExportOptions(**common))
     options = SourceOptions(random_weights=True, arguments=SMALL, **common)
@@ -325,7 +344,9 @@ def test_preprocessing_names_and_task_go_with_every_source_and_survive(tmp_path,
         ({"size": [8, 8], "mean": [0.1], "std": [0.2]}, "is not a valid Preprocess"),
     ],
 )
-def test_preprocessing_that_does_not_fit_is_refused(tmp_path, tiny_checkpoint, record, message):
+def test_preprocessing_that_does_not_fit_is_refused(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, record: dict[str, Any], message: str
+) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"resize": "squash", **record}))
     with pytest.raises((UsageError, DataError), match=message):
@@ -333,7 +354,7 @@ def test_preprocessing_that_does_not_fit_is_refused(tmp_path, tiny_checkpoint, r
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_of_sixty_bit_flips_each_is_noticed_or_changes_nothing(tmp_path, tiny_onnx):
+def test_of_sixty_bit_flips_each_is_noticed_or_changes_nothing(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     data = tiny_onnx.path.read_bytes()
     rng = random.Random(0)
     noticed, harmless = 0, 0
@@ -355,7 +376,7 @@ def test_of_sixty_bit_flips_each_is_noticed_or_changes_nothing(tmp_path, tiny_on
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(tmp_path, tiny_onnx, share):
+def test_a_truncated_file_is_refused(tmp_path: Path, tiny_onnx: OnnxModel, share: float) -> None:
     data = tiny_onnx.path.read_bytes()
     path = tmp_path / "cut.onnx"
     path.write_bytes(data[: int(share * len(data))])
@@ -363,7 +384,7 @@ def test_a_truncated_file_is_refused(tmp_path, tiny_onnx, share):
         open_artifact(path)
 
 
-def test_labels_name_the_classes_of_weights_that_do_not(tmp_path):
+def test_labels_name_the_classes_of_weights_that_do_not(tmp_path: Path) -> None:
     arguments = {"image_size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "num_classes": 3}
     (tmp_path / "labels.txt").write_text("circle\nsquare\nstar\n")
     options = ExportOptions(random_weights=True, arguments=arguments, labels=tmp_path / "labels.txt")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
+from notes import Notes
 
 from vitdeploy.records import PrecisionPlan
 from vitdeploy.stages.export import ExportOptions, export
@@ -17,12 +19,12 @@ LARGE = FOREIGN.replace("scores = Add(b, y)", GREAT).replace("float two =", "flo
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(tmp_path: Path):
     source = write_foreign(tmp_path / "f.onnx", LARGE)
     return export(source, tmp_path / "m.onnx", options=ExportOptions(preprocess="digits"))
 
 
-def test_without_images_the_golden_samples_find_it_and_the_note_names_it(tmp_path, model):
+def test_without_images_the_golden_samples_find_it_and_the_note_names_it(tmp_path: Path, model) -> None:
     notes = Notes()
     made = quantize(model, tmp_path / "x.onnx", precision="fp16", progress=notes)
     assert any(re.search(r"first, node '.*' \(Mul\) gives '.*' up to ", line) for line in notes.lines)
@@ -34,20 +36,7 @@ def test_without_images_the_golden_samples_find_it_and_the_note_names_it(tmp_pat
     assert np.isfinite(again.golden.outputs).all()
 
 
-class Notes:
-    def __init__(self):
-        self.lines = []
-
-    def task(self, description, total=None):
-        from vitdeploy.progress import SILENT
-
-        return SILENT.task(description, total)
-
-    def note(self, text):
-        self.lines.append(text)
-
-
-def test_calibration_images_find_it(tmp_path, model):
+def test_calibration_images_find_it(tmp_path: Path, model) -> None:
     made = quantize(model, tmp_path / "x.onnx", precision="fp16", calibration="digits:train")
     check = next(check for check in made.manifest.checks if check.name == "logits SQNR")
     assert check.value > 40

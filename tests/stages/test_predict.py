@@ -1,16 +1,21 @@
 """Predict gives the same classes by every artifact of a model."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.datasets import open_dataset
 from vitdeploy.errors import ArtifactError, BackendError, DataError, UsageError
 from vitdeploy.stages.predict import predict
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory: pytest.TempPathFactory):
     folder, dataset = tmp_path_factory.mktemp("images"), open_dataset("digits:test")
     paths = []
     for index in range(18):
@@ -20,7 +25,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.torch
-def test_checkpoint_and_graph_predict_the_same(tiny_checkpoint, tiny_onnx, images):
+def test_checkpoint_and_graph_predict_the_same(tiny_checkpoint: Checkpoint, tiny_onnx: OnnxModel, images) -> None:
     by_torch = predict(tiny_checkpoint.path, images, top=3)
     by_onnx = predict(tiny_onnx, images, top=3)
     assert [p.image for p in by_torch] == [str(path) for path in images]
@@ -32,7 +37,7 @@ def test_checkpoint_and_graph_predict_the_same(tiny_checkpoint, tiny_onnx, image
         assert len(ours.classes) == 3
 
 
-def test_probabilities_are_those_of_the_stored_logits(tiny_onnx, images):
+def test_probabilities_are_those_of_the_stored_logits(tiny_onnx: OnnxModel, images) -> None:
     from vitdeploy.artifacts.reference import load_reference
 
     logits = load_reference(tiny_onnx).logits[0].astype(np.float64)
@@ -45,11 +50,11 @@ def test_probabilities_are_those_of_the_stored_logits(tiny_onnx, images):
         assert one.probability == pytest.approx(expected[one.index], rel=1e-3, abs=1e-6)
 
 
-def test_more_classes_than_there_are_give_all(tiny_onnx, images):
+def test_more_classes_than_there_are_give_all(tiny_onnx: OnnxModel, images) -> None:
     assert len(predict(tiny_onnx, images[:1], top=99)[0].classes) == 10
 
 
-def test_bad_input_is_refused(tmp_path, tiny_onnx, images):
+def test_bad_input_is_refused(tmp_path: Path, tiny_onnx: OnnxModel, images) -> None:
     with pytest.raises(UsageError, match="top is 0, expected at least 1"):
         predict(tiny_onnx, images, top=0)
     with pytest.raises(UsageError, match="no images were given"):
@@ -63,7 +68,7 @@ def test_bad_input_is_refused(tmp_path, tiny_onnx, images):
         predict(tmp_path / "missing.onnx", images)
 
 
-def test_an_engine_without_its_gpu_says_why(tmp_path, tiny_onnx, images):
+def test_an_engine_without_its_gpu_says_why(tmp_path: Path, tiny_onnx: OnnxModel, images) -> None:
     from vitdeploy.artifacts import write_engine
     from vitdeploy.backends import get_backend
     from vitdeploy.records import BuildInfo

@@ -38,7 +38,8 @@ from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import normalize
 from vitdeploy.quantization.prepared import Prepared, prepare
-from vitdeploy.records import PlanEntry, PrecisionPlan
+from vitdeploy.records import PlanEntry, Precision, PrecisionPlan
+from vitdeploy.records.manifest import Check
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
@@ -49,12 +50,12 @@ TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> OnnxModel:
+def source(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return write_readout_vit(tmp_path_factory.mktemp("source") / "vit.onnx", DEPTH)
 
 
 @pytest.fixture(scope="module")
-def made(source, tmp_path_factory):
+def made(source: OnnxModel, tmp_path_factory: pytest.TempPathFactory):
     """Each precision and target once: (precision, target) → artifact."""
     folder = tmp_path_factory.mktemp("made")
     cases: list[tuple[Any, Any]] = [("int8", target) for target in TARGETS]
@@ -68,20 +69,20 @@ def made(source, tmp_path_factory):
     }  # fmt: skip
 
 
-def key_of(source, **options) -> str:
+def key_of(source: OnnxModel, **options: Any) -> str:
     return QuantizeRequest.open(source, "unwritten.onnx", **options).key
 
 
-def ops(model: ir.Model):
+def ops(model: ir.Model) -> Counter:
     return Counter(node.op_type for node in model.graph)
 
 
-def check(artifact, name):
+def check(artifact: OnnxModel, name: str) -> Check:
     return next(found for found in artifact.manifest.checks if found.name == name)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_int8_keeps_the_accuracy_on_digits_that_it_has_not_seen(source, made, target):
+def test_int8_keeps_the_accuracy_on_digits_that_it_has_not_seen(source: OnnxModel, made, target: str) -> None:
     """The head is fitted to random features, which magnifies rounding; a trained model has 40 dB (test_pipeline)."""
     images, labels = digits("test")
     before, after = run(source.load(), images), run(made["int8", target].load(), images)
@@ -92,14 +93,16 @@ def test_int8_keeps_the_accuracy_on_digits_that_it_has_not_seen(source, made, ta
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 50), ("int8-weight-only", 27), ("fp8", 15)])
-def test_other_precisions_stay_as_close_as_their_bits_allow(source, made, precision, least):
+def test_other_precisions_stay_as_close_as_their_bits_allow(
+    source: OnnxModel, made, precision: Precision, least: int
+) -> None:
     images, _ = digits("test")
     before, after = run(source.load(), images), run(made[precision, "tensorrt"].load(), images)
     assert logits_sqnr_db(after, before) >= least
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_the_manifest_says_is_what_can_be_measured_again(source, made, target):
+def test_what_the_manifest_says_is_what_can_be_measured_again(source: OnnxModel, made, target: str) -> None:
     artifact = made["int8", target]
     claimed = check(artifact, "logits SQNR")
     assert claimed.status == "passed"
@@ -112,7 +115,7 @@ def test_what_the_manifest_says_is_what_can_be_measured_again(source, made, targ
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_q_dq_lands_on_four_weights_and_four_activations_per_block(made, target):
+def test_q_dq_lands_on_four_weights_and_four_activations_per_block(made, target: str) -> None:
     artifact = made["int8", target]
     counts = ops(artifact.load())
     assert counts["QuantizeLinear"] == 4 * DEPTH
@@ -125,18 +128,18 @@ def test_q_dq_lands_on_four_weights_and_four_activations_per_block(made, target)
         assert all(_dequantized(value) for value in node.inputs), "both factors are integers"
 
 
-def _dequantized(value):
+def _dequantized(value) -> bool:
     return value is not None and value.producer() is not None and value.producer().op_type == "DequantizeLinear"
 
 
-def test_weights_only_have_no_activation_pairs(made):
+def test_weights_only_have_no_activation_pairs(made) -> None:
     counts = ops(made["int8-weight-only", "tensorrt"].load())
     assert counts["QuantizeLinear"] == 0
     assert counts["DequantizeLinear"] == 4 * DEPTH
 
 
 @pytest.mark.parametrize(("target", "rest"), [("tensorrt", "FLOAT16"), ("onnxruntime", "FLOAT"), ("openvino", "FLOAT")])
-def test_the_remainder_is_what_suits_the_target_and_the_outside_stays_float32(made, target, rest):
+def test_the_remainder_is_what_suits_the_target_and_the_outside_stays_float32(made, target: str, rest: str) -> None:
     model = made["int8", target].load()
     for node in model.graph:
         if node.op_type in ("Conv", "Softmax", "LayerNormalization", "Gelu", "Gemm", "DequantizeLinear"):
@@ -145,7 +148,9 @@ def test_the_remainder_is_what_suits_the_target_and_the_outside_stays_float32(ma
     assert [value.dtype.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["FLOAT", "FLOAT"]
 
 
-def test_every_graph_is_sorted_and_of_the_same_opset_and_zero_points_are_what_its_runtime_takes(source, made):
+def test_every_graph_is_sorted_and_of_the_same_opset_and_zero_points_are_what_its_runtime_takes(
+    source: OnnxModel, made
+) -> None:
     for (_, target), artifact in made.items():
         model = artifact.load()
         assert count_unsorted(model.graph) == 0
@@ -159,7 +164,7 @@ def test_every_graph_is_sorted_and_of_the_same_opset_and_zero_points_are_what_it
                     assert zero.dtype == ir.DataType.UINT8, "kernels of x86 multiply unsigned activations"
 
 
-def test_onnxruntime_runs_every_quantized_linear_in_integers(made, tmp_path: Path):
+def test_onnxruntime_runs_every_quantized_linear_in_integers(made, tmp_path: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
@@ -170,7 +175,7 @@ def test_onnxruntime_runs_every_quantized_linear_in_integers(made, tmp_path: Pat
     assert counts["DequantizeLinear"] == 0
 
 
-def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_all_8(made):
+def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_all_8(made) -> None:
     pairs = {}
     for target in ("tensorrt", "onnxruntime"):
         weights = [
@@ -219,7 +224,7 @@ def test_weights_for_a_cpu_with_vnni_use_all_8_bits_and_the_plan_says_so(
         assert logits_sqnr_db(logits, full.golden.outputs) > 60
 
 
-def test_the_manifest_tells_the_whole_story(source, made):
+def test_the_manifest_tells_the_whole_story(source: OnnxModel, made) -> None:
     manifest = made["int8", "tensorrt"].manifest
     assert (manifest.precision, manifest.target, manifest.kind) == ("int8", "tensorrt", "onnx")
     assert manifest.parents["onnx"] == source.digest
@@ -236,7 +241,7 @@ def test_the_manifest_tells_the_whole_story(source, made):
     assert all(entry.reason for entry in manifest.plan.entries)
 
 
-def test_golden_samples_get_new_outputs_and_keep_the_reference(source, made):
+def test_golden_samples_get_new_outputs_and_keep_the_reference(source: OnnxModel, made) -> None:
     for case, artifact in made.items():
         golden = read_onnx(artifact.path).golden
         assert np.array_equal(golden.pixels, source.golden.pixels)
@@ -245,12 +250,12 @@ def test_golden_samples_get_new_outputs_and_keep_the_reference(source, made):
         np.testing.assert_allclose(golden.outputs, source.golden.outputs, atol=3)
 
 
-def test_the_source_is_left_as_it_was(source, made):
+def test_the_source_is_left_as_it_was(source: OnnxModel, made) -> None:
     assert read_onnx(source.path).digest == source.digest
     assert made
 
 
-def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(source, made):
+def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(source: OnnxModel, made) -> None:
     case = {"precision": "int8", "target": "tensorrt", "calibration": "digits", "options": ONE_THREAD}
     key = key_of(source, **case)
     assert key == made["int8", "tensorrt"].manifest.key
@@ -270,12 +275,12 @@ def test_the_key_can_be_known_before_and_depends_on_everything_that_matters(sour
     assert key not in keys
 
 
-def test_the_same_call_gives_the_same_graph(source, made, tmp_path: Path):
+def test_the_same_call_gives_the_same_graph(source: OnnxModel, made, tmp_path: Path) -> None:
     again = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD)
     assert again.digest == made["int8", "tensorrt"].digest
 
 
-def test_what_was_tried_is_noted_with_what_it_gave(source, made, tmp_path: Path):
+def test_what_was_tried_is_noted_with_what_it_gave(source: OnnxModel, made, tmp_path: Path) -> None:
     notes = Notes()
     artifact = quantize(
         source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=ONE_THREAD, progress=notes
@@ -289,7 +294,7 @@ def test_what_was_tried_is_noted_with_what_it_gave(source, made, tmp_path: Path)
     assert info.method == " + ".join(trial.step for trial in info.trials if trial.kept)
 
 
-def test_fast_tries_nothing_on_images(source, tmp_path: Path):
+def test_fast_tries_nothing_on_images(source: OnnxModel, tmp_path: Path) -> None:
     notes, options = Notes(), QuantizeOptions(threads=1, samples=60, effort="fast")
     artifact = quantize(
         source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options, progress=notes
@@ -300,7 +305,9 @@ def test_fast_tries_nothing_on_images(source, tmp_path: Path):
     assert check(artifact, "logits SQNR").status == "passed"
 
 
-def test_treatments_are_recorded_for_the_groups_that_take_them_and_replayed_from_the_plan(source, tmp_path: Path):
+def test_treatments_are_recorded_for_the_groups_that_take_them_and_replayed_from_the_plan(
+    source: OnnxModel, tmp_path: Path
+) -> None:
     options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5, steps=("bias",))
     first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
     treated = {entry.group.rpartition(".")[2]: entry.treatment for entry in first.manifest.plan.entries}
@@ -312,7 +319,7 @@ def test_treatments_are_recorded_for_the_groups_that_take_them_and_replayed_from
     assert second.manifest.plan.entries == first.manifest.plan.entries
 
 
-def test_profile_mha_rounds_the_factors_of_attention(source, tmp_path: Path):
+def test_profile_mha_rounds_the_factors_of_attention(source: OnnxModel, tmp_path: Path) -> None:
     options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", profile="mha")
     artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
     counts = ops(artifact.load())
@@ -322,11 +329,11 @@ def test_profile_mha_rounds_the_factors_of_attention(source, tmp_path: Path):
     assert check(artifact, "logits SQNR").value > 25
 
 
-def _of_softmax(node):
+def _of_softmax(node) -> bool:
     return node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "Softmax"
 
 
-def test_a_plan_takes_groups_out_and_brings_others_in(source, tmp_path: Path):
+def test_a_plan_takes_groups_out_and_brings_others_in(source: OnnxModel, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     entries = [
         {"group": "blocks.0.mlp.fc2", "precision": "fp16"},
@@ -346,12 +353,12 @@ def test_a_plan_takes_groups_out_and_brings_others_in(source, tmp_path: Path):
     assert kept.inputs[1].const_value.dtype == ir.DataType.FLOAT
 
 
-def _node(source, group):
+def _node(source: OnnxModel, group: str) -> str:
     (found,) = [each for each in find_linear_groups(prepare(source.load())) if each.name == group]
     return found.nodes[0]
 
 
-def test_a_plan_with_an_unknown_group_writes_nothing(source, tmp_path: Path):
+def test_a_plan_with_an_unknown_group_writes_nothing(source: OnnxModel, tmp_path: Path) -> None:
     plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="blocks.9.fc", precision="int8"),))
     with pytest.raises(GraphError, match=r"names the group 'blocks\.9\.fc', which the graph has not"):
         quantize(
@@ -361,7 +368,7 @@ def test_a_plan_with_an_unknown_group_writes_nothing(source, tmp_path: Path):
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_a_table_gives_the_graph_that_its_images_gave(source, tmp_path: Path):
+def test_a_table_gives_the_graph_that_its_images_gave(source: OnnxModel, tmp_path: Path) -> None:
     table = tmp_path / "vit.calib.json"
     options = QuantizeOptions(threads=1, samples=200, table=table)
     first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
@@ -374,7 +381,7 @@ def test_a_table_gives_the_graph_that_its_images_gave(source, tmp_path: Path):
     assert second.manifest.calibration.held_out == 0
 
 
-def test_a_table_of_another_graph_is_refused(source, tmp_path: Path):
+def test_a_table_of_another_graph_is_refused(source: OnnxModel, tmp_path: Path) -> None:
     table = tmp_path / "vit.calib.json"
     options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
     quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
@@ -384,7 +391,7 @@ def test_a_table_of_another_graph_is_refused(source, tmp_path: Path):
     assert not (tmp_path / "b.onnx").exists()
 
 
-def test_a_table_has_no_images_so_the_golden_samples_are_compared(source, tmp_path: Path):
+def test_a_table_has_no_images_so_the_golden_samples_are_compared(source: OnnxModel, tmp_path: Path) -> None:
     table = tmp_path / "vit.calib.json"
     options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
     quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
@@ -392,7 +399,7 @@ def test_a_table_has_no_images_so_the_golden_samples_are_compared(source, tmp_pa
     assert "4 golden samples" in check(artifact, "logits SQNR").detail
 
 
-def test_validation_images_replace_the_held_out_ones(source, tmp_path: Path):
+def test_validation_images_replace_the_held_out_ones(source: OnnxModel, tmp_path: Path) -> None:
     options = QuantizeOptions(
         threads=1, samples=60, method="minmax", equalization="off", effort="fast", validation="digits:validation"
     )
@@ -403,14 +410,14 @@ def test_validation_images_replace_the_held_out_ones(source, tmp_path: Path):
     assert set(artifact.manifest.parents) == {"onnx", "calibration", "validation"}
 
 
-def test_without_images_and_golden_samples_the_check_says_that_it_was_not_made(tmp_path: Path):
+def test_without_images_and_golden_samples_the_check_says_that_it_was_not_made(tmp_path: Path) -> None:
     bare = write_graph(tmp_path / "bare.onnx", small_vit(), golden=False)
     artifact = quantize(bare, tmp_path / "x.onnx", precision="fp16")
     assert check(artifact, "logits SQNR").status == "unchecked"
     assert "no images" in check(artifact, "logits SQNR").detail
 
 
-def test_an_older_opset_works_and_is_told_that_it_costs_casts(source, tmp_path: Path):
+def test_an_older_opset_works_and_is_told_that_it_costs_casts(source: OnnxModel, tmp_path: Path) -> None:
     model = prepare(source.load())
     LowerOpset(17)(model)
     older = write_onnx(tmp_path / "older.onnx", model, source.manifest)
@@ -425,13 +432,15 @@ def test_an_older_opset_works_and_is_told_that_it_costs_casts(source, tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_no_calibration_data_is_an_error_never_random_data(source, tmp_path: Path, precision):
+def test_no_calibration_data_is_an_error_never_random_data(
+    source: OnnxModel, tmp_path: Path, precision: Precision
+) -> None:
     with pytest.raises(CalibrationError, match=f"precision '{precision}' needs calibration images"):
         quantize(source, tmp_path / "x.onnx", precision=precision)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(source, tmp_path: Path):
+def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(source: OnnxModel, tmp_path: Path) -> None:
     plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="readout", precision="int8"),))
     options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
     for precision in ("fp16", "int8-weight-only"):
@@ -441,7 +450,7 @@ def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(sour
     assert ops(artifact.load())["QuantizeLinear"] == 1
 
 
-def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
+def test_attention_has_no_weights_to_be_quantized_alone(source: OnnxModel, tmp_path: Path) -> None:
     group = next(entry.group for entry in _plan(source) if entry.group.endswith("attention"))
     plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group=group, precision="int8-weight-only"),))
     options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
@@ -449,40 +458,40 @@ def test_attention_has_no_weights_to_be_quantized_alone(source, tmp_path: Path):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
 
 
-def _plan(source):
+def _plan(source: OnnxModel):
     request = QuantizeRequest.open(source, "plan.onnx", precision="int8", calibration="digits", options=FAST)
     return request.plan_of(Prepared.of(source.load())).entries
 
 
-def test_the_model_is_not_written_over_itself(source):
+def test_the_model_is_not_written_over_itself(source: OnnxModel) -> None:
     with pytest.raises(ArtifactError, match=r"is the input .* itself"):
         quantize(source, source.path, precision="fp16")
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(source, tmp_path: Path):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(source: OnnxModel, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is a folder, expected the name of an ONNX file"):
         quantize(source, tmp_path, precision="int8", calibration="digits")
 
 
-def test_calibrating_on_the_test_split_is_refused(source, tmp_path: Path):
+def test_calibrating_on_the_test_split_is_refused(source: OnnxModel, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="is a test split"):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits:test")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_quantized_graph_is_not_quantized_again(made, tmp_path: Path, precision):
+def test_a_quantized_graph_is_not_quantized_again(made, tmp_path: Path, precision: Precision) -> None:
     for artifact in made.values():
         with pytest.raises(GraphError, match=f"is {artifact.manifest.precision} already"):
             quantize(artifact, tmp_path / "x.onnx", precision=precision, calibration="digits")
 
 
-def test_q_dq_that_somebody_else_put_in_is_seen(made, source, tmp_path: Path):
+def test_q_dq_that_somebody_else_put_in_is_seen(made, source: OnnxModel, tmp_path: Path) -> None:
     foreign = write_onnx(tmp_path / "foreign.onnx", made["int8", "onnxruntime"].load(), source.manifest)
     with pytest.raises(GraphError, match="quantized already, it has QuantizeLinear"):
         quantize(foreign, tmp_path / "x.onnx", precision="int8", calibration="digits")
 
 
-def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source, tmp_path: Path):
+def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source: OnnxModel, tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["" : 20]>
     g (float[batch, 1, 8, 8] input) => (float[batch, 64] logits) {
         flat = Reshape (input, shape) logits = Abs (flat)
@@ -498,7 +507,7 @@ def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source, tmp_pat
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source, tmp_path: Path):
+def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source: OnnxModel, tmp_path: Path) -> None:
     model = source.load()
     weight = model.graph.initializers["blocks.0.mlp.fc1.weight"]
     broken = weight.const_value.numpy().copy()
@@ -512,7 +521,7 @@ def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source, tmp_path: Pa
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source, tmp_path: Path):
+def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source: OnnxModel, tmp_path: Path) -> None:
     options = QuantizeOptions(
         threads=1, samples=60, method="minmax", equalization="off", effort="fast", min_sqnr_db=90.0
     )
@@ -521,7 +530,7 @@ def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_path: Path):
+def test_a_graph_far_from_the_original_is_written_with_a_warning(source: OnnxModel, tmp_path: Path) -> None:
     options = QuantizeOptions(
         threads=1, samples=60, method="percentile", percentile=51.0, equalization="off", effort="fast"
     )
@@ -531,7 +540,7 @@ def test_a_graph_far_from_the_original_is_written_with_a_warning(source, tmp_pat
     assert [Path(one.filename) for one in caught] == [Path(__file__)], "it points at the caller"
 
 
-def test_a_tiny_calibration_set_is_warned_of(source, tmp_path: Path):
+def test_a_tiny_calibration_set_is_warned_of(source: OnnxModel, tmp_path: Path) -> None:
     options = QuantizeOptions(threads=1, samples=20, method="minmax", equalization="off")
     with pytest.warns(CalibrationWarning, match="'digits:train' has 20 images, fewer than 32"):
         quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
@@ -550,7 +559,7 @@ def test_a_tiny_calibration_set_is_warned_of(source, tmp_path: Path):
         ({"table": Path("vit.json")}, r"table 'vit\.json' must be called NAME\.calib\.json"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(arguments, message):
+def test_options_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         QuantizeOptions(**arguments)
 
@@ -566,25 +575,27 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
         ({"precision": "int8", "calibration": "absent.calib.json"}, ArtifactError, "there is no file"),
     ],
 )
-def test_requests_that_cannot_be_met_write_nothing(source, tmp_path: Path, arguments, error, message):
+def test_requests_that_cannot_be_met_write_nothing(
+    source: OnnxModel, tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         quantize(source, tmp_path / "x.onnx", **{"calibration": "digits", **arguments})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no file '.*absent\.onnx'"):
         quantize(tmp_path / "absent.onnx", tmp_path / "x.onnx", precision="fp16")
 
 
-def test_images_cannot_be_prepared_for_a_model_without_preprocessing(source, tmp_path: Path):
+def test_images_cannot_be_prepared_for_a_model_without_preprocessing(source: OnnxModel, tmp_path: Path) -> None:
     manifest = source.manifest.model_copy(update={"preprocess": None})
     bare = write_onnx(tmp_path / "bare.onnx", source.load(), manifest)
     with pytest.raises(CalibrationError, match="no preprocessing in its manifest"):
         quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")
 
 
-def test_tensorrt_takes_every_graph_made_for_it(made):
+def test_tensorrt_takes_every_graph_made_for_it(made) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'")
     for (precision, target), artifact in made.items():
         if target != "tensorrt":

@@ -28,7 +28,7 @@ FAST = BenchOptions(rounds=1, warmup=1, iterations=2, processes=False)
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("data") / "photos"
     for number, name in enumerate(("blue", "green", "red")):
@@ -41,16 +41,16 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(photos, tmp_path_factory) -> Checkpoint:
+def checkpoint(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return train(str(photos), tmp_path_factory.mktemp("out") / "vit.safetensors", arguments=TINY, options=QUICK)
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint, tmp_path_factory) -> OnnxModel:
+def model(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return export(checkpoint, tmp_path_factory.mktemp("out") / "vit.onnx")
 
 
-def test_a_folder_is_benched_on_its_test_part_alone(checkpoint, model, photos):
+def test_a_folder_is_benched_on_its_test_part_alone(checkpoint: Checkpoint, model: OnnxModel, photos: Path) -> None:
     notes = Notes()
     report = bench([checkpoint, model], str(photos), options=FAST, progress=notes)
     assert (report.conditions.data, report.conditions.n_samples) == (f"{photos}:test", 30)
@@ -69,7 +69,7 @@ def test_a_folder_is_benched_on_its_test_part_alone(checkpoint, model, photos):
         ("all", "72 of the 120 images of '{photos}:all' were trained on"),
     ],
 )
-def test_a_bench_on_what_was_trained_on_says_so(model, photos, split, said):
+def test_a_bench_on_what_was_trained_on_says_so(model: OnnxModel, photos: Path, split: str, said: str) -> None:
     expected = said.format(photos=photos)
     with pytest.warns(SeenDataWarning, match=re.escape(expected)):
         report = bench([model], f"{photos}:{split}", options=FAST)
@@ -77,7 +77,7 @@ def test_a_bench_on_what_was_trained_on_says_so(model, photos, split, said):
     assert any(note.startswith(expected) for note in report.rows[-1].notes)
 
 
-def test_copies_under_other_names_are_found(model, photos, tmp_path):
+def test_copies_under_other_names_are_found(model: OnnxModel, photos: Path, tmp_path: Path) -> None:
     seen = open_dataset(f"{photos}:train")
     for index in range(0, len(seen), 4):
         target = tmp_path / "others" / seen.classes[seen.labels[index]] / f"copy-{index}.png"
@@ -88,7 +88,9 @@ def test_copies_under_other_names_are_found(model, photos, tmp_path):
     assert "18 of the 18 images" in report.verdict[0]
 
 
-def test_calibration_takes_the_training_part_and_is_known_to_the_graph(model, photos, tmp_path):
+def test_calibration_takes_the_training_part_and_is_known_to_the_graph(
+    model: OnnxModel, photos: Path, tmp_path: Path
+) -> None:
     notes = Notes()
     int8 = quantize(
         model, tmp_path / "int8.onnx", precision="int8", target="onnxruntime", calibration=str(photos), progress=notes
@@ -103,7 +105,7 @@ def test_calibration_takes_the_training_part_and_is_known_to_the_graph(model, ph
     assert f"{int8.manifest.calibration.samples} of the 72 images of '{photos}:train' were calibrated on" in said[1]
 
 
-def test_few_calibration_images_are_said_to_be_few(model, photos, tmp_path):
+def test_few_calibration_images_are_said_to_be_few(model: OnnxModel, photos: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from vitdeploy.quantization.request import DEFAULTS
@@ -115,11 +117,11 @@ def test_few_calibration_images_are_said_to_be_few(model, photos, tmp_path):
         )
 
 
-def test_more_samples_than_there_are_is_all_of_them(photos):
+def test_more_samples_than_there_are_is_all_of_them(photos: Path) -> None:
     assert len(open_dataset(f"{photos}:train", samples=512)) == 72
 
 
-def test_splits_that_share_images_are_said(photos, tmp_path):
+def test_splits_that_share_images_are_said(photos: Path, tmp_path: Path) -> None:
     root = tmp_path / "split"
     for name, start, stop in (("train", 0, 30), ("val", 30, 35), ("test", 28, 40)):
         for color in ("blue", "green", "red"):
@@ -135,7 +137,7 @@ def test_splits_that_share_images_are_said(photos, tmp_path):
     assert report.verdict[0].startswith(f"6 of the 36 images of '{root}:test' were trained on")
 
 
-def test_splits_are_compared_where_the_training_is_not_known(photos, tmp_path, model):
+def test_splits_are_compared_where_the_training_is_not_known(photos: Path, tmp_path: Path, model: OnnxModel) -> None:
     from vitdeploy.artifacts import write_onnx
 
     root = tmp_path / "split"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4}
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(tmp_path_factory: pytest.TempPathFactory):
     return train("digits", tmp_path_factory.mktemp("digits") / "vit.safetensors", arguments=TINY, options=QUICK)
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path):
     """Three classes of 20 images, told apart by colour; modes and sizes as a user's folder has them."""
     generator = np.random.default_rng(0)
     for number, name in enumerate(("blue", "green", "red")):
@@ -51,7 +52,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_the_manifest_says_what_was_trained_and_how_good_it_is(digits):
+def test_the_manifest_says_what_was_trained_and_how_good_it_is(digits) -> None:
     """Top-1 of the manifest is that of the stored weights on the stored preprocessing, computed here anew."""
     import torch
 
@@ -74,7 +75,9 @@ def test_the_manifest_says_what_was_trained_and_how_good_it_is(digits):
         )
 
 
-def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(monkeypatch, tmp_path, digits):
+def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits
+) -> None:
     """With the labels of the test split shuffled, the weights are the same to the bit."""
     from vitdeploy.stages import train as stage
 
@@ -90,11 +93,11 @@ def test_validation_alone_chooses_and_the_test_split_is_not_trained_on(monkeypat
     assert other.manifest.metrics["test_top1"] != digits.manifest.metrics["test_top1"]
 
 
-def key_of(data, **options) -> str:
+def key_of(data, **options: Any) -> str:
     return TrainRequest.open(data, "unwritten.safetensors", **options).key
 
 
-def test_the_key_needs_no_training_and_follows_data_model_and_options(digits):
+def test_the_key_needs_no_training_and_follows_data_model_and_options(digits) -> None:
     key = digits.manifest.key
     assert key == key_of("digits", arguments=TINY, options=QUICK)
     for changed in (
@@ -107,7 +110,7 @@ def test_the_key_needs_no_training_and_follows_data_model_and_options(digits):
         assert changed != key
 
 
-def test_the_key_is_computed_without_torch():
+def test_the_key_is_computed_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from vitdeploy.stages.train import TrainRequest; print(TrainRequest.open('digits', 'x.safetensors').key)"
@@ -116,7 +119,7 @@ def test_the_key_is_computed_without_torch():
     assert found.stdout.strip() == key_of("digits")
 
 
-def test_a_finished_training_is_not_repeated(digits):
+def test_a_finished_training_is_not_repeated(digits) -> None:
     notes = Notes()
     before = digits.path.stat().st_mtime_ns
     again = train("digits", digits.path, arguments=TINY, options=QUICK, resume=True, progress=notes)
@@ -125,7 +128,7 @@ def test_a_finished_training_is_not_repeated(digits):
     assert notes.lines == [f"{str(digits.path)!r} is finished: nothing to resume"]
 
 
-def test_a_folder_of_photographs_trains_with_timms_augmentation(photos, tmp_path):
+def test_a_folder_of_photographs_trains_with_timms_augmentation(photos, tmp_path: Path) -> None:
     options = replace(
         QUICK, epochs=3, batch=12, learning_rate=1e-3, augmentation=Augmentation(kind="timm", policy=None)
     )
@@ -136,7 +139,7 @@ def test_a_folder_of_photographs_trains_with_timms_augmentation(photos, tmp_path
     assert checkpoint.manifest.metrics["test_top1"] > 0.9, "colours are easily told apart"
 
 
-def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, tmp_path):
+def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, tmp_path: Path) -> None:
     notes = Notes()
     options = replace(QUICK, batch=64)
     checkpoint = train(str(photos), tmp_path / "v.safetensors", options=options, progress=notes)
@@ -151,7 +154,7 @@ def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, 
     assert re.match(outlook, notes.lines[2])
 
 
-def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_detail(tmp_path):
+def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_detail(tmp_path: Path) -> None:
     for label, colour in (("a", 0), ("b", 255)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(6):
@@ -162,7 +165,7 @@ def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_
     assert "vit_tiny_patch16_224 with a weight file" in notes.lines[1]
 
 
-def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tmp_path):
+def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tmp_path: Path) -> None:
     arguments = {"image_size": 32, "depth": 1}
     options = replace(QUICK, batch=12)
     checkpoint = train(
@@ -173,7 +176,7 @@ def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tm
     assert checkpoint.manifest.model.name == "vit_tiny_patch16_224"
 
 
-def test_a_trained_model_is_trained_further_on_other_classes(digits, photos, tmp_path):
+def test_a_trained_model_is_trained_further_on_other_classes(digits, photos, tmp_path: Path) -> None:
     """Everything but the head starts from the weights: at a learning rate of nothing it stays."""
     grey = tmp_path / "grey"
     for folder in photos.iterdir():
@@ -194,14 +197,14 @@ def test_a_trained_model_is_trained_further_on_other_classes(digits, photos, tmp
     assert after["head.weight"].shape == (3, 16)
 
 
-def test_a_trained_model_keeps_its_head_where_the_classes_are_the_same(digits, tmp_path):
+def test_a_trained_model_keeps_its_head_where_the_classes_are_the_same(digits, tmp_path: Path) -> None:
     options = replace(QUICK, learning_rate=1e-12)
     further = train("digits", tmp_path / "v.safetensors", model=str(digits.path), options=options)
     np.testing.assert_allclose(further.tensors()["head.weight"], digits.tensors()["head.weight"], atol=1e-9)
     assert further.manifest.metrics["validation_top1"] == digits.manifest.metrics["validation_top1"]
 
 
-def test_a_student_learns_from_a_teacher_of_the_same_classes(digits, photos, tmp_path):
+def test_a_student_learns_from_a_teacher_of_the_same_classes(digits, photos, tmp_path: Path) -> None:
     options = replace(QUICK, epochs=3, distillation=Distillation(str(digits.path), kind="soft", weight=1.0))
     student = train("digits", tmp_path / "v.safetensors", model="deit", arguments=TINY, options=options)
     assert student.manifest.parents["teacher"] == digits.digest
@@ -229,13 +232,15 @@ def test_a_student_learns_from_a_teacher_of_the_same_classes(digits, photos, tmp
         ),
     ],
 )
-def test_what_does_not_fit_trained_weights_is_refused(digits, tmp_path, settings, error, message):
+def test_what_does_not_fit_trained_weights_is_refused(
+    digits, tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         train("digits", tmp_path / "v.safetensors", model=str(digits.path), options=QUICK, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_preprocessing_and_names_of_classes_can_be_given(digits, tmp_path):
+def test_preprocessing_and_names_of_classes_can_be_given(digits, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"digit {index}\n" for index in range(10)))
     own = Preprocess(size=(8, 8), channels=1, resize="none", crop="none", mean=(0.5,), std=(0.25,), source="mine")
@@ -251,19 +256,19 @@ def test_preprocessing_and_names_of_classes_can_be_given(digits, tmp_path):
         train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, labels=labels)
 
 
-def one_class(folder):
+def one_class(folder) -> None:
     (folder / "only").mkdir(parents=True)
     for index in range(5):
         Image.new("RGB", (8, 8)).save(folder / "only" / f"{index}.png")
 
 
-def unlabelled(folder):
+def unlabelled(folder) -> None:
     folder.mkdir()
     for index in range(9):
         Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
 
 
-def other_classes(folder):
+def other_classes(folder) -> None:
     for split, names in (("train", "ab"), ("val", "ac")):
         for name in names:
             (folder / split / name).mkdir(parents=True)
@@ -279,7 +284,7 @@ def other_classes(folder):
         (other_classes, "has class folders that 'train' lacks: 'c'"),
     ],
 )
-def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path, make, message):
+def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path: Path, make, message: str) -> None:
     make(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         train(str(tmp_path / "data"), tmp_path / "v.safetensors", options=QUICK)
@@ -296,20 +301,22 @@ def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path, make
         ({"arguments": {"dept": 3}}, ModelError, "family 'vit' has no argument 'dept'"),
     ],
 )
-def test_settings_that_contradict_the_data_are_refused_and_nothing_is_written(tmp_path, settings, error, message):
+def test_settings_that_contradict_the_data_are_refused_and_nothing_is_written(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     output = tmp_path / "v.safetensors"
     with pytest.raises(error, match=message):
         train("digits", output, options=QUICK, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_of_other_options_is_refused_or_dropped(tmp_path, monkeypatch):
+def test_a_state_of_other_options_is_refused_or_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitdeploy.training import loop
     from vitdeploy.training.paths import state_path
 
     output = tmp_path / "v.safetensors"
 
-    def crash(*arguments):
+    def crash(*arguments) -> None:
         raise RuntimeError("power failure")
 
     with monkeypatch.context() as patch:
@@ -328,7 +335,7 @@ def test_a_state_of_other_options_is_refused_or_dropped(tmp_path, monkeypatch):
     assert json.loads(json.dumps(read_checkpoint(output).manifest.options)) == other.key()
 
 
-def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path, digits):
+def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path: Path, digits) -> None:
     notes, output = Notes(), tmp_path / "v.safetensors"
     checkpoint = train("digits", output, arguments=TINY, options=QUICK, resume=True, progress=notes)
     assert checkpoint.digest == digits.digest
@@ -336,13 +343,13 @@ def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path, 
     assert f"there is no state to resume, {state!r}: the training starts anew" in notes.lines
 
 
-def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path):
+def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path: Path) -> None:
     checkpoint = train("digits", tmp_path / "v.safetensors", arguments={**TINY, "image_size": 16}, options=QUICK)
     suggested = open_dataset("digits").preprocess
     assert checkpoint.manifest.preprocess == suggested.model_copy(update={"size": (16, 16), "resize": "squash"})
 
 
-def test_a_given_preprocessing_is_taken_as_it_is(tmp_path):
+def test_a_given_preprocessing_is_taken_as_it_is(tmp_path: Path) -> None:
     spec = Preprocess(size=(16, 16), channels=1, resize="squash", crop="none", mean=(0.1,), std=(0.9,))
     checkpoint = train("digits", tmp_path / "v.safetensors", arguments=TINY, options=QUICK, preprocess=spec)
     assert checkpoint.manifest.preprocess == spec
@@ -350,7 +357,7 @@ def test_a_given_preprocessing_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_damaged_image_is_found_before_the_first_update_in_whichever_split_it_is(tmp_path, split):
+def test_a_damaged_image_is_found_before_the_first_update_in_whichever_split_it_is(tmp_path: Path, split: str) -> None:
     data, output = tmp_path / "data", tmp_path / "model.safetensors"
     for part in ("train", "validation", "test"):
         for label in ("a", "b"):
@@ -364,14 +371,14 @@ def test_a_damaged_image_is_found_before_the_first_update_in_whichever_split_it_
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot write .*Not a directory"):
         train("digits", tmp_path / "file" / "model.safetensors", arguments=TINY, options=QUICK)
 
 
 @pytest.fixture(scope="module")
-def timm_weights(tmp_path_factory):
+def timm_weights(tmp_path_factory: pytest.TempPathFactory):
     """Weights of a timm model for 7 classes, as timm's own training script writes them."""
     import timm
     import torch
@@ -382,7 +389,7 @@ def timm_weights(tmp_path_factory):
     return path
 
 
-def test_a_model_of_timm_is_trained_further_through_a_checkpoint_of_ours(photos, timm_weights, tmp_path):
+def test_a_model_of_timm_is_trained_further_through_a_checkpoint_of_ours(photos, timm_weights, tmp_path: Path) -> None:
     """Other classes and another image size in one step; export, bench and a second fine-tuning open the result."""
     notes = Notes()
     options = replace(QUICK, epochs=2, batch=18, learning_rate=1e-3, drop_path=0.1, layer_decay=0.7, ema_decay=0.9)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from present import present
 from torch import nn
 
 from vitdeploy.datasets import load_pixels, open_dataset
@@ -31,25 +32,28 @@ class Share(Fabric):
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> Subset:
     return Subset(open_dataset("digits:test"), np.arange(101))
 
 
 @pytest.fixture(scope="module")
-def module():
+def module() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.9))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_the_score_is_that_of_one_pass_in_evaluation_mode(digits, module, in_memory, monkeypatch):
+def test_the_score_is_that_of_one_pass_in_evaluation_mode(
+    digits: Subset, module: nn.Sequential, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not in_memory:
         monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
     monkeypatch.setattr(evaluation, "BATCH", 32)
     module.train()
-    score = Evaluation(digits, digits.preprocess, Share(0, 1)).score(module)
+    score = Evaluation(digits, present(digits.preprocess), Share(0, 1)).score(module)
     assert module.training
-    images = torch.from_numpy(normalize(load_pixels(digits, digits.preprocess), digits.preprocess))
+    spec = present(digits.preprocess)
+    images = torch.from_numpy(normalize(load_pixels(digits, spec), spec))
     with torch.no_grad():
         logits = module.eval()(images)
     labels = torch.from_numpy(digits.labels)
@@ -59,7 +63,7 @@ def test_the_score_is_that_of_one_pass_in_evaluation_mode(digits, module, in_mem
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_divide_the_images_and_count_each_once(digits, world):
-    shares = [Evaluation(digits, digits.preprocess, Share(rank, world)).part for rank in range(world)]
+def test_processes_divide_the_images_and_count_each_once(digits: Subset, world: int) -> None:
+    shares = [Evaluation(digits, present(digits.preprocess), Share(rank, world)).part for rank in range(world)]
     seen = [share.name(index) for share in shares for index in range(len(share))]
     assert sorted(seen) == sorted(digits.name(index) for index in range(101))

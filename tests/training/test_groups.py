@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -12,14 +14,14 @@ def tiny() -> VisionTransformer:
     return VisionTransformer(image_size=8, patch=4, channels=1, num_classes=3, width=8, depth=2, heads=2)
 
 
-def setting(module: nn.Module, **options) -> dict[str, tuple[float, float]]:
+def setting(module: nn.Module, **options: Any) -> dict[str, tuple[float, float]]:
     """Return each parameter's (weight decay, factor on the learning rate)."""
     names = {id(value): name for name, value in module.named_parameters()}
     groups = parameter_groups(module, **options)
     return {names[id(value)]: (g["weight_decay"], g["lr_scale"]) for g in groups for value in g["params"]}
 
 
-def test_biases_norms_and_positions_do_not_decay():
+def test_biases_norms_and_positions_do_not_decay() -> None:
     found = setting(tiny(), weight_decay=0.3)
     assert set(found) == {name for name, _ in tiny().named_parameters()}
     decayed = {name for name, (decay, _) in found.items() if decay == 0.3}
@@ -27,7 +29,7 @@ def test_biases_norms_and_positions_do_not_decay():
     assert decayed == {name for name in found if name.endswith("weight") and "norm" not in name}
 
 
-def test_layer_decay_shrinks_the_rate_by_each_layer_below_the_head():
+def test_layer_decay_shrinks_the_rate_by_each_layer_below_the_head() -> None:
     found = setting(tiny(), weight_decay=0.0, layer_decay=0.5)
     assert found["head.weight"][1] == 1.0
     assert found["blocks.1.mlp.fc1.weight"][1] == found["norm.bias"][1] == 0.5
@@ -35,12 +37,12 @@ def test_layer_decay_shrinks_the_rate_by_each_layer_below_the_head():
     assert found["cls_token"][1] == found["patch_embed.proj.weight"][1] == 0.125
 
 
-def test_layer_decay_needs_layers_in_order():
+def test_layer_decay_needs_layers_in_order() -> None:
     with pytest.raises(UsageError, match="layer_decay needs a model with layers in order, and Linear"):
         parameter_groups(nn.Linear(2, 2), weight_decay=0.0, layer_decay=0.5)
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_frozen_parameters_are_in_no_group() -> None:
     module = tiny()
     frozen = freeze(module, ["blocks.0.*", "patch_embed.*"])
     assert frozen
@@ -55,6 +57,6 @@ def test_frozen_parameters_are_in_no_group():
         (["*"], "matches every parameter: nothing is left to train"),
     ],
 )
-def test_a_useless_freeze_is_refused(patterns, message):
+def test_a_useless_freeze_is_refused(patterns: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         freeze(tiny(), patterns)

@@ -10,7 +10,7 @@ from vitdeploy.training.interrupts import deferred_interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_request_and_handlers_are_put_back(number):
+def test_a_signal_is_a_request_and_handlers_are_put_back(number) -> None:
     before = signal.getsignal(number)
     with deferred_interrupts() as interrupt:
         seen = [interrupt.requested]
@@ -20,7 +20,7 @@ def test_a_signal_is_a_request_and_handlers_are_put_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_later_stops_at_once():
+def test_a_second_signal_later_stops_at_once() -> None:
     with deferred_interrupts() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # the same request, by another way
@@ -29,10 +29,10 @@ def test_a_second_signal_later_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_another_thread_gets_an_interrupt_that_nobody_requests():
+def test_another_thread_gets_an_interrupt_that_nobody_requests() -> None:
     found = []
 
-    def work():
+    def work() -> None:
         with deferred_interrupts() as interrupt:
             found.append((interrupt.requested, signal.getsignal(signal.SIGINT)))
 

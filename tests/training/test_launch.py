@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vitdeploy.training.options import Hardware
 TWO = Hardware(accelerator="cpu", devices=2, threads=1)
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     """DDP with gloo, at equal global batch: 16 images an update either way, 33 for validation, each counted once."""
     one = run(small_job(tmp_path / "one.safetensors"))
     watched = Watched()
@@ -43,8 +44,10 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
         ("RuntimeError: gloo: gone", TrainingError, "^a training process failed: RuntimeError: gloo: gone$"),
     ],
 )
-def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch, last_line, error, message):
-    def fail(*arguments):
+def test_an_error_in_a_process_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_line: str, error: type[Exception], message: str
+) -> None:
+    def fail(*arguments) -> None:
         trace = f"\n\n-- Process 1 terminated with the following error:\nTraceback …\n{last_line}\n"
         raise ProcessRaisedException(trace, 1, 4711)
 
@@ -53,8 +56,8 @@ def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch, last_line, err
         launch(small_job(tmp_path / "v.safetensors", replace(OPTIONS, hardware=TWO)))
 
 
-def test_an_interrupt_of_the_processes_is_one_here(tmp_path, monkeypatch):
-    def fail(*arguments):
+def test_an_interrupt_of_the_processes_is_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments) -> None:
         raise ProcessRaisedException("\n\n-- Process 0 terminated:\nTraceback …\nKeyboardInterrupt\n", 0, 4711)
 
     monkeypatch.setattr(Fabric, "launch", fail)
@@ -62,12 +65,12 @@ def test_an_interrupt_of_the_processes_is_one_here(tmp_path, monkeypatch):
         launch(small_job(tmp_path / "v.safetensors", replace(OPTIONS, hardware=TWO)))
 
 
-def test_one_device_needs_no_process_and_several_are_started_from_here():
+def test_one_device_needs_no_process_and_several_are_started_from_here() -> None:
     assert make_fabric(Hardware(accelerator="cpu")).strategy.launcher is None
     assert type(make_fabric(TWO).strategy.launcher).__name__ == "_MultiProcessingLauncher"
 
 
-def test_under_torchrun_the_processes_are_those_of_torchrun(monkeypatch):
+def test_under_torchrun_the_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
@@ -88,7 +91,7 @@ def test_under_torchrun_the_processes_are_those_of_torchrun(monkeypatch):
         (Hardware(accelerator="cpu", devices="many"), "Lightning Fabric refuses .*devices='many'"),
     ],
 )
-def test_hardware_that_fabric_refuses_is_one_line(hardware, message):
+def test_hardware_that_fabric_refuses_is_one_line(hardware: Hardware, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         make_fabric(hardware)
     assert "\n" not in str(raised.value)

@@ -22,7 +22,7 @@ from vitdeploy.datasets import Dataset
 from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.training.loss import Teacher
-from vitdeploy.training.options import Augmentation, Distillation, Hardware
+from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainPrecision
 from vitdeploy.training.paths import last_path, metrics_path, state_path, tensorboard_path
 
 
@@ -30,7 +30,7 @@ class KilledError(Exception):
     """Stands for a process that ends between two statements."""
 
 
-def die_at(update: int):
+def die_at(update: int) -> Watched:
     def at(done: int) -> None:
         if done == update:
             raise KilledError
@@ -46,7 +46,7 @@ def chosen(found):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory: pytest.TempPathFactory):
     output = tmp_path_factory.mktemp("whole") / "v.safetensors"
     return run(small_job(output))
 
@@ -60,7 +60,7 @@ def same_training(one, other) -> None:
     assert one.manifest == other.manifest
 
 
-def test_the_loss_falls_and_every_epoch_has_a_row(whole):
+def test_the_loss_falls_and_every_epoch_has_a_row(whole) -> None:
     found = rows(whole.path)
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     assert [row["updates"] for row in found] == [3, 6, 9, 12]
@@ -75,14 +75,16 @@ def test_the_loss_falls_and_every_epoch_has_a_row(whole):
     assert not state_path(whole.path).exists()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(whole, tmp_path: Path) -> None:
     same_training(run(small_job(tmp_path / "v.safetensors")), whole)
     other = run(small_job(tmp_path / "w.safetensors", replace(OPTIONS, seed=1)))
     assert rows(other.path)[0]["loss"] != rows(whole.path)[0]["loss"]
 
 
 @pytest.mark.parametrize("update", [2, 4, 6, 12])
-def test_killed_after_any_update_and_resumed_the_training_is_the_uninterrupted_one(whole, tmp_path, update):
+def test_killed_after_any_update_and_resumed_the_training_is_the_uninterrupted_one(
+    whole, tmp_path: Path, update: int
+) -> None:
     output = tmp_path / "v.safetensors"
     with pytest.raises(KilledError):
         run(small_job(output), die_at(update))
@@ -93,7 +95,7 @@ def test_killed_after_any_update_and_resumed_the_training_is_the_uninterrupted_o
     assert any(note.startswith("resuming after epoch") for note in watched.notes)
 
 
-def test_every_part_of_the_state_is_resumed(tmp_path):
+def test_every_part_of_the_state_is_resumed(tmp_path: Path) -> None:
     """Average, drop path, mixing, accumulation and early stopping: killed twice and resumed twice."""
     options = replace(
         OPTIONS, epochs=6, ema_decay=0.9, accumulate=2, augmentation=Augmentation(mixup=0.4, cutmix=1.0), patience=4
@@ -114,7 +116,7 @@ def test_every_part_of_the_state_is_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_usable_checkpoint_and_a_state_to_resume(whole, tmp_path, number):
+def test_an_interrupt_leaves_a_usable_checkpoint_and_a_state_to_resume(whole, tmp_path: Path, number) -> None:
     output = tmp_path / "v.safetensors"
     watched = Watched(lambda done: os.kill(os.getpid(), number) if done == 7 else None)
     job = small_job(output, replace(OPTIONS, save_every_s=1e9))
@@ -129,7 +131,7 @@ def test_an_interrupt_leaves_a_usable_checkpoint_and_a_state_to_resume(whole, tm
     same_training(run(small_job(output, resume=True)), whole)
 
 
-def test_kill_9_leaves_a_state_that_resumes(whole, tmp_path):
+def test_kill_9_leaves_a_state_that_resumes(whole, tmp_path: Path) -> None:
     """A real process, killed while it trains; it would otherwise go on for hours."""
     output = tmp_path / "v.safetensors"
     code = (
@@ -155,13 +157,13 @@ def test_kill_9_leaves_a_state_that_resumes(whole, tmp_path):
     same_training(run(small_job(output, resume=True)), whole)
 
 
-def test_accumulation_changes_no_loss(whole, tmp_path):
+def test_accumulation_changes_no_loss(whole, tmp_path: Path) -> None:
     found = rows(run(small_job(tmp_path / "v.safetensors", replace(OPTIONS, accumulate=4))).path)
     for row, expected in zip(found, rows(whole.path), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_the_best_weights_are_written_and_the_last_beside_them(tmp_path):
+def test_the_best_weights_are_written_and_the_last_beside_them(tmp_path: Path) -> None:
     """A learning rate that ruins the weights: the best epoch is an early one."""
     options = replace(OPTIONS, epochs=6, learning_rate=3.0, warmup_epochs=3, keep_last=True)
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
@@ -173,20 +175,20 @@ def test_the_best_weights_are_written_and_the_last_beside_them(tmp_path):
     assert last.manifest.metrics["validation_top1"] == found[-1]["validation_top1"]
 
 
-def test_training_stops_when_validation_gets_no_better(tmp_path):
+def test_training_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
     options = replace(OPTIONS, epochs=50, learning_rate=1e-9, patience=2)
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
     assert len(rows(checkpoint.path)) == checkpoint.manifest.metrics["best_epoch"] + 2 < 50
 
 
-def test_frozen_parameters_stay_and_the_others_move(tmp_path):
+def test_frozen_parameters_stay_and_the_others_move(tmp_path: Path) -> None:
     job = small_job(tmp_path / "v.safetensors", replace(OPTIONS, epochs=1, freeze=("blocks.0.*",)))
     before = {name: value.numpy().copy() for name, value in job.module.state_dict().items()}
     for name, value in run(job).tensors().items():
         assert (value == before[name]).all() == name.startswith("blocks.0."), name
 
 
-def test_the_average_of_the_weights_is_evaluated_and_written(tmp_path):
+def test_the_average_of_the_weights_is_evaluated_and_written(tmp_path: Path) -> None:
     """After update u it moves by 1 − min(decay, (1 + u) / (10 + u)) of the way to the weights."""
     job = small_job(tmp_path / "v.safetensors", replace(OPTIONS, epochs=2, ema_decay=0.25, keep_last=True))
     expected = {name: value.clone() for name, value in job.module.state_dict().items()}
@@ -202,7 +204,7 @@ def test_the_average_of_the_weights_is_evaluated_and_written(tmp_path):
     assert any((average[name] != value.numpy()).any() for name, value in job.module.state_dict().items())
 
 
-def test_a_loss_that_is_not_a_number_names_the_epoch_and_a_remedy(tmp_path):
+def test_a_loss_that_is_not_a_number_names_the_epoch_and_a_remedy(tmp_path: Path) -> None:
     options = replace(OPTIONS, learning_rate=1e30, clip_norm=None, warmup_epochs=0)
     message = r"the loss is (nan|inf) in epoch 1 of 4: lower the learning rate 1e\+30, set clip_norm \(now None\)"
     with pytest.raises(TrainingError, match=message):
@@ -210,7 +212,7 @@ def test_a_loss_that_is_not_a_number_names_the_epoch_and_a_remedy(tmp_path):
     assert not (tmp_path / "v.safetensors").exists()
 
 
-def test_layer_decay_and_tensorboard_run_through(tmp_path):
+def test_layer_decay_and_tensorboard_run_through(tmp_path: Path) -> None:
     options = replace(OPTIONS, epochs=2, layer_decay=0.5, tensorboard=True)
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -221,7 +223,7 @@ def test_layer_decay_and_tensorboard_run_through(tmp_path):
     assert logged == pytest.approx([row["validation_top1"] for row in rows(checkpoint.path)])
 
 
-def test_a_teacher_teaches(tmp_path, whole):
+def test_a_teacher_teaches(tmp_path: Path, whole) -> None:
     """A student that sees wrong labels only, and a teacher that is always right about the pixels' brightness."""
     job = small_job(tmp_path / "v.safetensors", replace(OPTIONS, distillation=Distillation("t", weight=1.0)))
 
@@ -236,21 +238,21 @@ def test_a_teacher_teaches(tmp_path, whole):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_bf16_trains_and_writes_float32(tmp_path, precision):
+def test_bf16_trains_and_writes_float32(tmp_path: Path, precision: TrainPrecision) -> None:
     options = replace(OPTIONS, epochs=2, ema_decay=0.5, hardware=Hardware(precision=precision))
     checkpoint = run(small_job(tmp_path / "v.safetensors", options))
     assert {value.dtype for value in checkpoint.tensors().values()} == {np.dtype(np.float32)}
     assert rows(checkpoint.path)[-1]["loss"] < rows(checkpoint.path)[0]["loss"]
 
 
-def test_the_bar_says_epoch_loss_and_validation(tmp_path):
+def test_the_bar_says_epoch_loss_and_validation(tmp_path: Path) -> None:
     watched = Watched()
     run(small_job(tmp_path / "v.safetensors"), watched)
     assert re.fullmatch(r"epoch 1/4  loss \d\.\d{3}", watched.texts[0])
     assert re.fullmatch(r"epoch 4/4  loss \d\.\d{3}  val top-1 \d+\.\d %", watched.texts[-1])
 
 
-def test_the_callers_generator_and_threads_are_left_alone(tmp_path):
+def test_the_callers_generator_and_threads_are_left_alone(tmp_path: Path) -> None:
     threads, generator = torch.get_num_threads(), None
     job = small_job(tmp_path / "v.safetensors", replace(OPTIONS, epochs=1))
     generator = torch.get_rng_state()
@@ -269,7 +271,7 @@ def test_the_callers_generator_and_threads_are_left_alone(tmp_path):
         ),
     ],
 )
-def test_impossible_settings_are_refused_before_training(tmp_path, changes, message):
+def test_impossible_settings_are_refused_before_training(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     options = replace(OPTIONS, **changes)
     with pytest.raises(UsageError, match=message):
         run(small_job(tmp_path / "v.safetensors", options))
@@ -290,7 +292,9 @@ class Flaky(Subset):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_an_image_that_cannot_be_read_keeps_the_state_and_resuming_goes_on(tmp_path, monkeypatch, split):
+def test_an_image_that_cannot_be_read_keeps_the_state_and_resuming_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
     """Read again as before, the result is that of a training without the fault."""
     monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
     options = replace(OPTIONS, save_every_s=1e9, hardware=Hardware(workers=0))
@@ -309,7 +313,9 @@ def test_an_image_that_cannot_be_read_keeps_the_state_and_resuming_goes_on(tmp_p
     same_training(run(small_job(job.output, options, resume=True, **{split: data})), uninterrupted)
 
 
-def test_resuming_without_the_images_that_cannot_be_read_goes_on(tmp_path, monkeypatch):
+def test_resuming_without_the_images_that_cannot_be_read_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
     options = replace(OPTIONS, hardware=Hardware(workers=0))
     job = small_job(tmp_path / "v.safetensors", options)

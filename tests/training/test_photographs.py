@@ -32,14 +32,14 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture(autouse=True)
-def _seeds():
+def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_photographs_become_normalised_tensors(channels):
+def test_photographs_become_normalised_tensors(channels: int) -> None:
     record = spec((96, 64), channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
     tensor = photograph_transform(Augmentation(policy=None, colour_jitter=0, erase=0), record)(
         Image.new("RGB", (120, 100), (255, 255, 255))
@@ -58,7 +58,7 @@ def chains() -> dict[Augmentation, str]:
 
 
 @pytest.mark.parametrize("augmentation", [pytest.param(chain, id=name) for chain, name in chains().items()])
-def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(augmentation):
+def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(augmentation) -> None:
     """The policy alone is drawn so often; the steps around it have no rare values."""
     transform, image = photograph_transform(augmentation, spec()), noise(12, 10)
     policies = [step for step in transform.transforms if isinstance(step, auto_augment.RandAugment)]
@@ -71,7 +71,7 @@ def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(a
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_takes_every_interpolation(policy, interpolation):
+def test_every_policy_takes_every_interpolation(policy, interpolation: str) -> None:
     transform = photograph_transform(Augmentation(policy=policy), spec((8, 12), interpolation=interpolation))
     image = noise(12, 10)
     for _ in range(300):
@@ -79,7 +79,7 @@ def test_every_policy_takes_every_interpolation(policy, interpolation):
 
 
 @pytest.mark.parametrize("name", sorted(auto_augment.NAME_TO_OP))
-def test_every_operation_takes_every_magnitude(name):
+def test_every_operation_takes_every_magnitude(name) -> None:
     """Each operation is put in the place of a policy's own, at magnitudes within and beyond those of the scale."""
     image = noise(9, 7)
     for most in (10, 30):
@@ -103,7 +103,7 @@ def _kept(name, operation):
 
 
 @pytest.mark.parametrize(("bits", "kept"), [(8, 0xFF), (4, 0xF0), (1, 0x80), (0, 0x00), (-2, 0x00)])
-def test_posterizing_keeps_the_highest_bits_and_none_is_black(bits, kept):
+def test_posterizing_keeps_the_highest_bits_and_none_is_black(bits: int, kept: int) -> None:
     transform = photograph_transform(Augmentation(policy="rand-inc1"), spec())
     (policy,) = [step for step in transform.transforms if isinstance(step, auto_augment.RandAugment)]
     (posterize,) = [each.aug_fn for each in policy.ops if each.name == "PosterizeIncreasing"]
@@ -112,7 +112,7 @@ def test_posterizing_keeps_the_highest_bits_and_none_is_black(bits, kept):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (3, 3), (1, 1000), (1000, 1)])
-def test_images_of_a_pixel_or_a_line_keep_their_colour(size):
+def test_images_of_a_pixel_or_a_line_keep_their_colour(size: tuple[int, int]) -> None:
     """A crop without pixels would be black."""
     augmentation = Augmentation(policy=None, colour_jitter=0.0, erase=0.0, crop_area=(0.0001, 1.0))
     transform = photograph_transform(augmentation, spec())
@@ -124,11 +124,11 @@ def test_images_of_a_pixel_or_a_line_keep_their_colour(size):
     "policy",
     ["rand-m9-foo1", "rand-m9.5", "random", "rand-", "v9", "rand-tother", "augmix-w0", "original-m3"],
 )
-def test_a_policy_that_timm_does_not_know_is_refused_before_anything_else(policy):
+def test_a_policy_that_timm_does_not_know_is_refused_before_anything_else(policy: str) -> None:
     with pytest.raises(UsageError, match=f"augmentation.policy is '{policy}', expected timm's spelling"):
         TrainOptions(augmentation=Augmentation(policy=policy))
 
 
-def test_more_draws_than_a_weighted_set_has_are_refused():
+def test_more_draws_than_a_weighted_set_has_are_refused() -> None:
     with pytest.raises(UsageError, match="draws 20 different operations, and its set has 15: lower n"):
         photograph_transform(Augmentation(policy="rand-n20-tweights"), spec())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,12 +45,12 @@ from vitdeploy.training.options import Augmentation, Distillation, Hardware, Tra
         ),
     ],
 )
-def test_an_impossible_option_is_refused_by_name_and_value(make, message):
+def test_an_impossible_option_is_refused_by_name_and_value(make: Callable[..., Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 
 
-def test_the_key_holds_what_decides_the_result_and_nothing_else():
+def test_the_key_holds_what_decides_the_result_and_nothing_else() -> None:
     options = TrainOptions(distillation=Distillation("teacher.safetensors"))
     same = replace(
         options,
@@ -71,12 +73,12 @@ def test_the_key_holds_what_decides_the_result_and_nothing_else():
         assert replace(options, **change).key() != options.key()
 
 
-def test_warmup_is_a_twentieth_of_the_epochs_unless_given():
+def test_warmup_is_a_twentieth_of_the_epochs_unless_given() -> None:
     assert TrainOptions(epochs=200).warmup == 10
     assert TrainOptions(epochs=200, warmup_epochs=0).warmup == 0
 
 
-def test_auto_augmentation_depends_on_the_image_size():
+def test_auto_augmentation_depends_on_the_image_size() -> None:
     assert augmentation_kind(Augmentation(), (8, 8)) == "affine"
     assert augmentation_kind(Augmentation(), (64, 64)) == "affine"
     assert augmentation_kind(Augmentation(), (224, 224)) == "timm"

@@ -12,7 +12,7 @@ from vitdeploy.training.recipe import read_training_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", ["deit", "deit_distilled", "swin", "t2t"])
-def test_published_recipes_name_a_catalogue_model_and_their_source(name):
+def test_published_recipes_name_a_catalogue_model_and_their_source(name: str) -> None:
     recipe = read_training_recipe(name)
     assert variant(present(recipe.model)).top1 is not None
     assert "arXiv" in recipe.about
@@ -20,17 +20,17 @@ def test_published_recipes_name_a_catalogue_model_and_their_source(name):
     assert recipe.options.augmentation.mixup == 0.8
 
 
-def test_the_learning_rate_of_each_recipe_is_5e4_per_512_images():
+def test_the_learning_rate_of_each_recipe_is_5e4_per_512_images() -> None:
     for name in ("deit", "deit_distilled", "swin", "t2t"):
         options = read_training_recipe(name).options
         assert options.learning_rate == pytest.approx(5e-4 * options.batch / 512)
 
 
-def test_the_package_lists_its_recipes():
+def test_the_package_lists_its_recipes() -> None:
     assert recipe_names() == ("deit", "deit_distilled", "swin", "t2t")
 
 
-def test_a_recipe_of_ones_own_takes_what_it_does_not_say_from_the_defaults(tmp_path):
+def test_a_recipe_of_ones_own_takes_what_it_does_not_say_from_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "model: swin\narguments: {depths: [1, 1]}\noptions: {epochs: 3, betas: [0.9, 0.98]}\n"
     )
@@ -63,14 +63,14 @@ def test_a_recipe_of_ones_own_takes_what_it_does_not_say_from_the_defaults(tmp_p
         ("a: [", "is not YAML"),
     ],
 )
-def test_a_recipe_that_is_wrong_is_refused_in_one_line(tmp_path, text, message):
+def test_a_recipe_that_is_wrong_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(RecipeError, match=message) as raised:
         read_training_recipe(tmp_path / "a.yaml")
     assert "\n" not in str(raised.value)
 
 
-def test_a_recipe_names_weights_and_a_teacher(tmp_path):
+def test_a_recipe_names_weights_and_a_teacher(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "model: timm:test_vit\nweights: w.pth\nteacher: t.safetensors\n"
         "options: {distillation: {teacher: t.safetensors, kind: soft, arguments: {image_size: 64}}}\n"
@@ -82,6 +82,6 @@ def test_a_recipe_names_weights_and_a_teacher(tmp_path):
     assert read_training_recipe(tmp_path / "b.yaml").options.distillation == Distillation("t.safetensors")
 
 
-def test_a_recipe_that_is_not_there_names_those_that_are():
+def test_a_recipe_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(RecipeError, match="there is no training recipe 'diet', expected a YAML file or one of deit"):
         read_training_recipe("diet")

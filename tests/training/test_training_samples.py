@@ -7,6 +7,7 @@ import re
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT
 from vitdeploy.records import Preprocess
 from vitdeploy.training.augment import RandomAffine
-from vitdeploy.training.options import Augmentation, Hardware, TrainOptions
+from vitdeploy.training.options import Augmentation, AugmentationKind, Hardware, TrainOptions
 from vitdeploy.training.samples import MemorySamples, Plan, StreamedSamples, open_samples, worker_failure
 
 CPU = torch.device("cpu")
@@ -27,16 +28,16 @@ NONE = TrainOptions(augmentation=Augmentation(kind="none"), hardware=Hardware(wo
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> Subset:
     return Subset(open_dataset("digits:train"), np.arange(20))
 
 
-def opened(digits, options=NONE, **plan):
+def opened(digits, options=NONE, **plan: Any):
     settings = {"count": 20, "batch": 8, "accumulate": 1, "seed": 0, **plan}
     return open_samples(digits, digits.preprocess, options, Plan(**settings), CPU, SILENT)
 
 
-def test_an_epoch_takes_each_sample_at_most_once_in_a_fresh_order():
+def test_an_epoch_takes_each_sample_at_most_once_in_a_fresh_order() -> None:
     plan = Plan(count=20, batch=6, accumulate=1, seed=0)
     updates = dict(plan.updates(0, 6))
     assert plan.updates_per_epoch == 3
@@ -46,7 +47,7 @@ def test_an_epoch_takes_each_sample_at_most_once_in_a_fresh_order():
     assert [updates[4].tolist()] == [samples.tolist() for _, samples in plan.updates(4, 5)]
 
 
-def test_repeated_samples_follow_each_other_and_are_varied_apart(digits):
+def test_repeated_samples_follow_each_other_and_are_varied_apart(digits: Subset) -> None:
     plan = Plan(count=20, batch=6, accumulate=1, seed=0, repeats=3)
     order = plan.order(0).reshape(-1)
     assert len(order) == 20
@@ -60,7 +61,7 @@ def test_repeated_samples_follow_each_other_and_are_varied_apart(digits):
 
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (2, 1), (1, 2), (3, 2)])
-def test_passes_and_processes_divide_an_update_without_gap_or_overlap(accumulate, world):
+def test_passes_and_processes_divide_an_update_without_gap_or_overlap(accumulate: int, world: int) -> None:
     shares = [
         range(12)[Plan(12, 12, accumulate, 0, rank, world).share(part)]
         for part, rank in itertools.product(range(accumulate), range(world))
@@ -69,12 +70,12 @@ def test_passes_and_processes_divide_an_update_without_gap_or_overlap(accumulate
     assert len({len(share) for share in shares}) == 1
 
 
-def test_a_batch_that_processes_cannot_share_is_refused():
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
     with pytest.raises(UsageError, match=r"batch 10 does not divide by 2 accumulation steps × 3 processes: .* 6"):
         Plan(count=100, batch=10, accumulate=2, seed=0, rank=0, world=3)
 
 
-def test_resumed_samples_are_those_of_the_uninterrupted_training(digits):
+def test_resumed_samples_are_those_of_the_uninterrupted_training(digits: Subset) -> None:
     options = replace(NONE, augmentation=Augmentation(kind="affine"))
     whole = list(opened(digits, options).updates(0, 7))
     rest = list(opened(digits, options).updates(3, 7))
@@ -84,7 +85,7 @@ def test_resumed_samples_are_those_of_the_uninterrupted_training(digits):
 
 
 @pytest.mark.parametrize(("accumulate", "world"), [(2, 1), (1, 2), (2, 2)])
-def test_processes_together_see_the_images_of_one(digits, accumulate, world):
+def test_processes_together_see_the_images_of_one(digits: Subset, accumulate: int, world: int) -> None:
     options = replace(NONE, augmentation=Augmentation(kind="affine"))
     (alone,) = next(iter(opened(digits, options).updates(1, 2)))
     parts = [
@@ -96,7 +97,7 @@ def test_processes_together_see_the_images_of_one(digits, accumulate, world):
     assert torch.cat([labels for _, labels in together]).tolist() == alone[1].tolist()
 
 
-def test_streamed_images_are_those_held_in_memory(digits, monkeypatch):
+def test_streamed_images_are_those_held_in_memory(digits: Subset, monkeypatch: pytest.MonkeyPatch) -> None:
     held = opened(digits, accumulate=2)
     assert isinstance(held, MemorySamples)
     monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
@@ -109,7 +110,7 @@ def test_streamed_images_are_those_held_in_memory(digits, monkeypatch):
             assert torch.equal(labels, its_labels)
 
 
-def test_affine_variation_is_the_same_streamed_and_in_memory(digits, monkeypatch):
+def test_affine_variation_is_the_same_streamed_and_in_memory(digits: Subset, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(NONE, augmentation=Augmentation(kind="affine"))
     ((held, _),) = next(iter(opened(digits, options).updates(2, 3)))
     monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
@@ -118,7 +119,7 @@ def test_affine_variation_is_the_same_streamed_and_in_memory(digits, monkeypatch
     assert isinstance(opened(digits, options).affine, RandomAffine)
 
 
-def test_photograph_variation_is_a_function_of_seed_place_and_sample(digits):
+def test_photograph_variation_is_a_function_of_seed_place_and_sample(digits: Subset) -> None:
     """However many workers load them, and wherever a resumed training starts."""
     spec = Preprocess(size=(24, 24), channels=3, resize_size=24, mean=(0.5,) * 3, std=(0.5,) * 3)
     options = TrainOptions(augmentation=Augmentation(kind="timm"), hardware=Hardware(workers=0))
@@ -149,7 +150,7 @@ def _by_sample(plan, updates, epoch):
 class Faulty(DatasetBase):
     """Images of which some cannot be read, varied, or end the process that loads them."""
 
-    def __init__(self, faults):
+    def __init__(self, faults) -> None:
         super().__init__("faulty", [f"{index}.jpg" for index in range(20)], np.arange(20) % 2, ("a", "b"))
         self.faults = faults
 
@@ -165,7 +166,7 @@ class Faulty(DatasetBase):
 PHOTO = Preprocess(size=(72, 72), resize="squash", crop="none", mean=(0,) * 3, std=(1 / 255,) * 3)
 
 
-def faulty(faults, *, skip=False, note=lambda text: None, workers=0, kind="none"):
+def faulty(faults, *, skip: bool = False, note=lambda text: None, workers: int = 0, kind: AugmentationKind = "none"):
     options = TrainOptions(
         augmentation=Augmentation(kind=kind), hardware=Hardware(workers=workers), skip_unreadable=skip
     )
@@ -175,7 +176,7 @@ def faulty(faults, *, skip=False, note=lambda text: None, workers=0, kind="none"
 
 
 @pytest.fixture
-def streamed(monkeypatch):
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitdeploy.training.samples.MEMORY_BYTES", 0)
 
 
@@ -193,7 +194,9 @@ def streamed(monkeypatch):
         (MemoryError(), r"^image '3.jpg' cannot be varied for training \(MemoryError:\)$"),
     ],
 )
-def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(workers, fault, message):
+def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(
+    workers: int, fault: Exception, message: str
+) -> None:
     before = {process.pid for process in multiprocessing.active_children()}
     _, samples = faulty({3: fault}, workers=workers)
     with pytest.raises(DataError, match=message):
@@ -202,7 +205,7 @@ def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(w
 
 
 @pytest.mark.usefixtures("streamed")
-def test_images_that_cannot_be_used_are_left_out_on_demand_and_named_once():
+def test_images_that_cannot_be_used_are_left_out_on_demand_and_named_once() -> None:
     """Their places go to other images of the same pass, each with its own label."""
     notes: list[str] = []
     broken = DataError("damaged")
@@ -220,14 +223,14 @@ def test_images_that_cannot_be_used_are_left_out_on_demand_and_named_once():
 
 
 @pytest.mark.usefixtures("streamed")
-def test_a_pass_without_any_usable_image_ends_the_training_even_then():
+def test_a_pass_without_any_usable_image_ends_the_training_even_then() -> None:
     _, samples = faulty({index: DataError(f"image {index} is damaged") for index in range(20)}, skip=True)
     with pytest.raises(DataError, match=r"none of 4 images of a pass is usable: image .* is damaged"):
         list(samples.updates(0, 1))
 
 
 @pytest.mark.usefixtures("streamed")
-def test_a_killed_worker_is_one_line_with_a_remedy():
+def test_a_killed_worker_is_one_line_with_a_remedy() -> None:
     _, samples = faulty({3: "kill"}, workers=2)
     message = r"^a process that loads images ended \(DataLoader worker .*\), usually because memory ran out: lower ha"
     with pytest.raises((TrainingError, RuntimeError)) as raised:
