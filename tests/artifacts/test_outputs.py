@@ -12,7 +12,7 @@ import pytest
 
 from vitdeploy.artifacts import atomic_path, write_atomically
 from vitdeploy.artifacts.locks import hold_file, hold_folder, refuse_held
-from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
+from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.errors import ArtifactError
 
 HOLD = (
@@ -148,3 +148,20 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="later"):
         write_and_fail()
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_of_a_block_that_fails_is_removed_where_it_is_new(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "report"
+    if there:
+        folder.mkdir()
+        (folder / "old").write_text("old")
+
+    def fill() -> None:
+        write_atomically(folder / "new", "new")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"), folder_or_nothing(folder):
+        fill()
+    assert folder.exists() == there
+    assert (folder / "old").exists() == there

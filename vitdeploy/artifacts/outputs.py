@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
@@ -102,3 +104,15 @@ def _refuse_unwritable_parent(path: Path) -> None:
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
+
+
+@contextmanager
+def folder_or_nothing(folder: Path | None) -> Iterator[None]:
+    """Remove a folder that a block makes where the block fails; one that was there before stays."""
+    new = folder is not None and not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

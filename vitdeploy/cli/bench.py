@@ -101,7 +101,7 @@ def bench(
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
     from vitdeploy import BenchOptions, write_report
     from vitdeploy import bench as measure
-    from vitdeploy.artifacts.outputs import refuse_unwritable_folder
+    from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
     from vitdeploy.report import class_table
@@ -130,8 +130,11 @@ def bench(
     )
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
-    found = measure(list(artifacts), data, baseline=baseline, options=options, keep=report, progress=make_progress())
-    page = write_report(found, report) if report is not None else None
+    with folder_or_nothing(report):
+        found = measure(
+            list(artifacts), data, baseline=baseline, options=options, keep=report, progress=make_progress()
+        )
+        page = write_report(found, report) if report is not None else None
     if as_json:
         print_json(found)
     else:
