@@ -21,6 +21,7 @@ from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, read_checkpoint
 from vitdeploy.artifacts.run_record import Provenance
+from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError, BackendError, GateError, RecipeError
 from vitdeploy.pipeline import Recipe, default_text, read_recipe, run
 from vitdeploy.pipeline.folder import changes, locked
@@ -108,9 +109,11 @@ def test_a_wrong_recipe_is_refused_with_the_key_and_what_was_expected(tmp_path: 
     assert "my.yaml" in str(caught.value)
 
 
-def test_a_missing_recipe_names_the_way_to_one(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"there is no file .*none\.yaml.*--print-recipe"):
+def test_a_missing_recipe_names_the_way_to_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecipeError, match=r"there is no file .*none\.yaml'$"):
         read_recipe(tmp_path / "none.yaml")
+    assert main(["run", str(tmp_path / "none.yaml")]) == 1
+    assert re.search(r"none\.yaml' \('vitdeploy run --print-recipe' shows every key\)$", capsys.readouterr().err)
 
 
 def test_changes_go_over_the_file(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_an_open_dataset_is_taken_wherever_data_is_named(tmp_path: Path) -> None
 
 
 def test_an_artifact_of_the_wrong_kind_is_refused_with_the_way_on(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    with pytest.raises(vd.ArtifactError, match="kind 'checkpoint', expected an ONNX model: 'vitdeploy export"):
+    with pytest.raises(vd.ArtifactError, match=r"kind 'checkpoint', expected an ONNX model: vd\.export"):
         vd.quantize(tiny_checkpoint, tmp_path / "x.onnx", precision="fp16")
     model = readout(tmp_path / "vit.onnx")
     with pytest.raises(vd.ArtifactError, match="kind 'onnx', expected a checkpoint"):

@@ -34,7 +34,7 @@ def test_what_is_no_compute_capability_is_refused_with_the_recipe(value: Any) ->
             "there is no file 'nowhere.json'",
         ),
         ({"bench.data": "nowhere"}, DataError, "there is no dataset 'nowhere'"),
-        ({"source": "foreign.onnx"}, RecipeError, "a run starts from weights: 'vitdeploy export foreign.onnx"),
+        ({"source": "foreign.onnx"}, RecipeError, "a run starts from weights: vd.export\\('foreign.onnx'"),
         ({"data": "nowhere"}, DataError, "there is no dataset 'nowhere'"),
     ],
 )

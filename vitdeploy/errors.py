@@ -2,7 +2,7 @@
 
     VitdeployError                   exit code 1
     ├── UsageError                   options that contradict each other or do not exist (exit code 2)
-    ├── GateError                    a limit such as --max-drop was passed (exit code 3)
+    ├── GateError                    a limit such as max_drop_pp= was passed (exit code 3)
     │   └── BudgetError              no graph is within an accuracy budget; says where the best found is
     ├── ArtifactError                a file is missing, of another kind, truncated, changed, or without a manifest
     ├── DataError                    a dataset, an image, or labels that do not fit the model

@@ -1,6 +1,8 @@
-"""Numbers as people read them; what was not measured is a dash, never 0."""
+"""Numbers as people read them, what was not measured as a dash, never 0; and advice that many messages give."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from vitdeploy.text import UNKNOWN
 
@@ -51,3 +53,8 @@ def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
     if identical:
         return "exact"
     return UNKNOWN if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def adoption(path: Path | str, preprocess: str = "timm:NAME|hf:DIR|FILE.json") -> str:
+    """Return the call that gives an ONNX file from elsewhere a manifest, and with it its preprocessing."""
+    return f"vd.export({str(path)!r}, 'adopted.onnx', options=vd.ExportOptions(preprocess={preprocess!r}))"

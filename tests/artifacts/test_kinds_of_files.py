@@ -28,7 +28,7 @@ def test_json_is_not_taken_for_an_onnx_file_in_text_form(tmp_path: Path) -> None
 def test_weights_given_as_a_graph_are_answered_with_the_command_that_exports_them(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_tensors(path, {"weight": np.zeros(3, np.float32)})
-    with pytest.raises(ArtifactError, match=re.escape(f"'vitdeploy export {path} -o model.onnx'")):
+    with pytest.raises(ArtifactError, match=re.escape(f"vd.export({str(path)!r}, 'model.onnx')")):
         load_ir(path)
 
 

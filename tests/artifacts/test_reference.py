@@ -52,7 +52,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, tiny_onnx: OnnxModel) -> None
     data[-5] ^= 1
     path = tmp_path / "x.reference.safetensors"
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match="are damaged: make them again with 'vitdeploy export"):
+    with pytest.raises(ArtifactError, match=r"are damaged: make them again with vd\.export"):
         read_reference(path)
     with pytest.raises(ArtifactError, match="holds no reference logits"):
         read_reference(tiny_onnx.path.with_name("tiny.safetensors"))

@@ -194,17 +194,17 @@ def test_weights_beside_the_graph_are_found(no_gpu: None, tmp_path: Path, monkey
             UsageError,
             r"profiling 'all': expected one of detailed, layer-names, none",
         ),
-        (BuildTarget(hardware_compatibility="ampere-plus"), BuildError, r"no --hardware-compatibility: name GPUs"),
-        (BuildTarget(version_compatible=True), BuildError, r"tensorrt-rtx has no --version-compatible"),
-        (BuildTarget(optimization_level=5), BuildError, r"tensorrt-rtx has no --optimization-level"),
-        (BuildTarget(dla_core=0), BuildError, r"tensorrt-rtx has no --dla-core: use '--backend tensorrt'"),
-        (BuildTarget(timing_cache=Path("x")), BuildError, r"tensorrt-rtx has no --timing-cache"),
+        (BuildTarget(hardware_compatibility="ampere-plus"), BuildError, r"no hardware_compatibility=: name GPUs"),
+        (BuildTarget(version_compatible=True), BuildError, r"tensorrt-rtx has no version_compatible=True"),
+        (BuildTarget(optimization_level=5), BuildError, r"tensorrt-rtx has no optimization_level="),
+        (BuildTarget(dla_core=0), BuildError, r"tensorrt-rtx has no dla_core=: use backend='tensorrt'"),
+        (BuildTarget(timing_cache=Path("x")), BuildError, r"tensorrt-rtx has no timing_cache="),
         (
             BuildTarget(strip=True),
             BuildError,
-            r"tensorrt-rtx needs a GPU to build with --strip, and there is none here",
+            r"tensorrt-rtx needs a GPU to build with strip=True, and there is none here",
         ),
-        (BuildTarget(refit=True), BuildError, r"tensorrt-rtx needs a GPU to build with --refit"),
+        (BuildTarget(refit=True), BuildError, r"tensorrt-rtx needs a GPU to build with refit=True"),
     ],
 )
 def test_refused_target_is_one_line_and_writes_nothing(
@@ -372,7 +372,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_here_only(
         backend.build(model, tmp_path / "b.engine", BuildTarget(compute_capabilities=("8.6",)))
     fake_gpu(monkeypatch, "10.16", None)
     with pytest.raises(
-        BuildError, match=r"there is none here: build there, or ahead of time with '--backend tensorrt-rtx'"
+        BuildError, match=r"there is none here: build there, or ahead of time with backend='tensorrt-rtx'"
     ):
         backend.build(model, tmp_path / "c.engine", BuildTarget())
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".engine", ".json"]
@@ -394,7 +394,7 @@ def test_rtx_does_not_serve_a_gpu_that_it_does_not_know(
 ) -> None:
     fake_gpu(monkeypatch, "rtx", "11.0")
     backend = get_backend("tensorrt-rtx")
-    with pytest.raises(BuildError, match=r"does not serve this GPU \(compute capability '11.0'.*--backend tensorrt"):
+    with pytest.raises(BuildError, match=r"does not serve this GPU \(compute capability '11.0'.*backend='tensorrt'"):
         backend.build(model, tmp_path / "a.engine", BuildTarget())
     engine = backend.build(model, tmp_path / "a.engine", FOR_89)
     assert engine.manifest.build is not None

@@ -268,7 +268,7 @@ def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra: dic
     state = vit().state_dict()
     weight, bias = state.pop("head.weight"), state.pop("head.bias")
     torch.save({**state, "head.1.weight": weight, "head.1.bias": bias, **extra}, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match=r"taken whole: its head has .*--reset-head --argument num_classes"):
+    with pytest.raises(CheckpointError, match=r"taken whole: its head has .*reset_head=True with .*'num_classes'"):
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
     request = LoadRequest(arguments={"heads": 3}, num_classes=4, reset_head=True)
     assert load_foreign(tmp_path / "m.pth", "vit", request).module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)

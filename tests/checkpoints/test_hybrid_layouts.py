@@ -142,5 +142,5 @@ def test_another_variant_is_refused(tmp_path: Path) -> None:
 
 def test_heads_of_a_model_without_a_name_must_be_said(tmp_path: Path) -> None:
     torch.save(timms([1, 2]).state_dict(), tmp_path / "hybrid.pth")
-    with pytest.raises(CheckpointError, match=r"do not tell how many heads there are: .*--argument heads=8"):
+    with pytest.raises(CheckpointError, match=r"do not tell how many heads there are: .*arguments=\{'heads': 8\}"):
         load_foreign(tmp_path / "hybrid.pth", "hybrid", LoadRequest(arguments={"groups": 8}))

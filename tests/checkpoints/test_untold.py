@@ -100,9 +100,7 @@ def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(tmp_path:
     stated: Any = {"model": "vit_base_patch32_clip_quickgelu_224"}
     beside = argparse.Namespace(**stated) if key == "args" else stated
     torch.save({"state_dict": state, key: beside}, tmp_path / "own.pth")
-    message = (
-        "'timm:vit_base_patch32_clip_quickgelu_224 --weights FILE' builds it, and a name of the catalogue overrules"
-    )
+    message = "'timm:vit_base_patch32_clip_quickgelu_224' with weights='FILE' builds it, and a name"
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "own.pth", None)
     assert load(tmp_path / "own.pth", "vit_base_patch32_224").spec.name == "vit_base_patch32_224"

@@ -139,7 +139,7 @@ def test_a_graph_without_a_manifest_is_told_how_to_adopt_it(refused: Run, finish
     for command in COMMANDS_ON_A_FILE["onnx"][:5]:
         said = refused(command.format("foreign.onnx"))
         assert "has no vitdeploy manifest" in said
-        assert "'vitdeploy export foreign.onnx --preprocess" in said
+        assert "'vitdeploy export foreign.onnx -o adopted.onnx --preprocess" in said
 
 
 def make_images(folder: Path, classes: int, each: int = 4) -> None:

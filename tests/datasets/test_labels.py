@@ -66,7 +66,7 @@ def test_a_word_of_two_imagenet_classes_is_not_guessed():
     # WordNet's crane is a bird and a machine.
     synsets = tuple(entry.synset for entry in imagenet_classes())
     with pytest.raises(
-        DataError, match=r"folder 'crane' fits several classes of the model, 134 .*517 .*--label-map FILE"
+        DataError, match=r"folder 'crane' fits several classes of the model, 134 .*517 .*label_map='FILE'"
     ):
         match_labels(labelled("crane", "tench"), synsets)
     assert matched(labelled("crane bird", "tench"), synsets) == [134, 0]
@@ -77,14 +77,14 @@ def test_unmatched_folders_are_listed():
         match_labels(labelled("cat", "dgo", "owl"), ("cat", "dog", "owl"))
     assert str(caught.value) == (
         "1 of the 3 classes of 'photos' are not classes of the model: 'dgo'; the model has 3: 'cat', 'dog', 'owl'; "
-        "rename the folders, or pass --label-map FILE"
+        "rename the folders, or pass label_map='FILE'"
     )
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("cat", "dog", "owl"), ("Hund", "Katze")])
 def test_order_is_never_advised(classes):
     """With folders Hund and Katze for the classes cat and dog it would give a wrong accuracy."""
-    with pytest.raises(DataError, match=r"or pass --label-map FILE$"):
+    with pytest.raises(DataError, match=r"or pass label_map='FILE'$"):
         match_labels(labelled("a", "b"), classes)
 
 
@@ -172,7 +172,7 @@ def test_order_is_taken_only_on_demand():
     [
         (("a", "b"), ("x", "y", "z"), {"by_order": True}, r"has 2 classes and the model 3: labels by order need equal"),
         (("a", "cat"), ("dog", "cat"), {"by_order": True}, r"1 folders match classes by name, such as 'cat'"),
-        (("a", "b"), (), {}, r"the model does not name its classes: give them at export"),
+        (("a", "b"), (), {}, r"the model does not name its classes: give it their names with vd"),
         (("Cat", "CAT"), ("cat", "dog"), {}, r"folders 'Cat' and 'CAT' both fit the class 'cat': merge them"),
         (("a",), ("a", "b"), {}, r"'photos' has one class only, 'a', expected at least two class folders"),
         (("a", "b"), ("a", "b"), {"by_order": True, "label_map": Path("x")}, r"leave one of the two out"),

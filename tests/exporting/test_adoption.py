@@ -114,7 +114,11 @@ IMAGE, SCORES = "float[N, 1, 8, 8] pixel_values", "float[N, 10] scores"
         ),
         (IMAGE, "float[N, 64] pixel_values", r"expected images \[N, C, H, W\] or \[N, H, W, C\]"),
         (IMAGE, "int64[N, 1, 8, 8] pixel_values", r"is int64 .*, expected float32, float16 or bytes \(uint8\)"),
-        (SCORES, f"{SCORES}, float[N, 64] h", "has the outputs 'scores' .*, 'h' .*: --output-name says which one are"),
+        (
+            SCORES,
+            f"{SCORES}, float[N, 64] h",
+            "has the outputs 'scores' .*, 'h' .*the logits with output_name=",
+        ),
     ],
 )
 def test_what_is_no_image_classifier_is_refused(tmp_path, old, new, message):
@@ -128,9 +132,9 @@ def test_what_is_no_image_classifier_is_refused(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (ExportOptions(), UsageError, "carries no preprocessing: add --preprocess timm:NAME, hf:DIR or FILE.json"),
+        (ExportOptions(), UsageError, "carries no preprocessing: pass preprocess='timm:NAME"),
         (ExportOptions(preprocess="digits", random_weights=True), UsageError, "brings its own weights"),
-        (ExportOptions(preprocess="digits", reference="digits"), UsageError, "--reference stores PyTorch's logits"),
+        (ExportOptions(preprocess="digits", reference="digits"), UsageError, "reference= stores PyTorch's logits"),
         (ExportOptions(preprocess="missing.json"), ArtifactError, "there is no file 'missing.json'"),
         (ExportOptions(preprocess="timm:vit_tiny_patch16_224"), GraphError, "the preprocessing gives 3×224×224"),
         (ExportOptions(preprocess="digits", opset=21), UsageError, "opset 21 is not offered"),

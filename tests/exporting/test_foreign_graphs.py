@@ -156,7 +156,8 @@ SEVERAL = (SCORES, f"float[N, 64] q, {SCORES}")
 def test_of_several_outputs_one_is_chosen(tmp_path: Path, photo) -> None:
     source = foreign(tmp_path, SEVERAL)
     with pytest.raises(
-        GraphError, match=r"has the outputs 'q' \(float \[N, 64\]\), 'scores' .*--output-name says which"
+        GraphError,
+        match=r"has the outputs 'q' \(float \[N, 64\]\), 'scores' .*the logits with output_name=",
     ):
         export(source, tmp_path / "x.onnx", options=ADOPT)
     with pytest.raises(GraphError, match=r"has no output 'logits', it has 'q' .*, 'scores'"):
@@ -371,9 +372,9 @@ def test_names_of_two_classes_belong_to_one_output(tmp_path: Path, photo) -> Non
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("binary", [], "--task binary is for one output, and the model has 10"),
-        ("multi-label", ONE, "--task multi-label needs several outputs"),
-        ("single-label", ONE, "--task single-label needs several outputs"),
+        ("binary", [], "task='binary' is for one output, and the model has 10"),
+        ("multi-label", ONE, "task='multi-label' needs several outputs"),
+        ("single-label", ONE, "task='single-label' needs several outputs"),
     ],
 )
 def test_a_task_that_does_not_fit_is_refused(tmp_path: Path, task: Task, changes, message: str) -> None:

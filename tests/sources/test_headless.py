@@ -179,7 +179,7 @@ def test_weights_of_another_make_are_taken_with_and_without_a_head(tmp_path: Pat
         expected = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
         torch.testing.assert_close(bare.module(x), expected, atol=1e-5, rtol=1e-4)
     if not with_head:
-        with pytest.raises(CheckpointError, match="no classification head: --task features takes it as it is"):
+        with pytest.raises(CheckpointError, match="no classification head: task='features' takes it as it is"):
             loaded("vit_tiny_patch16_224", SourceOptions(weights=tmp_path / "theirs.pth"))
 
 

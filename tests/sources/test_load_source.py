@@ -69,13 +69,13 @@ def test_another_size_or_number_of_classes_changes_preprocessing_and_classes() -
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ("vit_tiny_patch16_224", {}, UsageError, "needs weights: --weights FILE, or --random-weights"),
+        ("vit_tiny_patch16_224", {}, UsageError, "needs weights: weights='FILE', or random_weights=True"),
         ("vit_tiny_patch16_225", {"random_weights": True}, ModelError, "did you mean vit_tiny_patch16_224"),
         ("model.safetensors", {}, ArtifactError, "there is no file 'model.safetensors'"),
         ("folder/model", {}, ArtifactError, "there is no file 'folder/model'"),
         ("vit", {"weights": "missing.pth"}, ArtifactError, "there is no file 'missing.pth'"),
         ("vit", {"weights": __file__, "random_weights": True}, UsageError, "contradict each other"),
-        (__file__, {"random_weights": True}, UsageError, "brings its own weights, so --random-weights has no place"),
+        (__file__, {"random_weights": True}, UsageError, "brings its own weights, so random_weights=True has no place"),
         (__file__, {}, CheckpointError, "is not a weight file"),
         ("hf:./nowhere", {}, CheckpointError, "there is no folder './nowhere': download the model"),
         ("vit", {"random_weights": True, "arguments": {"wdith": 3}}, ModelError, "no argument 'wdith'"),
@@ -103,9 +103,9 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(
 
 
 def test_another_head_of_a_checkpoint_of_ours_is_drawn_on_request_only(tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="has 10 classes, 3 were asked for: --reset-head draws a new head"):
+    with pytest.raises(CheckpointError, match="has 10 classes, 3 were asked for: reset_head=True draws a new head"):
         load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3})
-    with pytest.raises(UsageError, match=r"--reset-head of .* needs the number of classes"):
+    with pytest.raises(UsageError, match=r"reset_head=True of .* needs the number of classes"):
         load_source(str(tiny_checkpoint.path), reset_head=True)
     loaded = load_source(str(tiny_checkpoint.path), arguments={"num_classes": 3}, reset_head=True)
     assert loaded.module.head.weight.shape[0] == loaded.spec.arguments["num_classes"] == 3
@@ -177,7 +177,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
     [
         (
             "timm:vit_tiny_patch16_224",
-            r"cannot be fetched \(the hub does not answer.*\): '--weights FILE' takes weights",
+            r"cannot be fetched \(the hub does not answer.*\): weights='FILE' takes weights",
         ),
         (
             "hf:google/vit",
@@ -185,7 +185,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
         ),
         (
             "torchvision:vit_b_32",
-            r"cannot be fetched \(.*Name or service not known.*\): '--weights FILE' takes weights",
+            r"cannot be fetched \(.*Name or service not known.*\): weights='FILE' takes weights",
         ),
     ],
 )

@@ -260,7 +260,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
         )  # fmt: skip
     with pytest.raises(DataError, match="labels"):
         run(source, output, validation=str(flat))
-    with pytest.raises(DataError, match="--validation DATA"):
+    with pytest.raises(DataError, match="validation='DATA'"):
         run(source, output, validation=None)
     with pytest.raises(GraphError, match="'nose', which the graph has not"):
         run(source, output, plan=absent)

@@ -44,7 +44,7 @@ def test_build_takes_rtx_where_tensorrt_is_not_installed_and_says_so(no_gpu, tmp
     assert engine.manifest.build is not None
     assert engine.manifest.build.backend == "tensorrt-rtx"
     assert notes.lines == [
-        "building with tensorrt-rtx (tensorrt is not installed); --backend chooses another",
+        "building with tensorrt-rtx (tensorrt is not installed); backend= chooses another",
         "vit.engine was not run here: there is no NVIDIA GPU here, and tensorrt-rtx engines run on nothing else",
     ]
     assert read_engine(tmp_path / "vit.engine").manifest == engine.manifest
@@ -85,7 +85,7 @@ def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(monkeypatch, tmp_
     assert engine.manifest.build is not None
     assert engine.manifest.build.backend == "tensorrt"
     assert notes.lines == [
-        "building with tensorrt (a GPU is here and tensorrt is 10.16.0.72); --backend chooses another"
+        "building with tensorrt (a GPU is here and tensorrt is 10.16.0.72); backend= chooses another"
     ]
 
 
@@ -138,7 +138,7 @@ def test_a_graph_with_unsigned_activations_is_refused_before_anything_is_built(t
     )  # fmt: skip
     manifest = Manifest(kind="onnx", model=ModelSpec(family="vit", name="cpu"), precision="int8", target="onnxruntime")
     model = write_onnx(tmp_path / "cpu.onnx", graph, manifest)
-    with pytest.raises(BuildError, match=r"unsigned activations that TensorRT does not take: .* --target tensorrt"):
+    with pytest.raises(BuildError, match=r"unsigned activations that TensorRT does not take: .*target='tensorrt'"):
         build(model, tmp_path / "cpu.engine", backend="tensorrt-rtx")
     assert [path.name for path in tmp_path.iterdir()] == ["cpu.onnx"]
 

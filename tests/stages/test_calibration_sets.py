@@ -235,7 +235,7 @@ def test_a_set_whose_files_are_not_those_of_the_manifest_is_refused(tmp_path, ha
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
     harm(target)
-    with pytest.raises(ArtifactError, match=message + r"; make the set again with 'vitdeploy calibration make'"):
+    with pytest.raises(ArtifactError, match=message + r"; make the set again with vd.make_calibration_set"):
         open_dataset(str(target))
     assert statuses(target)[check] == "failed"
 
@@ -360,9 +360,7 @@ def test_what_is_no_calibration_set_is_never_replaced(tmp_path):
 
 def test_what_is_no_calibration_set_is_not_shown_or_checked(tmp_path):
     for use in (show_calibration_set, check_calibration_set):
-        with pytest.raises(
-            ArtifactError, match=r"is not a calibration set .*: make one with 'vitdeploy calibration make"
-        ):
+        with pytest.raises(ArtifactError, match=r"is not a calibration set .*: make one with vd.make_calibration_set"):
             use(tmp_path)
 
 

@@ -306,7 +306,7 @@ def test_where_nothing_can_be_written_no_work_begins(
 
 
 def test_an_output_is_chosen_of_onnx_files_only(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(UsageError, match="--output-name is for ONNX files"):
+    with pytest.raises(UsageError, match="output_name= is for ONNX files"):
         export(tiny_checkpoint.path, tmp_path / "x.onnx", options=ExportOptions(output_name="logits"))
 
 

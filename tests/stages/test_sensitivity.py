@@ -147,7 +147,7 @@ def test_bad_input_is_refused(source: OnnxModel, tmp_path: Path) -> None:
         sensitivity(source, calibration=TRAIN, options=QuantizeOptions(plan=absent))
     with pytest.raises(CalibrationError, match="needs calibration images"):
         sensitivity(source, calibration=None)
-    with pytest.raises(CalibrationError, match="--data DATA gives some"):
+    with pytest.raises(CalibrationError, match="data='DATA' gives some"):
         sensitivity(source, calibration=None, precision="int8-weight-only")
     with pytest.raises(UsageError, match="validation belongs to quantize"):
         sensitivity(source, calibration=TRAIN, options=QuantizeOptions(validation=VALIDATION))

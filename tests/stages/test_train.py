@@ -325,7 +325,7 @@ def test_a_state_of_other_options_is_refused_or_dropped(tmp_path: Path, monkeypa
             train("digits", output, arguments=TINY, options=replace(QUICK, save_every_s=0.0))
     assert state_path(output).exists()
     other = replace(QUICK, seed=5)
-    with pytest.raises(TrainingError, match="other data, model or options: train again without --resume"):
+    with pytest.raises(TrainingError, match="other data, model or options: train again without resume=True"):
         train("digits", output, arguments=TINY, options=other, resume=True)
     notes = Notes()
     train("digits", output, arguments=TINY, options=other, progress=notes)

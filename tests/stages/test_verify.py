@@ -45,7 +45,7 @@ def test_without_its_parents_and_logits_they_are_unchecked(tmp_path, tiny_onnx):
     result = verify(tmp_path / "alone.onnx", "digits:test")
     assert result.passed
     assert by_name(result)["parent checkpoint"].status == "unchecked"
-    assert "--reference DATA" in by_name(result)["agreement with PyTorch"].detail
+    assert "reference='DATA'" in by_name(result)["agreement with PyTorch"].detail
 
 
 OTHERS = {
@@ -111,7 +111,7 @@ def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(tmp_pa
     with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, OTHERS["preprocessing"])
     notes = Notes()
     assert find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes) is None
-    assert any("has the weights and other preprocessing; --baseline names it" in note for note in notes.lines)
+    assert any("has the weights and other preprocessing; baseline= names it" in note for note in notes.lines)
     shutil.copy(tiny_checkpoint.path, tmp_path / "b.safetensors")
     found = find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes)
     assert found is not None
@@ -153,7 +153,10 @@ def test_a_damaged_reference_beside_a_graph_fails(tmp_path, tiny_onnx, how):
     damaged_reference(reference, how)
     result = verify(tmp_path / "tiny.onnx")
     assert by_name(result)["reference logits"].status == "failed"
-    assert "make them again with 'vitdeploy export … --reference DATA'" in by_name(result)["reference logits"].detail
+    assert (
+        "make them again with vd.export(..., options=vd.ExportOptions(reference='DATA'))"
+        in by_name(result)["reference logits"].detail
+    )
     assert not result.passed
 
 

@@ -320,7 +320,7 @@ def test_resuming_without_the_images_that_cannot_be_read_goes_on(
     options = replace(OPTIONS, hardware=Hardware(workers=0))
     job = small_job(tmp_path / "v.safetensors", options)
     data = Flaky(job.train, {5, 20})
-    with pytest.raises(DataError, match="resume with skip_unreadable=true goes on without such images"):
+    with pytest.raises(DataError, match="resume with skip_unreadable=True goes on without such images"):
         run(replace(job, train=data))
     watched = Watched()
     skipping = replace(options, skip_unreadable=True)

@@ -88,7 +88,7 @@ def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path, dama
     path = tmp_path / "a.state.pt"
     write_state(path, "key", state(), {})
     damage(path)
-    with pytest.raises(TrainingError, match=re.escape(f"{str(path)!r}, is damaged: train again without --resume")):
+    with pytest.raises(TrainingError, match=re.escape(f"{str(path)!r}, is damaged: train again without resume=True")):
         read_state(path, "key")
     assert not Path("/tmp/vitdeploy-was-executed").exists()
 

@@ -87,7 +87,7 @@ def open_onnx(source: Artifact | Path | str) -> OnnxModel:
     if isinstance(source, Artifact) and not isinstance(source, OnnxModel):
         raise ArtifactError(
             f"{str(source.path)!r} is a file of kind {source.manifest.kind!r}, expected an ONNX model: "
-            + (f"'vitdeploy export {source.path}' makes one" if isinstance(source, Checkpoint) else "name its graph")
+            + (f"vd.export({str(source.path)!r}) makes one" if isinstance(source, Checkpoint) else "name its graph")
         )
     if isinstance(source, OnnxModel):
         found = open_artifact(source)

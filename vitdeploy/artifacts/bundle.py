@@ -136,7 +136,7 @@ def read_bundle_manifest(folder: Path, path: Path) -> BundleManifest:
     """
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(
-            f"{str(path)!r} is no bundle: it has no {MANIFEST}; 'vitdeploy package ARTIFACT... -o {path}' makes one"
+            f"{str(path)!r} is no bundle: it has no {MANIFEST}; vd.package(['ARTIFACT'], {str(path)!r}) makes one"
         )
     raw = read_json(folder / MANIFEST, "the manifest of a bundle")
     if not isinstance(raw, dict) or raw.get("kind") != "bundle":

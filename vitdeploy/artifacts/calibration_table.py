@@ -20,7 +20,7 @@ from vitdeploy.reading import read_head, read_json, read_tensors
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
 
 SUFFIX = ".calib.json"
-_REMEDY = "calibrate again with 'vitdeploy quantize MODEL.onnx --calibration DATA'"
+_REMEDY = "calibrate again with vd.quantize(..., calibration='DATA')"
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,14 +44,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint that vitdeploy wrote, and verify it.
 
     Raises:
-        ArtifactError: It is missing, truncated, changed, or written by something else (the line names ``--weights``).
+        ArtifactError: It is missing, truncated, changed, or written by something else (the line names ``weights``).
     """
     path = Path(path)
     with open_safetensors(path) as file:
         if METADATA_KEY not in file.metadata:
             raise ArtifactError(
                 f"{str(path)!r} has no vitdeploy manifest: name its model, as in "
-                f"'vitdeploy export NAME --weights {path} -o model.onnx'"
+                f"vd.export('NAME', 'model.onnx', options=vd.ExportOptions(weights={str(path)!r}))"
             )
         manifest = parse_manifest(file.metadata[METADATA_KEY], path)
         check_payload(manifest, tensors_digest(file.tensors), path, "train or convert it again")

@@ -58,8 +58,8 @@ def read_engine(path: Path) -> Engine:
     sidecar = sidecar_of(path)
     if not sidecar.is_file():
         raise ArtifactError(
-            f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with 'vitdeploy build MODEL.onnx'"
+            f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with vd.build('MODEL.onnx')"
         )
     manifest = manifest_of(read_json(sidecar, "an engine's manifest"), path)
-    check_payload(manifest, sha256_of_file(path), path, "build it again with 'vitdeploy build MODEL.onnx'")
+    check_payload(manifest, sha256_of_file(path), path, "build it again with vd.build('MODEL.onnx')")
     return Engine(path, manifest)

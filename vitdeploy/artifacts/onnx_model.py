@@ -15,6 +15,7 @@ from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_ma
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import is_safetensors, missing, require_regular
 from vitdeploy.records import Manifest
+from vitdeploy.wording import adoption
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -140,8 +141,7 @@ def read_onnx(path: Path) -> OnnxModel:
     model = load_ir(path)
     if METADATA_KEY not in model.metadata_props:
         raise ArtifactError(
-            f"{str(path)!r} has no vitdeploy manifest, so its preprocessing is unknown: adopt it with "
-            f"'vitdeploy export {path} --preprocess timm:NAME|hf:DIR|FILE.json -o adopted.onnx'"
+            f"{str(path)!r} has no vitdeploy manifest, so its preprocessing is unknown: {adoption(path)} adopts it"
         )
     manifest = parse_manifest(model.metadata_props[METADATA_KEY], path)
     check_payload(manifest, _digest(model, path), path, _readopt(path))
@@ -185,8 +185,8 @@ def load_ir(path: Path) -> ir.Model:
     except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if is_safetensors(path):
             raise ArtifactError(
-                f"{str(path)!r} holds weights, expected an ONNX model: make one with 'vitdeploy export {path} -o "
-                f"{path.stem}.onnx'"
+                f"{str(path)!r} holds weights, expected an ONNX model: "
+                f"vd.export({str(path)!r}, {f'{path.stem}.onnx'!r}) makes one"
             ) from error
         raise ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
 
@@ -228,4 +228,4 @@ def _external_files(path: Path) -> set[Path]:
 
 
 def _readopt(path: Path) -> str:
-    return f"if the edit is yours, adopt it again with 'vitdeploy export {path} --preprocess … -o adopted.onnx'"
+    return f"if the edit is yours, adopt it again with {adoption(path)}"

@@ -104,7 +104,8 @@ def read_reference(path: Path) -> Reference:
         ArtifactError: It is missing, is no reference file, or was changed.
     """
     damaged = (
-        f"the reference logits {str(path)!r} are damaged: make them again with 'vitdeploy export … --reference DATA'"
+        f"the reference logits {str(path)!r} are damaged: "
+        "make them again with vd.export(..., options=vd.ExportOptions(reference='DATA'))"
     )
     try:
         raw = parse_json(safetensors_metadata(path)[METADATA_KEY])

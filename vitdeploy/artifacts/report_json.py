@@ -24,10 +24,10 @@ def read_report(path: Path | str) -> Report:
     path = Path(path)
     if path.is_dir():
         path = path / REPORT
-    raw = read_json(path, "a report.json of 'vitdeploy bench'")
+    raw = read_json(path, "a report.json of vd.bench()")
     version = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(version, int):
-        raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of 'vitdeploy bench'")
+        raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of vd.bench()")
     if version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{str(path)!r} has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}: update it"
@@ -35,7 +35,7 @@ def read_report(path: Path | str) -> Report:
     digest = raw.pop(DIGEST_KEY, None)
     if digest is None:
         raise ArtifactError(
-            f"{str(path)!r} has no {DIGEST_KEY}: an earlier vitdeploy wrote it, or it was edited; 'vitdeploy bench' "
+            f"{str(path)!r} has no {DIGEST_KEY}: an earlier vitdeploy wrote it, or it was edited; vd.bench() "
             "makes a report that can be compared"
         )
     if digest != sha256_of(raw):

@@ -27,7 +27,7 @@ def read_run_record(path: Path) -> dict[str, Provenance]:
     Raises:
         ArtifactError: There is no such file, or it is damaged.
     """
-    raw = read_json(path, "the run.json of 'vitdeploy run'")
+    raw = read_json(path, "the run.json of vd.run()")
     if not isinstance(raw, dict):
         raise ArtifactError(f"{str(path)!r} is not a record of a run: expected stages by name")
     try:

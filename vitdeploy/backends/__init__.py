@@ -29,7 +29,8 @@ _registered: dict[str, Callable[[], Backend]] = {}
 def register_backend(name: str, factory: Callable[[], Backend]) -> None:
     """Add a backend under a name of its own; ``factory`` (usually its class) is called once, when it is first needed.
 
-    A backend whose ``graph_devices`` are not empty runs ONNX files as they are: ``bench --runtime NAME``.
+    A backend whose ``graph_devices`` are not empty runs ONNX files as they are, where
+    ``BenchOptions.runtimes`` names it.
 
     Raises:
         UsageError: Another backend has that name.

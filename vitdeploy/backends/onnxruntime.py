@@ -81,9 +81,7 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: Always.
         """
-        raise BuildError(
-            f"onnxruntime builds no engine, it opens {str(model.path)!r} as it is: 'vitdeploy bench' times it"
-        )
+        raise BuildError(f"onnxruntime builds no engine, it opens {str(model.path)!r} as it is: vd.bench() times it")
 
     def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> OnnxRuntimeSession:
         """Open an ONNX model.
@@ -94,7 +92,7 @@ class OnnxRuntimeBackend:
         if not isinstance(artifact, OnnxModel):
             raise BackendError(
                 f"onnxruntime opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
-                f"'vitdeploy export' makes one from a checkpoint"
+                "vd.export() makes one from a checkpoint"
             )
         if _quantizes_fp16(artifact.manifest) and truncates_fp16_quantize():
             return open_graph(artifact.load(), options)
@@ -197,15 +195,14 @@ class OnnxRuntimeSession(CheckedSession):
         if used != provider and asked:
             raise BackendError(
                 f"onnxruntime could not load {provider!r} and fell back to {used!r}: its CUDA or TensorRT libraries "
-                f"are missing or of another version; 'vitdeploy doctor' lists them, provider 'cpu' works without"
+                f"are missing or of another version; vd.doctor() lists them, provider 'cpu' works without"
             )
         self.nodes_by_provider = nodes_by_provider(self._session)
         left = self.nodes_by_provider.get(PROVIDERS["cpu"], 0)
         if used in ON_GPU and left and not options.cpu_fallback:
             raise BackendError(
                 f"onnxruntime leaves {left} of {sum(self.nodes_by_provider.values())} nodes to the CPU, not to "
-                f"{used!r}: "
-                f"the row would be of both; allow it with --cpu-fallback, or use provider 'cpu'"
+                f"{used!r}: the row would be of both; allow it with cpu_fallback=True, or use provider 'cpu'"
             )
         inputs = [_spec(value) for value in self._session.get_inputs()]
         super().__init__("onnxruntime", used, inputs, [_spec(value) for value in self._session.get_outputs()])

@@ -57,9 +57,7 @@ class OpenVINOBackend:
         Raises:
             BuildError: Always.
         """
-        raise BuildError(
-            f"openvino builds no engine, it opens {str(model.path)!r} as it is: 'vitdeploy bench' times it"
-        )
+        raise BuildError(f"openvino builds no engine, it opens {str(model.path)!r} as it is: vd.bench() times it")
 
     def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> OpenVINOSession:
         """Open an ONNX model.
@@ -73,7 +71,7 @@ class OpenVINOBackend:
         if not isinstance(artifact, OnnxModel):
             raise BackendError(
                 f"openvino opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
-                f"'vitdeploy export' makes one from a checkpoint"
+                "vd.export() makes one from a checkpoint"
             )
         if options.device == "cuda" or options.provider not in (None, "cpu"):
             asked = options.provider if options.device != "cuda" else "cuda"

@@ -48,7 +48,7 @@ class PyTorchBackend:
             BuildError: Always.
         """
         raise BuildError(
-            "pytorch builds no engine: name a checkpoint as the baseline with 'vitdeploy bench --baseline'"
+            "pytorch builds no engine: name a checkpoint as the baseline with vd.bench(..., baseline='SOURCE')"
         )
 
     def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> PyTorchSession:
@@ -106,9 +106,7 @@ def open_module(
     if mode not in MODES:
         raise BackendError(f"pytorch has no provider {options.provider!r}, expected one of {', '.join(MODES)}")
     if options.device == "cuda" and not sees_cuda():
-        raise BackendError(
-            "torch sees no CUDA device: 'vitdeploy doctor' says what is missing, device 'cpu' works without"
-        )
+        raise BackendError("torch sees no CUDA device: vd.doctor() says what is missing, device 'cpu' works without")
     on_gpu = options.device != "cpu" and sees_cuda()
     device = torch.device("cuda" if on_gpu else "cpu")
     outputs = TensorSpec("logits", np.dtype(np.float32), (None, classes))

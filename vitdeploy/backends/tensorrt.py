@@ -51,13 +51,13 @@ class TensorRTBackend(BuildingBackend):
         if here is None:
             raise BuildError(
                 "tensorrt builds on the GPU that will run the engine, and there is none here: build there, or ahead of "
-                "time with '--backend tensorrt-rtx' (pip install 'vitdeploy[tensorrt-rtx]')"
+                "time with backend='tensorrt-rtx' (pip install 'vitdeploy[tensorrt-rtx]')"
             )
         other = [capability for capability in target.compute_capabilities if capability != here]
         if other:
             raise BuildError(
                 f"tensorrt builds for the GPU that is here ({here}), not for compute capability {other[0]!r}: "
-                f"build there, or use '--backend tensorrt-rtx'"
+                f"build there, or use backend='tensorrt-rtx'"
             )
         return (here,)
 

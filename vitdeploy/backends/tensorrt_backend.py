@@ -123,7 +123,7 @@ class PlanBackend(ABC):
         if not isinstance(artifact, Engine):
             raise BackendError(
                 f"{self.name} opens engines, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
-                f"build one with 'vitdeploy build {artifact.path} -o {artifact.path.with_suffix('.engine')}'"
+                f"build one with vd.build({str(artifact.path)!r}, {str(artifact.path.with_suffix('.engine'))!r})"
             )
         reason = self.mismatch(artifact) or self.can_run()
         if reason is not None:
@@ -193,7 +193,7 @@ class PlanBackend(ABC):
         if difference is None:
             return None
         path = str(engine.path)
-        return f"{path!r} {difference}: build it again here with 'vitdeploy build MODEL.onnx -o {path}'"
+        return f"{path!r} {difference}: build it again here with vd.build('MODEL.onnx', {path!r})"
 
     def difference(self, manifest: Manifest) -> str | None:
         """Return how this machine differs from what an engine needs, after the engine's name; None if it does not."""
@@ -382,8 +382,7 @@ def weights_of(engine: Engine) -> Path:
     if not isinstance(parent, OnnxModel):
         raise BackendError(
             f"{str(engine.path)!r} carries no weights: put the ONNX model that it was built from (digest "
-            f"{wanted[:12]}) "
-            f"beside it, or build it without --strip"
+            f"{wanted[:12]}) beside it, or build it again, with its weights: vd.build('MODEL.onnx')"
         )
     return parent.path
 

@@ -169,11 +169,11 @@ def build_failure(request: PlanRequest, reason: str) -> str:
     if "fp8" in reason.lower() and "target" in reason:
         return f"{text}: FP8 needs compute capability 8.9 or higher"
     if "SM" in reason and "not supported" in reason:
-        return f"{text}: 'vitdeploy doctor' compares GPU and library"
+        return f"{text}: vd.doctor() compares GPU and library"
     if "workspace limit" in reason:
-        return f"{text}: raise --workspace-mib, or leave it out"
+        return f"{text}: raise workspace_bytes=, or leave it out"
     if "memory" in reason.lower():
-        return f"{text}: free GPU memory, or lower --workspace-mib"
+        return f"{text}: free GPU memory, or lower workspace_bytes="
     return text
 
 
@@ -201,14 +201,13 @@ def add_profiles(request: PlanRequest, builder: Any, network: Any, config: Any) 
 def _input_shape(request: PlanRequest, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if any(size < 0 for size in shape[1:]):
         raise BuildError(
-            f"input {name!r} of {str(request.path)!r} has shape {shape!r}, but only the batch may be dynamic: export "
-            "it "
-            f"again at a fixed image size"
+            f"input {name!r} of {str(request.path)!r} has shape {shape!r}, but only the batch may be dynamic: "
+            "export it again at a fixed image size"
         )
     wanted = {size for profile in request.target.profiles for size in profile}
     if shape[0] >= 0 and wanted != {shape[0]}:
         raise BuildError(
             f"{str(request.path)!r} has the fixed batch {shape[0]}, asked was {batches_text(request.target.profiles)}: "
-            f"build with --batch {shape[0]}, or export it with a dynamic batch"
+            f"build with batch={(shape[0],) * 3}, or export it with a dynamic batch"
         )
     return shape

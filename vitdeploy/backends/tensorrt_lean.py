@@ -21,7 +21,7 @@ from vitdeploy.sessions import BuildTarget
 
 
 class TensorRTLeanBackend(PlanBackend):
-    """Opens engines that ``tensorrt`` built with ``--version-compatible``."""
+    """Opens engines that ``tensorrt`` built with ``version_compatible=True``."""
 
     name: Literal["tensorrt-lean"] = "tensorrt-lean"
     module = "tensorrt_lean"
@@ -36,13 +36,13 @@ class TensorRTLeanBackend(PlanBackend):
         Raises:
             BuildError: Always.
         """
-        raise BuildError("tensorrt-lean builds no engine: build with tensorrt and --version-compatible")
+        raise BuildError("tensorrt-lean builds no engine: build with backend='tensorrt' and version_compatible=True")
 
     def version_mismatch(self, built: BuildInfo) -> str | None:
         if built.backend != "tensorrt":
             return f"was built by {built.backend}, and {self.name} runs engines of tensorrt"
         if not built.version_compatible:
-            return f"was built without --version-compatible, and {self.name} runs no other engines"
+            return f"was not built to be version-compatible, and {self.name} runs no other engines"
         if built.stripped:
             return f"carries no weights, and {self.name} cannot give it any"
         if not runs_version(built.version, self.version()):

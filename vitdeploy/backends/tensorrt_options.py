@@ -138,7 +138,7 @@ def equivalent_command(
 
 
 def batch_text(batch: BatchRange) -> str:
-    """Return ``MIN:OPT:MAX``, or one number where they are equal: what ``--batch`` takes."""
+    """Return ``MIN:OPT:MAX``, or one number where they are equal: what the command line takes."""
     return str(batch[0]) if len(set(batch)) == 1 else ":".join(map(str, batch))
 
 

@@ -61,7 +61,7 @@ class TensorRTRTXBackend(BuildingBackend):
             if here not in known:
                 raise BuildError(
                     f"tensorrt-rtx does not serve this GPU (compute capability {here!r}, expected one of "
-                    f"{', '.join(known)}): name others with --compute-capability, or use '--backend tensorrt'"
+                    f"{', '.join(known)}): name others with compute_capabilities=, or use backend='tensorrt'"
                 )
             return (here,)
         return tuple(capability for capability in known if capability not in ONLY_WHEN_NAMED)
@@ -89,18 +89,18 @@ class TensorRTRTXBackend(BuildingBackend):
         for asked, name, instead in (
             (
                 target.hardware_compatibility != "none",
-                "--hardware-compatibility",
-                "name GPUs with --compute-capability",
+                "hardware_compatibility=",
+                "name GPUs with compute_capabilities=",
             ),
-            (target.version_compatible, "--version-compatible", "build again after an update"),
-            (target.dla_core is not None, "--dla-core", "use '--backend tensorrt' on a board that has one"),
-            (isinstance(target.timing_cache, Path), "--timing-cache", "it times nothing while it builds"),
-            (target.optimization_level is not None, "--optimization-level", "it has one way to build"),
+            (target.version_compatible, "version_compatible=True", "build again after an update"),
+            (target.dla_core is not None, "dla_core=", "use backend='tensorrt' on a board that has one"),
+            (isinstance(target.timing_cache, Path), "timing_cache=", "it times nothing while it builds"),
+            (target.optimization_level is not None, "optimization_level=", "it has one way to build"),
         ):
             if asked:
                 raise BuildError(f"tensorrt-rtx has no {name}: {instead}")
         if (target.refit or target.strip) and environment.current().gpu is None:
-            option = "--strip" if target.strip else "--refit"
+            option = "strip=True" if target.strip else "refit=True"
             raise BuildError(f"tensorrt-rtx needs a GPU to build with {option}, and there is none here")
 
     def notes(self, manifest: Manifest) -> tuple[str, ...]:
@@ -219,9 +219,7 @@ def refuse_invalid(trt: Any, runtime: Any, plan: bytes, path: Path) -> None:
     names = [one for one in dir(trt.EngineInvalidityDiagnostics) if one.isupper()]
     kinds = [name for name in names if int(bits) & int(getattr(trt.EngineInvalidityDiagnostics, name))]
     told = ", ".join(name.lower().replace("_", " ") for name in kinds) or "no reason given"
-    raise BackendError(
-        f"tensorrt-rtx cannot run {str(path)!r} here ({told}): build it again here with 'vitdeploy build'"
-    )
+    raise BackendError(f"tensorrt-rtx cannot run {str(path)!r} here ({told}): build it again here with vd.build()")
 
 
 def asks_for_int8(manifest: Manifest) -> bool:

@@ -83,8 +83,7 @@ class EngineSession(CheckedSession):
         if self._engine is None:
             reason = messages.first_error(mark) or "it gave no reason"
             raise BackendError(
-                f"{request.backend} cannot load {str(request.path)!r}: {reason}: "
-                f"build it again here with 'vitdeploy build'"
+                f"{request.backend} cannot load {str(request.path)!r}: {reason}: build it again here with vd.build()"
             )
         inputs, outputs, self._profiles = describe_tensors(trt, self._engine)
         super().__init__(request.backend, request.backend, inputs, outputs)
@@ -189,10 +188,11 @@ class EngineSession(CheckedSession):
         return super()._checked(feed)
 
     def _wider(self, batch: int) -> str:
-        if len(self.profiles) > 1:
-            return " ".join(f"--batch {batch_text(one)}" for one in (*self.profiles, (batch, batch, batch)))
-        ((least, best, most),) = self.profiles
-        return f"--batch {batch_text((min(least, batch), best, max(most, batch)))}"
+        profiles: object = (*self.profiles, (batch, batch, batch))
+        if len(self.profiles) == 1:
+            ((least, best, most),) = self.profiles
+            profiles = (min(least, batch), best, max(most, batch))
+        return f"vd.build(..., target=vd.BuildTarget(batch={profiles!r}))"
 
     def _run(self, arrays: Arrays) -> Arrays:
         lane = self._lane({name: tuple(map(int, array.shape)) for name, array in arrays.items()})

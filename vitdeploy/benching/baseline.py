@@ -107,7 +107,7 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
             accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
         )
     return BaselineChoice(
-        accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with '--baseline SOURCE'"
+        accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with vd.bench(..., baseline='SOURCE')"
     )
 
 

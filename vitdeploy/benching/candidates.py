@@ -103,7 +103,8 @@ class Candidate:
         if self.artifact is not None and saturates_here(self.artifact.manifest.plan):
             found.append(
                 "its weights are for CPUs with VNNI, which this one has not: ONNX Runtime converts them, which is "
-                "slower, other runtimes may saturate; 'vitdeploy quantize --cpu any' makes a graph for all"
+                "slower, other runtimes may saturate; vd.quantize(..., options=vd.QuantizeOptions(cpu='any')) makes a "
+                "graph for all"
             )
         build = self.artifact.manifest.build if self.artifact is not None else None
         if build is not None:
@@ -230,7 +231,10 @@ def batch_fits(candidate: Candidate, session: Session, batch: int) -> str | None
     if any(low <= batch <= high for low, high in ranges):
         return None
     takes = " or ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges)
-    return f"it takes a batch of {takes}, so batch {batch} was not timed: build it with '--batch'"
+    text = f"it takes a batch of {takes}, so batch {batch} was not timed"
+    if build is None:
+        return text
+    return f"{text}: vd.build(..., target=vd.BuildTarget(batch={(batch,) * 3})) makes an engine for it"
 
 
 def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str | None]]:

@@ -27,6 +27,7 @@ from vitdeploy.records import BuildInfo, OperatorCensus, Row, Timing
 from vitdeploy.records.report import Sustained, TimedScope
 from vitdeploy.sessions import Feed, Session
 from vitdeploy.text import one_line
+from vitdeploy.wording import adoption
 
 WITH_INTEGERS = ("int8", "mixed")
 
@@ -69,7 +70,7 @@ class Entry:
         if self.why_not is not None:
             return
         if self.candidate.preprocess is None:
-            self.failure = "its manifest has no preprocessing: adopt it with 'vitdeploy export FILE --preprocess …'"
+            self.failure = f"its manifest has no preprocessing: {adoption('MODEL.onnx')} adds it"
             return
         try:
             self.session = stack.enter_context(

@@ -110,4 +110,4 @@ def _nearest(name: str) -> str:
     for known in near:
         meant.setdefault(others.get(known, known), known)
     found = [known if known == own else f"{known} ({own})" for own, known in meant.items()][:3]
-    return f"did you mean {', '.join(found)}?" if found else "'vitdeploy models' lists them"
+    return f"did you mean {', '.join(found)}?" if found else "vd.list_models() lists them"

@@ -15,6 +15,7 @@ from typing import TypeVar
 from vitdeploy.checkpoints.dialects import DIALECTS, Dialect
 from vitdeploy.checkpoints.files import OpenedFile, WeightFile, open_weights
 from vitdeploy.errors import CheckpointError
+from vitdeploy.wording import adoption
 
 T = TypeVar("T")
 
@@ -90,15 +91,15 @@ def unknown(file: WeightFile) -> CheckpointError:
             f"{str(file.path)!r} is a model of type {kind!r} of Hugging Face, which vitdeploy does not build: "
             "torch.onnx.export(transformers.AutoModelForImageClassification.from_pretrained("
             f"{str(file.path)!r}).eval(), (torch.zeros(1, 3, 224, 224),), 'model.onnx') in Python writes it (with its "
-            "own image size; dynamo=False where that fails), and 'vitdeploy export model.onnx --preprocess "
-            f"hf:{file.path} -o adopted.onnx' takes that"
+            "own image size; dynamo=False where that fails), and "
+            f"{adoption('model.onnx', f'hf:{file.path}')} adopts that"
         )
     found = (what for pattern, what in OTHERS if any(re.match(pattern, name) for name in names))
     what = next(found, "of no dialect that is known")
     return CheckpointError(
         f"the weights in {str(file.path)!r} are {what}: {len(names)} tensors, such as "
         f"{', '.join(map(repr, names[:4]))}; what builds the model can write it with torch.onnx.export, and "
-        "'vitdeploy export MODEL.onnx --preprocess …' takes that"
+        f"{adoption('MODEL.onnx')} adopts that"
     )
 
 

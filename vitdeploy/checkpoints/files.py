@@ -20,6 +20,7 @@ from vitdeploy.checkpoints.pickles import Inert, NumPyArray, StoredTensor, plain
 from vitdeploy.checkpoints.torch_files import read_torch_file
 from vitdeploy.errors import CheckpointError
 from vitdeploy.reading import check_zip, is_safetensors, missing, read_head, read_json, read_npz, safetensors_layout
+from vitdeploy.wording import adoption
 
 Tensors = dict[str, NDArray[Any]]
 Shape = tuple[int, ...]
@@ -193,7 +194,7 @@ def _what_else(head: bytes) -> str:
     if head.startswith(b"\x89HDF"):
         return (
             "is not a weight file but HDF5, as Keras writes it: export the model in its own code as ONNX, and "
-            "'vitdeploy export MODEL.onnx --preprocess …' takes that"
+            f"{adoption('MODEL.onnx')} adopts that"
         )
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"(\xb5/\xfd")):
         return f"is not a weight file but a compressed one: unpack it; {expected}"

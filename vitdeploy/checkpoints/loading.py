@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.wording import adoption
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,7 +181,7 @@ def _variant(
         stated_name, place = evidence.elsewhere
         raise CheckpointError(
             f"{where} says in its {place} that it is {stated_name!r}, which is not in the catalogue: "
-            f"'timm:{stated_name} --weights FILE' builds it, and a name of the catalogue overrules it"
+            f"the source 'timm:{stated_name}' with weights='FILE' builds it, and a name of the catalogue overrules it"
         )
     if name == family:
         return None
@@ -201,7 +202,7 @@ def _variant(
 
 def _only_one(variant: Variant, converted: Converted) -> str:
     """Return the note on a variant that was chosen by its shapes, with what these do not tell."""
-    said = [f"{key}={_text(variant.arguments[key])}" for key in converted.unknown if key in variant.arguments]
+    said = [f"{key}={variant.arguments[key]}" for key in converted.unknown if key in variant.arguments]
     rest = f", whose {' and '.join(said)} the keys do not tell" if said else ""
     return f"took it for {variant.name}, the only one of its shapes in the catalogue{rest}"
 
@@ -219,8 +220,11 @@ def _refuse_contradiction(variant: Variant, stated: Variant | None, evidence: Ev
 
 
 def _example(family: str, converted: Converted) -> str:
-    words = [_ASKED[argument][1] for argument in _unknown(converted, {})]
-    return f", as in 'vitdeploy export {family} --weights FILE {' '.join(words)} …'" if words else ""
+    unknown = _unknown(converted, {})
+    if not unknown:
+        return ""
+    example = _example_of(unknown)
+    return f", as in vd.export({family!r}, options=vd.ExportOptions(weights='FILE', arguments={example}))"
 
 
 def _fits(entry: Variant, converted: Converted, *, size: bool = True) -> bool:
@@ -262,12 +266,12 @@ def _arguments(
     if missing:
         raise CheckpointError(
             f"the keys of {where} do not tell {' and '.join(_ASKED[key][0] for key in missing)}: name the variant, or "
-            f"say it, as in {' '.join(_ASKED[key][1] for key in missing)}"
+            f"say it, as in arguments={_example_of(missing)}"
         )
     for key, value in converted.usual.items():
         if variant is None and key not in request.named:
-            text = "null" if value is None else _text(value)
-            notes.append(f"took {key}={text}, as all published models have it: --argument {key}=… where it was another")
+            taken = f"took {key}={value}, as all published models have it"
+            notes.append(f"{taken}: arguments={{{key!r}: VALUE}} where it was another")
     found = converted.arguments.get("num_classes")
     if request.head_for is not None:
         return {**arguments, "num_classes": request.head_for}
@@ -275,31 +279,36 @@ def _arguments(
         return {**arguments, "num_classes": 0}
     if converted.head_problem and not request.reset_head:
         raise CheckpointError(
-            f"{where} cannot be taken whole: {converted.head_problem}; --task features leaves it out, --reset-head "
-            "--argument num_classes=N draws a new head, and torch.onnx.export writes the model as it is, which "
-            "'vitdeploy export MODEL.onnx --preprocess …' takes"
+            f"{where} cannot be taken whole: {converted.head_problem}; task='features' leaves it out, reset_head=True "
+            "with arguments={'num_classes': N} draws a new head, and torch.onnx.export writes the model as it is, "
+            f"which {adoption('MODEL.onnx')} adopts"
         )
     wanted = request.num_classes if request.num_classes is not None else found
     if found is None and (wanted is None or not request.reset_head):
         raise CheckpointError(
-            f"{where} has no classification head: --task features takes it as it is, --reset-head --argument "
-            "num_classes=N draws a new one"
+            f"{where} has no classification head: task='features' takes it as it is, reset_head=True with "
+            "arguments={'num_classes': N} draws a new one"
         )
     if found is not None and wanted != found and not request.reset_head:
-        raise CheckpointError(f"{where} has {found} classes, {wanted} were asked for: --reset-head draws a new head")
+        raise CheckpointError(f"{where} has {found} classes, {wanted} were asked for: reset_head=True draws a new head")
     arguments["num_classes"] = wanted
     return arguments
 
 
 _SIZE = ("image_size",)
-# What keys may not tell: in words, and how it is said.
-_ASKED = {
-    "heads": ("how many heads there are", "--argument heads=8"),
-    "inner_heads": ("how many heads the inner encoder has", "--argument inner_heads=4"),
-    "window": ("how large its windows are", "--argument window=8"),
-    "pretrained_windows": ("in which windows it was pre-trained", "--argument pretrained_windows=[0,0,0,0]"),
-    "image_size": ("which image size it is for", "--argument image_size=224"),
+# What keys may not tell: in words, and a value for an example.
+_ASKED: dict[str, tuple[str, Any]] = {
+    "heads": ("how many heads there are", 8),
+    "inner_heads": ("how many heads the inner encoder has", 4),
+    "window": ("how large its windows are", 8),
+    "pretrained_windows": ("in which windows it was pre-trained", [0, 0, 0, 0]),
+    "image_size": ("which image size it is for", 224),
 }
+
+
+def _example_of(names: Sequence[str]) -> dict[str, Any]:
+    """Return arguments that keys may not tell, with the values of an example."""
+    return {name: _ASKED[name][1] for name in names}
 
 
 def _unknown(converted: Converted, arguments: Mapping[str, Any]) -> list[str]:
@@ -330,17 +339,12 @@ def _proven(
         if key == "image_size" and variant is not None:
             notes.append(
                 f"{table} is for {value}×{value} pixels and {variant.name} for others: took image_size={value}; "
-                f"--argument image_size={_text(before)} resizes it"
+                f"arguments={{'image_size': {before!r}}} resizes it"
             )
         elif key != "image_size" and (variant is not None or before is not None):
             raise CheckpointError(_disproof(variant, converted, key, where))
         taken[key] = value
     return taken
-
-
-def _text(value: Any) -> str:
-    """Return a value as ``--argument`` takes it."""
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def _disproof(variant: Variant | None, converted: Converted, key: str, where: str) -> str:
@@ -351,7 +355,8 @@ def _disproof(variant: Variant | None, converted: Converted, key: str, where: st
         for entry in catalog.variants().values()
         if variant is not None and entry.family == variant.family and _fits(entry, converted)
     ]
-    advice = f"name {' or '.join(fitting[:3])}" if fitting else f"name the family, with --argument {key}={_text(value)}"
+    proven = {key: value}
+    advice = f"name {' or '.join(fitting[:3])}" if fitting else f"name the family, with arguments={proven}"
     return f"{where} was made with {key}={value}, as its table {table} proves, and {stated}: {advice}".replace(
         " ]", "]"
     )
@@ -450,8 +455,8 @@ def _is_other_depth(tensors: Tensors, expected: Mapping[str, object]) -> bool:
 
 # What else may take tensors that the family has no place for.
 _HINTS = {
-    "vit": "timm builds ViTs with other parts: 'timm:NAME --weights FILE' takes such weights under timm's name of the "
-    "model",
+    "vit": "timm builds ViTs with other parts: the source 'timm:NAME' with weights='FILE' takes such weights under "
+    "timm's name of the model",
 }
 
 
@@ -470,7 +475,7 @@ def _preprocess(
         record = _changed(record, evidence.changes, size)
         notes.append(f"its args say of preprocessing: {', '.join(sorted(evidence.changes))}")
     note = f"the file says nothing of preprocessing: took {record.source}"
-    notes.append(f"{note} ({warning}: --preprocess says otherwise)" if warning else note)
+    notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
     return _with_channels(record, channels, notes)
 
 

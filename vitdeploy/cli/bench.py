@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Device, Json, MaxDropBy, Samples, Seed
+from vitdeploy.cli.flags import in_flags
+from vitdeploy.cli.options import DATA_HELP, CpuFallback, Device, Json, MaxDropBy, Samples, Seed
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ def bench(
             show_default="the checkpoint that they were made from",
         ),
     ] = None,
-    batch: Annotated[
+    batches: Annotated[
         list[str] | None,
         typer.Option("--batch", metavar="N[,N...]", help="Batch sizes to time; repeatable.", show_default="1"),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: the runtime's choice.")] = 0,
     device: Device = "auto",
-    runtime: Annotated[
+    runtimes: Annotated[
         list[str] | None,
         typer.Option(
             "--runtime",
@@ -58,9 +59,7 @@ def bench(
     ] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 use TF32 on a GPU.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="Launch engines as CUDA graphs where they can be recorded.")] = True,
-    cpu_fallback: Annotated[
-        bool, typer.Option("--cpu-fallback", help="Let a GPU's provider leave nodes of a graph to the CPU.")
-    ] = False,
+    cpu_fallback: CpuFallback = False,
     pytorch: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,7 +90,7 @@ def bench(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print the right answers of each class too, worst first.")
     ] = False,
-    max_drop: Annotated[
+    max_drop_pp: Annotated[
         float | None,
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 drops by more points than this."),
     ] = None,
@@ -102,16 +101,15 @@ def bench(
     from vitdeploy import BenchOptions, write_report
     from vitdeploy import bench as measure
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
-    from vitdeploy.cli.output import print_json, print_rich
+    from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
     from vitdeploy.report import class_table
-    from vitdeploy.terminal_progress import make_progress
 
     options = BenchOptions(
-        batches=parse_counts("--batch", batch) or (1,),
+        batches=parse_counts("--batch", batches) or (1,),
         threads=threads,
         device=None if device == "auto" else device,
-        runtimes=split_lists(runtime) or ("onnxruntime",),
+        runtimes=split_lists(runtimes) or ("onnxruntime",),
         rounds=rounds,
         iterations=iterations,
         samples=samples,
@@ -144,17 +142,30 @@ def bench(
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)
-    found.check(max_drop_pp=max_drop, max_drop_by=max_drop_by)
+    found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by)
 
 
 def print_report(report: Report) -> None:
-    """Print the table and the verdict."""
+    """Print the table and the verdict, whose advice is in the words of the command line."""
     from vitdeploy.cli.output import print_rich
     from vitdeploy.report import table
 
+    report = _in_flags(report)
     print_rich(table(report))
     for line in report.verdict:
         print_line(line)
+
+
+def _in_flags(report: Report) -> Report:
+    rows, verdict = [], "\n".join(report.verdict)
+    for row in report.rows:
+        reason = in_flags(row.reason)
+        verdict = verdict.replace(row.reason.rstrip("."), reason.rstrip(".")) if row.reason else verdict
+        rows.append(row.model_copy(update={"reason": reason, "notes": tuple(map(in_flags, row.notes))}))
+    against = in_flags(report.baseline.accuracy_against, calls_only=True)
+    baseline = report.baseline.model_copy(update={"accuracy_against": against})
+    lines = tuple(verdict.split("\n")) if verdict else ()
+    return report.model_copy(update={"rows": tuple(rows), "verdict": lines, "baseline": baseline})
 
 
 def refuse_all_failed(report: Report) -> None:

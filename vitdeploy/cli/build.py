@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vitdeploy.cli.flags import in_flags
 from vitdeploy.cli.options import Json, Output
 
 if TYPE_CHECKING:
     from vitdeploy.records import BuildInfo
 
 MIB = 1 << 20
+
+
+def _bytes_of(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
 
 
 def build(
@@ -31,7 +36,7 @@ def build(
             "profile for each.",
         ),
     ] = None,
-    compute_capability: Annotated[
+    compute_capabilities: Annotated[
         list[str] | None,
         typer.Option(
             "--compute-capability", metavar="X.Y", help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx)."
@@ -41,9 +46,14 @@ def build(
         int | None,
         typer.Option("--device", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them."),
     ] = None,
-    workspace_mib: Annotated[
+    workspace_bytes: Annotated[
         int | None,
-        typer.Option("--workspace-mib", min=1, help="Most scratch memory that a kernel may use, building and running."),
+        typer.Option(
+            "--workspace-mib",
+            min=1,
+            callback=_bytes_of,
+            help="Most scratch memory that a kernel may use, building and running.",
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None,
@@ -78,11 +88,10 @@ def build(
 ) -> None:
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
     from vitdeploy import environment
-    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.errors import UsageError
     from vitdeploy.sessions import BuildTarget, batch_profiles
     from vitdeploy.stages.build import BuildRequest
-    from vitdeploy.terminal_progress import make_progress
 
     if timing_cache is not None and no_timing_cache:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other: leave one of the two out")
@@ -90,8 +99,8 @@ def build(
         environment.select_gpu(device)
     target = BuildTarget(
         batch=batch_profiles(batch or ["1"]),
-        compute_capabilities=tuple(compute_capability or ()),
-        workspace_bytes=None if workspace_mib is None else workspace_mib * MIB,
+        compute_capabilities=tuple(compute_capabilities or ()),
+        workspace_bytes=workspace_bytes,
         tf32=tf32,
         optimization_level=optimization_level,
         hardware_compatibility=hardware_compatibility,
@@ -116,4 +125,4 @@ def describe(info: BuildInfo) -> list[str]:
         for low, best, high in info.profiles or (info.batch,)
     )
     made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
-    return [f"{info.backend} {info.version}, {takes}, for {made_for}", *info.notes]
+    return [f"{info.backend} {info.version}, {takes}, for {made_for}", *map(in_flags, info.notes)]

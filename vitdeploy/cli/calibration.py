@@ -21,8 +21,9 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A calibration se
 
 @app.command(epilog="Example: vitdeploy calibration make ./photos:train --samples 512 -o calibration-512")
 def make(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
     data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="How many images.")] = None,
     seed: Seed = 0,
     recipe: Annotated[
@@ -38,11 +39,10 @@ def make(
 ) -> None:
     """Choose images, seeded and stratified, and write them with a manifest of digests, labels, source and licence."""
     from vitdeploy import make_calibration_set
-    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.output import make_progress, print_json
     from vitdeploy.errors import UsageError
     from vitdeploy.preprocess import preprocess_from
     from vitdeploy.stages.calibration_sets import make_from_recipe, read_calibration_recipe
-    from vitdeploy.terminal_progress import make_progress
 
     if recipe is not None:
         if samples is not None or preprocess is not None or seed != 0:
@@ -62,19 +62,19 @@ def make(
 
 
 @app.command(epilog="Example: vitdeploy calibration show calibration-512")
-def show(folder: Folder, as_json: Json = False) -> None:
+def show(path: Folder, as_json: Json = False) -> None:
     """Show what a calibration set holds, where it is from, and on what terms."""
     from collections import Counter
 
     from vitdeploy.cli.output import print_json
     from vitdeploy.stages.calibration_sets import show_calibration_set
 
-    found = show_calibration_set(folder)
+    found = show_calibration_set(path)
     if as_json:
         print_json(found)
         return
     counts = Counter(entry.label for entry in found.entries)
-    print_line(f"{folder}: {found.samples} images of {found.data}, seed {found.seed}")
+    print_line(f"{path}: {found.samples} images of {found.data}, seed {found.seed}")
     print_line(f"source: {found.source or 'not stated'}")
     print_line(f"licence: {found.licence or 'not stated'}")
     if found.classes:
@@ -84,7 +84,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: vitdeploy calibration check calibration-512 --against ./photos:test")
 def check(
-    folder: Folder,
+    path: Folder,
     against: Annotated[
         str | None, typer.Option("--against", metavar="DATA", help="Data that must share no image with the set.")
     ] = None,
@@ -95,7 +95,7 @@ def check(
     from vitdeploy.errors import CalibrationError
     from vitdeploy.stages.calibration_sets import check_calibration_set
 
-    checks = check_calibration_set(folder, against=against)
+    checks = check_calibration_set(path, against=against)
     if as_json:
         print_json(checks)
     else:
@@ -103,7 +103,7 @@ def check(
             print_line(f"{entry.name}: {check_words(entry)}")
     failed = [entry.name for entry in checks if entry.status == "failed"]
     if failed:
-        raise CalibrationError(f"{str(folder)!r} failed: {', '.join(failed)}")
+        raise CalibrationError(f"{str(path)!r} failed: {', '.join(failed)}")
 
 
 @app.command()
@@ -126,8 +126,7 @@ def observe(
 ) -> None:
     """Run a graph over images and keep what was observed, for 'quantize --calibration' and 'merge'."""
     from vitdeploy import ObserveOptions, observe_calibration
-    from vitdeploy.cli.output import print_artifact
-    from vitdeploy.terminal_progress import make_progress
+    from vitdeploy.cli.output import make_progress, print_artifact
 
     options = ObserveOptions(profile=profile, shard=parse_shard(shard), samples=samples, seed=seed, threads=threads)
     print_artifact(observe_calibration(model, data, output, options=options, progress=make_progress()), as_json)

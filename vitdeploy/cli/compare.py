@@ -15,12 +15,12 @@ Report = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, o
 def compare(
     before: Report,
     after: Report,
-    max_drop: Annotated[
+    max_drop_pp: Annotated[
         float | None,
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 fell by more points than this."),
     ] = None,
     max_drop_by: MaxDropBy = "point",
-    max_slowdown: Annotated[
+    max_slowdown_percent: Annotated[
         float | None,
         typer.Option("--max-slowdown", min=0, metavar="PERCENT", help="Exit with 3 where a median rose by more."),
     ] = None,
@@ -37,4 +37,4 @@ def compare(
         from vitdeploy.report import comparison_table
 
         print_rich(comparison_table(found))
-    found.check(max_drop_pp=max_drop, max_drop_by=max_drop_by, max_slowdown_percent=max_slowdown)
+    found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by, max_slowdown_percent=max_slowdown_percent)

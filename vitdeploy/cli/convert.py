@@ -25,7 +25,7 @@ def convert(
     output: Output,
     weights: Weights = None,
     random_weights: RandomWeights = False,
-    model_arg: ModelArguments = None,
+    arguments: ModelArguments = None,
     reset_head: ResetHead = False,
     preprocess: PreprocessName = None,
     labels: Labels = None,
@@ -36,17 +36,16 @@ def convert(
     """Write weights of any dialect as a .safetensors checkpoint that carries its model and preprocessing."""
     from vitdeploy import SourceOptions
     from vitdeploy import convert as to_checkpoint
-    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
-    from vitdeploy.terminal_progress import make_progress
 
     if output.suffix != ".safetensors":
         raise UsageError(f"the output {str(output)!r} is a checkpoint, expected a name that ends in .safetensors")
     options = SourceOptions(
         weights=weights,
         random_weights=random_weights,
-        arguments=parse_pairs("--model-arg", model_arg),
+        arguments=parse_pairs("--model-arg", arguments),
         reset_head=reset_head,
         seed=seed,
         labels=labels,

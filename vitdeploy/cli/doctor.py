@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitdeploy.cli.flags import in_flags
 from vitdeploy.cli.options import Json
 from vitdeploy.cli.output import print_line
 
@@ -22,6 +23,6 @@ def doctor(as_json: Json = False) -> None:
         if finding.area != area:
             area = finding.area
             print_line(f"{area}:")
-        print_line(f"  {MARKS[finding.status]:9}{finding.name}: {finding.detail}")
+        print_line(f"  {MARKS[finding.status]:9}{finding.name}: {in_flags(finding.detail)}")
         if finding.remedy:
-            print_line(f"{'':11}{finding.remedy}")
+            print_line(f"{'':11}{in_flags(finding.remedy)}")

@@ -30,7 +30,7 @@ def export(
     output: Output,
     weights: Weights = None,
     random_weights: RandomWeights = False,
-    model_arg: ModelArguments = None,
+    arguments: ModelArguments = None,
     reset_head: ResetHead = False,
     opset: Annotated[int, typer.Option("--opset", help="17 to 20.")] = 20,
     reference: Annotated[
@@ -57,17 +57,16 @@ def export(
     """Export a model to ONNX, checked against PyTorch, or adopt an ONNX file from elsewhere."""
     from vitdeploy import ExportOptions
     from vitdeploy import export as to_onnx
-    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
-    from vitdeploy.terminal_progress import make_progress
 
     if output.suffix == ".safetensors":
         raise UsageError(f"{str(output)!r} is the name of a checkpoint: 'vitdeploy convert' writes one, export ONNX")
     options = ExportOptions(
         weights=weights,
         random_weights=random_weights,
-        arguments=parse_pairs("--model-arg", model_arg),
+        arguments=parse_pairs("--model-arg", arguments),
         reset_head=reset_head,
         seed=seed,
         labels=labels,

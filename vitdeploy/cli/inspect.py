@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vitdeploy.cli.flags import in_flags
 from vitdeploy.cli.options import Json
 from vitdeploy.cli.output import print_line
 
@@ -48,7 +49,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     lines = [("file", found.path), ("kind", f"{found.kind}, {size_text(found.size_bytes)}")]
     if found.manifest is not None:
         lines += _manifest_lines(found.manifest)
-    lines += found.facts
+    lines += [(name, in_flags(text, calls_only=True)) for name, text in found.facts]
     if found.graph is not None:
         lines += _graph_lines(found.graph)
     if found.census is not None:
@@ -60,7 +61,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     if found.payload_sha256 is not None:
         lines.append(("digest", found.payload_sha256))
     if found.remedy:
-        lines.append(("not ours", found.remedy))
+        lines.append(("not ours", in_flags(found.remedy)))
     return lines
 
 
@@ -89,7 +90,7 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
     if (build := manifest.build) is not None:
         made_for = ", ".join(build.compute_capabilities) or build.gpu or "the GPU that it was built on"
         lines.append(("engine", f"{build.backend} {build.version}, batch {build.batch}, for {made_for}"))
-        lines += [("", note) for note in (*build.notes, *filter(None, [build.reason]))]
+        lines += [("", in_flags(note)) for note in (*build.notes, *filter(None, [build.reason]))]
     lines += [("check", f"{check.name}: {check_words(check)}") for check in manifest.checks]
     lines += [("metric", f"{name} {value:.6g}") for name, value in manifest.metrics.items()]
     lines += [("made from", f"{role} {digest[:12]}") for role, digest in manifest.parents.items()]
@@ -126,7 +127,7 @@ def _weights_lines(weights: WeightsInfo) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{name} {count}" for name, count in weights.dtypes.items())
     lines = [("weights", f"{weights.tensors} tensors, {weights.parameters / 1e6:.3f} M values ({kinds})")]
     if weights.dialect is not None or weights.reason:
-        lines.append(("dialect", f"{weights.dialect or 'unknown'}: {weights.reason}"))
+        lines.append(("dialect", in_flags(f"{weights.dialect or 'unknown'}: {weights.reason}")))
     return lines
 
 

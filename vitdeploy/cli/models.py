@@ -12,7 +12,7 @@ from vitdeploy.errors import ModelError
 
 
 def models(
-    pattern: Annotated[
+    glob: Annotated[
         str, typer.Argument(metavar="GLOB", help="Name or family, as in 'swin*'.", autocompletion=complete_model)
     ] = "*",
     as_json: Json = False,
@@ -21,9 +21,9 @@ def models(
     from vitdeploy import list_models
     from vitdeploy.cli.output import print_json, print_table
 
-    found = list_models(pattern)
+    found = list_models(glob)
     if not found:
-        raise ModelError(f"no model matches {pattern!r}: 'vitdeploy models' lists all of them")
+        raise ModelError(f"no model matches {glob!r}: 'vitdeploy models' lists all of them")
     if as_json:
         print_json(found)
         return

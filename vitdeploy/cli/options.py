@@ -64,6 +64,9 @@ MaxDropBy = Annotated[
         "--max-drop-by", help="What --max-drop judges: the measured value, or the worse end of its 95 % interval."
     ),
 ]
+CpuFallback = Annotated[
+    bool, typer.Option("--cpu-fallback", help="Let a GPU's provider leave nodes of a graph to the CPU.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vitdeploy.cli.flags import in_flags
 from vitdeploy.text import printable, printable_json, size_text
 
 if TYPE_CHECKING:
     from vitdeploy.artifacts import Artifact
+    from vitdeploy.progress import Progress, Task
     from vitdeploy.records import Check
 
 LOG_WIDTH = 140
@@ -53,8 +56,30 @@ def check_words(check: Check) -> str:
     unit = f" {check.unit}" if check.unit else ""
     limit = f" (limit {check.limit:.4g}{unit})" if check.limit is not None else ""
     value = f"{check.value:.4g}{unit}{limit}" if check.value is not None else ""
-    detail = ", ".join(filter(None, [value, check.detail]))
+    detail = ", ".join(filter(None, [value, in_flags(check.detail)]))
     return f"{check.status}: {detail}" if detail else check.status
+
+
+def make_progress() -> Progress:
+    """Return bars on a terminal, else lines; notes are in the words of the command line."""
+    from vitdeploy.terminal_progress import make_progress as make
+
+    return _InFlags(make())
+
+
+class _InFlags:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None) -> Iterator[Task]:
+        """See ``Progress.task``."""
+        with self._progress.task(description, total) as task:
+            yield task
+
+    def note(self, text: str) -> None:
+        """See ``Progress.note``."""
+        self._progress.note(in_flags(text))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

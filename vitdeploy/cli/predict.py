@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitdeploy.cli.options import Device, Json
+from vitdeploy.cli.options import CpuFallback, Device, Json
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes of each image.")] = 5,
     device: Device = "auto",
+    cpu_fallback: CpuFallback = False,
     as_json: Json = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV on stdout: a line for each image and class, or number.")
@@ -44,9 +45,8 @@ def predict(
     Images that cannot be read are left out and listed at the end; the exit code is then 1.
     """
     from vitdeploy import SessionOptions, load
-    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.output import make_progress, print_json
     from vitdeploy.errors import DataError, UsageError
-    from vitdeploy.terminal_progress import make_progress
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise UsageError("--json, --csv and --parquet exclude each other: choose one")
@@ -63,7 +63,7 @@ def predict(
                 task.advance()
                 yield one
 
-    with load(artifact, options=SessionOptions(device=device)) as model:
+    with load(artifact, options=SessionOptions(device=device, cpu_fallback=cpu_fallback)) as model:
         start = time.perf_counter()
         found = model.stream(list(images), top=top, on_error=lambda _, error: failures.append(error))
         if as_json:

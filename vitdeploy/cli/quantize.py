@@ -100,10 +100,9 @@ def quantize(
     """Convert an FP32 graph to FP16, INT8 or FP8, and judge it on images kept out of calibration."""
     from vitdeploy import QuantizeOptions
     from vitdeploy import quantize as convert
-    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.errors import BudgetError, UsageError
     from vitdeploy.quantization.budget_run import front_path
-    from vitdeploy.terminal_progress import make_progress
 
     if percentile is not None and method != "percentile":
         raise UsageError(f"--percentile {percentile:g} goes with --method percentile, and the method is {method!r}")

@@ -15,7 +15,7 @@ def run(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE.yaml", help="Default: a ViT on handwritten digits.")
     ] = None,
-    output: Annotated[
+    folder: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where everything is written.")
     ] = Path("vitdeploy-run"),
     data: Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP)] = None,
@@ -33,11 +33,10 @@ def run(
     """Train, export, quantize, build, bench and report; what has not changed since the last time is not done again."""
     from vitdeploy import read_recipe
     from vitdeploy.cli.bench import print_report
-    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.output import make_progress, print_json
     from vitdeploy.cli.values import parse_pairs
-    from vitdeploy.errors import UsageError
+    from vitdeploy.errors import RecipeError, UsageError
     from vitdeploy.pipeline.running import carry_out
-    from vitdeploy.terminal_progress import make_progress
 
     changes: dict[str, Any] = parse_pairs("--set", settings)
     if print_recipe:
@@ -51,8 +50,11 @@ def run(
         if "data" in changes:
             raise UsageError("data is given twice, by --data and by --set: give it once")
         changes["data"] = data
-    chosen = read_recipe(recipe, changes)
-    result = carry_out(chosen, output, make_progress())
+    try:
+        chosen = read_recipe(recipe, changes)
+    except RecipeError as error:
+        raise RecipeError(f"{error} ('vitdeploy run --print-recipe' shows every key)") from error
+    result = carry_out(chosen, folder, make_progress())
     if as_json:
         print_json(result)
     else:

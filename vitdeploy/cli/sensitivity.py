@@ -60,11 +60,10 @@ def sensitivity(
     from vitdeploy import QuantizeOptions, write_sensitivity
     from vitdeploy import sensitivity as analyse
     from vitdeploy.artifacts.outputs import refuse_unwritable
-    from vitdeploy.cli.output import print_json, print_rich
+    from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.quantize import parse_equalization
     from vitdeploy.report import sensitivity_table
     from vitdeploy.report.sensitivity import json_path
-    from vitdeploy.terminal_progress import make_progress
 
     if output is not None:
         page = json_path(output).with_suffix(".html")

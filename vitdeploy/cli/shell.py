@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from vitdeploy.cli.flags import in_flags, set_command
 from vitdeploy.errors import FidelityWarning, VitdeployError
 from vitdeploy.text import printable
 
@@ -52,6 +53,7 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
+    set_command(arguments)
     try:
         from vitdeploy.cli.app import app
 
@@ -87,7 +89,7 @@ class _OneLine:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = printable(str(message))
+        text = printable(in_flags(str(message)) if issubclass(category, FidelityWarning) else str(message))
         if text not in self._shown:
             self._shown.add(text)
             print(f"warning: {text}", file=sys.stderr)
@@ -108,7 +110,7 @@ def is_usage_error(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """Return what went wrong in one line, with the way to see more where the error is not one of ours."""
     if isinstance(error, VitdeployError):
-        text = str(error)
+        text = in_flags(str(error))
     elif is_usage_error(error):
         text = _usage_line(error)
     elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRA_OF_MODULE:
@@ -120,8 +122,8 @@ def one_line(error: Exception) -> str:
     elif isinstance(error, OSError):
         text = f"{_os_line(error)} (--debug shows where)"
     else:
-        said = f": {error}" if str(error) else ""
-        text = f"unexpected {type(error).__name__}{said} (--debug shows the traceback)"
+        detail = f": {error}" if str(error) else ""
+        text = f"unexpected {type(error).__name__}{detail} (--debug shows the traceback)"
     return printable(" ".join(text.split()))
 
 
@@ -138,5 +140,5 @@ def _usage_line(error: Exception) -> str:
 def _os_line(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "the disk is full" + (f": {str(error.filename)!r}" if error.filename else "")
-    said = error.strerror or str(error) or type(error).__name__
-    return f"{said}: {str(error.filename)!r}" if error.filename else said
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {str(error.filename)!r}" if error.filename else reason

@@ -36,14 +36,14 @@ def train(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Fresh weights for timm:NAME, whose published ones it would take.")
     ] = False,
-    model_arg: ModelArguments = None,
+    arguments: ModelArguments = None,
     preprocess: PreprocessName = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="NAME|FILE", help="A training recipe: deit, swin, t2t … or a YAML file."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default="140")] = None,
-    batch_size: Annotated[
+    batch: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Images per update, over all devices.", show_default="64")
     ] = None,
     learning_rate: Annotated[
@@ -59,7 +59,7 @@ def train(
         list[str] | None,
         typer.Option("--teacher-arg", metavar="NAME=VALUE", help="Of the teacher, as in image_size=224; repeatable."),
     ] = None,
-    device: Annotated[
+    accelerator: Annotated[
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option("--device", help="Where it runs; auto: whatever is there.", show_default="auto"),
     ] = None,
@@ -86,17 +86,16 @@ def train(
 ) -> None:
     """Train a model, or train one further; the weights that are best on the validation split are written."""
     from vitdeploy import train as fit
-    from vitdeploy.cli.output import print_artifact
+    from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.cli.values import parse_pairs
     from vitdeploy.errors import UsageError
     from vitdeploy.preprocess import preprocess_from
-    from vitdeploy.terminal_progress import make_progress
     from vitdeploy.training.recipe import TrainingRecipe, read_training_recipe
 
     base = TrainingRecipe() if recipe is None else read_training_recipe(recipe)
     named = {
         "epochs": epochs,
-        "batch": batch_size,
+        "batch": batch,
         "learning_rate": learning_rate,
         "seed": seed,
         "distillation.teacher": teacher,
@@ -104,7 +103,7 @@ def train(
         "hardware.devices": int(devices) if devices is not None and devices.lstrip("-").isdigit() else devices,
         "hardware.num_nodes": num_nodes,
         "hardware.strategy": strategy,
-        "hardware.accelerator": device,
+        "hardware.accelerator": accelerator,
         "hardware.precision": None if amp_dtype is None else PRECISIONS[amp_dtype],
     }
     chosen = {name: value for name, value in named.items() if value is not None}
@@ -120,7 +119,7 @@ def train(
         model=model if model is not None else base.model,
         weights=weights if own_weights else base.weights,
         random_weights=random_weights or (base.random_weights and not own_weights),
-        arguments={**base.arguments, **parse_pairs("--model-arg", model_arg)},
+        arguments={**base.arguments, **parse_pairs("--model-arg", arguments)},
         options=options,
         preprocess=None if named_preprocess is None else preprocess_from(named_preprocess),
         labels=labels if labels is not None else base.labels,

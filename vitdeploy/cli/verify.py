@@ -17,7 +17,7 @@ def verify(
         str | None,
         typer.Option("--data", metavar="DATA", help="Also compare with PyTorch's logits, as export --reference kept."),
     ] = None,
-    rebuild: Annotated[
+    rebuild_engine: Annotated[
         bool | None,
         typer.Option(
             "--rebuild/--no-rebuild",
@@ -33,11 +33,10 @@ def verify(
 ) -> None:
     """Check digests, graph, parents and golden samples, and what of a bundle runs here; 1 where a check fails."""
     from vitdeploy import verify as check
-    from vitdeploy.cli.output import check_words, print_json
+    from vitdeploy.cli.output import check_words, make_progress, print_json
     from vitdeploy.errors import ArtifactError
-    from vitdeploy.terminal_progress import make_progress
 
-    found = check(artifact, data, rebuild_engine=rebuild, public_key=public_key, progress=make_progress())
+    found = check(artifact, data, rebuild_engine=rebuild_engine, public_key=public_key, progress=make_progress())
     if as_json:
         print_json(found)
     else:

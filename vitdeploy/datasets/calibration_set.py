@@ -19,7 +19,7 @@ from vitdeploy.records import Check, Preprocess, Record, canonical_json, sha256_
 
 MANIFEST_NAME = "manifest.json"
 KIND: Literal["calibration-set"] = "calibration-set"
-_REMEDY = "make the set again with 'vitdeploy calibration make'"
+_REMEDY = "make the set again with vd.make_calibration_set()"
 _LISTED = 5
 
 

@@ -110,8 +110,8 @@ def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> lis
         return _numbered(dataset, numbers, count)
     if not classes:
         raise DataError(
-            "the model does not name its classes: give them at export (--labels FILE), or a label map with an index "
-            "for each folder (--label-map FILE)"
+            "the model does not name its classes: give it their names with vd.export(..., "
+            "options=vd.ExportOptions(labels='FILE')), or pass label_map='FILE' with an index for each folder"
         )
     if unmatched:
         raise DataError(_unmatched_text(dataset, unmatched, classes))
@@ -119,7 +119,7 @@ def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> lis
         if len(hits) > 1:
             which = ", ".join(f"{index} ({classes[index]!r})" for index in hits[:_LISTED])
             raise DataError(
-                f"folder {name!r} fits several classes of the model, {which}: say which in --label-map FILE"
+                f"folder {name!r} fits several classes of the model, {which}: say which in label_map='FILE'"
             )
     targets = [hits[0] for hits in found.values()]
     _refuse_shared(dataset.classes, targets, classes)
@@ -131,12 +131,13 @@ def _numbered(dataset: Dataset, numbers: Sequence[int], count: int | None) -> li
     if count is None:
         raise DataError(
             f"the folders of {dataset.uri!r} are numbers, and how many classes the model has is not known: name them "
-            f"at export (--labels FILE), or say what each folder means (--label-map FILE)"
+            "with vd.export(..., options=vd.ExportOptions(labels='FILE')), or say what each folder means in "
+            "label_map='FILE'"
         )
     if max(numbers) >= count:
         raise DataError(
             f"the folders of {dataset.uri!r} are numbers from {min(numbers)} to {max(numbers)}, and the model has the "
-            f"classes 0 to {count - 1}: say what each folder means in --label-map FILE"
+            f"classes 0 to {count - 1}: say what each folder means in label_map='FILE'"
         )
     return list(numbers)
 
@@ -147,7 +148,7 @@ def _unmatched_text(dataset: Dataset, unmatched: Sequence[str], classes: Sequenc
     known = ", ".join(map(repr, classes[:_LISTED])) + (", …" if len(classes) > _LISTED else "")
     return (
         f"{len(unmatched)} of the {len(dataset.classes)} classes of {dataset.uri!r} are not classes of the model: "
-        f"{listed}{more}; the model has {len(classes)}: {known}; rename the folders, or pass --label-map FILE"
+        f"{listed}{more}; the model has {len(classes)}: {known}; rename the folders, or pass label_map='FILE'"
     )
 
 
@@ -157,24 +158,27 @@ def _refuse_shared(names: Sequence[str], targets: Sequence[int], classes: Sequen
         if target in seen:
             raise DataError(
                 f"folders {seen[target]!r} and {name!r} both fit the class {classes[target]!r}: merge them, "
-                f"or pass --label-map FILE"
+                "or pass label_map='FILE'"
             )
         seen[target] = name
 
 
 def _ordered(dataset: Dataset, classes: Sequence[str], count: int | None) -> list[int]:
     if count is None:
-        raise DataError("how many classes the model has is not known: name them, in order, at export (--labels FILE)")
+        raise DataError(
+            "how many classes the model has is not known: name them, in order, with vd.export(..., "
+            "options=vd.ExportOptions(labels='FILE'))"
+        )
     if len(dataset.classes) != count:
         raise DataError(
             f"{dataset.uri!r} has {len(dataset.classes)} classes and the model {count}: labels by order need "
-            f"equal counts; pass --label-map FILE"
+            "equal counts; pass label_map='FILE'"
         )
     matching = [name for name, hits in _candidates(dataset.classes, classes).items() if hits]
     if matching:
         raise DataError(
             f"labels by order were asked for, but {len(matching)} folders match classes by name, such as "
-            f"{matching[0]!r}: leave --labels-by-order out, or pass --label-map FILE"
+            f"{matching[0]!r}: leave labels_by_order=True out, or pass label_map='FILE'"
         )
     return list(range(count))
 

@@ -62,7 +62,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
     and a ``preprocessor_config.json`` beside the file count, as optimum writes them.
 
     Raises:
-        UsageError: ``--preprocess`` is missing, or the file is a model of ours already.
+        UsageError: ``preprocess`` is missing, or the file is a model of ours already.
         ArtifactError, DataError: The file, the preprocessing or the labels cannot be read.
         GraphError: The graph is no image classifier, does not fit the preprocessing, or cannot be cleaned unchanged.
     """
@@ -156,7 +156,7 @@ def _preprocess(path: Path, model: ir.Model, named: Preprocess | None, progress:
                 progress.note(f"preprocessing of {found.source}, which lies beside {path.name!r}")
             return found
     raise UsageError(
-        f"{str(path)!r} carries no preprocessing: add --preprocess timm:NAME, hf:DIR or FILE.json to adopt it"
+        f"{str(path)!r} carries no preprocessing: pass preprocess='timm:NAME|hf:DIR|FILE.json' to adopt it"
     )
 
 

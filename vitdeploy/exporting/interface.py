@@ -79,7 +79,7 @@ def choose_output(model: ir.Model, name: str | None, where: str) -> tuple[str, .
     if len(chosen) > 1:
         chosen = [value for value in outputs if value.name == LOGITS]
     if len(chosen) != 1:
-        raise GraphError(f"{where} has the outputs {_listed(outputs)}: --output-name says which one are the logits")
+        raise GraphError(f"{where} has the outputs {_listed(outputs)}: name that of the logits with output_name='NAME'")
     model.graph.outputs[:] = chosen
     if len(outputs) == 1:
         return ()

@@ -82,7 +82,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         if opset < oldest:
             raise GraphError(
                 f"{what} needs opset {oldest} or newer, the graph has {opset}: "
-                f"export it again with 'vitdeploy export … --opset 20'"
+                "export it again with vd.export(..., options=vd.ExportOptions(opset=20))"
             )
         self._names = {str(value.name) for node in model.graph for value in node.outputs} | set(
             model.graph.initializers

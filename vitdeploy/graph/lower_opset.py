@@ -84,7 +84,7 @@ class LowerOpset(ir.passes.InPlacePass):
                 reason = f"takes at most {old.max_input} inputs"
         if reason is not None:
             advice = (
-                "use a higher --opset" if self._fits_newest(node) else f"export it again, for opset {NEWEST} or older"
+                "use a higher opset=" if self._fits_newest(node) else f"export it again, for opset {NEWEST} or older"
             )
             raise GraphError(
                 f"node {node.name!r} cannot be lowered from opset {current} to {self.opset}: {node.op_type} {reason} "

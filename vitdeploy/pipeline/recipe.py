@@ -109,7 +109,9 @@ class QuantizeSection(Section):
         if self.options.samples is not None:
             raise ValueError("say how many samples in 'samples', not in 'options.samples'")
         if self.options.table is not None:
-            raise ValueError("a run keeps no CalibrationTable: 'vitdeploy quantize --table' does")
+            raise ValueError(
+                "a run keeps no CalibrationTable: vd.quantize(..., options=vd.QuantizeOptions(table='FILE')) does"
+            )
         return self
 
     @model_validator(mode="after")
@@ -247,13 +249,13 @@ def _load(path: Path, where: str) -> dict[str, Any]:
     try:
         values = read_yaml(path)
     except ArtifactError as error:
-        raise RecipeError(f"{error}; 'vitdeploy run --print-recipe' shows a recipe") from error
+        raise RecipeError(str(error)) from error
     except ValueError as error:
         raise RecipeError(f"{where} is not YAML: {error}") from error
     if not values:
         raise RecipeError(
             f"{where} is empty, expected some of the keys {', '.join(Recipe.model_fields)}; without a recipe, "
-            f"'vitdeploy run' trains the demo"
+            "vd.run() trains the demo"
         )
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is not a recipe: expected the keys {', '.join(Recipe.model_fields)}")

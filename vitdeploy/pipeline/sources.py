@@ -17,6 +17,7 @@ from vitdeploy.pipeline.recipe import QuantizeSection, Recipe
 from vitdeploy.quantization.request import QuantizeOptions, open_calibration, open_plan
 from vitdeploy.sources.source import Source, SourceOptions, open_source
 from vitdeploy.stages.train import names_of_splits
+from vitdeploy.wording import adoption
 
 
 class RunSources:
@@ -64,7 +65,7 @@ class RunSources:
         if Path(source).suffix == ".onnx":
             raise RecipeError(
                 f"the recipe is not valid: source is the ONNX file {source!r}, and a run starts from weights: "
-                f"'vitdeploy export {source} --preprocess … -o model.onnx' adopts it, then quantize, build and bench"
+                f"{adoption(source)} adopts it, then quantize, build and bench"
             )
         recipe = self._recipe
         options = SourceOptions(

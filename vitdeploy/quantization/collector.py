@@ -81,7 +81,7 @@ class Collector:
                 if after is not None:
                     after(observers, seen)
         if not seen and start is None:
-            raise CalibrationError("the calibration set has no images, expected at least one: --calibration DATA")
+            raise CalibrationError("the calibration set has no images, expected at least one")
         return observers
 
     def _parts(self, images: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:

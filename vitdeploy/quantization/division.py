@@ -56,7 +56,7 @@ def divide(dataset: Dataset, *, hold_out: bool, compare: bool, seed: int = 0) ->
     if len(dataset) - held < 1 or (hold_out and held < 1):
         raise CalibrationError(
             f"the calibration set {dataset.uri!r} has {len(dataset)} image(s), expected at least 2: some are kept "
-            f"out for the check: give more, or --validation DATA"
+            "out for the check: take more, or name others with validation='DATA'"
         )
     checked = _chosen(dataset, everything, held, seed)
     rest = np.setdiff1d(everything, checked)

@@ -289,7 +289,7 @@ class TensorObserver:
             where = f" for {name_of(int(np.flatnonzero(bad)[0]))}"
         return (
             f"tensor {self.name!r} has {what} during calibration{where}, expected finite activations: "
-            f"check the model with 'vitdeploy verify' and the images"
+            "check the model with vd.verify() and the images"
         )
 
 

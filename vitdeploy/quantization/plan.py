@@ -51,7 +51,7 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
     """
     if intent.profile == "mha" and intent.precision not in ("int8", "fp8"):
         raise UsageError(f"profile 'mha' quantizes activations only, precision {intent.precision!r} quantizes none")
-    _check_precision(intent.precision, intent.target, "--precision")
+    _check_precision(intent.precision, intent.target, "precision")
     entries = []
     for group in groups:
         obstacle = "" if intent.precision == "fp16" else group.obstacle or _target_obstacle(group, intent)

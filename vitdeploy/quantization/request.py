@@ -20,6 +20,7 @@ from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_
 from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
 from vitdeploy.records import CpuWeights, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
+from vitdeploy.wording import adoption
 
 if TYPE_CHECKING:
     from vitdeploy.quantization.prepared import Prepared
@@ -200,7 +201,7 @@ class QuantizeInputs:
         if self.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
             raise GraphError(
                 f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding "
-                f"and head: --precision fp16 needs none"
+                f"and head: precision='fp16' needs none"
             )
         return plan
 
@@ -259,15 +260,15 @@ def open_inputs(
     if calibration is None and _needs_ranges(wanted, edits):
         what = f"precision {precision!r}" if edits is None else f"precision {precision!r} with the plan {edits.where}"
         raise CalibrationError(
-            f"{what} needs calibration images, ranges are never invented: give --calibration DATA (100 to 500 images "
-            f"like those of use), or take --precision int8-weight-only"
+            f"{what} needs calibration images, ranges are never invented: pass calibration='DATA' (100 to 500 images "
+            "like those of use), or take precision='int8-weight-only'"
         )
     if validation is None and options.validation is not None:
         validation = open_dataset(options.validation)
     if (data is not None or validation is not None) and source.manifest.preprocess is None:
         raise CalibrationError(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "
-            f"'vitdeploy export {source.path} --preprocess … -o adopted.onnx' adds it"
+            f"{adoption(source.path)} adds it"
         )
     return QuantizeInputs(
         source=source,

@@ -54,7 +54,7 @@ def read_json(path: Path | str, expected: str = "JSON") -> Any:
 
     Args:
         path: A regular file.
-        expected: What the error says that the file should be: ``a report.json of 'vitdeploy bench'``.
+        expected: What the error says that the file should be: ``a report.json of vd.bench()``.
     Raises:
         ArtifactError: The file cannot be read, or ``parse_json`` refuses it.
     """

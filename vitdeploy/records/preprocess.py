@@ -40,7 +40,7 @@ class Preprocess(Record):
     A pixel p in 0…255 becomes (p · ``scale`` + ``offset`` − ``mean``) / ``std``, with one mean and one std per channel
     of the image. Last, ``channel_order`` ``bgr`` reverses the channels. ``source`` says where the values come from.
     ``input`` is what the network takes: these values, or the pixels as bytes in RGB, where a graph normalises them
-    itself (``export --fuse-preprocess``).
+    itself (``ExportOptions.fuse_preprocess``).
     """
 
     size: tuple[int, int]

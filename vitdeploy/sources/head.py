@@ -78,13 +78,13 @@ def _task(question: HeadQuestion) -> tuple[Task, tuple[str, ...]]:
     if question.outputs == 1:
         if config.get("model_type") and question.activation == "none":
             return "regression", (
-                f"one output and no problem_type in {question.where}: a number, as in transformers; --task binary says "
-                f"that it is the logit of the second of two classes",
+                f"one output and no problem_type in {question.where}: a number, as in transformers; task='binary' says "
+                "that it is the logit of the second of two classes",
             )
-        return "binary", ("one output: the second of two classes; --task regression says that it is a number",)
+        return "binary", ("one output: the second of two classes; task='regression' says that it is a number",)
     if question.activation == "sigmoid":
         return "multi-label", (
-            "a sigmoid at the end: classes that do not exclude each other; --task single-label says that they do",
+            "a sigmoid at the end: classes that do not exclude each other; task='single-label' says that they do",
         )
     return "single-label", ()
 
@@ -92,9 +92,9 @@ def _task(question: HeadQuestion) -> tuple[Task, tuple[str, ...]]:
 def _refuse_unfit(task: Task, question: HeadQuestion) -> None:
     count = question.outputs
     if task == "binary" and count != 1:
-        raise UsageError(f"--task binary is for one output, and the model has {count}: leave it out")
+        raise UsageError(f"task='binary' is for one output, and the model has {count}: leave it out")
     if task in ("single-label", "multi-label") and count == 1:
-        raise UsageError(f"--task {task} needs several outputs, and the model has one: binary or regression fits")
+        raise UsageError(f"task={task!r} needs several outputs, and the model has one: binary or regression fits")
 
 
 def _names(task: Task, question: HeadQuestion) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -102,7 +102,7 @@ def _names(task: Task, question: HeadQuestion) -> tuple[tuple[str, ...], tuple[s
     wanted = {"binary": 2, "features": 0}.get(task, question.outputs)
     if question.labels is not None:
         if task == "features":
-            raise UsageError("--labels names classes, and a model without a head has none: leave it out")
+            raise UsageError("labels= names classes, and a model without a head has none: leave it out")
         names = read_class_names(question.labels)
         if not _fits(task, names, wanted):
             what = "outputs" if task != "binary" else "classes"

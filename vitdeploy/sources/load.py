@@ -83,10 +83,10 @@ def _for_features(source: Source) -> Source:
     """
     options = source.options
     if options.task not in (None, "features") or options.labels is not None or options.reset_head:
-        raise UsageError("features have no classes: leave out --labels, --reset-head and any other --task")
+        raise UsageError("features have no classes: leave out labels=, reset_head=True and any other task=")
     arguments = {name: value for name, value in options.arguments.items() if name != "num_classes"}
     if options.arguments.get("num_classes", 0) != 0:
-        raise UsageError("--task features leaves the head out, and num_classes asks for one: leave one of the two out")
+        raise UsageError("task='features' leaves the head out, and num_classes asks for one: leave one of the two out")
     return replace(source, options=replace(options, task="features", arguments=arguments))
 
 
@@ -105,7 +105,7 @@ def _with_head(loaded: LoadedModel, source: Source) -> LoadedModel:
     config = read_config(source.file) if source.file is not None and source.file.is_dir() else {}
     if count == 0:
         if options.labels is not None or options.task not in (None, "features"):
-            raise UsageError(f"{source.text!r} has no head, so --task and --labels have no place: leave them out")
+            raise UsageError(f"{source.text!r} has no head, so task= and labels= have no place: leave them out")
         return replace(loaded, spec=spec.model_copy(update={"task": "features", "classes": ()}))
     head = decide_head(
         HeadQuestion(
@@ -133,7 +133,7 @@ def _with_preprocess(loaded: LoadedModel, source: Source) -> LoadedModel:
         given, wanted = (f"{one.channels}×{one.size[0]}×{one.size[1]}" for one in (named, own))
         raise UsageError(
             f"the preprocessing of {named.source!r} gives images of {given}, and {source.text!r} takes {wanted}: name "
-            f"the one that belongs to it, or change the model's size with --argument"
+            f"the one that belongs to it, or change the model's size with arguments={{'image_size': N}}"
         )
     return replace(loaded, preprocess=named)
 
@@ -190,7 +190,7 @@ def _refitted(loaded: LoadedModel, options: SourceOptions) -> LoadedModel:
     if classes is None and wanted not in (None, had):
         if not options.reset_head:
             raise CheckpointError(
-                f"{loaded.origin} has {had} classes, {wanted} were asked for: --reset-head draws a new head"
+                f"{loaded.origin} has {had} classes, {wanted} were asked for: reset_head=True draws a new head"
             )
         classes = wanted
     if not arguments and classes in (None, had):

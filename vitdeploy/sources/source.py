@@ -160,7 +160,7 @@ def open_source(source: Source | Artifact | Path | str, options: SourceOptions =
     if isinstance(source, Source):
         return source
     if options.weights is not None and options.random_weights:
-        raise UsageError("--weights and --random-weights contradict each other: give one of them")
+        raise UsageError("weights= and random_weights=True contradict each other: leave one of the two out")
     if isinstance(source, Artifact):
         _refuse_weights(str(source.path), options)
         return _of_checkpoint(str(source.path), _checkpoint(source), options)
@@ -188,7 +188,7 @@ def open_source(source: Source | Artifact | Path | str, options: SourceOptions =
         return Source(text, options, text)
     if weights is None:
         raise UsageError(
-            f"model {text!r} needs weights: --weights FILE, or --random-weights to look at graph and speed only"
+            f"model {text!r} needs weights: weights='FILE', or random_weights=True to look at graph and speed only"
         )
     if isinstance(weights, Artifact):
         return _named(text, _checkpoint(weights), options)
@@ -209,7 +209,7 @@ def _checkpoint(artifact: Artifact) -> Checkpoint:
 
 def _of_checkpoint(text: str, checkpoint: Checkpoint, options: SourceOptions) -> Source:
     if options.reset_head and "num_classes" not in options.arguments:
-        raise UsageError(f"--reset-head of {text!r} needs the number of classes: --argument num_classes=N")
+        raise UsageError(f"reset_head=True of {text!r} needs the number of classes: arguments={{'num_classes': N}}")
     return Source(text, options, checkpoint=checkpoint)
 
 
@@ -225,7 +225,7 @@ def _named(name: str, checkpoint: Checkpoint, options: SourceOptions) -> Source:
 
 def _refuse_weights(text: str, options: SourceOptions) -> None:
     if options.weights is not None or options.random_weights:
-        option = "--random-weights" if options.random_weights else "--weights"
+        option = "random_weights=True" if options.random_weights else "weights="
         raise UsageError(f"{text!r} brings its own weights, so {option} has no place: leave it out")
 
 

@@ -143,7 +143,7 @@ def note_default(name: str, progress: Progress) -> None:
         why = "tensorrt is installed, but needs a GPU to build on"
     else:
         why = "tensorrt is not installed"
-    progress.note(f"building with {name} ({why}); --backend chooses another")
+    progress.note(f"building with {name} ({why}); backend= chooses another")
 
 
 def refuse_unsigned(model: OnnxModel) -> None:
@@ -160,7 +160,7 @@ def refuse_unsigned(model: OnnxModel) -> None:
     if has_unsigned_activations(model.load()):
         raise BuildError(
             f"{str(model.path)!r} was quantized for {target}, with unsigned activations that TensorRT does not take: "
-            f"quantize its FP32 graph again with --target tensorrt"
+            "quantize its FP32 graph again with vd.quantize(..., target='tensorrt')"
         )
 
 
@@ -170,5 +170,5 @@ def note_target(model: OnnxModel, progress: Progress) -> None:
     if target is not None and target != "tensorrt":
         progress.note(
             f"{model.path.name} was quantized for {target}, whose remainder is FP32: "
-            f"'vitdeploy quantize --target tensorrt' keeps it in FP16, which is faster in an engine"
+            "vd.quantize(..., target='tensorrt') keeps it in FP16, which is faster in an engine"
         )

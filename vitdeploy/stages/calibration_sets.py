@@ -39,7 +39,7 @@ _FEW = f"{{}} images, fewer than {RECOMMENDED_SAMPLES}: ranges may be too narrow
 
 
 class CalibrationRecipe(Record):
-    """What ``vitdeploy calibration make --recipe FILE`` reads; ``data`` may be left to the command line.
+    """What ``make_from_recipe`` carries out; ``data`` may be left to its caller.
 
     ``preprocess`` is a source as ``preprocess_from`` takes it. ``source`` and ``licence`` are written into the manifest
     where the dataset does not say them itself.
@@ -131,9 +131,7 @@ def make_from_recipe(
     """
     data = data or recipe.data
     if data is None:
-        raise UsageError(
-            "the recipe names no data: give it on the command line, as in 'calibration make --recipe FILE DATA'"
-        )
+        raise UsageError("the recipe names no data: pass data='DATA'")
     return make_calibration_set(
         data,
         output,
@@ -208,7 +206,7 @@ def _existing(path: Path) -> Path:
     if not is_calibration_set(path):
         raise ArtifactError(
             f"{str(path)!r} is not a calibration set (it has no {MANIFEST_NAME} of one): make one with "
-            f"'vitdeploy calibration make DATA -o {path}'"
+            f"vd.make_calibration_set('DATA', {str(path)!r}, samples=512)"
         )
     return path
 

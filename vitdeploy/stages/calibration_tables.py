@@ -24,6 +24,7 @@ from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
 from vitdeploy.terminal_progress import AUTO, shown
+from vitdeploy.wording import adoption
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def observe_calibration(
     if preprocess is None:
         raise CalibrationError(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "
-            f"'vitdeploy export {source.path} --preprocess … -o adopted.onnx' adds it"
+            f"{adoption(source.path)} adds it"
         )
     dataset = open_dataset(data, split=calibration_split(data), samples=options.samples, seed=options.seed)
     if options.shard is not None:

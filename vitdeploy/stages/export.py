@@ -114,7 +114,7 @@ class ExportRequest:
             raise UsageError(f"opset {options.opset!r} is not offered, expected {OLDEST} to {NEWEST}")
         if output.suffix == CHECKPOINT_SUFFIX:
             raise UsageError(
-                f"{str(output)!r} is the name of a checkpoint, and export writes ONNX: 'convert' writes those"
+                f"{str(output)!r} is the name of a checkpoint, and export writes ONNX: vd.convert() writes those"
             )
         refuse_unwritable(
             output,
@@ -130,7 +130,7 @@ class ExportRequest:
             _refuse_options_of_weights(found, options)
         else:
             if options.output_name is not None:
-                raise UsageError("--output-name is for ONNX files, and the source is none: leave it out")
+                raise UsageError("output_name= is for ONNX files, and the source is none: leave it out")
             found = open_source(source, options)
         reference = None if options.reference is None else open_dataset(options.reference)
         golden = options.golden if options.golden is not None else reference
@@ -255,7 +255,7 @@ class ExportRequest:
 def _refuse_options_of_weights(path: Path, options: ExportOptions) -> None:
     if options.weights is not None or options.random_weights or options.arguments:
         raise UsageError(
-            f"{str(path)!r} brings its own weights: --weights, --random-weights and arguments have no place"
+            f"{str(path)!r} brings its own weights: weights=, random_weights=True and arguments= have no place"
         )
     if options.reference is not None:
-        raise UsageError(f"--reference stores PyTorch's logits, and {str(path)!r} has no PyTorch model: leave it out")
+        raise UsageError(f"reference= stores PyTorch's logits, and {str(path)!r} has no PyTorch model: leave it out")

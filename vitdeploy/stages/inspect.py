@@ -32,6 +32,7 @@ from vitdeploy.reading import (
 )
 from vitdeploy.records import Manifest, ModelSpec, OperatorCensus, Record
 from vitdeploy.text import size_text
+from vitdeploy.wording import adoption
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -245,7 +246,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         ("licence", manifest.licence or "not stated"),
         ("source", manifest.source or "not stated"),
         *(("trained on", data.data) for data in manifest.trained_on),
-        ("signature", "signed; 'vitdeploy verify --public-key' checks it" if bundle.is_signed else "none"),
+        ("signature", "signed; vd.verify(..., public_key='KEY') checks it" if bundle.is_signed else "none"),
         ("made by", manifest.producer),
     ]
     return Inspection(
@@ -270,7 +271,7 @@ def _inspect_metrics(path: Path) -> Inspection:
 
 def _inspect_reference(path: Path) -> Inspection:
     read_reference(path)
-    facts = (("logits", "of PyTorch, by the samples' digests; 'vitdeploy bench' compares with them"),)
+    facts = (("logits", "of PyTorch, by the samples' digests; vd.bench() compares with them"),)
     return Inspection(path=str(path), kind="reference", size_bytes=path.stat().st_size, facts=facts)
 
 
@@ -323,7 +324,7 @@ def _inspect_weights(path: Path) -> Inspection:
 
     file = read_weights(path)
     info = _weights_info({name: (array.shape, array.dtype) for name, array in file.tensors.items()})
-    remedy = f"'vitdeploy export NAME --weights {path} -o model.onnx' makes a model of it"
+    remedy = f"vd.export('NAME', 'model.onnx', options=vd.ExportOptions(weights={str(path)!r})) makes a model of it"
     try:
         dialect, reason = detect(file)
         info = info.model_copy(update={"dialect": f"{dialect.name} {dialect.family}", "reason": reason})
@@ -360,7 +361,7 @@ def _inspect_foreign_onnx(path: Path) -> Inspection:
         size_bytes=sum(file.stat().st_size for file in {path, *_external_files(model)}),
         payload_sha256=digest,
         graph=graph_info(model),
-        remedy=f"'vitdeploy export {path} --preprocess timm:NAME|hf:DIR|FILE.json -o adopted.onnx' adopts it",
+        remedy=f"{adoption(path)} adopts it",
     )
 
 

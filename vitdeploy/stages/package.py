@@ -121,7 +121,7 @@ def _refuse_unfit(opened: Sequence[Artifact], graphs: Sequence[OnnxModel], engin
     for one in opened:
         if not isinstance(one, OnnxModel | Engine):
             raise UsageError(
-                f"{str(one.path)!r} is a {one.manifest.kind}, expected ONNX models and engines: 'vitdeploy export' "
+                f"{str(one.path)!r} is a {one.manifest.kind}, expected ONNX models and engines: vd.export() "
                 "makes a graph of a checkpoint"
             )
     first = graphs[0]

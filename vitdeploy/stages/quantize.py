@@ -238,10 +238,10 @@ class Budget:
         if place.target not in (None, inputs.target):
             raise UsageError(f"the target is {inputs.target!r} and latency is taken on {place.target!r}: name one")
         if inputs.table is not None:
-            raise UsageError("max_drop ranks groups on calibration images, and a table holds none: --calibration DATA")
+            raise UsageError("max_drop ranks groups on calibration images, and a table holds none: calibration='DATA'")
         model = inputs.source.manifest.model
         if inputs.validation is None:
-            raise DataError("max_drop needs images with labels that calibration does not see: --validation DATA")
+            raise DataError("max_drop needs images with labels that calibration does not see: validation='DATA'")
         if model.task not in ("single-label", "binary"):
             raise UsageError(f"max_drop is a drop of top-1, which a model with the task {model.task!r} has not")
         labels = match_labels(inputs.validation, model.classes, count=model.class_count)
@@ -280,7 +280,7 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
     if integers and plan.remainder == "fp16" and opset < FP16_SCALES_OPSET:
         progress.note(
             f"the graph has opset {opset}, where scales are FP32 and need casts around every pair: "
-            f"'vitdeploy export … --opset {FP16_SCALES_OPSET}' or newer gives a faster engine"
+            f"vd.export(..., options=vd.ExportOptions(opset={FP16_SCALES_OPSET})) or newer gives a faster engine"
         )
 
 

@@ -116,7 +116,7 @@ class SensitivityRequest(QuantizeInputs):
         inputs = open_inputs(open_onnx(model), precision, target, calibration, options, validation=checked)
         if inputs.data is None and inputs.validation is None:
             raise CalibrationError(
-                "there are no images to run the trials on, a calibration table holds none: --data DATA gives some"
+                "there are no images to run the trials on, a calibration table holds none: data='DATA' gives some"
             )
         return cls(level=level, images=images, **{one.name: getattr(inputs, one.name) for one in fields(inputs)})
 

@@ -71,7 +71,7 @@ def verify(
 
     Args:
         artifact: What is checked, a bundle too; of one that is open already, its file is read again.
-        data: A dataset whose logits were stored with ``export --reference``: the artifact's top-1 must agree with
+        data: A dataset whose logits were stored with ``ExportOptions.reference``: the artifact's top-1 must agree with
             PyTorch's on at least 90 % of it.
         rebuild_engine: Build an engine from a bundle's graph where none of its engines runs here, and keep it in the
             cache folder, where ``load`` finds it; None does so where there is a GPU.
@@ -144,7 +144,7 @@ def _signature(bundle: Bundle, public_key: Path | str | None) -> Check:
     """Return what is known of a signature, which was checked where a key was given."""
     if public_key is not None:
         return Check(name="signature", status="passed", detail=f"the owner of {str(public_key)!r} signed the manifest")
-    detail = "signed, by whom --public-key KEY tells" if bundle.is_signed else "the bundle is not signed"
+    detail = "signed: vd.verify(..., public_key='KEY') says by whom" if bundle.is_signed else "the bundle is not signed"
     return Check(name="signature", status="unchecked", detail=detail)
 
 
@@ -272,7 +272,8 @@ def _check_agreement(artifact: Artifact, data: DataSource, progress: Progress) -
         return Check(
             name=name,
             status="unchecked",
-            detail="no logits of PyTorch are stored beside it: 'vitdeploy export … --reference DATA' stores them",
+            detail="no logits of PyTorch are stored beside it: "
+            "vd.export(..., options=vd.ExportOptions(reference='DATA')) stores them",
         )
     dataset = open_dataset(data)
     expected = reference.rows(dataset.sample_ids)

@@ -200,7 +200,7 @@ class Trainer:
 
     def _passes(self) -> Generator[list[Batch], None, None]:
         """Yield this process's images of each update that is left."""
-        with self._kept_state("resume with skip_unreadable=true goes on without such images"):
+        with self._kept_state("resume with skip_unreadable=True goes on without such images"):
             yield from self.samples.updates(self.state.update, self.total)
 
     @contextmanager
@@ -379,7 +379,7 @@ class Trainer:
         done, epochs = len(self.state.history), self.options.epochs
         self.progress.note(
             f"stopped after {done} of {epochs} epochs: {str(self.job.output)!r} has the best weights so far; "
-            "'vitdeploy run' goes on from here, 'vitdeploy train' with --resume"
+            "vd.run() goes on from here, and vd.train(..., resume=True)"
         )
 
     def _write(self, path: Path, weights: dict[str, Tensor], metrics: dict[str, float], *, key: str) -> None:

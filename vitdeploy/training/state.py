@@ -74,7 +74,7 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
     Raises:
         TrainingError: The file is damaged, or belongs to a training with other data or options.
     """
-    again = "train again without --resume"
+    again = "train again without resume=True"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them

@@ -189,8 +189,8 @@ def _heads(tensors: State, layout: Layout, given: Mapping[str, Any]) -> tuple[in
         usual = layout.default_heads and inner % DEFAULT_HEAD_WIDTH == 0
         why = f", which are {inner // DEFAULT_HEAD_WIDTH} of vit-pytorch's default dim_head" if usual else ""
         raise CheckpointError(
-            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in --argument "
-            f"heads={inner // DEFAULT_HEAD_WIDTH if usual else 8}{why}"
+            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in "
+            f"arguments={{'heads': {inner // DEFAULT_HEAD_WIDTH if usual else 8}}}{why}"
         )
     wanted = {"heads": found[0], "head_width": found[1]}
     if math.prod(found) != inner or any(given.get(name, value) != value for name, value in wanted.items()):
@@ -209,7 +209,7 @@ def _pool(layout: Layout, tokens: int, given: Mapping[str, Any]) -> str:
     if "pool" not in given:
         raise CheckpointError(
             f"vit-pytorch {layout.versions} has a class token whether it reads that or the mean of all tokens, and the "
-            "keys do not tell which: pass --argument pool=cls, its default, or --argument pool=mean"
+            "keys do not tell which: pass arguments={'pool': 'cls'}, its default, or arguments={'pool': 'mean'}"
         )
     return str(given["pool"])
 
@@ -221,7 +221,8 @@ def _scale_by_width(layout: Layout, width: int, head_width: int, given: Mapping[
     if "scale_by_width" not in given:
         raise CheckpointError(
             "vit-pytorch 0.3.0–0.6.6 scale attention by dim ** -0.5, 0.6.7 and 0.6.8 by dim_head ** -0.5, under the "
-            "same keys: pass --argument scale_by_width=true for the former, scale_by_width=false for the latter"
+            "same keys: pass arguments={'scale_by_width': True} for the former, "
+            "arguments={'scale_by_width': False} for the latter"
         )
     return bool(given["scale_by_width"])
 
@@ -238,7 +239,7 @@ def _patch(tensors: State, given: Mapping[str, Any]) -> tuple[int, int]:
     if channels * patch**2 != pixels:
         raise CheckpointError(
             f"{channels} channels and patches of {patch}×{patch} do not make the {pixels} values that a patch has: say "
-            "which, as in --argument channels=1"
+            "which, as in arguments={'channels': 1}"
         )
     return channels, patch
 
@@ -251,6 +252,6 @@ def _image_size(tensors: State, patch: int, tokens: int, given: Mapping[str, Any
     if side * side != cells:
         raise CheckpointError(
             f"{cells} positions are no square, so the keys do not tell the image's sides: say them, as in "
-            "--argument image_size=[224,160]"
+            "arguments={'image_size': [224, 160]}"
         )
     return side * patch
