@@ -217,7 +217,7 @@ def _preprocess(pair: tuple[Artifact, Artifact]) -> Preprocess:
         raise ArtifactError(f"{str(without.path)!r} carries no preprocessing, so no image can become its input")
     if first.model_copy(update={"source": second.source}) != second:
         raise ArtifactError(
-            f"{str(pair[0].path)!r} and {str(pair[1].path)!r} prepare images differently ('vitdeploy inspect' shows "
+            f"{str(pair[0].path)!r} and {str(pair[1].path)!r} prepare images differently (vd.inspect() shows "
             f"how), so their tensors cannot be compared"
         )
     return first
