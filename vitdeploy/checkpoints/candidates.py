@@ -75,10 +75,10 @@ OTHERS = (
     (r"(.*\.)?vision_model\.encoder\.layers\.\d+\.self_attn", "a CLIP or SigLIP of Hugging Face, which is not built"),
     (
         r"(.*\.)?blocks\.\d+\.attn\.(q_bias|relative_position_bias_table)",
-        "a BEiT, which timm builds (timm:NAME --weights)",
+        "a BEiT, which timm builds ('timm:NAME' with weights=)",
     ),
     (r"(.*\.)?stages\.\d+\.blocks\.\d+\.attn\.w_msa\.", "a Swin of mmpretrain, which is not read"),
-    (r"(.*\.)?layer4\.\d+\.conv\d+\.weight", "a ResNet, which torchvision or timm builds (timm:NAME --weights)"),
+    (r"(.*\.)?layer4\.\d+\.conv\d+\.weight", "a ResNet, which torchvision or timm builds ('timm:NAME' with weights=)"),
 )
 """Keys that give away models which no family here is, and what these are."""
 

@@ -46,9 +46,8 @@ def diff(
 ) -> None:
     """Compare two artifacts tensor by tensor in graph order: how far they are apart, and where they part first."""
     from vitdeploy import diff as compare
-    from vitdeploy.cli.output import print_json
+    from vitdeploy.cli.output import make_progress, print_json
     from vitdeploy.cli.values import split_lists
-    from vitdeploy.terminal_progress import make_progress
 
     found = compare(
         first,

@@ -105,7 +105,8 @@ def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> lis
             warn(
                 f"the folders of {dataset.uri!r} are numbers and were taken for the indices of the classes; a model "
                 f"trained with torchvision's ImageFolder has them in the order of words (0, 1, 10, …): for such a one "
-                f"write these names, one per line in that order, into a file and export with --labels FILE"
+                "write these names, one per line in that order, into a file for vd.export(..., "
+                "options=vd.ExportOptions(labels='FILE'))"
             )
         return _numbered(dataset, numbers, count)
     if not classes:

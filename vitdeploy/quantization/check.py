@@ -80,8 +80,8 @@ def _overflow_text(before: ir.Model, inputs: QuantizeInputs, open_graph: Opener)
         return ""
     entry = keeping(found).model_dump_json(exclude_none=True)
     return (
-        f": first, {found[0]}, and FP16 ends at 65504; --calibration DATA finds such nodes, or a --plan with the entry "
-        f"{entry} keeps them in FP32"
+        f": first, {found[0]}, and FP16 ends at 65504; calibration='DATA' finds such nodes, or plan='FILE' with the "
+        f"entry {entry} keeps them in FP32"
     )
 
 
@@ -128,7 +128,7 @@ def judge(
         if golden is not None and renewed is not None:
             what = f"{len(golden.pixels)} golden samples"
             return Judged(_checks(renewed.outputs, _logits_of(old, golden, inputs), what, inputs), renewed)
-    reason = "there were no images: --validation DATA gives some"
+    reason = "there were no images: vd.quantize(..., options=vd.QuantizeOptions(validation='DATA')) compares on some"
     return Judged((Check(name="logits SQNR", status="unchecked", unit="dB", detail=reason),), renewed)
 
 
@@ -193,5 +193,5 @@ def hold(judged: Judged, inputs: QuantizeInputs) -> None:
             continue
         words = f"logits SQNR {check.value:.1f} dB is below {check.limit:g} dB, {check.detail}"
         if inputs.options.min_sqnr_db is not None:
-            raise GateError(f"{words}: nothing was written; more calibration images or a --plan may help")
+            raise GateError(f"{words}: nothing was written; more calibration images or a plan may help")
         warn(f"{words}: bench it before it ships; more calibration images or a plan may help")

@@ -1,4 +1,4 @@
-"""``package --triton``: a model repository that Triton Inference Server serves as it is."""
+"""``write_triton_repository``: a model repository that Triton Inference Server serves as it is."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_triton_repository(
     Requests are batched dynamically, up to the largest batch of an engine or ``options.largest_batch`` for a graph; a
     full queue turns requests away. The warm-up runs a golden sample before a model counts as ready. Triton preprocesses
     nothing: a model takes what ``preprocess`` of its manifest gives, or pixels as bytes where a graph normalises them
-    itself (``export --fuse-preprocess``).
+    itself (``ExportOptions.fuse_preprocess``).
 
     Args:
         artifacts: ONNX models, which Triton's ONNX Runtime serves, and engines of TensorRT (not of TensorRT-RTX).
@@ -170,16 +170,18 @@ def _largest_batch(where: str, manifest: Manifest) -> int:
         made_by = "an unknown builder" if build is None else build.backend
         raise UsageError(
             f"{where} is a plan of {made_by}, and Triton runs those of tensorrt alone: name its ONNX model, or "
-            "'vitdeploy build --backend tensorrt'"
+            "build it with vd.build(..., backend='tensorrt')"
         )
     low, high = build.batch_limits
     if low > 1:
         raise UsageError(
-            f"{where} takes batches of {low} to {high}, and Triton sends smaller ones: build it with --batch "
-            f"1:{low}:{high}"
+            f"{where} takes batches of {low} to {high}, and Triton sends smaller ones: build it with "
+            f"vd.build(..., target=vd.BuildTarget(batch={(1, low, high)}))"
         )
     if build.stripped:
-        raise UsageError(f"{where} has no weights, which Triton does not add: build it without --strip")
+        raise UsageError(
+            f"{where} has no weights, which Triton does not add: build it again with vd.build('MODEL.onnx')"
+        )
     return high
 
 
