@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.foreign_onnx import write_foreign
+from foreign_onnx import write_foreign
 from typer.main import get_command
 
 import vitdeploy as vd
@@ -69,7 +69,7 @@ def texts() -> Iterator[tuple[str, str, bool]]:
         if name.startswith("cli/"):
             continue
         tree = ast.parse(file.read_text("utf8"))
-        bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+        bodies = [body for node in ast.walk(tree) if isinstance(body := getattr(node, "body", None), list)]
         docs = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
         parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in ast.walk(tree):
