@@ -139,8 +139,8 @@ def test_kill_9_leaves_a_state_that_resumes(whole, tmp_path: Path) -> None:
         "def slow(done):\n    if done == 8: pathlib.Path(sys.argv[2]).touch(); time.sleep(600)\n"
         "run(small_job(pathlib.Path(sys.argv[1])), Watched(slow))"
     )
-    folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parents[1])])}
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests / "support"), str(tests.parent)])}
     reached = tmp_path / "reached"
     process = subprocess.Popen([sys.executable, "-c", code, str(output), str(reached)], env=environment)
     try:
