@@ -67,7 +67,7 @@ def test_heads_are_asked_for_and_decide_the_logits(
 @pytest.mark.parametrize(
     ("family", "heads", "argument", "note"),
     [
-        ("t2t", {"heads": 3}, {"qk_scale": 0.2}, "took qk_scale=null, as all published models have it"),
+        ("t2t", {"heads": 3}, {"qk_scale": 0.2}, "took qk_scale=None, as all published models have it"),
         (
             "tnt",
             {"heads": 3, "inner_heads": 2},
