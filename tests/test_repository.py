@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import vitdeploy
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "vitdeploy").rglob("*.py"))
@@ -164,3 +167,15 @@ def test_installed_packages_are_the_pinned_ones() -> None:
         and not pin.specifier.contains(installed[pin.name])
     ]
     assert wrong == []
+
+
+def test_the_package_is_found_from_the_folder_above_the_clone(tmp_path: Path) -> None:
+    """There the clone's own folder is called as the package is, and Python takes it for a package without files."""
+    (tmp_path / "vitdeploy").symlink_to(ROOT, target_is_directory=True)
+    code = "import vitdeploy; print(vitdeploy.__file__, vitdeploy.__version__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == vitdeploy.__version__
