@@ -2,7 +2,7 @@
 
     python benchmarks/layer_norm_fusions.py
 
-Each form is a small graph that is run in ONNX Runtime before and after; a fusion that changes the result counts as wrong.
+Each form is a small graph, run in ONNX Runtime before and after; a fusion that changes the result counts as wrong.
 """
 
 from __future__ import annotations
