@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import sample_reports
 
-from vitdeploy.errors import GateError
+from vitdeploy.errors import GateError, UsageError
 from vitdeploy.records import Report, Row
 
 
@@ -63,3 +63,26 @@ def test_the_point_is_judged_by_default() -> None:
 def test_a_report_in_which_nothing_is_compared_passes_no_limit() -> None:
     with pytest.raises(GateError, match="no candidate's top-1 could be compared with a baseline"):
         _report(None, None).check(max_drop_pp=5)
+
+
+@pytest.mark.parametrize(
+    ("top1", "delta", "refused"),
+    [(0.7920, -0.80, False), (0.7919, -0.81, True), (0.81, 1.0, False), (0.5, -30.0, True)],
+)
+def test_the_share_of_the_baselines_top1_is_judged(top1: float, delta: float, refused: bool) -> None:
+    row = _report(delta, None).rows[0].model_copy(update={"top1": top1})
+    report = sample_reports.build((row,))
+    if not refused:
+        report.check(min_accuracy_ratio=0.99)
+        return
+    with pytest.raises(GateError, match=r"int8.onnx keeps 0\.\d{4} of the baseline's top-1, at least 0.99"):
+        report.check(min_accuracy_ratio=0.99)
+
+
+def test_both_limits_are_named_together_and_a_share_above_one_is_refused() -> None:
+    row = _report(-2.0, None).rows[0].model_copy(update={"top1": 0.78})
+    with pytest.raises(GateError, match=r"keeps 0.9750 .*; int8.onnx lost 2.00 pp"):
+        sample_reports.build((row,)).check(max_drop_pp=0.5, min_accuracy_ratio=0.99)
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(UsageError, match="min_accuracy_ratio is"):
+            sample_reports.build((row,)).check(min_accuracy_ratio=wrong)

@@ -95,6 +95,16 @@ def bench(
         typer.Option("--max-drop", min=0, metavar="PP", help="Exit with 3 where top-1 drops by more points than this."),
     ] = None,
     max_drop_by: MaxDropBy = "point",
+    min_accuracy_ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--min-accuracy-ratio",
+            min=0,
+            max=1,
+            metavar="RATIO",
+            help="Exit with 3 where a row keeps less than this share of the baseline's top-1, such as 0.99.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
@@ -142,7 +152,7 @@ def bench(
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)
-    found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by)
+    found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by, min_accuracy_ratio=min_accuracy_ratio)
 
 
 def print_report(report: Report) -> None:

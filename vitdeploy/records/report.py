@@ -258,24 +258,40 @@ class Report(Record):
 
     __str__ = __repr__
 
-    def check(self, *, max_drop_pp: float | None = None, max_drop_by: DropBy = "point") -> None:
+    def check(
+        self,
+        *,
+        max_drop_pp: float | None = None,
+        max_drop_by: DropBy = "point",
+        min_accuracy_ratio: float | None = None,
+    ) -> None:
         """Refuse a report whose candidates lost too much of the baseline's top-1; without a limit nothing is refused.
 
         Args:
             max_drop_pp: How many percentage points of top-1 a candidate may lose.
+            min_accuracy_ratio: The least share of the baseline's top-1 that a candidate keeps, such as 0.99 (the limit
+                of MLPerf Inference's closed division for most models); the measured values are judged.
             max_drop_by: ``point`` judges the measured difference; ``interval`` the worse end of its 95 % interval, so
                 that too few images never pass.
         Raises:
             GateError: A candidate lost more, or none could be compared; the line names each.
-            UsageError: The limit is negative, or ``max_drop_by`` is neither of the two.
+            UsageError: A limit is out of range, or ``max_drop_by`` is neither of the two.
         """
-        if max_drop_pp is None:
+        if max_drop_pp is None and min_accuracy_ratio is None:
             return
-        refuse_wrong_limit(max_drop_pp, max_drop_by)
+        if max_drop_pp is not None:
+            refuse_wrong_limit(max_drop_pp, max_drop_by)
+        if min_accuracy_ratio is not None and not 0 < min_accuracy_ratio <= 1:
+            raise UsageError(f"min_accuracy_ratio is {min_accuracy_ratio!r}, expected a share above 0, at most 1")
         changes = [row for row in self.rows if row.delta_top1_pp is not None and row.name != self.baseline.row]
         if not changes:
             raise GateError("no candidate's top-1 could be compared with a baseline")
-        found = (drop_text(row.name, row.delta_top1_pp, row.delta_ci95_pp, max_drop_pp, max_drop_by) for row in changes)
+        found = []
+        for row in changes:
+            if min_accuracy_ratio is not None:
+                found.append(share_text(row, min_accuracy_ratio))
+            if max_drop_pp is not None:
+                found.append(drop_text(row.name, row.delta_top1_pp, row.delta_ci95_pp, max_drop_pp, max_drop_by))
         broken = [text for text in found if text]
         if broken:
             raise GateError("; ".join(broken))
@@ -299,6 +315,16 @@ def refuse_wrong_limit(max_drop_pp: float, max_drop_by: str) -> None:
         raise UsageError(f"max_drop_pp is {max_drop_pp!r}, expected a limit that is not negative")
     if max_drop_by not in get_args(DropBy):
         raise UsageError(f"max_drop_by is {max_drop_by!r}, expected {' or '.join(map(repr, get_args(DropBy)))}")
+
+
+def share_text(row: Row, least: float) -> str:
+    """Return which share of the baseline's top-1 a row keeps where that is below ``least``, else ""."""
+    if row.top1 is None or row.delta_top1_pp is None:
+        return ""
+    reference = row.top1 - row.delta_top1_pp / 100
+    if reference <= 0 or row.top1 >= least * reference * (1 - 1e-9):
+        return ""
+    return f"{row.name} keeps {row.top1 / reference:.4f} of the baseline's top-1, at least {least:g} is asked for"
 
 
 def drop_text(name: str, delta_pp: float | None, interval: Interval | None, limit: float, by: DropBy) -> str:
