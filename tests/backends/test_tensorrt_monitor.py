@@ -134,11 +134,8 @@ def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error) ->
 
 def test_progress_that_cannot_even_start_starts_no_build() -> None:
     class Broken:
-        @contextmanager
         def task(self, description, total=None):
-            if total is None or total:
-                raise OSError("no terminal")
-            yield
+            raise OSError("no terminal")
 
         def note(self, text) -> None:
             pass

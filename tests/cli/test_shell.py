@@ -193,11 +193,20 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_the_choices_are_those_of_the_records() -> None:
     from vitdeploy.datasets import Split
-    from vitdeploy.records import Precision, Target
+    from vitdeploy.quantization.plan import Profile
+    from vitdeploy.quantization.request import Method
+    from vitdeploy.quantization.search import Effort
+    from vitdeploy.records import Precision, Target, Task
+    from vitdeploy.records.report import DropBy
 
     assert get_args(options.Precision) == get_args(Precision)
     assert get_args(options.Target) == get_args(Target)
     assert get_args(options.Split) == get_args(Split)
+    assert set(get_args(options.Task)) == set(get_args(Task))
+    assert get_args(options.DropBy) == get_args(DropBy)
+    assert get_args(options.Profile) == get_args(Profile)
+    assert get_args(options.Effort) == get_args(Effort)
+    assert get_args(get_args(options.Method)[0]) == get_args(Method)
 
 
 def test_an_extra_that_an_error_names_is_declared() -> None:

@@ -8,7 +8,7 @@ from sample_reports import build, rows, timing
 from vitdeploy.records.report import Sustained
 from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
 from vitdeploy.report.html import render_html
-from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.plots import LETTER_WIDTH, latency_bars, scatters, size_bars
 from vitdeploy.report.timeline import timelines
 
 
@@ -158,12 +158,21 @@ def test_a_sustained_run_is_a_line_over_time_whose_labels_do_not_cover_each_othe
         *rest,
     )
     (plot,) = timelines(build(ran))
-    assert [line.label for line in plot.lines] == [f"{second.name} +50%", f"{first.name} +50%"]
+    assert [line.label for line in plot.lines] == [f"+50% {second.name}", f"+50% {first.name}"]
     assert plot.lines[1].label_y - plot.lines[0].label_y >= 16
     assert "2.00 ms at first, 3.00 ms after 30 s (+50%), up to 71 °C" in plot.lines[1].title
     heights = [float(part.split(" ")[1]) for part in plot.lines[1].path[1:].split("L")]
     assert heights == sorted(heights, reverse=True)  # slower is higher up
     assert "while each row ran without a pause on the CPU" in render_html(build(ran))
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "model.int8.onnxruntime.onnx", "a" * 200 + ".onnx"])
+def test_a_label_of_a_sustained_run_stays_within_the_picture(name: str) -> None:
+    row = rows()[0].model_copy(update={"name": name, "sustained": _sustained((2.0, 3.0))})
+    (plot,) = timelines(build((row,)))
+    assert plot.frame[2] + 8 + len(plot.lines[0].label) * LETTER_WIDTH <= plot.width
+    assert plot.lines[0].label.startswith("+50% ")
+    assert plot.frame[2] - plot.frame[0] >= 0.45 * plot.width
 
 
 def test_a_report_without_a_sustained_run_has_no_such_chart() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed
+from vitdeploy.cli.options import DATA_HELP, Json, Profile, Samples, Seed, Threads
 from vitdeploy.cli.output import print_line
 
 app = typer.Typer(
@@ -114,14 +114,14 @@ def observe(
         Path, typer.Option("--output", "-o", metavar="NAME.calib.json", help="The calibration table to write.")
     ],
     profile: Annotated[
-        Literal["linear", "mha"], typer.Option("--profile", help="mha observes the factors of attention too.")
+        Profile, typer.Option("--profile", help="mha observes the factors of attention too.")
     ] = "linear",
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Every N-th image from the I-th on, counted from 1.")
     ] = None,
     samples: Samples = None,
     seed: Seed = 0,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Run a graph over images and keep what was observed, for 'quantize --calibration' and 'merge'."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, Seed
+from vitdeploy.cli.options import DATA_HELP, Json, Seed, Threads
 from vitdeploy.cli.output import LOG_WIDTH, print_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def diff(
             "--limit", metavar="DB", help="A tensor with less SQNR differs.", show_default="by the coarser precision"
         ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Compare two artifacts tensor by tensor in graph order: how far they are apart, and where they part first."""

@@ -140,9 +140,9 @@ def _words(parameter: Any, node: ast.expr | None, *, in_command: bool) -> list[s
     return [word for value in values for word in (flag, _word(parameter, value))]
 
 
-def _is_range(parameter: Any, node: ast.expr) -> bool:
+def _is_range(parameter: Any, node: ast.Tuple | ast.List) -> bool:
     """Return whether a tuple is one ``MIN:OPT:MAX``, not several values."""
-    return ":OPT:" in (parameter.metavar or "") and all(not isinstance(one, ast.Tuple) for one in getattr(node, "elts"))  # noqa: B009
+    return ":OPT:" in (parameter.metavar or "") and not any(isinstance(one, ast.Tuple) for one in node.elts)
 
 
 def _word(parameter: Any, node: ast.expr) -> str:

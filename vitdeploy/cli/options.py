@@ -15,6 +15,8 @@ Target = Literal["tensorrt", "onnxruntime", "openvino"]
 Task = Literal["single-label", "multi-label", "binary", "regression", "features"]
 DropBy = Literal["point", "interval"]
 Split = Literal["train", "validation", "test"]
+Profile = Literal["linear", "mha"]
+Effort = Literal["fast", "default", "best"]
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -67,6 +69,15 @@ MaxDropBy = Annotated[
 CpuFallback = Annotated[
     bool, typer.Option("--cpu-fallback", help="Let a GPU's provider leave nodes of a graph to the CPU.")
 ]
+Method = Annotated[
+    Literal["auto", "minmax", "percentile", "mse", "entropy"],
+    typer.Option("--method", help="How clips follow from what was observed; auto compares."),
+]
+Equalization = Annotated[
+    str,
+    typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]

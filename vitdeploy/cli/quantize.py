@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from vitdeploy.quantization.search import StepName
 
-from vitdeploy.cli.options import Json, Output, Samples, Seed, Target
+from vitdeploy.cli.options import Effort, Equalization, Json, Method, Output, Profile, Samples, Seed, Target, Threads
 
 
 def quantize(
@@ -42,20 +42,12 @@ def quantize(
         Literal["any", "vnni"] | None,
         typer.Option("--cpu", help="Processors that INT8 weights are for: all, or those with VNNI or AMX (1 dB more)."),
     ] = None,
-    profile: Annotated[Literal["linear", "mha"], typer.Option("--profile", help="Which nodes are quantized.")] = (
-        "linear"
-    ),
-    method: Annotated[
-        Literal["auto", "minmax", "percentile", "mse", "entropy"],
-        typer.Option("--method", help="How clips follow from what was observed; auto compares."),
-    ] = "auto",
+    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes are quantized.")] = ("linear"),
+    method: Method = "auto",
     percentile: Annotated[
         float | None, typer.Option("--percentile", help="For --method percentile; default 99.99.")
     ] = None,
-    equalization: Annotated[
-        str,
-        typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
-    ] = "auto",
+    equalization: Equalization = "auto",
     rounding: Annotated[
         Literal["auto", "nearest", "gptq"],
         typer.Option("--rounding", help="Of weights: to the nearest integer, or so that outputs keep their values."),
@@ -65,7 +57,7 @@ def quantize(
         typer.Option("--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,rounding,bias."),
     ] = "auto",
     effort: Annotated[
-        Literal["fast", "default", "best"],
+        Effort,
         typer.Option("--effort", help="fast trusts estimates, best tries every step on images."),
     ] = "default",
     plan: Annotated[
@@ -94,7 +86,7 @@ def quantize(
         ),
     ] = None,
     time_batch: Annotated[int, typer.Option("--time-batch", min=1, help="For --max-drop: images per call.")] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Convert an FP32 graph to FP16, INT8 or FP8, and judge it on images kept out of calibration."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vitdeploy.cli.options import Json, Samples, Seed, Target
+from vitdeploy.cli.options import Effort, Equalization, Json, Method, Profile, Samples, Seed, Target, Threads
 from vitdeploy.cli.output import print_line
 
 
@@ -29,19 +29,11 @@ def sensitivity(
         Literal["groups", "kinds"], typer.Option("--level", help="kinds is quick: only all groups of a kind together.")
     ] = "groups",
     images: Annotated[int, typer.Option("--images", min=1, help="Judge on at most so many images.")] = 128,
-    profile: Annotated[Literal["linear", "mha"], typer.Option("--profile", help="Which nodes the plan quantizes.")] = (
-        "linear"
-    ),
-    method: Annotated[
-        Literal["auto", "minmax", "percentile", "mse", "entropy"],
-        typer.Option("--method", help="How clips follow from what was observed; auto compares."),
-    ] = "auto",
-    equalization: Annotated[
-        str,
-        typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
-    ] = "auto",
+    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = ("linear"),
+    method: Method = "auto",
+    equalization: Equalization = "auto",
     effort: Annotated[
-        Literal["fast", "default", "best"],
+        Effort,
         typer.Option("--effort", help="How the plan is found; fast trusts estimates."),
     ] = "default",
     plan: Annotated[
@@ -49,7 +41,7 @@ def sensitivity(
     ] = None,
     samples: Samples = None,
     seed: Seed = 0,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")] = 0,
+    threads: Threads = 0,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="NAME.json", help="Write all numbers there, and NAME.html with plots."),

@@ -112,14 +112,11 @@ class KernelSensors:
         """Return a Jetson's watts, of the whole module or board; None where its rails are not known."""
         rails: dict[str, float] = {}
         for monitor in sorted(self._root.glob("sys/class/hwmon/hwmon*")):
-            if _text(monitor / "name") not in ("ina3221", "ina238"):
-                continue
-            power, label = _integer(monitor / "power1_input"), _text(monitor / "in1_label") or "VIN"
-            if _text(monitor / "name") == "ina238":
-                if power is not None:
-                    rails[label] = power / 1e6
-                continue
-            for channel in (1, 2, 3):
+            kind = _text(monitor / "name")
+            microwatts = _integer(monitor / "power1_input")
+            if kind == "ina238" and microwatts is not None:
+                rails[_text(monitor / "in1_label") or "VIN"] = microwatts / 1e6
+            for channel in (1, 2, 3) if kind == "ina3221" else ():
                 volts, amperes = _integer(monitor / f"in{channel}_input"), _integer(monitor / f"curr{channel}_input")
                 name = _text(monitor / f"in{channel}_label")
                 if name not in ("", "NC") and volts is not None and amperes is not None:

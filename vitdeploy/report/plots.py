@@ -237,7 +237,7 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
             y=_bar_y(index),
             width=axis.at(timing.p50_ms) - left,
             precision=row.precision,
-            label=_shortened(row.name, left),
+            label=shortened(row.name, left),
             value=f"{ms_text(timing.p50_ms)} ms",
             title=f"{row.name}, {runtime_text(row)}: p50 {ms_text(timing.p50_ms)}, p90 {ms_text(timing.p90_ms)}, "
             f"p99 {ms_text(timing.p99_ms)} ms over {timing.calls or 0} calls",
@@ -272,7 +272,7 @@ def size_bars(report: Report) -> Bars | None:
             y=_bar_y(index),
             width=axis.at(row.size_bytes or 0) - left,
             precision=row.precision,
-            label=_shortened(row.name, left),
+            label=shortened(row.name, left),
             value=size_text(row.size_bytes),
             title=f"{row.name}: {row.size_bytes} bytes",
             faded=row.status != "ok",
@@ -343,7 +343,7 @@ def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], st
             y=_bar_y(index),
             width=axis.at(item.value) - left,
             precision=item.precision,
-            label=_shortened(item.label, left),
+            label=shortened(item.label, left),
             value=item.text,
             title=item.title,
             faded=item.faded,
@@ -375,7 +375,7 @@ def _left(rows: Sequence[Row]) -> float:
     return min(max(len(row.name) for row in rows) * LETTER_WIDTH + 16, BAR_WIDTH * 0.42)
 
 
-def _shortened(name: str, width: float) -> str:
+def shortened(name: str, width: float) -> str:
     """Return a name cut in its middle to what fits ``width`` pixels: both ends tell files apart."""
     letters = round((width - 16) / LETTER_WIDTH)
     if len(name) <= letters:
