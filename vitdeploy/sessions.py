@@ -53,6 +53,28 @@ class Kernel:
     sources: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of the graph that a runtime executes, and the milliseconds that it took in each profiled call.
+
+    ``ms`` has one value, their mean, where the runtime keeps no more. Its other fields are as those of ``Kernel``.
+    """
+
+    name: str
+    operator: str
+    precision: str
+    sources: tuple[str, ...]
+    ms: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What a runtime's own profiler saw: its layers in the order in which they ran, and the whole calls, [calls]."""
+
+    layers: tuple[LayerTime, ...]
+    call_ms: NDArray[np.float64]
+
+
 class Session(Protocol):
     """An opened graph, a context manager.
 
@@ -61,7 +83,8 @@ class Session(Protocol):
     there are none). ``provider`` names what executes, ``notes`` say what a reader of its numbers has to know.
     ``inspector_json`` is TensorRT's account of an engine's layers, None where there is no engine. ``enqueue_ms`` is the
     host's time per launch at a batch size, ``launch_mode`` how it is launched; None where nothing is launched on a GPU.
-    ``kernels`` are the nodes of the graph that the runtime executes, None where it does not tell.
+    ``kernels`` are the nodes of the graph that the runtime executes, None where it does not tell. ``layer_times`` are
+    of calls of their own, in a session beside this one whose profiler is on; None where the runtime has none.
     ``examination`` is what was found at the first open of an engine that could not be checked when it was built.
     """
 
@@ -79,6 +102,7 @@ class Session(Protocol):
     def time(self, feed: Feed, *, warmup: int, iterations: int, scope: Scope = "end_to_end") -> NDArray[np.float64]: ...
     def inspector_json(self) -> str | None: ...
     def kernels(self) -> tuple[Kernel, ...] | None: ...
+    def layer_times(self, feed: Feed, *, warmup: int, iterations: int) -> LayerTimes | None: ...
     def enqueue_ms(self, batch: int) -> float | None: ...
     def launch_mode(self, batch: int) -> LaunchMode | None: ...
     def close(self) -> None: ...

@@ -13,7 +13,7 @@ import vitdeploy.backends
 from vitdeploy.backends.tensorrt_builder import network_flags
 
 FOLDER = Path(vitdeploy.backends.__file__).parent
-SHARED = ("builder", "monitor", "session", "backend", "options", "refit")
+SHARED = ("builder", "monitor", "session", "backend", "options", "refit", "profile")
 # how a variable is called → the class of TensorRT that it holds; "" is the module
 VARIABLES = {
     "trt": "",

@@ -33,6 +33,7 @@ import onnxruntime
 TABLE = Path(__file__).parents[1] / "backends" / "data" / "tensorrt_python_api.json"
 MODULES = {"rtx": "tensorrt_rtx", "lean": "tensorrt_lean"}
 MAGIC = b"fake plan\n"
+LAYER_MS = 0.25
 DETAILED_NVTX_MS = 0.75  # what detailed NVTX ranges cost each launch that is not a graph's
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum")
 ONNX_TYPES = {
@@ -224,7 +225,7 @@ def fake_module(release: str, version: str | None = None) -> Any:
             if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__"):
                 kept[name] = checked(f"{cls.__name__}.{name}", value, module)
         allowed = frozenset(name.split(".")[1] for name in names if name.startswith(f"{cls.__name__}."))
-        bases = (Strict,) if cls.__name__ not in ("ILogger", "IProgressMonitor") else ()
+        bases = (Strict,) if cls.__name__ not in ("ILogger", "IProgressMonitor", "IProfiler") else ()
         setattr(module, cls.__name__, type(cls.__name__, bases, {**kept, "names": allowed, "_trt": module}))
     severities = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3}
     module.ILogger.Severity = enum.IntEnum("Severity", severities)  # type: ignore[misc]
@@ -286,6 +287,10 @@ def classes(module: Any) -> list[type]:
             return True
 
         def phase_finish(self, phase_name: str) -> None: ...
+
+    class IProfiler:
+        def __init__(self) -> None: ...
+        def report_layer_time(self, layer_name: str, ms: float) -> None: ...
 
     class Builder:
         _usable: bool
@@ -767,7 +772,14 @@ def classes(module: Any) -> list[type]:
 
             if record.fault == "illegal":
                 record.cuda.fault_at_drain = fake_cuda.ILLEGAL_ADDRESS
-            return record.cuda.enqueue(stream_handle, cost, work) == 0
+            queued = record.cuda.enqueue(stream_handle, cost, work) == 0
+            profiler = getattr(self, "profiler", None)
+            if profiler is not None and not inside_a_graph:
+                eleven = module.__name__ == "tensorrt" and module.__version__.startswith("11")
+                for index, layer in enumerate(layers_of(self._engine._model, record.precision, eleven)):
+                    hidden = self._engine._header["verbosity"] == "NONE"
+                    profiler.report_layer_time(str(index) if hidden else layer["Name"], LAYER_MS * (1 + index % 3))
+            return queued
 
     return [value for value in locals().values() if isinstance(value, type)]
 

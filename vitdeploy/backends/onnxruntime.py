@@ -22,7 +22,7 @@ from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision, PrecisionPlan
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, Kernel, Opener, SessionOptions, TensorSpec
+from vitdeploy.sessions import BuildTarget, Feed, Kernel, LayerTimes, Opener, SessionOptions, TensorSpec
 from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
@@ -227,6 +227,15 @@ class OnnxRuntimeSession(CheckedSession):
         from vitdeploy.backends.onnxruntime_kernels import optimised_kernels
 
         return optimised_kernels(self._file, self._settings(), self.provider)
+
+    def layer_times(self, feed: Feed, *, warmup: int, iterations: int) -> LayerTimes | None:
+        """Return what the profiler sees of a graph from a file on the CPU; on a GPU its nodes are launches."""
+        if self.provider != PROVIDERS["cpu"] or self._file is None:
+            return None
+        from vitdeploy.backends.onnxruntime_profile import profile
+
+        arrays = self._checked(feed)
+        return profile(self._file, self._settings(), self.provider, arrays, warmup=warmup, iterations=iterations)
 
     def _run(self, arrays: Arrays) -> Arrays:
         try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.records import Examination
-from vitdeploy.sessions import Feed, Kernel, LaunchMode, Scope, TensorSpec
+from vitdeploy.sessions import Feed, Kernel, LaunchMode, LayerTimes, Scope, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 S = TypeVar("S", bound="CheckedSession")
@@ -83,6 +83,14 @@ class CheckedSession(ABC):
 
         Raises:
             BackendError: The runtime failed to tell.
+        """
+        return None
+
+    def layer_times(self, feed: Feed, *, warmup: int, iterations: int) -> LayerTimes | None:
+        """Return how long each layer takes in calls of their own, by the runtime's profiler; None where it has none.
+
+        Raises:
+            BackendError: As for ``run``, or the profiler failed.
         """
         return None
 

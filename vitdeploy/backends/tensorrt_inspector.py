@@ -81,14 +81,23 @@ def read_layers(text: str) -> list[Layer]:
     Raises:
         BackendError: The text is no JSON, or tells no list of layers.
     """
+    layers = [read_layer(one) if isinstance(one, dict) else Layer(str(one), "unknown") for one in listed_layers(text)]
+    return [layer for layer in layers if layer is not None]
+
+
+def listed_layers(text: str) -> list[Any]:
+    """Return every layer as the inspector tells it: a dictionary, or a name where an engine tells names alone.
+
+    Raises:
+        BackendError: The text is no JSON, or tells no list of layers.
+    """
     try:
         told = parse_json(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the engine inspector's answer is not understood: {text[:80]!r}") from error
     if not isinstance(told, list) or not told:
         raise BackendError("the engine inspector tells no layers: the engine was built without profiling detail")
-    layers = [read_layer(one) if isinstance(one, dict) else Layer(str(one), "unknown") for one in told]
-    return [layer for layer in layers if layer is not None]
+    return told
 
 
 def read_layer(layer: Mapping[str, Any]) -> Layer | None:
@@ -99,7 +108,7 @@ def read_layer(layer: Mapping[str, Any]) -> Layer | None:
         return None
     if OPAQUE.search(name) or OPAQUE.search(type_):
         return Layer(name, "opaque", None, sources)
-    types = _types(layer.get("Inputs")) or _types(layer.get("Outputs"))
+    types = types_of(layer.get("Inputs")) or types_of(layer.get("Outputs"))
     if not types and not tactic:
         return Layer(name, "unknown", None, sources)
     kind = _kind(name, type_, tactic)
@@ -205,7 +214,7 @@ def _check(
     return Check(name="layer precision", status=status, value=value, limit=limit, detail=detail)
 
 
-def _types(tensors: Any) -> list[str]:
+def types_of(tensors: Any) -> list[str]:
     """Return the type of each tensor of a list, in order; those that are not told are left out."""
     found: list[str] = []
     for tensor in tensors if isinstance(tensors, list) else []:

@@ -17,7 +17,7 @@ from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.backends.tensorrt_monitor import Messages, listening_logger, started
 from vitdeploy.backends.tensorrt_options import batch_text
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.sessions import BatchRange, Feed, LaunchMode, Scope, SessionOptions, TensorSpec
+from vitdeploy.sessions import BatchRange, Feed, LaunchMode, LayerTimes, Scope, SessionOptions, TensorSpec
 
 NUMPY_TYPES: dict[str, Any] = {
     "FLOAT": np.float32,
@@ -136,6 +136,21 @@ class EngineSession(CheckedSession):
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = lane.context
         return str(inspector.get_engine_information(self._request.trt.LayerInformationFormat.JSON))
+
+    def layer_times(self, feed: Feed, *, warmup: int, iterations: int) -> LayerTimes:
+        """Return what the library's profiler reports of launches on a context of their own, kernel by kernel.
+
+        Raises:
+            BackendError: As for ``run``; it reports nothing, as where the library launches CUDA graphs by itself.
+        """
+        from vitdeploy.backends.tensorrt_profile import profile
+
+        arrays = self._checked(feed)
+        lane = Lane(self, {name: tuple(map(int, array.shape)) for name, array in arrays.items()}, records=False)
+        try:
+            return profile(self._request.trt, lane, arrays, self.inspector_json, warmup=warmup, iterations=iterations)
+        finally:
+            release(lane.close)
 
     def throughput(self, feed: Feed, *, streams: int, seconds: float, scope: Scope = "device") -> float:
         """Return images per second with several contexts at work at once, each on a stream of its own.
@@ -262,7 +277,7 @@ class Lane:
     the second the launch is recorded. What cannot be recorded goes on being launched kernel by kernel, with a note.
     """
 
-    def __init__(self, session: EngineSession, shapes: Shapes) -> None:
+    def __init__(self, session: EngineSession, shapes: Shapes, *, records: bool = True) -> None:
         self._session = session
         self._cuda: Cuda = session._cuda
         self._messages: Messages = session._messages
@@ -270,7 +285,7 @@ class Lane:
         self.launches = 0
         self.enqueued: list[int] = []
         self._graph: Graph | None = None
-        self._records = session._graphs and session._request.captures
+        self._records = records and session._graphs and session._request.captures
         self._device: dict[str, DeviceBuffer] = {}
         self._host: dict[str, PinnedBuffer] = {}
         self.stream = Stream(self._cuda)

@@ -23,7 +23,7 @@ from vitdeploy.measure.by_class import class_of_each
 from vitdeploy.measure.process import ProcessCost, measure_in_child
 from vitdeploy.measure.sensors import Reading
 from vitdeploy.progress import Progress
-from vitdeploy.records import BuildInfo, OperatorCensus, Row, Timing
+from vitdeploy.records import BuildInfo, LayerProfile, OperatorCensus, Row, Timing
 from vitdeploy.records.report import Sustained, TimedScope
 from vitdeploy.sessions import Feed, Session
 from vitdeploy.text import one_line
@@ -50,6 +50,7 @@ class Entry:
     timings: list[Timing] = field(default_factory=list)
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
+    layer_profile: LayerProfile | None = None
     against: str | None = None
     census: OperatorCensus | None = None
     cost: ProcessCost = field(default_factory=ProcessCost)
@@ -123,6 +124,7 @@ class Entry:
                 "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
                 "census": self.census,
+                "layer_profile": self.layer_profile,
                 "error_profile": None if artifact is None else artifact.manifest.error_profile,
                 "payload_sha256": candidate.digest,
                 "notes": (*candidate.notes(), *self.notes, *unchecked, *(self.session.notes if self.session else ())),

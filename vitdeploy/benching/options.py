@@ -28,7 +28,7 @@ class BenchOptions:
     ``image_to_label`` times the way from an image's file to its class as well, at the first batch size that a row
     takes. ``self_check`` lets one candidate take part twice and times each alone after the turns. ``energy_s`` is for
     how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
-    row run that long without a pause.
+    row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
     """
 
     batches: tuple[Count, ...] = (1,)
@@ -54,6 +54,7 @@ class BenchOptions:
     self_check: bool = False
     energy_s: NonNegative = 5.0
     sustained_s: NonNegative = 0.0
+    per_layer: bool = False
     timeout_s: Positive = 600.0
 
     def __post_init__(self) -> None:

@@ -79,6 +79,9 @@ def bench(
         float,
         typer.Option("--sustained", min=0, metavar="SECONDS", help="Run each row that long without a pause as well."),
     ] = 0.0,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Profile the layers of each row, in calls beside the timed ones.")
+    ] = False,
     energy: Annotated[bool, typer.Option(help="Meter energy per image, where the device has a meter.")] = True,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
@@ -113,7 +116,7 @@ def bench(
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
-    from vitdeploy.report import class_table
+    from vitdeploy.report import class_table, layer_table
 
     options = BenchOptions(
         batches=parse_counts("--batch", batches) or (1,),
@@ -134,6 +137,7 @@ def bench(
         image_to_label=image_to_label,
         self_check=self_check,
         sustained_s=sustained,
+        per_layer=per_layer,
         energy_s=BenchOptions.energy_s if energy else 0.0,
     )
     if report is not None:
@@ -149,6 +153,8 @@ def bench(
         print_report(found)
         if per_class:
             print_rich(class_table(found))
+        if per_layer:
+            print_rich(layer_table(found))
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from vitdeploy.measure.layer_changes import compare_profiles
 from vitdeploy.records import Baseline, Conditions, Row, Timing
+from vitdeploy.records.layer_profile import PARTS
 from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.text import size_text
 from vitdeploy.wording import (
@@ -22,6 +24,7 @@ from vitdeploy.wording import (
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
 MEDIAN_MARGIN = 0.05
+MOST_PARTS = 3
 BUSY_CORES = 0.25
 # Of n images without one event: with 95 % confidence the event is rarer than 3/n (Hanley and Lippman-Hand 1983).
 RULE_OF_THREE = 3
@@ -261,7 +264,20 @@ def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[st
         if even:
             at = ", ".join(map(str, even))
             said.append(f"{name} is not measurably faster than {high} at batch {at}: what it saves there is size.")
+        if slower or even:
+            said.extend(_where_it_goes(rival, int8))
     return said
+
+
+def _where_it_goes(rival: Row, int8: Row) -> list[str]:
+    """Return in which parts of the model INT8 takes longer, where both were profiled."""
+    change = compare_profiles(rival, int8)
+    parts = [] if change is None else sorted(change.parts, key=lambda one: one.before_ms - one.after_ms)
+    lost = [one for one in parts if one.after_ms > one.before_ms][:MOST_PARTS]
+    if change is None or not lost or change.after_ms <= change.before_ms:
+        return []
+    where = ", ".join(f"{PARTS[one.part]} +{ms_text(one.after_ms - one.before_ms)} ms" for one in lost)
+    return [f"By its layers, {int8.name} loses time in: {where} against {rival.name}."]
 
 
 def _what_lost_accuracy(rows: Sequence[Row], baseline: Baseline) -> list[str]:

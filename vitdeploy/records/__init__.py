@@ -5,6 +5,7 @@ from vitdeploy.records.budget import Front, FrontCandidate
 from vitdeploy.records.bundle import BundledFile, BundledGraph, BundleManifest
 from vitdeploy.records.census import FloatProduct, OperatorCensus
 from vitdeploy.records.error_profile import DepthPoint, ErrorProfile, RoundedTensor
+from vitdeploy.records.layer_profile import LayerCost, LayerProfile
 from vitdeploy.records.manifest import (
     BuildInfo,
     Check,
@@ -55,6 +56,8 @@ __all__ = [
     "Interpolation",
     "Interval",
     "Kind",
+    "LayerCost",
+    "LayerProfile",
     "Manifest",
     "ModelSpec",
     "NodePrecision",

@@ -15,6 +15,7 @@ from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
 from vitdeploy.records.census import OperatorCensus
 from vitdeploy.records.error_profile import ErrorProfile
+from vitdeploy.records.layer_profile import LayerProfile
 from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import Precision, Target
 from vitdeploy.text import UNKNOWN, printable, size_text
@@ -146,6 +147,8 @@ class Row(Record):
     ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
+    ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its
+    runtime does not tell.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
 
@@ -176,6 +179,7 @@ class Row(Record):
     precision_by_layer: dict[str, int] | None = None
     census: OperatorCensus | None = None
     error_profile: ErrorProfile | None = None
+    layer_profile: LayerProfile | None = None
     payload_sha256: str | None = None
     notes: tuple[str, ...] = ()
 

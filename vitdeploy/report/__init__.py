@@ -6,6 +6,7 @@ from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.report.budget import front_table, read_front, write_front_page
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
+from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
 from vitdeploy.report.table import class_table, table
 
@@ -15,6 +16,8 @@ __all__ = [
     "compare",
     "comparison_table",
     "front_table",
+    "layer_change_tables",
+    "layer_table",
     "read_front",
     "read_report",
     "sensitivity_table",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.errors import GateError, UsageError
+from vitdeploy.measure.layer_changes import compare_profiles
 from vitdeploy.notebook import html_table
 from vitdeploy.records import Record, Report, Row, printable_record
+from vitdeploy.records.layer_profile import ProfileChange
 from vitdeploy.records.report import DropBy, Interval, TimedScope, drop_text, refuse_wrong_limit
 from vitdeploy.report.view import STATUSES
 from vitdeploy.text import UNKNOWN, printable, size_text
@@ -70,13 +72,15 @@ class RowChange(Record):
 class Comparison(Record):
     """Two reports, row by row.
 
-    ``rows`` are those that both have, by name, backend and device. ``caveats`` say why numbers are not compared, or
+    ``rows`` are those that both have, by name, backend and device; ``layers`` says where those whose
+    layers both profiled lost or gained time. ``caveats`` say why numbers are not compared, or
     should be compared with care.
     """
 
     before: str
     after: str
     rows: tuple[RowChange, ...]
+    layers: tuple[ProfileChange, ...] = ()
     only_before: tuple[str, ...] = ()
     only_after: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
@@ -134,29 +138,40 @@ class Comparison(Record):
             raise GateError("; ".join(dict.fromkeys(broken)))
 
 
-def compare(before: Report | Path | str, after: Report | Path | str) -> Comparison:
+def compare(
+    before: Report | Path | str, after: Report | Path | str, *, rows: Sequence[str] | None = None
+) -> Comparison:
     """Compare two reports, or files or folders of reports.
 
     Accuracies on other data and times of another machine are left out, with a caveat that says so.
 
+    Args:
+        before: The older one.
+        after: The newer one, or the same again where two of its rows are compared.
+        rows: Two names: that row of ``before`` against that row of ``after``, and no others. None: rows of one name.
+
     Raises:
         ArtifactError: A file is missing or is no report.
+        UsageError: There is no row of that name.
     """
     names = [_name(before, "before"), _name(after, "after")]
     old, new = (one if isinstance(one, Report) else read_report(one) for one in (before, after))
     same_machine = (old.environment.cpu, old.environment.gpu) == (new.environment.cpu, new.environment.gpu)
     same_data = old.conditions.data_sha256 == new.conditions.data_sha256
     rows_before, rows_after = ({_key(row): row for row in report.rows} for report in (old, new))
+    pairs = [(row, rows_after[key]) for key, row in rows_before.items() if key in rows_after]
+    if rows is not None:
+        if len(rows) != 2:
+            raise UsageError(f"rows is {tuple(rows)!r}, expected two names: one of each report")
+        pairs = [(_named(old, names[0], rows[0]), _named(new, names[1], rows[1]))]
+    layers = [compare_profiles(*pair) for pair in pairs] if same_machine else []
     return Comparison(
         before=names[0],
         after=names[1],
-        rows=tuple(
-            _change(row, rows_after[key], same_data=same_data, same_machine=same_machine)
-            for key, row in rows_before.items()
-            if key in rows_after
-        ),
-        only_before=tuple(row.name for key, row in rows_before.items() if key not in rows_after),
-        only_after=tuple(row.name for key, row in rows_after.items() if key not in rows_before),
+        rows=tuple(_change(*pair, same_data=same_data, same_machine=same_machine) for pair in pairs),
+        layers=tuple(change for change in layers if change is not None),
+        only_before=tuple(row.name for key, row in rows_before.items() if key not in rows_after and rows is None),
+        only_after=tuple(row.name for key, row in rows_after.items() if key not in rows_before and rows is None),
         caveats=tuple(_caveats(old, new, same_machine=same_machine, same_data=same_data)),
     )
 
@@ -184,7 +199,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def _change(old: Row, new: Row, *, same_data: bool, same_machine: bool) -> RowChange:
     comparable = same_data and old.top1 is not None and new.top1 is not None
     return RowChange(
-        name=old.name,
+        name=old.name if old.name == new.name else f"{old.name} → {new.name}",
         backend=old.backend,
         before_status=old.status,
         after_status=new.status,
@@ -265,6 +280,14 @@ def _caveats(old: Report, new: Report, *, same_machine: bool, same_data: bool) -
 
 def _changed_versions(old: dict[str, str], new: dict[str, str]) -> Sequence[str]:
     return [f"{name} {old[name]} → {new[name]}" for name in sorted(set(old) & set(new)) if old[name] != new[name]]
+
+
+def _named(report: Report, title: str, name: str) -> Row:
+    found = next((row for row in report.rows if row.name == name), None)
+    if found is None:
+        known = ", ".join(repr(row.name) for row in report.rows)
+        raise UsageError(f"{title} has no row {name!r}, expected one of {known}")
+    return found
 
 
 def _key(row: Row) -> RowKey:

@@ -10,6 +10,7 @@ from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
 from vitdeploy.report.error_profiles import error_profiles
+from vitdeploy.report.layer_profiles import change_text, layer_profiles
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
 from vitdeploy.report.timeline import timelines
 from vitdeploy.text import size_text
@@ -36,6 +37,7 @@ def _context(report: Report) -> dict[str, Any]:
         "latency_bars": latency_bars(report),
         "size_bars": size_bars(report),
         "error_profiles": error_profiles(report),
+        "layer_profiles": layer_profiles(report, {row.name: view.runtime_text(row) for row in report.rows}),
         "timelines": timelines(report),
         "rows_by_class": view.rows_by_class(report),
         "class_lines": view.class_lines(report),
@@ -79,4 +81,5 @@ def templates() -> Environment:
         "layers": view.layers_text,
     }
     templates.globals["decibel"] = wording.decibel_text
+    templates.globals["change"] = change_text
     return templates

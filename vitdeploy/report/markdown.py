@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitdeploy.records import Report, Row, printable_record
+from vitdeploy.report.layer_profiles import part_lines
 from vitdeploy.report.view import (
     SCOPES,
     SHOWN_CLASSES,
@@ -50,6 +51,7 @@ def render_markdown(report: Report) -> str:
         "## Cost",
         "Load time, first inference and peak memory of a process that does nothing else.",
         _cost(report),
+        *_layers(report),
     ]
     said = remarks(report.rows)
     if said:
@@ -122,6 +124,20 @@ def _cost(report: Report) -> str:
         for row in report.rows
     ]
     return _table(head, lines, right=4)
+
+
+def _layers(report: Report) -> list[str]:
+    """Return the section, which is left out where no layer was profiled."""
+    lines = [
+        (row.name, line.title, line.precisions, line.ms, line.share)
+        for row in report.rows
+        if row.layer_profile is not None
+        for line in part_lines(row.layer_profile)
+    ]
+    if not lines:
+        return []
+    head = ("Artifact", "Part", "Precision", "ms", "Share")
+    return ["## Where the time goes", "By each runtime's own profiler.", _table(head, lines, right=2)]
 
 
 def _versions(report: Report) -> list[Fact]:

@@ -334,10 +334,10 @@ class BarItem:
     faded: bool = False
 
 
-def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], str]) -> Bars:
-    """Return a chart of bars from zero; ``text`` writes the numbers of the axis."""
+def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], str], most: float = 0.0) -> Bars:
+    """Return a chart of bars from zero; ``text`` writes the numbers of the axis, which reaches ``most`` at least."""
     left = min(max(len(item.label) for item in items) * LETTER_WIDTH + 16, BAR_WIDTH * 0.42)
-    axis = size_axis([max(item.value, 0.0) for item in items], left, BAR_WIDTH - 72)
+    axis = size_axis([most, *(max(item.value, 0.0) for item in items)], left, BAR_WIDTH - 72)
     bars = [
         Bar(
             y=_bar_y(index),

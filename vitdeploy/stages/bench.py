@@ -18,6 +18,7 @@ from vitdeploy.benching.candidates import Candidate, list_candidates, list_check
 from vitdeploy.benching.endurance import measure_energy, measure_sustained
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
+from vitdeploy.benching.layers import measure_layers
 from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.samples import SAMPLES, write_samples
@@ -165,6 +166,8 @@ class BenchRequest:
             idle = measure_energy(entries, meters, options.energy_s, progress) if options.energy_s else {}
             if options.sustained_s:
                 measure_sustained(entries, meters, options.sustained_s, progress)
+            if options.per_layer:
+                measure_layers(entries, options, progress)
         if options.processes:
             measure_processes(entries, options, progress)
         if self.keep is not None:
