@@ -14,6 +14,7 @@ from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, make_plan
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import observed_tensors
+from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.search import (
     WORTHWHILE_DB,
     Proposals,
@@ -49,7 +50,7 @@ def observers(prepared, plan):
 
 
 def proposals(prepared, observers, **options: Any) -> Proposals:
-    return Proposals(prepared, observers, Format("float32", cpu=True), SearchOptions(**options))
+    return Proposals(Bases(prepared, observers, Format("float32", cpu=True)), SearchOptions(**options))
 
 
 def scored(values):
@@ -68,13 +69,15 @@ def treatments(plan):
 
 
 def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, observers) -> None:
-    score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 31.9, 32.0])
+    score, asked = scored([20.0, 25.0, 24.0, 30.0, 31.5, 29.0, 32.6, 33.0, 33.1])
     found = search(plan, proposals(prepared, observers), score)
     assert [(trial.step, trial.kept) for trial in found.trials] == [
         ("minmax", True), ("ranges of least error", True), ("channel scaling", False), ("channel shift", True),
-        ("scaling by Muls", True), ("rounding by GPTQ", True), ("bias correction", False),
+        ("scaling by Muls", True), ("rotation of residual streams", False), ("rotation of values", True),
+        ("rounding by GPTQ", True), ("bias correction", False),
     ]  # fmt: skip
-    assert found.plan == asked[5]
+    assert found.plan == asked[7]
+    assert found.plan.rotated == ("values",)
     chosen = treatments(found.plan)
     assert chosen["qkv"].shifted
     assert chosen["fc2"].scaled_by == "mul"
@@ -85,21 +88,21 @@ def test_what_gains_is_kept_and_the_next_step_builds_on_it(prepared, plan, obser
 
 @pytest.mark.parametrize("gain", [-3.0, 0.0, WORTHWHILE_DB - 0.01])
 def test_a_gain_within_the_noise_buys_nothing(prepared, plan, observers, gain) -> None:
-    score, asked = scored([20.0] + [20.0 + gain] * 6)
+    score, asked = scored([20.0] + [20.0 + gain] * 8)
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[0]
-    assert [trial.kept for trial in found.trials] == [True] + [False] * 6
+    assert [trial.kept for trial in found.trials] == [True] + [False] * 8
 
 
 def test_nodes_must_gain_more(prepared, plan, observers) -> None:
-    score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0, 20.0])
+    score, _ = scored([20.0, 20.0, 20.0, 20.0, 20.9, 20.0, 20.0, 20.0, 20.0])
     assert "mul" not in {
         t.scaled_by for t in treatments(search(plan, proposals(prepared, observers), score).plan).values()
     }
 
 
 def test_nan_never_wins_and_never_stays(prepared, plan, observers) -> None:
-    score, asked = scored([math.nan, 10.0, *[math.nan] * 5])
+    score, asked = scored([math.nan, 10.0, *[math.nan] * 7])
     found = search(plan, proposals(prepared, observers), score)
     assert found.plan == asked[1]
 
@@ -112,10 +115,11 @@ def test_options_close_steps(prepared, plan, observers) -> None:
 
     assert names(methods=("mse",), scaling="off", steps=frozenset()) == []
     last = ["rounding by GPTQ", "bias correction"]
-    assert names(methods=("mse",)) == ["channel scaling", "channel shift", "scaling by Muls", *last]
+    turned = ["rotation of residual streams", "rotation of values"]
+    assert names(methods=("mse",)) == ["channel scaling", "channel shift", "scaling by Muls", *turned, *last]
     assert names(methods=("mse",), rounding="gptq") == names(methods=("mse",), rounding="nearest")
-    assert names(methods=("mse",), rounding="gptq", scaling="off") == last[1:]
-    assert names(scaling="off") == ["ranges of least error", *last]
+    assert names(methods=("mse",), rounding="gptq", scaling="off") == [*turned, *last[1:]]
+    assert names(scaling="off") == ["ranges of least error", *turned, *last]
     assert names(scaling=0.5, steps=frozenset({"ranges", "mul"})) == ["ranges of least error", "scaling by Muls"]
     start = proposals(prepared, observers, methods=("percentile",), percent=99.0, scaling=0.5).start(plan)
     assert treatments(start)["qkv"] == Treatment(ranges="percentile", percent=99.0, scaling=0.5)

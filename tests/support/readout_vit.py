@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ def digits(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return normalize(load_pixels(dataset, PREPROCESS), PREPROCESS), present(dataset.labels)
 
 
-def readout_vit(depth: int = 2) -> ir.Model:
-    """Return a graph of about 96 % top-1 on the digits' test split: all tokens are read, not their mean."""
+def readout_vit(depth: int = 2, change: Callable[[ir.Model], None] | None = None) -> ir.Model:
+    """Return a graph of about 96 % top-1 on the digits' test split: all tokens are read, not their mean.
+
+    ``change`` alters the random blocks in place before the head is fitted.
+    """
     model = ir.serde.deserialize_model(small_vit(depth=depth))
+    if change is not None:
+        change(model)
     pool = next(node for node in model.graph if node.op_type == "ReduceMean")
     head = next(node for node in model.graph if node.op_type == "Gemm")
     tokens = present(pool.inputs[0])

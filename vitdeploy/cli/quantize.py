@@ -54,7 +54,9 @@ def quantize(
     ] = "auto",
     steps: Annotated[
         str,
-        typer.Option("--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,rounding,bias."),
+        typer.Option(
+            "--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,rotation,rounding,bias."
+        ),
     ] = "auto",
     effort: Annotated[
         Effort,

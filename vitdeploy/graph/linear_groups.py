@@ -71,7 +71,7 @@ def find_linear_groups(model: ir.Model) -> tuple[LinearGroup, ...]:
     """
     graph = model.graph
     shapes = shapes_at_batch_one(model)
-    linears = [linear for node in graph if (linear := _linear(node)) is not None]
+    linears = [linear for node in graph if (linear := linear_of(node)) is not None]
     nodes = {linear.node for linear in linears}
     inputs = {value for value in graph.inputs if not value.is_initializer()}
     fed = _downstream(graph, inputs)
@@ -129,7 +129,8 @@ def path_of(node: ir.Node) -> str:
     return ".".join(kept)
 
 
-def _linear(node: ir.Node) -> Linear | None:
+def linear_of(node: ir.Node) -> Linear | None:
+    """Return what a MatMul, Gemm or Conv with a constant weight is; None for every other node."""
     if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]

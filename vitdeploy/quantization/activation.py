@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import CalibrationError
+from vitdeploy.graph.rotation import Matrix, turn
 from vitdeploy.quantization.observers import HistogramObserver, TensorObserver
 from vitdeploy.records import RangeMethod
 
@@ -81,6 +82,16 @@ class Activation:
     def scaled(self, factor: Vector) -> Activation:
         """Return x / factor."""
         return Activation(self.lo / factor, self.hi / factor, self.rows / factor)
+
+    def turned(
+        self, offset: NDArray[np.float64], divisor: NDArray[np.float64], positions: NDArray[np.intp], matrix: Matrix
+    ) -> Activation:
+        """Return ((x - offset) / divisor) with each block of channels multiplied by a matrix.
+
+        The ranges are those of the sample: what a channel becomes depends on all of its row.
+        """
+        rows = turn((self.rows - offset) / divisor, positions, matrix).astype(np.float32)
+        return Activation(rows.min(axis=0), rows.max(axis=0), rows)
 
     def first(self, count: int) -> Activation:
         """Return the same with at most ``count`` sampled rows."""

@@ -48,7 +48,7 @@ class BudgetPlans:
         """The graph as it is."""
         groups = in_high_precision(self.full, (entry.group for entry in self.full.entries))
         entries = tuple(entry.model_copy(update={"precision": "fp32", "treatment": None}) for entry in groups.entries)
-        return Option(FP32, "fp32", groups.model_copy(update={"remainder": "fp32", "entries": entries}))
+        return Option(FP32, "fp32", groups.model_copy(update={"remainder": "fp32", "rotated": (), "entries": entries}))
 
     @cached_property
     def fp16(self) -> Option:

@@ -10,6 +10,7 @@ from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.plan import with_treatments
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.request import QuantizeInputs, QuantizeOptions
+from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.search import Found, Proposals, propose
 from vitdeploy.quantization.table import observers_of
@@ -48,7 +49,7 @@ def calibrate(
         observers = observers_of(inputs.table.ranges)
         info = inputs.table.manifest.calibration
         found = Found(with_treatments(plan, inputs.table.manifest.plan) if _leaves_all_open(inputs.options) else plan)
-        found = Found(propose(found.plan, Proposals(prepared, observers, inputs.form, options)))
+        found = Found(propose(found.plan, Proposals(Bases(prepared, observers, inputs.form), options)))
         return Calibrated(observers, found), None if info is None else info.model_copy(update={"held_out": 0})
     assert inputs.data is not None
     assert division is not None

@@ -20,6 +20,7 @@ from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import Realizer, observed_tensors
+from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.search import Found, Proposals, SearchOptions, propose, search
 from vitdeploy.records import PrecisionPlan, Preprocess
@@ -88,7 +89,7 @@ class Calibration:
 
     def propose(self, observers: Observers, options: SearchOptions) -> Found:
         """Return the plan that the layer errors alone suggest."""
-        return Found(propose(self.plan, Proposals(self.prepared, observers, self.form, options)))
+        return Found(propose(self.plan, Proposals(Bases(self.prepared, observers, self.form), options)))
 
     def collector(self) -> Collector:
         """Open the graph with the tensors to observe as outputs."""
@@ -133,7 +134,7 @@ class Calibration:
         def score(plan: PrecisionPlan) -> float:
             return logits_sqnr_db(self._logits(realizer.realize(plan).model, images), reference)
 
-        proposals = Proposals(self.prepared, observers, self.form, options)
+        proposals = Proposals(realizer.bases, options)
         return search(self.plan, proposals, score, progress)
 
     def _compared(self, options: SearchOptions) -> int:

@@ -100,7 +100,8 @@ class Edits:
                 )
             changes[edit.group] = self._changed(entry or edit, edit, plan)
         kept = [changes.pop(entry.group, entry) for entry in plan.entries]
-        return plan.model_copy(update={"entries": (*kept, *changes.values())})
+        entries = (*kept, *changes.values())
+        return plan.model_copy(update={"entries": entries, "rotated": self.plan.rotated})
 
     def _keeps_nodes(self, edit: PlanEntry, node_names: Collection[str]) -> bool:
         return edit.precision == "fp32" and bool(edit.nodes) and all(name in node_names for name in edit.nodes)
@@ -118,7 +119,7 @@ class Edits:
 
 
 def with_treatments(plan: PrecisionPlan, other: PrecisionPlan | None) -> PrecisionPlan:
-    """Return ``plan`` with the treatments that ``other`` has for groups of the same name and precision."""
+    """Return ``plan`` with the rotations of ``other`` and its treatments of groups of the same name and precision."""
     known = {} if other is None else {entry.group: entry for entry in other.entries}
 
     def treated(entry: PlanEntry) -> PlanEntry:
@@ -127,7 +128,9 @@ def with_treatments(plan: PrecisionPlan, other: PrecisionPlan | None) -> Precisi
             return entry
         return entry.model_copy(update={"treatment": found.treatment})
 
-    return plan.model_copy(update={"entries": tuple(treated(entry) for entry in plan.entries)})
+    entries = tuple(treated(entry) for entry in plan.entries)
+    rotated = plan.rotated if other is None else other.rotated
+    return plan.model_copy(update={"entries": entries, "rotated": rotated})
 
 
 def read_plan(path: Path) -> PrecisionPlan:

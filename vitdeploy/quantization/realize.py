@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.errors import CalibrationError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.graph.attentions import Attention
 from vitdeploy.graph.channel_places import (
     Kind,
@@ -39,6 +39,7 @@ from vitdeploy.quantization.placement import (
     quantize_weight,
 )
 from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.rotation import Bases, observed
 from vitdeploy.quantization.rounding import round_for_outputs
 from vitdeploy.quantization.scaling import (
     is_matrix,
@@ -56,10 +57,14 @@ WITH_ACTIVATIONS = ("int8", "fp8")
 
 @dataclass(frozen=True)
 class Realized:
-    """A graph with integers, and the plan as it was carried out (what of each treatment was possible)."""
+    """A graph with integers, and the plan as it was carried out (what of each treatment was possible).
+
+    ``before`` is the float graph in the same basis, so that its residual streams are those of ``model``.
+    """
 
     model: ir.Model
     plan: PrecisionPlan
+    before: Prepared
 
 
 def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int | None]:
@@ -81,23 +86,25 @@ class Realizer:
 
     def __init__(self, prepared: Prepared, observers: Mapping[str, TensorObserver], form: Format) -> None:
         self.prepared, self.observers, self.form = prepared, observers, form
+        self.bases = Bases(prepared, observers, form)
         self._rounded: dict[bytes, QuantizedTensor] = {}
 
     def realize(self, plan: PrecisionPlan) -> Realized:
         """Return a copy of the prepared graph in which the plan's groups are integers; the original is untouched.
 
-        A group whose entry has no treatment gets the default one. A scaling or shift that no constants of the graph
-        take is left out, and the returned plan says so.
+        A group whose entry has no treatment gets the default one. A rotation, scaling or shift that no constants of the
+        graph take is left out, and the returned plan says so.
 
         Raises:
             CalibrationError: The range of a tensor was not observed.
             GraphError: A weight is not finite.
             UsageError: Attention, which has no weights, is to be quantized in weights only.
         """
-        copy = self.prepared.clone()
+        fixed = attention_tensors(plan, {attention.name: attention for attention in self.prepared.attentions})
+        basis = self.bases.of(plan.rotated, fixed)
+        copy = basis.prepared.clone()
         groups = {group.name: group for group in copy.linears}
         attentions = {attention.name: attention for attention in copy.attentions}
-        fixed = attention_tensors(plan, attentions)
         changed: list[tuple[LinearGroup, NodePrecision, Activation | None, Treatment]] = []
         others: list[QuantizedTensors] = []
         entries: list[PlanEntry] = []
@@ -112,7 +119,7 @@ class Realizer:
                 group, activation = groups[entry.group], None
                 fold_layer_scales(copy.graph.graph, group, self.form)
                 if entry.precision in WITH_ACTIVATIONS:
-                    activation = Activation.of(_observer(self.observers, group.activation, entry.group))
+                    activation = basis.activation(group)
                     change = _Change(copy.graph.graph, self.prepared.shapes, fixed)
                     group, activation, treatment = change.apply(group, activation, treatment)
                     rows = activation.rows
@@ -128,7 +135,8 @@ class Realizer:
             InsertQDQ(placement)(copy.graph)
         if self.form.cpu:
             KeepIntegerMatMuls()(copy.graph)
-        return Realized(copy.graph, plan.model_copy(update={"entries": tuple(entries), "cpu": self._cpu}))
+        done = {"entries": tuple(entries), "cpu": self._cpu, "rotated": basis.rotated}
+        return Realized(copy.graph, plan.model_copy(update=done), basis.prepared)
 
     @property
     def _cpu(self) -> CpuWeights:
@@ -179,7 +187,7 @@ class Realizer:
             if value is attention.softmax.outputs[0]:
                 interval = (0.0, 1.0)
             else:
-                observer = _observer(self.observers, value, attention.name)
+                observer = observed(self.observers, value, attention.name)
                 interval = Activation.of(observer).interval(treatment.ranges, treatment.percent)
             tensors.append((value, (use,), interval))
         return QuantizedTensors(precision, tuple(tensors))
@@ -249,12 +257,6 @@ def _factors(attention: Attention) -> Iterator[tuple[ir.Value, tuple[ir.Node, in
             yield value, (node, index)
 
 
-def _observer(observers: Mapping[str, TensorObserver], value: ir.Value, group: str) -> TensorObserver:
-    if str(value.name) not in observers:
-        raise CalibrationError(f"the range of {value.name!r} (group {group!r}) was not calibrated: calibrate again")
-    return observers[str(value.name)]
-
-
 def attention_tensors(plan: PrecisionPlan, attentions: Mapping[str, Attention]) -> frozenset[str]:
     """Return the names of the factors of attentions that the plan quantizes."""
     chosen = [entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS]
@@ -286,7 +288,7 @@ def finish(realized: Realized, float_model: ir.Model) -> Realized:
     for (path, reason), nodes in by_place.items():
         group = _free(f"{path} (FP32)", taken)
         entries.append(PlanEntry(group=group, nodes=tuple(nodes), precision="fp32", reason=reason))
-    return Realized(realized.model, plan.model_copy(update={"entries": tuple(entries)}))
+    return replace(realized, plan=plan.model_copy(update={"entries": tuple(entries)}))
 
 
 def _as_island(entry: PlanEntry, islands: Mapping[str, str]) -> PlanEntry:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 from vitdeploy.graph.channel_places import bias_places, channel_axis, rows_are_private
 from vitdeploy.graph.linear_groups import LinearGroup
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.activation import Activation
 from vitdeploy.quantization.layer_error import Choices, LayerError
-from vitdeploy.quantization.observers import METHODS, TensorObserver
-from vitdeploy.quantization.placement import Format
-from vitdeploy.quantization.prepared import Prepared
+from vitdeploy.quantization.observers import METHODS
+from vitdeploy.quantization.placement import INTEGER_PRECISIONS
 from vitdeploy.quantization.realize import (
     WITH_ACTIVATIONS,
     attention_tensors,
     can_be_rounded_for_outputs,
     free_places,
 )
+from vitdeploy.quantization.rotation import Bases, Basis
 from vitdeploy.quantization.scaling import is_matrix
-from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Rounding, Treatment, Trial
+from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Rotated, Rounding, Treatment, Trial
 
 Effort = Literal["fast", "default", "best"]
-StepName = Literal["ranges", "scaling", "shift", "mul", "rounding", "bias"]
+StepName = Literal["ranges", "scaling", "shift", "mul", "rotation", "rounding", "bias"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
+ROTATIONS: dict[str, Rotated] = {"rotation of residual streams": "stream", "rotation of values": "values"}
 ALPHAS = (0.25, 0.5, 0.65, 0.8, 1.0)
 FP8_ALPHA = 0.5
 WORTHWHILE_DB = 0.25
 """A step must gain that much in the logits: less is noise of the images that it was measured on."""
 WORTH_A_NODE_DB = 1.0
 """A step that puts nodes into the graph, which cost time, must gain more."""
+WORTH_A_ROTATION_DB = 1.0
+"""A rotation rounds every weight and activation anew, which alone moves the logits by half a decibel or so."""
 LEAST_GAIN_OF_MUL_DB = 6.0
 """A Mul in front of a linear must leave that much less error in the linear's outputs."""
 _WITHIN_A_GROUP_DB = 0.2
@@ -70,11 +73,15 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Step:
-    """A change to a plan. ``propose`` returns the changed plan, or None where there is nothing to change."""
+    """A change to a plan. ``propose`` returns the changed plan, or None where there is nothing to change.
+
+    ``by_layer_error``: the errors of layers alone can tell whether it is worth it.
+    """
 
     name: str
     least_gain_db: float
     propose: Callable[[PrecisionPlan], PrecisionPlan | None]
+    by_layer_error: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,39 +100,63 @@ class Proposals:
     of the tensor and nothing else.
     """
 
-    prepared: Prepared
-    observers: Mapping[str, TensorObserver]
-    form: Format
+    bases: Bases
     options: SearchOptions
-    _errors: dict[str, LayerError] = field(default_factory=dict)
+    _errors: dict[tuple[tuple[Rotated, ...], str], LayerError] = field(default_factory=dict)
 
     def start(self, plan: PrecisionPlan) -> PrecisionPlan:
         """Return the plan in which every group without a treatment has the first one."""
         self._open = {entry.group for entry in plan.entries if _needs_treatment(entry)}
+        integers = {entry.group for entry in plan.entries if entry.precision in INTEGER_PRECISIONS}
+        self._all_open = self._open == integers
+        prepared = self.bases.plain.prepared
+        self._fixed = attention_tensors(plan, {attention.name: attention for attention in prepared.attentions})
+        self._take(self.bases.of(plan.rotated, self._fixed))
+        return _changed(plan, self._open, lambda _: self.options.start)
+
+    def _take(self, basis: Basis) -> None:
+        """Go on with the groups of this basis."""
+        self._basis, shapes = basis, basis.prepared.shapes
         self._groups = {
             group.name: group
-            for group in self.prepared.linears
-            if channel_axis(group, self.prepared.shapes) is not None and all(map(is_matrix, group.linears))
+            for group in basis.prepared.linears
+            if channel_axis(group, shapes) is not None and all(map(is_matrix, group.linears))
         }
-        attentions = {attention.name: attention for attention in self.prepared.attentions}
-        self._fixed = attention_tensors(plan, attentions)
-        return _changed(plan, self._open, lambda _: self.options.start)
+        # errors hold weights: those of a basis that was tried in vain go
+        self._errors = {key: error for key, error in self._errors.items() if key[0] in ((), basis.rotated)}
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps that the options leave open, cheapest first."""
         allowed, free_scaling = self.options.steps, self.options.scaling == "auto"
         if "ranges" in allowed and len(self.options.methods) > 1:
-            yield Step("ranges of least error", WORTHWHILE_DB, self._ranges)
+            yield self._step("ranges of least error", WORTHWHILE_DB, self._ranges)
         if "scaling" in allowed and free_scaling:
-            yield Step("channel scaling", WORTHWHILE_DB, self._scaling)
+            yield self._step("channel scaling", WORTHWHILE_DB, self._scaling)
         if "shift" in allowed and self.options.scaling != "off":
-            yield Step("channel shift", WORTHWHILE_DB, self._shift)
+            yield self._step("channel shift", WORTHWHILE_DB, self._shift)
         if "mul" in allowed and self.options.scaling != "off":
-            yield Step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
+            yield self._step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
+        if "rotation" in allowed and self._all_open:
+            for name, what in ROTATIONS.items():
+                yield self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
         if "rounding" in allowed and self.options.rounding == "auto" and self._rounding_pays():
-            yield Step("rounding by GPTQ", WORTHWHILE_DB, self._rounding)
+            yield self._step("rounding by GPTQ", WORTHWHILE_DB, self._rounding, by_layer_error=False)
         if "bias" in allowed:
-            yield Step("bias correction", WORTHWHILE_DB, self._bias)
+            yield self._step("bias correction", WORTHWHILE_DB, self._bias, by_layer_error=False)
+
+    def _step(
+        self,
+        name: str,
+        least_gain_db: float,
+        propose: Callable[[PrecisionPlan], PrecisionPlan | None],
+        *,
+        by_layer_error: bool = True,
+    ) -> Step:
+        def on_its_basis(plan: PrecisionPlan) -> PrecisionPlan | None:
+            self._take(self.bases.of(plan.rotated, self._fixed))
+            return propose(plan)
+
+        return Step(name, least_gain_db, on_its_basis, by_layer_error)
 
     def _ranges(self, plan: PrecisionPlan) -> PrecisionPlan | None:
         choices = Choices(self.options.methods, self.options.percent)
@@ -179,6 +210,33 @@ class Proposals:
 
         return _proposal(plan, self._open, treat)
 
+    def _rotation(self, what: Rotated, plan: PrecisionPlan) -> PrecisionPlan | None:
+        """Turn channels, and choose anew how the groups that read them are treated."""
+        if what in plan.rotated:
+            return None
+        before = set(self._basis.turned)
+        rotated = tuple(one for one in get_args(Rotated) if one in (*plan.rotated, what))
+        self._take(self.bases.of(rotated, self._fixed))
+        if what not in self._basis.rotated:
+            return None
+        fresh = self._basis.turned.keys() - before
+
+        def treat(entry: PlanEntry) -> Treatment:
+            group = self._groups.get(entry.group)
+            if group is None or str(group.activation.name) not in fresh or entry.precision == "fp8":
+                return _treatment(entry)
+            allowed, scaling = self.options.steps, self.options.scaling
+            alphas = ALPHAS if "scaling" in allowed and scaling == "auto" and self._takes(entry, "scale") else ()
+            shifted = "shift" in allowed and scaling != "off" and bias_places(group) is not None
+            methods = self.options.methods if "ranges" in allowed else self.options.methods[:1]
+            shifted = shifted and self._takes(entry, "shift")
+            choices = Choices(methods, self.options.percent, alphas, shifted=shifted)
+            found = self._error(group).best(choices, self.options.start, least_gain_db=_WITHIN_A_GROUP_DB)
+            return _scaled(found, found.scaling, "constants")
+
+        changed = _changed(plan, self._open, treat)
+        return changed.model_copy(update={"rotated": rotated})
+
     def _rounding_pays(self) -> bool:
         """Return whether the time for it is small, or the effort worth it: K³ + K²·N multiplications a linear."""
         linears = [linear for name in self._open & self._groups.keys() for linear in self._groups[name].linears]
@@ -203,7 +261,7 @@ class Proposals:
 
     def _takes(self, entry: PlanEntry, kind: Literal["scale", "shift"]) -> bool:
         group = self._groups.get(entry.group)
-        return group is not None and free_places(group, self.prepared.shapes, kind, self._fixed) is not None
+        return group is not None and free_places(group, self._basis.prepared.shapes, kind, self._fixed) is not None
 
     def _methods(self, entry: PlanEntry) -> tuple[RangeMethod, ...]:
         """Return the ranges to try with changed channels: those before, and the two that suit most."""
@@ -216,17 +274,17 @@ class Proposals:
         return error.best(choices, _treatment(entry), least_gain_db=_WITHIN_A_GROUP_DB)
 
     def _error(self, group: LinearGroup) -> LayerError:
-        if group.name not in self._errors:
-            activation = Activation.of(self.observers[str(group.activation.name)])
-            self._errors[group.name] = LayerError(group, activation, self.form)
-        return self._errors[group.name]
+        key = self._basis.rotated, group.name
+        if key not in self._errors:
+            self._errors[key] = LayerError(group, self._basis.activation(group), self.bases.form)
+        return self._errors[key]
 
 
 def propose(plan: PrecisionPlan, proposals: Proposals) -> PrecisionPlan:
     """Return the plan that the layer errors alone suggest; nothing is tried on images."""
     plan = proposals.start(plan)
     for step in proposals.steps():
-        if step.name not in ("bias correction", "rounding by GPTQ"):
+        if step.by_layer_error:
             plan = step.propose(plan) or plan
     return plan
 

@@ -197,12 +197,12 @@ def treated(wide: PrecisionPlan, plan: PrecisionPlan, proposals: Proposals) -> P
     unknown = [
         entry.group
         for entry in wide.entries
-        if observed_tensors(proposals.prepared, wide.model_copy(update={"entries": (entry,)})).keys()
-        - proposals.observers.keys()
+        if observed_tensors(proposals.bases.plain.prepared, wide.model_copy(update={"entries": (entry,)})).keys()
+        - proposals.bases.plain.observers.keys()
     ]
     known = {entry.group: entry for entry in plan.entries if entry.precision in INTEGER_PRECISIONS}
     entries = tuple(known.get(entry.group, entry) for entry in wide.entries)
-    wide = wide.model_copy(update={"entries": entries})
+    wide = wide.model_copy(update={"entries": entries, "rotated": plan.rotated})
     if any(entry.precision in WITH_ACTIVATIONS for entry in wide.entries):
         wide = propose(in_high_precision(wide, (name for name in unknown if name not in known)), proposals)
     return wide

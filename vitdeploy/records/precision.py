@@ -13,6 +13,7 @@ Target = Literal["tensorrt", "onnxruntime", "openvino"]
 CpuWeights = Literal["any", "vnni"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 Rounding = Literal["nearest", "gptq"]
+Rotated = Literal["stream", "values"]
 
 
 class Treatment(Record):
@@ -53,12 +54,15 @@ class PrecisionPlan(Record):
     """The precision of every quantizable group; ``remainder`` is what all other nodes run in.
 
     ``cpu`` says for which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those
-    that add products of 8 bits in 32, where weights may use all their bits.
+    that add products of 8 bits in 32, where weights may use all their bits. ``rotated`` says which channels are in
+    another basis, by matrices that follow from their number: those of the residual streams, those of the attentions'
+    values within each head.
     """
 
     profile: str
     remainder: Literal["fp32", "fp16"]
     cpu: CpuWeights = "any"
+    rotated: tuple[Rotated, ...] = ()
     entries: tuple[PlanEntry, ...] = ()
 
 

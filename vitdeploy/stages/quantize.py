@@ -191,7 +191,7 @@ class QuantizeRequest(QuantizeInputs):
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
         checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
-        profile = error_profile(before, realized, check_images(self, division), self, open_graph)
+        profile = error_profile(realized.before, realized, check_images(self, division), self, open_graph)
         manifest = _manifest(self, "onnx", info).model_copy(
             update={
                 "plan": realized.plan,

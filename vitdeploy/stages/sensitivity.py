@@ -141,8 +141,8 @@ class SensitivityRequest(QuantizeInputs):
         self.warn_of_images()
         calibrated, info = calibrate(prepared, plan, division, self, open_graph, progress, also=wide)
         plan = calibrated.found.plan
-        wide = treated(wide, plan, Proposals(prepared, calibrated.observers, self.form, self.search_options()))
         realizer = Realizer(prepared, calibrated.observers, self.form)
+        wide = treated(wide, plan, Proposals(realizer.bases, self.search_options()))
         images = self._loaded(dataset, progress)
         trials = SensitivityTrials(realizer, plan, wide, images, open_graph)
         groups, kinds = trials.parts()
