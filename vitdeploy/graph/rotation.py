@@ -23,9 +23,9 @@ def rotation(width: int) -> Matrix:
     """
     odd = width // (width & -width)
     angles = 2 * math.pi * np.outer(np.arange(odd), np.arange(odd)) / odd
-    found: Matrix = (np.cos(angles) + np.sin(angles)) / math.sqrt(odd)
+    found: Matrix = np.asarray((np.cos(angles) + np.sin(angles)) / math.sqrt(odd), np.float64)
     while len(found) < width:
-        found = np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), found)
+        found = np.asarray(np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2), found), np.float64)
     signs = np.random.default_rng([_SEED, width]).choice([-1.0, 1.0], width)
     mixed: Matrix = found * signs
     return mixed
