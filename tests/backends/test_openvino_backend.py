@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conformance import SessionConformance
 from small_vit import images, write_small_vit
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel
-from vitdeploy.backends import get_backend
+from vitdeploy.backends import get_backend, openvino
+from vitdeploy.backends.openvino import Mode
 from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.measure.statistics import logits_sqnr_db
+from vitdeploy.records import PrecisionPlan
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
 pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
@@ -25,6 +29,52 @@ class TestOpenVINOSession(SessionConformance):
 def test_int8_graph_runs(tmp_path: Path) -> None:
     with BACKEND.open(write_small_vit(tmp_path / "vit.onnx", "int8")) as session:
         assert session.run({"input": images(2)})["logits"].shape == (2, 10)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_throughput_divides_a_batch_and_gives_the_same(model: OnnxModel, count: int) -> None:
+    feed = {"input": images(count)}
+    with (
+        BACKEND.open(model, SessionOptions(threads=2)) as whole,
+        BACKEND.open(model, SessionOptions(threads=2, provider="throughput")) as divided,
+    ):
+        assert "divided over" in " ".join(divided.notes)
+        np.testing.assert_allclose(divided.run(feed)["logits"], whole.run(feed)["logits"], rtol=1e-5, atol=1e-5)
+        assert (whole.provider, divided.provider) == ("CPU", "CPU throughput")
+
+
+def test_bf16_beside_8_bits_is_asked_for_by_option_or_plan(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PrecisionPlan(profile="linear", remainder="bf16")
+    planned = OnnxModel(model.path, model.manifest.model_copy(update={"plan": plan}))
+    feed = {"input": images(4)}
+    with BACKEND.open(model) as session:
+        exact = session.run(feed)["logits"]
+    monkeypatch.setattr(openvino, "computes_bf16", lambda: True)
+    for artifact, options in ((model, SessionOptions(provider="bf16")), (planned, SessionOptions())):
+        with BACKEND.open(artifact, options) as session:
+            assert session.provider == "CPU BF16"
+            assert logits_sqnr_db(session.run(feed)["logits"], exact) > 30
+    with BACKEND.open(planned, SessionOptions(provider="fp32")) as session:
+        assert session.provider == "CPU"
+        assert np.array_equal(session.run(feed)["logits"], exact)
+
+
+def test_a_cpu_without_bf16_refuses_the_option_and_says_of_a_plan_that_it_ran_in_fp32(
+    model: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "computes_bf16", lambda: False)
+    with pytest.raises(BackendError, match="neither AVX-512 BF16 nor AMX, so OpenVINO computes FP32"):
+        BACKEND.open(model, SessionOptions(provider="bf16"))
+    plan = PrecisionPlan(profile="linear", remainder="bf16")
+    with BACKEND.open(OnnxModel(model.path, model.manifest.model_copy(update={"plan": plan}))) as session:
+        assert session.provider == "CPU"
+        assert "this CPU has not: it ran in FP32" in " ".join(session.notes)
+
+
+@pytest.mark.parametrize("text", ["npu", "bf16+npu", "fp32+bf16"])
+def test_a_mode_that_is_not_known_is_refused(text: str) -> None:
+    with pytest.raises(BackendError, match=r"^openvino .*got"):
+        Mode.parse(text)
 
 
 def test_graph_that_openvino_refuses_is_one_line(tmp_path: Path, model: OnnxModel) -> None:

@@ -13,7 +13,7 @@ from vitdeploy.artifacts import OnnxModel
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.quantization.prepared import prepare
 from vitdeploy.records import ErrorProfile, PlanEntry, PrecisionPlan, Treatment
-from vitdeploy.records.precision import NodePrecision, Target
+from vitdeploy.records.precision import Precision, Target
 from vitdeploy.report.error_profiles import error_profiles
 from vitdeploy.report.html import render_html
 from vitdeploy.stages.bench import BenchOptions, bench
@@ -27,7 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return write_readout_vit(tmp_path_factory.mktemp("source") / "vit.onnx", 2)
 
 
-def made(source: OnnxModel, path: Path, target: Target, precision: NodePrecision = "int8") -> OnnxModel:
+def made(source: OnnxModel, path: Path, target: Target, precision: Precision = "int8") -> OnnxModel:
     """Quantize with one group whose range is cut far too early."""
     entry = PlanEntry(group=CLIPPED, precision="int8", treatment=Treatment(ranges="percentile", percent=80.0))
     plan = PrecisionPlan(profile="hand", remainder="fp32", entries=(entry,)) if precision == "int8" else None
@@ -71,7 +71,7 @@ def test_depth_is_the_residual_stream_against_that_of_the_fp32_graph(source: Onn
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-weight-only"])
 def test_without_activations_in_8_bits_there_is_no_profile(
-    source: OnnxModel, tmp_path: Path, precision: NodePrecision
+    source: OnnxModel, tmp_path: Path, precision: Precision
 ) -> None:
     assert made(source, tmp_path / "made.onnx", "tensorrt", precision).manifest.error_profile is None
 

@@ -453,6 +453,19 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         assert second.delta_top1_pp == 0
 
 
+def test_openvino_in_bf16_is_a_row_beside_its_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("vitdeploy.backends.openvino.computes_bf16", lambda: True)
+    model = _onnx(tmp_path / "m.onnx")
+    options = BenchOptions(**{**QUICK.__dict__, "runtimes": ("openvino", "openvino:bf16+throughput")})
+    first, second = bench([model.path], "digits", options=options).rows
+    assert (first.name, second.name) == ("m.onnx (OpenVINO, CPU)", "m.onnx (OpenVINO, bf16+throughput)")
+    assert (first.provider, second.provider) == ("CPU", "CPU BF16 throughput")
+    assert any("computes in BF16" in note for note in second.notes)
+    with pytest.raises(UsageError, match="no runtime 'openvino:npu': openvino runs on the CPU here"):
+        bench([model.path], "digits", options=BenchOptions(runtimes=("openvino:npu",)))
+
+
 def test_an_artifact_that_was_calibrated_on_the_images_it_is_judged_on_says_so(tmp_path: Path) -> None:
     test = open_dataset("digits:test")
     info = {"data": "digits", "samples": 450, "method": "minmax"}

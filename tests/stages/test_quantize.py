@@ -38,7 +38,7 @@ from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import normalize
 from vitdeploy.quantization.prepared import Prepared, prepare
-from vitdeploy.records import PlanEntry, Precision, PrecisionPlan
+from vitdeploy.records import PlanEntry, Precision, PrecisionPlan, Target
 from vitdeploy.records.manifest import Check
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
@@ -191,6 +191,71 @@ def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_al
         )
     assert 255 * pairs["onnxruntime"] < 2**15
     assert 255 * pairs["tensorrt"] > 2**15
+
+
+def test_a_bf16_remainder_stands_in_the_plan_and_is_judged_as_openvino_computes_it(
+    source: OnnxModel, made: Mapping[tuple[str, str], OnnxModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
+    options = replace(FAST, remainder="bf16")
+
+    def beside_bf16(name: str) -> OnnxModel:
+        return quantize(
+            source, tmp_path / name, precision="int8", target="openvino", calibration="digits", options=options
+        )
+
+    monkeypatch.setattr("vitdeploy.backends.openvino.computes_bf16", lambda: True)
+    found = beside_bf16("bf16.onnx")
+    plain = quantize(
+        source, tmp_path / "plain.onnx", precision="int8", target="openvino", calibration="digits", options=FAST
+    )
+    assert found.manifest.plan is not None
+    assert found.manifest.plan.remainder == "bf16"
+    assert {entry.precision for entry in found.manifest.plan.entries} == {"int8", "bf16"}
+    assert found.digest == plain.digest
+    assert check(found, "logits SQNR beside BF16").value > 20
+    replayed = quantize(
+        source,
+        tmp_path / "replayed.onnx",
+        precision="int8",
+        target="openvino",
+        calibration="digits",
+        options=replace(FAST, plan=found),
+    )
+    assert replayed.manifest.plan == found.manifest.plan
+    monkeypatch.setattr("vitdeploy.backends.openvino.computes_bf16", lambda: False)
+    unchecked = check(beside_bf16("unchecked.onnx"), "logits SQNR beside BF16")
+    assert (unchecked.status, "neither AVX-512 BF16 nor AMX" in unchecked.detail) == ("unchecked", True)
+
+
+@pytest.mark.parametrize(("precision", "target"), [("int8", "onnxruntime"), ("int8", "tensorrt"), ("fp16", "openvino")])
+def test_a_bf16_remainder_is_for_8_bits_in_openvino(
+    source: OnnxModel, tmp_path: Path, precision: Precision, target: Target
+) -> None:
+    with pytest.raises(UsageError, match="is for 8-bit graphs and target 'openvino'"):
+        quantize(
+            source,
+            tmp_path / "out.onnx",
+            precision=precision,
+            target=target,
+            calibration="digits",
+            options=replace(FAST, remainder="bf16"),
+        )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_group_kept_in_fp32_cannot_stand_beside_bf16(source: OnnxModel, tmp_path: Path) -> None:
+    entry = PlanEntry(group="blocks.0.attn.qkv", precision="fp32")
+    plan = PrecisionPlan(profile="hand", remainder="bf16", entries=(entry,))
+    with pytest.raises(UsageError, match=r"asks for 'fp32' in group .*, beside a remainder of 'bf16'"):
+        quantize(
+            source,
+            tmp_path / "out.onnx",
+            precision="int8",
+            target="openvino",
+            calibration="digits",
+            options=replace(FAST, plan=plan),
+        )
 
 
 def test_weights_for_a_cpu_with_vnni_use_all_8_bits_and_the_plan_says_so(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
@@ -30,10 +32,55 @@ ROLES: dict[str, Role] = {
     "FakeQuantize": "conversion",
     "Reorder": "reorder",
 }
+MODES = ("fp32", "bf16", "throughput")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How OpenVINO runs a graph: what it computes in beside 8-bit products, and what it is set for.
+
+    Set for latency, a call has all threads; set for throughput, its images are divided over streams, each with threads
+    of its own, so that none waits for another. ``remainder`` None is what the graph's plan says.
+    """
+
+    remainder: Literal["fp32", "bf16"] | None = None
+    throughput: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """Read ``bf16``, ``throughput``, ``bf16+throughput`` or the like; ``cpu`` is the default.
+
+        Raises:
+            BackendError: A part is not known.
+        """
+        parts = [] if text == "cpu" else text.split("+")
+        for part in parts:
+            if part not in MODES:
+                raise BackendError(
+                    f"openvino runs on the CPU here, got {text!r}, expected 'cpu', or of 'fp32', 'bf16' and "
+                    "'throughput' one, or several as in 'bf16+throughput'"
+                )
+        if {"fp32", "bf16"} <= set(parts):
+            raise BackendError(f"openvino has one precision beside 8-bit products, got {text!r}: take fp32 or bf16")
+        remainder: Literal["fp32", "bf16"] | None = "bf16" if "bf16" in parts else "fp32" if "fp32" in parts else None
+        return cls(remainder, "throughput" in parts)
+
+
+def computes_bf16() -> bool:
+    """Return whether this processor multiplies BF16, by AVX-512 BF16 or AMX; else OpenVINO computes FP32 in its place.
+
+    OpenVINO must be installed.
+    """
+    import openvino
+
+    return "BF16" in openvino.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINOBackend:
-    """Runs an ONNX file as it is; an INT8 graph should have target ``openvino`` (FP32 beside INT8)."""
+    """Runs an ONNX file as it is; an INT8 graph should have target ``openvino`` (FP32 or BF16 beside INT8).
+
+    ``options.provider`` is a ``Mode`` as text.
+    """
 
     name = "openvino"
     graph_devices: tuple[Device, ...] = ("cpu",)
@@ -65,7 +112,8 @@ class OpenVINOBackend:
         """Open an ONNX model.
 
         Raises:
-            BackendError: It is not installed, the artifact is no ONNX model, or OpenVINO refuses the graph.
+            BackendError: It is not installed, the artifact is no ONNX model, the options ask for BF16 and this
+                processor has none, or OpenVINO refuses the graph.
         """
         missing = self.unavailable()
         if missing is not None:
@@ -75,28 +123,48 @@ class OpenVINOBackend:
                 f"openvino opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
                 "vd.export() makes one from a checkpoint"
             )
-        if options.device == "cuda" or options.provider not in (None, "cpu"):
-            asked = options.provider if options.device != "cuda" else "cuda"
-            raise BackendError(f"openvino runs on the CPU here, got {asked!r}, expected 'cpu'")
-        return OpenVINOSession(artifact.path, options)
+        mode = Mode.parse("cuda" if options.device == "cuda" else options.provider or "cpu")
+        plan = artifact.manifest.plan
+        planned = plan is not None and plan.remainder == "bf16" and mode.remainder is None
+        bf16 = (planned or mode.remainder == "bf16") and computes_bf16()
+        if mode.remainder == "bf16" and not bf16:
+            raise BackendError(
+                f"{environment.cpu_name()} has neither AVX-512 BF16 nor AMX, so OpenVINO computes FP32: ask for 'fp32'"
+            )
+        note = "its plan has BF16 beside 8-bit products, which this CPU has not: it ran in FP32, which is slower"
+        session = OpenVINOSession(artifact.path, options, Mode("bf16" if bf16 else "fp32", mode.throughput))
+        session.more_notes = (note,) if planned and not bf16 else ()
+        return session
 
 
 class OpenVINOSession(CheckedSession):
-    """A compiled model with one request, set to answer one call as soon as possible."""
+    """A compiled model, set to answer one call as soon as possible, or with a stream for each part of a batch."""
 
-    def __init__(self, path: Path, options: SessionOptions) -> None:
+    def __init__(self, path: Path, options: SessionOptions, mode: Mode = Mode()) -> None:
         import openvino
 
-        self._path = path
-        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._path, self._mode, self.more_notes = path, mode, tuple[str, ...]()
+        self._config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "THROUGHPUT" if mode.throughput else "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if mode.remainder == "bf16" else "f32",
+        }
         if options.threads:
             self._config["INFERENCE_NUM_THREADS"] = options.threads
         try:
             self._compiled: Any = openvino.Core().compile_model(str(path), DEVICE, self._config)
-            self._request: Any = self._compiled.create_infer_request()
+            streams = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if mode.throughput else 1
+            self._requests: list[Any] = [self._compiled.create_infer_request() for _ in range(streams)]
         except RuntimeError as error:
             raise BackendError(f"openvino cannot open {str(path)!r}: {one_line(error)}") from error
-        super().__init__("openvino", DEVICE, _specs(self._compiled.inputs), _specs(self._compiled.outputs))
+        words = [DEVICE, *(["BF16"] if mode.remainder == "bf16" else []), *(["throughput"] if mode.throughput else [])]
+        super().__init__("openvino", " ".join(words), _specs(self._compiled.inputs), _specs(self._compiled.outputs))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is computed in BF16, and how many streams a batch is divided over."""
+        bf16 = "OpenVINO computes in BF16 what is not in 8 bits" if self._mode.remainder == "bf16" else ""
+        streams = f"set for throughput: a batch is divided over {len(self._requests)} streams"
+        return tuple(filter(None, (*self.more_notes, bf16, streams if self._mode.throughput else "")))
 
     def kernels(self) -> tuple[Kernel, ...] | None:
         """Return the nodes of the runtime model."""
@@ -125,13 +193,26 @@ class OpenVINOSession(CheckedSession):
 
     def _run(self, arrays: Arrays) -> Arrays:
         try:
-            results = self._request.infer(arrays, share_inputs=True)
+            if len(self._requests) > 1 and all(spec.shape[:1] == (None,) for spec in self._inputs.values()):
+                return self._run_in_streams(arrays)
+            results = self._requests[0].infer(arrays, share_inputs=True)
         except RuntimeError as error:
             raise BackendError(f"openvino failed: {one_line(error)}") from error
         return {name: np.array(results[name]) for name in self._outputs}
 
+    def _run_in_streams(self, arrays: Arrays) -> Arrays:
+        images = len(next(iter(arrays.values())))
+        count = min(len(self._requests), images)
+        parts = {name: np.array_split(array, count) for name, array in arrays.items()}
+        busy = self._requests[:count]
+        for index, request in enumerate(busy):
+            request.start_async({name: part[index] for name, part in parts.items()}, share_inputs=True)
+        for request in busy:
+            request.wait()
+        return {name: np.concatenate([request.results[name] for request in busy]) for name in self._outputs}
+
     def _release(self) -> None:
-        self._request = self._compiled = None
+        self._requests, self._compiled = [], None
 
 
 def _layer_times(

@@ -13,8 +13,9 @@ from vitdeploy import backends, environment
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends.onnxruntime import saturates_here
 from vitdeploy.backends.opening import engine_backend
+from vitdeploy.backends.openvino import Mode
 from vitdeploy.benching.labels import NO_TOP1
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
 from vitdeploy.records.report import Device, backend_title, executing_target
@@ -144,8 +145,8 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
 
     Args:
         artifacts: Engines go to the backend that built them, ONNX models to every one of ``runtimes``.
-        runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), ``openvino``, or one
-            provider of ONNX Runtime alone, as ``onnxruntime:cuda``.
+        runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), one provider of it
+            alone, as ``onnxruntime:cuda``; ``openvino``, or that with a ``Mode``, as ``openvino:bf16``.
         device: None for whatever is there.
     Raises:
         UsageError: There is no such runtime, or none for ``device``.
@@ -241,14 +242,19 @@ def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str 
     """Return (backend, device, provider) of a runtime's text."""
     name, _, provider = runtime.partition(":")
     known = {one: backends.get_backend(one).graph_devices for one in backends.names()}
-    if not known.get(name) or (name != "onnxruntime" and provider):
+    if not known.get(name) or (provider and name not in ("onnxruntime", "openvino")):
         listed = ", ".join(repr(one) for one, places in known.items() if places and one != "null")
         raise UsageError(
             f"there is no runtime {runtime!r} for ONNX models, expected one of {listed}, or a provider of ONNX Runtime "
             f"such as 'onnxruntime:cuda'"
         )
+    if name == "openvino" and provider:
+        try:
+            Mode.parse(provider)
+        except BackendError as error:
+            raise UsageError(f"there is no runtime {runtime!r}: {error}") from error
     if name != "onnxruntime":
-        return [(name, where, None) for where in known[name] if device in (None, where)]
+        return [(name, where, provider or None) for where in known[name] if device in (None, where)]
     if provider:
         on: Device = "cuda" if provider in GPU_PROVIDERS else "cpu"
         return [("onnxruntime", on, provider)] if device in (None, on) else []

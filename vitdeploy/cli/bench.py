@@ -43,7 +43,7 @@ def bench(
         typer.Option(
             "--runtime",
             metavar="NAME[:PROVIDER][,...]",
-            help="What runs ONNX models: onnxruntime, openvino, onnxruntime:cuda …; repeatable.",
+            help="What runs ONNX models: onnxruntime, openvino, onnxruntime:cuda, openvino:bf16 …; repeatable.",
             show_default="onnxruntime",
         ),
     ] = None,

@@ -81,7 +81,7 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
     target = f" for {manifest.target}" if manifest.target is not None else ""
     lines.append(("precision", f"{manifest.precision}{target}"))
     if manifest.plan is not None:
-        quantized = sum(entry.precision not in ("fp32", "fp16") for entry in manifest.plan.entries)
+        quantized = sum(entry.precision not in ("fp32", "fp16", "bf16") for entry in manifest.plan.entries)
         groups = f"{quantized} of {len(manifest.plan.entries)} groups quantized"
         lines.append(("plan", f"profile {manifest.plan.profile}, {groups}, remainder {manifest.plan.remainder}"))
     if (calibration := manifest.calibration) is not None:

@@ -42,6 +42,12 @@ def quantize(
         Literal["any", "vnni"] | None,
         typer.Option("--cpu", help="Processors that INT8 weights are for: all, or those with VNNI or AMX (1 dB more)."),
     ] = None,
+    remainder: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(
+            "--remainder", help="What OpenVINO computes in beside 8 bits; bf16 on CPUs that have it. Default: fp32."
+        ),
+    ] = None,
     profile: Annotated[Profile, typer.Option("--profile", help="Which nodes are quantized.")] = ("linear"),
     method: Method = "auto",
     percentile: Annotated[
@@ -108,6 +114,7 @@ def quantize(
     options = QuantizeOptions(
         profile=profile,
         cpu=cpu,
+        remainder=remainder,
         method=method,
         percentile=99.99 if percentile is None else percentile,
         equalization=parse_equalization(equalization),

@@ -103,15 +103,27 @@ def check_images(inputs: QuantizeInputs, division: Division | None) -> Dataset |
 
 
 def judge(
-    before: ir.Model, after: ir.Model, images: Dataset | None, inputs: QuantizeInputs, open_graph: Opener
+    before: ir.Model,
+    after: ir.Model,
+    images: Dataset | None,
+    inputs: QuantizeInputs,
+    open_graph: Opener,
+    open_after: Opener | None = None,
 ) -> Judged:
     """Compare both graphs on images, else on the golden samples.
 
+    Args:
+        before: The FP32 graph.
+        after: The new one.
+        images: What both run on.
+        inputs: The request.
+        open_graph: Runs graphs.
+        open_after: Runs the new one in its place, as its runtime does.
     Raises:
-        GraphError: ONNX Runtime refuses the new graph, or its logits are NaN or infinite.
+        GraphError: The runtime refuses the new graph, or its logits are NaN or infinite.
     """
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
-    with open_graph(before) as old, _opened(open_graph, after) as new:
+    with open_graph(before) as old, _opened(open_after or open_graph, after) as new:
         renewed = None
         if golden is not None and preprocess is not None:
             try:

@@ -18,7 +18,7 @@ from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
 Profile = Literal["linear", "mha"]
-Remainder = Literal["fp32", "fp16"]
+Remainder = Literal["fp32", "fp16", "bf16"]
 REMAINDERS: dict[Target, Remainder] = {"tensorrt": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
 """TensorRT is fastest with FP16 beside integers; on a CPU FP16 is emulated, which costs more than integers gain."""
 
@@ -27,16 +27,22 @@ _FP8_TARGETS: tuple[Target, ...] = ("tensorrt",)
 
 @dataclass(frozen=True)
 class Intent:
-    """What a plan is for: the precision asked for, the runtime, and the profile that decides what gets it."""
+    """What a plan is for: the precision asked for, the runtime, and the profile that decides what gets it.
+
+    ``bf16``: the runtime is to compute everything else in BF16.
+    """
 
     precision: NodePrecision
     target: Target
     profile: Profile = "linear"
+    bf16: bool = False
 
     @property
     def remainder(self) -> Remainder:
         """Precision of everything that the plan leaves alone."""
-        return "fp16" if self.precision == "fp16" else REMAINDERS[self.target]
+        if self.precision == "fp16":
+            return "fp16"
+        return "bf16" if self.bf16 else REMAINDERS[self.target]
 
 
 def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], intent: Intent) -> PrecisionPlan:
@@ -112,6 +118,15 @@ class Edits:
             raise UsageError(
                 f"the plan {self.where} asks for 'fp16' in group {edit.group!r}, beside a remainder of 'fp32': "
                 f"write 'fp32', or choose target 'tensorrt'"
+            )
+        if (
+            "bf16" in (precision, plan.remainder)
+            and precision in ("fp32", "fp16", "bf16")
+            and precision != plan.remainder
+        ):
+            raise UsageError(
+                f"the plan {self.where} asks for {precision!r} in group {edit.group!r}, beside a remainder of "
+                f"{plan.remainder!r}: OpenVINO computes all in BF16 but 8-bit products, or none"
             )
         has_reason = bool(edit.reason) and (edit.reason != entry.reason or precision == entry.precision)
         reason = edit.reason if has_reason else entry.reason if precision == entry.precision else f"set by {self.where}"

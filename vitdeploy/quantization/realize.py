@@ -271,7 +271,7 @@ def finish(realized: Realized, float_model: ir.Model) -> Realized:
     ``float_model`` is the graph before quantization: an entry names its nodes, so that the plan can be replayed.
     """
     plan = realized.plan
-    if plan.remainder == "fp32":
+    if plan.remainder != "fp16":
         return realized
     keep = {name for entry in plan.entries if entry.precision == "fp32" for name in entry.nodes}
     conversion = ConvertToFloat16(keep)

@@ -45,6 +45,8 @@ class QuantizeOptions:
         attention as well, where TensorRT can fuse them.
     cpu: For which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those that have
         VNNI, AMX, or are not x86, where weights use all 8 bits. None: what a plan says, else any.
+    remainder: For ``target='openvino'``: with ``bf16`` it computes in BF16, where the processor can, what is not in
+        8 bits; with ``fp32`` it does not. None: what a plan says, else FP32. Other targets have one remainder each.
     method: How clips follow from what was observed; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
@@ -66,6 +68,7 @@ class QuantizeOptions:
 
     profile: Profile = "linear"
     cpu: CpuWeights | None = None
+    remainder: Literal["fp32", "bf16"] | None = None
     method: Method = "auto"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
@@ -87,6 +90,7 @@ class QuantizeOptions:
         check_fields(self)
         require_one_of("profile", self.profile, ("linear", "mha"))
         require_one_of("cpu", self.cpu, (None, *get_args(CpuWeights)))
+        require_one_of("remainder", self.remainder, (None, "fp32", "bf16"))
         require_one_of("method", self.method, ("auto", *METHODS))
         require_one_of("rounding", self.rounding, ("auto", "nearest", "gptq"))
         require_one_of("effort", self.effort, get_args(Effort))
@@ -98,6 +102,8 @@ class QuantizeOptions:
             raise UsageError("max_drop finds the fastest graph, so say where with time_on, such as 'onnxruntime'")
         if self.time_on is not None and self.max_drop is None:
             raise UsageError(f"time_on is {self.time_on!r} and there is no max_drop that it would be for")
+        if self.max_drop is not None and self.remainder == "bf16":
+            raise UsageError("max_drop compares graphs beside FP32 or FP16, so it goes without remainder='bf16'")
         if isinstance(self.equalization, str):
             require_one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
         elif not 0.0 <= self.equalization <= 1.0:
@@ -108,6 +114,7 @@ class QuantizeOptions:
         return {
             "profile": self.profile,
             **({} if self.cpu is None else {"cpu": self.cpu}),
+            **({} if self.remainder is None else {"remainder": self.remainder}),
             "method": self.method,
             "percentile": self.percentile,
             "equalization": self.equalization,
@@ -152,6 +159,12 @@ class QuantizeInputs:
         return Format("float16" if remainder == "fp16" else "float32", cpu=on_cpu, vnni=vnni)
 
     @property
+    def _bf16(self) -> bool:
+        """Whether OpenVINO is to compute what is not in 8 bits in BF16, by the options, else by a plan made for it."""
+        replayed = "fp32" if self.edits is None else self.edits.plan.remainder
+        return self.target == "openvino" and self.precision != "fp16" and (self.options.remainder or replayed) == "bf16"
+
+    @property
     def values(self) -> dict[str, Any]:
         """The options as JSON values."""
         plan = None if self.edits is None else self.edits.plan.model_dump(mode="json")
@@ -194,7 +207,7 @@ class QuantizeInputs:
                 f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 "
                 f"graph"
             )
-        intent = Intent(self.precision, self.target, self.options.profile)
+        intent = Intent(self.precision, self.target, self.options.profile, self._bf16)
         plan = make_plan(prepared.linears, prepared.attentions, intent)
         if self.edits is not None:
             plan = self.edits.applied(plan, self.target, {str(node.name) for node in prepared.graph.graph})
@@ -228,7 +241,7 @@ class QuantizeInputs:
 
 def open_inputs(
     source: OnnxModel,
-    precision: Precision,
+    precision: Precision | NodePrecision,
     target: Target,
     calibration: CalibrationSource | None,
     options: QuantizeOptions,
@@ -246,6 +259,11 @@ def open_inputs(
     """
     require_one_of("precision", precision, PRECISIONS)
     require_one_of("target", target, TARGETS)
+    if options.remainder == "bf16" and (target != "openvino" or precision == "fp16"):
+        raise UsageError(
+            f"remainder 'bf16' is for 8-bit graphs and target 'openvino', got precision {precision!r} and target "
+            f"{target!r}: a bench of any graph on runtime 'openvino:bf16' computes all of it in BF16"
+        )
     wanted: NodePrecision = next(known for known in PRECISIONS if known == precision)
     if source.manifest.precision != "fp32":
         raise GraphError(

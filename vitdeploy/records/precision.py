@@ -8,7 +8,7 @@ from vitdeploy.records.base import Record
 from vitdeploy.records.samples import SampleSet
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
-NodePrecision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8"]
+NodePrecision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 CpuWeights = Literal["any", "vnni"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
@@ -53,6 +53,7 @@ class PlanEntry(Record):
 class PrecisionPlan(Record):
     """The precision of every quantizable group; ``remainder`` is what all other nodes run in.
 
+    A BF16 remainder is FP32 in the graph, and OpenVINO is asked to compute it in BF16 where the processor can.
     ``cpu`` says for which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those
     that add products of 8 bits in 32, where weights may use all their bits. ``rotated`` says which channels are in
     another basis, by matrices that follow from their number: those of the residual streams, those of the attentions'
@@ -60,7 +61,7 @@ class PrecisionPlan(Record):
     """
 
     profile: str
-    remainder: Literal["fp32", "fp16"]
+    remainder: Literal["fp32", "fp16", "bf16"]
     cpu: CpuWeights = "any"
     rotated: tuple[Rotated, ...] = ()
     entries: tuple[PlanEntry, ...] = ()

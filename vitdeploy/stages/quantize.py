@@ -16,8 +16,10 @@ from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.datasets import match_labels
 from vitdeploy.errors import (
+    BackendError,
     BudgetError,
     DataError,
+    GraphError,
     UsageError,
     VitdeployError,
 )
@@ -27,7 +29,15 @@ from vitdeploy.quantization.budget_journal import BudgetJournal
 from vitdeploy.quantization.budget_run import FRONT, PAGE, BudgetRun, best_found_path, front_folder, write_front
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
-from vitdeploy.quantization.check import check_images, error_profile, hold, judge, without_overflows
+from vitdeploy.quantization.check import (
+    CHECK_BATCH,
+    check_images,
+    error_profile,
+    hold,
+    judge,
+    without_overflows,
+)
+from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.request import (
     DEFAULTS,
     CalibrationSource,
@@ -39,6 +49,7 @@ from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import ranges_of
 from vitdeploy.records import (
     CalibrationInfo,
+    Check,
     Kind,
     Manifest,
     Precision,
@@ -80,7 +91,8 @@ def quantize(
             after precision and runtime, such as ``vit.int8.onnx`` or ``vit.int8.onnxruntime.onnx``.
         precision: ``fp16``, ``int8``, ``int8-weight-only`` or ``fp8`` (TensorRT only).
         target: The runtime that the graph is for; it decides the precision of the remainder, FP16 for ``tensorrt``
-            and FP32 for the others. None: that of ``options.time_on``, else ``tensorrt``.
+            and FP32 for the others; ``options.remainder`` has BF16 for ``openvino``. None: that of
+            ``options.time_on``, else ``tensorrt``.
         calibration: DATA (labels are not needed) or a CalibrationTable; int8 and fp8 need it. Data without a split
             means its training split where it has one.
         options: See ``QuantizeOptions``. With ``max_drop``, ``precision`` is what groups may go to: some of them, or
@@ -187,6 +199,8 @@ class QuantizeRequest(QuantizeInputs):
             realized = without_overflows(realized, before.graph, division, self, open_graph, progress)
         realized = finish(realized, before.graph)
         judged = judge(before.graph, realized.model, check_images(self, division), final, open_graph)
+        if realized.plan.remainder == "bf16":
+            judged = replace(judged, checks=(*judged.checks, *self._in_bf16(before.graph, realized.model, division)))
         hold(judged, final)
         if self.options.table is not None and info is not None and self.table is None:
             _keep_table(self.options.table, calibrated, self, info)
@@ -211,6 +225,20 @@ class QuantizeRequest(QuantizeInputs):
                     f"{chosen.front.verdict[0]}; only {str(output)!r} was written, {str(self.output)!r} was not", front
                 )
         return written
+
+    def _in_bf16(self, before: ir.Model, after: ir.Model, division: Division | None) -> tuple[Check, ...]:
+        """Compare both graphs once more, with OpenVINO computing the new one, where this machine has it and BF16."""
+        from vitdeploy.backends.onnxruntime import cpu_opener
+        from vitdeploy.backends.timing_place import TimingPlace
+
+        place, threads = TimingPlace("openvino", "bf16"), self.options.threads
+        images, in_openvino = check_images(self, division), place.opener(self.source.manifest, CHECK_BATCH, threads)
+        try:
+            place.require()
+            found = judge(before, after, images, self, cpu_opener(threads), in_openvino).checks
+        except (BackendError, GraphError) as error:
+            return (Check(name="logits SQNR beside BF16", status="unchecked", unit="dB", detail=str(error)),)
+        return tuple(check.model_copy(update={"name": f"{check.name} beside BF16"}) for check in found)
 
 
 @dataclass(frozen=True)
