@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
@@ -133,10 +133,18 @@ class Entry:
 
 
 def measure_accuracy(
-    entries: Sequence[Entry], reference: BaselineChoice, dataset: Dataset, options: BenchOptions, progress: Progress
+    entries: Sequence[Entry],
+    reference: BaselineChoice,
+    dataset: Dataset,
+    labels: Mapping[ClassKey, NDArray[np.int64]],
+    options: BenchOptions,
+    progress: Progress,
 ) -> None:
-    """Run all entries over the data, and judge their logits by the labels and by the baseline's logits."""
-    labels, classes = _match(entries, dataset, options), class_of_each(dataset)
+    """Run all entries over the data, and judge their logits by the labels and by the baseline's logits.
+
+    ``labels`` are what ``match_labels_of`` gives.
+    """
+    classes = class_of_each(dataset)
     for preprocess in dict.fromkeys(entry.candidate.preprocess for entry in entries if entry.alive):
         assert preprocess is not None
         group = {e.candidate.name: e for e in entries if e.alive and e.candidate.preprocess == preprocess}
@@ -153,7 +161,7 @@ def measure_accuracy(
             entry.failure = outputs.failures.get(name, entry.failure)
     for entry in entries:
         if entry.logits is not None:
-            against = _reference_logits(entry, entries, reference)
+            against = reference_logits(entry, entries, reference)
             if against is not None and against.shape != entry.logits.shape:
                 entry.notes.append(
                     f"it has {entry.logits.shape[1]} classes and the baseline {against.shape[1]}: not compared"
@@ -163,7 +171,9 @@ def measure_accuracy(
             entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model, classes)
 
 
-def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) -> dict[ClassKey, NDArray[np.int64]]:
+def match_labels_of(
+    entries: Sequence[Entry], dataset: Dataset, options: BenchOptions
+) -> dict[ClassKey, NDArray[np.int64]]:
     """Return the dataset's labels as indices of each model's classes; empty for a dataset without labels."""
     if dataset.labels is None:
         return {}
@@ -171,7 +181,7 @@ def _match(entries: Sequence[Entry], dataset: Dataset, options: BenchOptions) ->
     return {key: match_classes(dataset, model, options) for key, model in models.items() if predicts_a_class(model)}
 
 
-def _reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:
+def reference_logits(entry: Entry, entries: Sequence[Entry], reference: BaselineChoice) -> NDArray[np.float32] | None:
     """Return the logits that an entry is compared with: stored ones, else the baseline's, on its device if possible."""
     if reference.logits is not None:
         return reference.logits

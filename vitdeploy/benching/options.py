@@ -30,6 +30,7 @@ class BenchOptions:
     takes. ``self_check`` lets one candidate take part twice and times each alone after the turns. ``energy_s`` is for
     how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
     row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
+    ``thumbnails`` puts small copies of images on which rows and baseline differ into the report.
     """
 
     batches: tuple[Count, ...] = (1,)
@@ -56,6 +57,7 @@ class BenchOptions:
     energy_s: NonNegative = 5.0
     sustained_s: NonNegative = 0.0
     per_layer: bool = False
+    thumbnails: bool = True
     timeout_s: Positive = 600.0
 
     def __post_init__(self) -> None:

@@ -90,6 +90,15 @@ def bench(
             "--report", metavar="FOLDER", help="Write report.json, .md and .html there, and report.samples.npz."
         ),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions", metavar="FILE", help="Write what each row says of each image, as a Parquet file."
+        ),
+    ] = None,
+    thumbnails: Annotated[
+        bool, typer.Option(help="Put small copies of images on which rows and baseline differ into the report.")
+    ] = True,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print the right answers of each class too, worst first.")
     ] = False,
@@ -138,13 +147,20 @@ def bench(
         self_check=self_check,
         sustained_s=sustained,
         per_layer=per_layer,
+        thumbnails=thumbnails,
         energy_s=BenchOptions.energy_s if energy else 0.0,
     )
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
     with folder_or_nothing(report):
         found = measure(
-            list(artifacts), data, baseline=baseline, options=options, keep=report, progress=make_progress()
+            list(artifacts),
+            data,
+            baseline=baseline,
+            options=options,
+            keep=report,
+            predictions=predictions,
+            progress=make_progress(),
         )
         page = write_report(found, report) if report is not None else None
     if as_json:

@@ -14,6 +14,7 @@ from vitdeploy.errors import GateError, UsageError
 from vitdeploy.notebook import html_table
 from vitdeploy.records.base import Record
 from vitdeploy.records.census import OperatorCensus
+from vitdeploy.records.differences import Differences
 from vitdeploy.records.error_profile import ErrorProfile
 from vitdeploy.records.layer_profile import LayerProfile
 from vitdeploy.records.manifest import Environment
@@ -240,7 +241,11 @@ class Baseline(Record):
 
 
 class Report(Record):
-    """``report.json``; ``created`` is UTC in ISO 8601, the only clock time in any record."""
+    """``report.json``; ``created`` is UTC in ISO 8601, the only clock time in any record.
+
+    ``differences`` are images on which a row and the baseline predict different classes; None where there is no
+    baseline, or no single class.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
 
@@ -254,6 +259,7 @@ class Report(Record):
     baseline: Baseline
     conditions: Conditions
     rows: tuple[Row, ...]
+    differences: Differences | None = None
     verdict: tuple[str, ...]
 
     def __repr__(self) -> str:

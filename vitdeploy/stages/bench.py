@@ -19,8 +19,9 @@ from vitdeploy.benching.endurance import measure_energy, measure_sustained
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
 from vitdeploy.benching.layers import measure_layers
-from vitdeploy.benching.measuring import Entry, measure_accuracy, measure_processes
+from vitdeploy.benching.measuring import Entry, match_labels_of, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
+from vitdeploy.benching.predictions import find_differences, refuse_unwritable_predictions, write_predictions
 from vitdeploy.benching.samples import SAMPLES, write_samples
 from vitdeploy.benching.seen import note_seen_images
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
@@ -48,6 +49,7 @@ def bench(
     baseline: Artifact | Path | str | None = None,
     options: BenchOptions = BenchOptions(),
     keep: Path | str | None = None,
+    predictions: Path | str | None = None,
     progress: Progress | None = AUTO,
 ) -> Report:
     """Measure artifacts on ``data`` and return the report; one that fails gives a row that says why.
@@ -61,6 +63,7 @@ def bench(
             ``choose_baseline``).
         options: What is measured, and how.
         keep: A folder for ``report.samples.npz``, the duration of every counted call (docs/measuring.md).
+        predictions: A Parquet file with what each row says of each image (extra ``parquet``; docs/measuring.md).
         progress: Where to show that it goes on.
     Raises:
         UsageError: There are no artifacts, options contradict each other, or no data is given and the artifacts state
@@ -68,7 +71,7 @@ def bench(
         ArtifactError: A file is missing, of another kind, or damaged.
         DataError: The data cannot be read, or its labels do not fit a model.
     """
-    request = BenchRequest.open(artifacts, data, baseline=baseline, options=options, keep=keep)
+    request = BenchRequest.open(artifacts, data, baseline=baseline, options=options, keep=keep, predictions=predictions)
     return request.run(shown(progress))
 
 
@@ -77,7 +80,7 @@ class BenchRequest:
     """A bench that is ready to run: artifacts, data and baseline open, labels known to fit.
 
     ``not_built`` are rows of engines that there are none of, with the reason; the verdict knows them. ``keep`` is the
-    folder that gets the single durations.
+    folder that gets the single durations, ``predictions`` the file for those.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -86,6 +89,7 @@ class BenchRequest:
     options: BenchOptions
     not_built: tuple[Row, ...] = ()
     keep: Path | None = None
+    predictions: Path | None = None
 
     @classmethod
     def open(
@@ -97,6 +101,7 @@ class BenchRequest:
         options: BenchOptions = BenchOptions(),
         not_built: Sequence[Row] = (),
         keep: Path | str | None = None,
+        predictions: Path | str | None = None,
     ) -> BenchRequest:
         """Open artifacts, data and baseline; no runtime is loaded.
 
@@ -107,6 +112,8 @@ class BenchRequest:
         opened = _open(several)
         if keep is not None:
             refuse_unwritable_folder(Path(keep), (SAMPLES,))
+        if predictions is not None:
+            refuse_unwritable_predictions(Path(predictions))
         source = training_data_of(opened) if data is None else data
         if keep is not None:
             refuse_output_in_data(Path(keep), source)
@@ -115,8 +122,8 @@ class BenchRequest:
             for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
                 if predicts_a_class(model):
                     match_classes(dataset, model, options)
-        kept = None if keep is None else Path(keep)
-        return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built), kept)
+        kept, listed = (None if path is None else Path(path) for path in (keep, predictions))
+        return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built), kept, listed)
 
     @property
     def parents(self) -> dict[str, str]:
@@ -157,7 +164,11 @@ class BenchRequest:
         with ExitStack() as stack:
             for entry in entries:
                 entry.open(stack, options)
-            measure_accuracy(entries, reference, dataset, options, progress)
+            labels = match_labels_of(entries, dataset, options)
+            measure_accuracy(entries, reference, dataset, labels, options, progress)
+            differences = find_differences(entries, reference, dataset, labels, thumbnails=options.thumbnails)
+            if self.predictions is not None:
+                write_predictions(entries, dataset, labels, self.predictions)
             meters = sensors.of_all_devices()
             with watch_other_load() as load:
                 checks = [
@@ -185,6 +196,7 @@ class BenchRequest:
             baseline=record,
             conditions=conditions,
             rows=rows,
+            differences=differences,
             verdict=(*warnings, *give_verdict(rows, record, conditions)),
         )
 
