@@ -109,7 +109,7 @@ def test_library_of_another_cuda_than_the_drivers_is_named(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("told", ["", "no JSON", '{"Layers": null}', '{"Layers": []}', json.dumps({"Layers": ["a"]})])
 def test_inspector_that_is_not_understood_leaves_a_check_unmade_and_the_engine_written(
-    gpu, model: OnnxModel, engine_path: Path, told
+    gpu, model: OnnxModel, engine_path: Path, told: str
 ) -> None:
     gpu.trt.record.inspector = told
     engine = get_backend("tensorrt").build(model, engine_path, BuildTarget())

@@ -250,7 +250,7 @@ def with_node(node, output_type=TensorProto.FLOAT) -> onnx.ModelProto:
         ),
     ],
 )
-def test_refused_node_is_named_with_its_operator(no_gpu: None, tmp_path: Path, node, message: str) -> None:
+def test_refused_node_is_named_with_its_operator(no_gpu: None, tmp_path: Path, node: Any, message: str) -> None:
     model = write_graph(tmp_path / "model.onnx", with_node(node), golden=False)
     with pytest.raises(BuildError, match=message) as caught:
         get_backend("tensorrt-rtx").build(model, tmp_path / "vit.engine", FOR_89)
@@ -347,7 +347,7 @@ def test_one_logger_serves_every_build_of_a_process() -> None:
 
 @pytest.mark.parametrize("release", [release for release in releases() if release != "10.4"] + ["rtx"])
 def test_tf32_is_off_unless_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel, release
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: OnnxModel, release: str
 ) -> None:
     backend = get_backend("tensorrt-rtx" if release == "rtx" else "tensorrt")
     record = fake_gpu(monkeypatch, release).trt.record

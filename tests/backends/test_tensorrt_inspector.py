@@ -76,7 +76,7 @@ def judged(manifest: Manifest, *layers: dict):
 
 
 @pytest.mark.parametrize("text", [TEN, ELEVEN], ids=["10", "11"])
-def test_both_dialects_give_the_same_counts_of_products(text) -> None:
+def test_both_dialects_give_the_same_counts_of_products(text: str) -> None:
     """``__myl_Norm`` multiplies no matrices, and reads and writes whatever it likes."""
     assert precision_by_layer(read_layers(text)) == {"int8": 1, "fp16": 1, "fp32": 1}
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 from vitdeploy.backends.tensorrt_monitor import BuildState, Messages, clean_message, run_watched
-from vitdeploy.progress import SILENT
+from vitdeploy.progress import SILENT, Task
 
 DRIVER = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at /_src/common/x.cpp:250 "
@@ -110,7 +110,7 @@ def build_until_cancelled(state: BuildState, ended: list[str]):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
-def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error) -> None:
+def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error: type[Exception]) -> None:
     class Failing:
         @contextmanager
         def task(self, description, total=None):
@@ -134,7 +134,7 @@ def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error) ->
 
 def test_progress_that_cannot_even_start_starts_no_build() -> None:
     class Broken:
-        def task(self, description, total=None):
+        def task(self, description: str, total: float | None = None) -> AbstractContextManager[Task]:
             raise OSError("no terminal")
 
         def note(self, text) -> None:

@@ -61,7 +61,7 @@ class TestEngineSessionWithCudaGraph(SessionConformance):
 
 @pytest.mark.parametrize("release", LIBRARIES)
 def test_every_release_builds_checks_and_runs_an_engine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release: str
 ) -> None:
     fakes = fake_gpu(monkeypatch, release)
     model = write_small_vit(tmp_path / "vit.onnx", "fp16")

@@ -39,7 +39,7 @@ def test_unfit_releases_are_refused(
     engine_path: Path,
     version: str,
     capability: str,
-    jetpack,
+    jetpack: str | None,
     message: str,
 ) -> None:
     there = machine(capability, jetpack)
@@ -62,7 +62,7 @@ def test_unfit_releases_are_refused(
         ("10.13.3.9", "11.0", JETPACK_7, "FP16 unreliably on Thor"),
     ],
 )
-def test_doubtful_releases_are_noted(version: str, capability: str, jetpack, message: str) -> None:
+def test_doubtful_releases_are_noted(version: str, capability: str, jetpack: str, message: str) -> None:
     (problem,) = find_problems(version, machine(capability, jetpack))
     assert problem.severity == "warn"
     assert message in problem.text
@@ -80,7 +80,7 @@ def test_doubtful_releases_are_noted(version: str, capability: str, jetpack, mes
         ("10.16.0", None, None),
     ],
 )
-def test_good_releases_have_no_problem(version: str, capability: str | None, jetpack) -> None:
+def test_good_releases_have_no_problem(version: str, capability: str | None, jetpack: str | None) -> None:
     assert find_problems(version, machine(capability, jetpack)) == []
 
 

@@ -151,7 +151,7 @@ NESTS = {
 
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("container", ["zip", "legacy", "protocol 4"])
-def test_nests_and_wrappers_of_training_scripts(nest, container: str, tmp_path: Path) -> None:
+def test_nests_and_wrappers_of_training_scripts(nest: str, container: str, tmp_path: Path) -> None:
     reference = vit()
     each: dict[str, dict[str, Any]] = {
         "zip": {},
@@ -252,7 +252,7 @@ HEAD_SHAPES = {
 
 
 @pytest.mark.parametrize("kind", HEAD_SHAPES)
-def test_heads_as_people_change_them(kind, tmp_path: Path) -> None:
+def test_heads_as_people_change_them(kind: str, tmp_path: Path) -> None:
     reference = vit()
     state = reference.state_dict()
     weight, bias = state.pop("head.weight"), state.pop("head.bias")
@@ -342,7 +342,7 @@ def test_a_tar_of_another_kind_is_named(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     ],
 )
-def test_files_that_are_no_weights_are_named_for_what_they_are(data, message: str, tmp_path: Path) -> None:
+def test_files_that_are_no_weights_are_named_for_what_they_are(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
@@ -406,7 +406,7 @@ def dino(state):
     return {**with_prefix(backbone, "backbone."), **projection}
 
 
-def test_a_backbone_with_a_projection_is_taken_for_its_features(tmp_path):
+def test_a_backbone_with_a_projection_is_taken_for_its_features(tmp_path: Path) -> None:
     reference = vit()
     stored = {
         "teacher": dino(reference.state_dict()),
@@ -433,14 +433,14 @@ def test_a_backbone_with_a_projection_is_taken_for_its_features(tmp_path):
         (["cls_token", "blocks.0.attn.q_bias", "blocks.0.attn.qkv.weight"], "a BEiT, which timm builds"),
     ],
 )
-def test_models_of_no_family_are_named_with_the_way_out(keys, message, tmp_path):
+def test_models_of_no_family_are_named_with_the_way_out(keys: list[str], message: str, tmp_path: Path) -> None:
     torch.save({"model": {key: torch.ones(2, 2) for key in keys}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=f"{message}.*torch.onnx.export, and vd.export"):
         load_foreign(tmp_path / "other.pth", "vit", HEADS)
 
 
 @pytest.mark.parametrize("beside", [("trainer_state.json", "training_args.bin"), ("optimizer.bin", "scheduler.bin")])
-def test_folders_of_trainers_hold_more_than_weights(beside, tmp_path):
+def test_folders_of_trainers_hold_more_than_weights(beside: tuple[str, str], tmp_path: Path) -> None:
     """Of Hugging Face's Trainer and of Accelerate, which has no config.json."""
     reference = vit()
     save_file(reference.state_dict(), tmp_path / "model.safetensors")

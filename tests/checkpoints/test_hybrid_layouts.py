@@ -51,7 +51,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, size: int = 64) -> None:
 
 
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
-def test_timms_weights_load(tmp_path: Path, units, patch: int) -> None:
+def test_timms_weights_load(tmp_path: Path, units: list[int], patch: int) -> None:
     theirs = timms(units, patch)
     torch.save(theirs.state_dict(), tmp_path / "hybrid.pth")
     loaded = load_foreign(tmp_path / "hybrid.pth", "hybrid", SAID)
@@ -111,7 +111,7 @@ def as_google(state: dict[str, torch.Tensor], heads: int = 3) -> dict[str, NDArr
 
 
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
-def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units, patch: int) -> None:
+def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units: list[int], patch: int) -> None:
     path = tmp_path / "R_Ti.npz"
     np.savez(path, **dict[str, Any](as_google(timms(units, patch).state_dict())))
     theirs = timms(units, patch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,9 @@ WRITERS = [value for name, value in list(globals().items()) if name.startswith("
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__[3:])
-def test_checkpoint_loads_unmodified_and_gives_its_reference_s_logits(write, tmp_path: Path) -> None:
+def test_checkpoint_loads_unmodified_and_gives_its_reference_s_logits(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
     reference, path, name, request = write(tmp_path)
     loaded = load_foreign(path, name, request)
     assert_same(loaded.module, reference)
@@ -346,7 +349,7 @@ def test_original_tnt_and_multi_token_patchconvnet_load(tmp_path: Path) -> None:
     ],
 )
 def test_positions_are_resized_once_by_the_rule_of_the_checkpoint_s_own_code(
-    write, rule: dict[str, Any], tmp_path: Path
+    write: Callable[..., Any], rule: dict[str, Any], tmp_path: Path
 ) -> None:
     _, path, name, request = write(tmp_path)
     before = load_foreign(path, name, request).module.pos_embed

@@ -66,7 +66,7 @@ def test_every_golden_file_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_weights_of_a_version_give_its_logits(tmp_path: Path, name) -> None:
+def test_weights_of_a_version_give_its_logits(tmp_path: Path, name: str) -> None:
     path, x, logits = written(tmp_path, name)
     loaded = load(path, **SAID[name])
     assert difference(loaded, x, logits) <= CLOSE

@@ -13,6 +13,7 @@ from torch import nn
 
 from vitdeploy.catalog import list_models
 from vitdeploy.catalog.deit import VARIANTS
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.models import create_model
 
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
@@ -58,7 +59,7 @@ def test_graph_is_small_and_right_at_every_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant) -> None:
+def test_variant_has_the_published_size(variant: Variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         assert sum(p.numel() for p in model.parameters()) == variant.parameters

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitdeploy.catalog import list_models
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.hybrid import SamePool, StandardisedConv
@@ -68,7 +69,7 @@ def pair(
     [((64, 64), [1, 2, 1], 1), ((50, 68), [1, 2, 1], 1), ((50, 86), [1, 1], 1), ((64, 96), [], 8)],
     ids=["square", "odd feature maps", "odd stem", "stem alone"],
 )
-def test_logits_are_those_of_timm(image_size: tuple[int, int], units, patch: int) -> None:
+def test_logits_are_those_of_timm(image_size: tuple[int, int], units: list[int], patch: int) -> None:
     ours, theirs = pair(image_size, units, patch)
     x = torch.randn(2, 3, *image_size)
     assert relative_difference(logits_of(ours, x), logits_of(theirs, x)) <= CLOSE
@@ -136,7 +137,7 @@ def test_training_learns_the_raw_filters() -> None:
 
 
 @pytest.mark.parametrize("variant", list_models("hybrid"), ids=lambda variant: variant.name)
-def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_gmacs(variant) -> None:
+def test_variant_has_timms_parameters_names_and_preprocessing_and_the_published_gmacs(variant: Variant) -> None:
     with torch.device("meta"):
         ours, theirs = create_model(variant.name), timm.create_model(variant.name)
     assert {name: value.shape for name, value in ours.state_dict().items()} == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PvtConfig, PvtForImageClassification, PvtV2Config, PvtV2ForImageClassification
 
 from vitdeploy.catalog.pvt import VARIANTS
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.checkpoints.layouts import pvt as layouts
 from vitdeploy.checkpoints.positions import FAMILY_RULES, resize_positions
 from vitdeploy.models import create_model
@@ -111,14 +112,14 @@ def huggingface_reference(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "v1"])
-def test_v2_equals_timm(name) -> None:
+def test_v2_equals_timm(name: str) -> None:
     reference, state = timm_reference(name)
     x = picture(name)
     assert relative_difference(logits_of(loaded(name, state), x), logits_of(reference, x)) <= CLOSE
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_hugging_face_by_the_names_in_its_files(name) -> None:
+def test_equals_hugging_face_by_the_names_in_its_files(name: str) -> None:
     """Whose every LayerNorm has the eps of its config, also those that the original leaves at 1e-5."""
     reference, state = huggingface_reference(name)
     x = picture(name)
@@ -134,7 +135,9 @@ def test_equals_hugging_face_by_the_names_in_its_files(name) -> None:
         ("v2", huggingface_reference, {"inner_eps": 1e-6}),
     ],
 )
-def test_every_layer_norm_has_the_eps_of_its_reference(name: str, reference, eps: dict[str, Any]) -> None:
+def test_every_layer_norm_has_the_eps_of_its_reference(
+    name: str, reference: Callable[..., Any], eps: dict[str, Any]
+) -> None:
     theirs, state = reference(name)
     ours = loaded(name, state, **eps)
     shrink_norm_inputs(ours)
@@ -148,7 +151,7 @@ def test_every_layer_norm_has_the_eps_of_its_reference(name: str, reference, eps
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_files(name) -> None:
+def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_files(name: str) -> None:
     """Which PyTorch's default gives them: pvt.py and pvt_v2.py set 1e-6 for the blocks' and final norms only."""
     eps = {key: module.eps for key, module in tiny(name).named_modules() if isinstance(module, nn.LayerNorm)}
     inner = {key for key in eps if key.startswith("patch_embed") or key.endswith("attn.norm")}
@@ -157,12 +160,12 @@ def test_norms_after_projections_and_reductions_have_the_eps_of_the_original_fil
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_comparison_notices_every_parameter(name) -> None:
+def test_the_comparison_notices_every_parameter(name: str) -> None:
     assert unnoticed(tiny(name), picture(name)) == set()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant) -> None:
+def test_variant_has_the_published_size(variant: Variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         counted = gmacs(model, 3, variant.preprocess.size)
@@ -209,7 +212,7 @@ OPERATORS["v2"] = [*OPERATORS["v2"], *REDUCED, *REDUCED]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_graph_is_small_right_at_every_batch_and_builds_an_engine(name, tmp_path: Path) -> None:
+def test_graph_is_small_right_at_every_batch_and_builds_an_engine(name: str, tmp_path: Path) -> None:
     two = {key: values[:2] for key, values in SHAPE.items() if key != "num_classes"}
     two |= {"sr_ratios": [2, 1], "patches": [4, 2] if name == "v1" else [7, 3]}
     two |= {} if name == "v1" else {"strides": [4, 2]}

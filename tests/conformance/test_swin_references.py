@@ -25,6 +25,7 @@ from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, S
 
 from vitdeploy.catalog import list_models
 from vitdeploy.catalog.swin import VARIANTS
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.checkpoints.layouts import swin as layouts
 from vitdeploy.models import create_model
 from vitdeploy.models.derived import DerivedConstants
@@ -130,7 +131,7 @@ def huggingface_reference(family: str) -> nn.Module:
 
 @pytest.mark.parametrize("image_size", [(32, 32), (64, 96), (16, 16)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_timm(family, image_size: tuple[int, int]) -> None:
+def test_equals_timm(family: str, image_size: tuple[int, int]) -> None:
     reference = timm_reference(family, image_size)
     ours = loaded(family, layouts.from_timm(arrays(reference)), image_size=image_size)
     x = torch.randn(3, 3, *image_size)
@@ -147,7 +148,7 @@ def test_v2_pretrained_with_another_window_equals_timm() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_torchvision(family) -> None:
+def test_equals_torchvision(family: str) -> None:
     reference = torchvision_reference(family)
     ours = loaded(family, layouts.from_torchvision(arrays(reference)))
     x = torch.randn(3, 3, 32, 32)
@@ -155,7 +156,7 @@ def test_equals_torchvision(family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_hugging_face_by_the_names_in_its_files(family) -> None:
+def test_equals_hugging_face_by_the_names_in_its_files(family: str) -> None:
     reference = huggingface_reference(family)
     ours = loaded(family, layouts.from_huggingface(hugging_face_file(reference)))
     x = torch.randn(3, 3, 32, 32)
@@ -163,7 +164,7 @@ def test_equals_hugging_face_by_the_names_in_its_files(family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_original_files_load_without_the_tensors_that_follow_from_the_shape(family) -> None:
+def test_original_files_load_without_the_tensors_that_follow_from_the_shape(family: str) -> None:
     model = tiny(family)
     rebuilt = {"relative_position_index": 0, "attn_mask": 0, "relative_coords_table": 0}
     names = {f"layers.0.blocks.1.{part}" for part in ("attn_mask", "attn.relative_position_index", "attn.qkv.weight")}
@@ -175,7 +176,7 @@ def test_original_files_load_without_the_tensors_that_follow_from_the_shape(fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("reference", [timm_reference, torchvision_reference, huggingface_reference])
-def test_every_layer_norm_has_the_eps_of_its_reference(family, reference: Callable[[str], nn.Module]) -> None:
+def test_every_layer_norm_has_the_eps_of_its_reference(family: str, reference: Callable[[str], nn.Module]) -> None:
     theirs = reference(family)
     layout = {
         "timm_reference": layouts.from_timm,
@@ -201,7 +202,7 @@ def hugging_face_file(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_comparison_notices_every_parameter(family) -> None:
+def test_the_comparison_notices_every_parameter(family: str) -> None:
     assert unnoticed(tiny(family, absolute_position=True), torch.randn(2, 3, 32, 32)) == set()
 
 
@@ -221,7 +222,7 @@ def test_bias_tables_are_resized_by_the_rules_of_microsoft_and_timm(
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_variant_has_the_published_size(variant) -> None:
+def test_variant_has_the_published_size(variant: Variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         counted = gmacs(model, 3, variant.preprocess.size)
@@ -248,7 +249,7 @@ class Deriving(nn.Module):
 
 
 @pytest.mark.parametrize("name", [f"swin_{size}" for size in ("t", "s", "b", "v2_t", "v2_s", "v2_b")])
-def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(name) -> None:
+def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(name: str) -> None:
     (variant,) = list_models(name)
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     transform = weights.transforms()
@@ -265,7 +266,7 @@ def test_variant_has_as_many_parameters_and_the_preprocessing_as_in_torchvision(
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "patch4" in v.name], ids=lambda variant: variant.name)
-def test_variant_has_the_parameters_of_the_timm_checkpoint_it_names(variant) -> None:
+def test_variant_has_the_parameters_of_the_timm_checkpoint_it_names(variant: Variant) -> None:
     (name,) = {name.removeprefix("timm:").split(".")[0] for name in variant.checkpoints if name.startswith("timm:")}
     with torch.device("meta"):
         reference = timm.create_model(name)
@@ -285,7 +286,7 @@ AROUND += ["Reshape", "LayerNormalization", "MatMul", *["Gather"] * 3, *["Reshap
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graph_is_small_right_at_every_batch_and_builds_an_engine(family, tmp_path: Path) -> None:
+def test_graph_is_small_right_at_every_batch_and_builds_an_engine(family: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = tiny(family, image_size=16, depths=[2, 2], heads=[2, 4])
     operators = exported(model, torch.randn(2, 3, 16, 16), path)

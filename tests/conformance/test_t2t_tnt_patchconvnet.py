@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitdeploy.catalog import list_models
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.models import create_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -124,7 +125,7 @@ def test_layer_norm_eps_is_the_published_one(family: str, eps: float) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_comparison_notices_every_parameter(name) -> None:
+def test_the_comparison_notices_every_parameter(name: str) -> None:
     model = tiny(name)
     x = torch.randn(2, 3, 32, 32)
     expected = set()
@@ -137,7 +138,7 @@ def test_the_comparison_notices_every_parameter(name) -> None:
 @pytest.mark.parametrize(
     "variant", [*list_models("t2t"), *list_models("tnt"), *list_models("patchconvnet")], ids=lambda v: v.name
 )
-def test_variant_has_the_published_size(variant) -> None:
+def test_variant_has_the_published_size(variant: Variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name)
         assert sum(p.numel() for p in model.parameters()) == variant.parameters
@@ -145,7 +146,7 @@ def test_variant_has_the_published_size(variant) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_graph_is_small_and_right_at_every_batch(name, tmp_path: Path) -> None:
+def test_graph_is_small_and_right_at_every_batch(name: str, tmp_path: Path) -> None:
     operators = exported(tiny(name), torch.randn(2, 3, 32, 32), tmp_path / "model.onnx")
     assert len(operators) < 200
 

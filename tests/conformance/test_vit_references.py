@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,13 @@ def with_hugging_face(eps: float = 1e-12) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("make", [with_timm, with_hugging_face])
-def test_logits_are_those_of_the_reference(make) -> None:
+def test_logits_are_those_of_the_reference(make: Callable[..., Any]) -> None:
     ours, reference = make()
     assert_equal(ours, reference, torch.randn(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("make", [with_timm, lambda: with_hugging_face(1e-6)])
-def test_layer_norm_eps_is_that_of_the_reference(make) -> None:
+def test_layer_norm_eps_is_that_of_the_reference(make: Callable[..., Any]) -> None:
     ours, reference = make()
     assert_equal_eps(ours, reference, torch.randn(2, 3, 32, 32), wrong=1e-5)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,23 +32,23 @@ NAMES = ("cat", "dog", "owl")
         {"id2label": {"0": " cat ", "1": "dog", "2": "owl"}},
     ],
 )
-def test_every_shape_gives_the_names_in_order(config):
+def test_every_shape_gives_the_names_in_order(config: dict[str, Any]) -> None:
     assert class_names_of(config, "config.json") == NAMES
 
 
-def test_ten_and_more_classes_are_ordered_by_number():
+def test_ten_and_more_classes_are_ordered_by_number() -> None:
     table = {str(index): f"class {index}" for index in range(12)}
     shuffled = dict(sorted(table.items()))  # "10" before "2"
     assert class_names_of({"id2label": shuffled}, "config.json") == tuple(f"class {index}" for index in range(12))
 
 
-def test_two_classes_may_share_a_name():
+def test_two_classes_may_share_a_name() -> None:
     config = {"id2label": {"0": "crane", "1": "tench", "2": "crane"}, "label2id": {"crane": 2, "tench": 1}}
     assert class_names_of(config, "config.json") == ("crane", "tench", "crane")
 
 
 @pytest.mark.parametrize("config", [{}, {"id2label": {}}, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}])
-def test_placeholders_are_no_names(config):
+def test_placeholders_are_no_names(config: dict[str, Any]) -> None:
     assert class_names_of(config, "config.json") == ()
 
 
@@ -63,7 +65,7 @@ def test_placeholders_are_no_names(config):
         ({"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 1, "dog": 0}}, "label2id of x calls class 1 'cat'"),
     ],
 )
-def test_what_names_no_classes_is_refused(config, message):
+def test_what_names_no_classes_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         class_names_of(config, "x")
 
@@ -79,7 +81,7 @@ def test_what_names_no_classes_is_refused(config, message):
         '{"model_type": "vit", "id2label": {"2": "owl", "1": "dog", "0": "cat"}}',
     ],
 )
-def test_a_file_of_names_has_lines_or_json(tmp_path, text):
+def test_a_file_of_names_has_lines_or_json(tmp_path: Path, text: str) -> None:
     file = tmp_path / "labels"
     file.write_text(text, encoding="utf-8", newline="")
     assert read_class_names(file, 3) == NAMES
@@ -95,7 +97,7 @@ def test_a_file_of_names_has_lines_or_json(tmp_path, text):
         (json.dumps({"id2label": {"0": "LABEL_0"}}), "has 0 class names, the model has 3"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, text, message):
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "labels"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def classes_of(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path):
+def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
     root = classes_of(tmp_path / "photos", {"dog": 2, "cat": 3, "Ant": 1})
     dataset = open_dataset(str(root))
     assert dataset.classes == ("Ant", "cat", "dog")
@@ -46,7 +47,7 @@ def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path):
     assert splits_of(str(root)) == ()
 
 
-def test_class_folders_called_by_numbers_come_in_the_order_of_the_numbers(tmp_path):
+def test_class_folders_called_by_numbers_come_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     root = classes_of(tmp_path / "photos", {"10": 1, "2": 2, "0": 1})
     dataset = open_dataset(str(root))
     assert dataset.classes == ("0", "2", "10")
@@ -56,7 +57,7 @@ def test_class_folders_called_by_numbers_come_in_the_order_of_the_numbers(tmp_pa
         assert dataset.classes[dataset.labels[index]] == dataset.name(index).partition("/")[0]
 
 
-def test_splits_whose_class_names_differ_in_unicode_form_have_the_same_classes(tmp_path):
+def test_splits_whose_class_names_differ_in_unicode_form_have_the_same_classes(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     classes_of(root / "train", {"caf\u00e9": 2, "dog": 2})
     classes_of(root / "val", {"cafe\u0301": 1, "dog": 1})
@@ -67,7 +68,7 @@ def test_splits_whose_class_names_differ_in_unicode_form_have_the_same_classes(t
         assert dataset.image(0).size == (8, 8)
 
 
-def test_nested_files_and_upper_case_endings_count_hidden_and_other_files_do_not(tmp_path):
+def test_nested_files_and_upper_case_endings_count_hidden_and_other_files_do_not(tmp_path: Path) -> None:
     root = tmp_path
     for name in ("cat/a.JPEG", "cat/deep/er/b.Png", "dog/c.jpg", "cat/.hidden.png", ".git/d.png", "__MACOSX/e.png"):
         draw(root / name)
@@ -78,7 +79,7 @@ def test_nested_files_and_upper_case_endings_count_hidden_and_other_files_do_not
     assert [dataset.name(index) for index in range(len(dataset))] == ["cat/a.JPEG", "cat/deep/er/b.Png", "dog/c.jpg"]
 
 
-def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
+def test_links_are_followed_and_a_loop_of_links_ends(tmp_path: Path) -> None:
     store = draw(tmp_path / "store" / "x.png")
     root = classes_of(tmp_path / "photos", {"cat": 1, "dog": 1})
     (root / "cat" / "link.png").symlink_to(store)
@@ -91,7 +92,7 @@ def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(tmp_path, levels):
+def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(tmp_path: Path, levels: int) -> None:
     root = classes_of(tmp_path / "data" / "photos", {"cat": 2, "dog": 3})
     draw(tmp_path / "data" / "elsewhere.png")
     (root / "cat" / "up").symlink_to((root / "cat").parents[levels - 1])
@@ -111,7 +112,7 @@ def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(tmp_path, le
         (("C", "C++", "C#"), []),
     ],
 )
-def test_classes_with_nearly_the_same_name_are_said(tmp_path, names, alike):
+def test_classes_with_nearly_the_same_name_are_said(tmp_path: Path, names: tuple[Any, ...], alike: list[str]) -> None:
     root = classes_of(tmp_path / "photos", dict.fromkeys(names, 1))
     dataset = open_dataset(str(root))
     assert dataset.classes == tuple(sorted(names))
@@ -119,7 +120,7 @@ def test_classes_with_nearly_the_same_name_are_said(tmp_path, names, alike):
     assert dataset.notes == expected
 
 
-def test_folders_within_all_classes_are_said_to_be_no_classes(tmp_path):
+def test_folders_within_all_classes_are_said_to_be_no_classes(tmp_path: Path) -> None:
     for name in ("animals/cat", "animals/dog", "vehicles/bus", "vehicles/car"):
         draw(tmp_path / "photos" / name / "0.png")
     dataset = open_dataset(str(tmp_path / "photos"))
@@ -130,13 +131,13 @@ def test_folders_within_all_classes_are_said_to_be_no_classes(tmp_path):
     )
 
 
-def test_sample_ids_are_the_digests_of_the_files(tmp_path):
+def test_sample_ids_are_the_digests_of_the_files(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 1, "dog": 1})
     expected = tuple(hashlib.sha256((root / name / "0.png").read_bytes()).hexdigest() for name in ("cat", "dog"))
     assert open_dataset(str(root)).sample_ids == expected
 
 
-def test_the_digest_follows_content_not_place(tmp_path):
+def test_the_digest_follows_content_not_place(tmp_path: Path) -> None:
     first = classes_of(tmp_path / "one", {"cat": 2, "dog": 2})
     (tmp_path / "two").mkdir()
     for path in sorted(first.rglob("*.png")):
@@ -149,7 +150,7 @@ def test_the_digest_follows_content_not_place(tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["val", "validation", "Valid"])
-def test_split_folders_are_the_splits(tmp_path, validation):
+def test_split_folders_are_the_splits(tmp_path: Path, validation: str) -> None:
     for folder, count in (("train", 4), (validation, 2), ("test", 3)):
         classes_of(tmp_path / folder, {"cat": count, "dog": count})
     assert splits_of(str(tmp_path)) == ("train", "validation", "test")
@@ -160,7 +161,7 @@ def test_split_folders_are_the_splits(tmp_path, validation):
     assert open_dataset(f"{tmp_path}:test").name(0) == "test/cat/0.png"
 
 
-def test_labels_agree_between_splits_when_a_split_lacks_a_class(tmp_path):
+def test_labels_agree_between_splits_when_a_split_lacks_a_class(tmp_path: Path) -> None:
     classes_of(tmp_path / "train", {"ant": 2, "cat": 2, "dog": 2})
     classes_of(tmp_path / "test", {"dog": 2})
     test = open_dataset(str(tmp_path), split="test")
@@ -168,12 +169,12 @@ def test_labels_agree_between_splits_when_a_split_lacks_a_class(tmp_path):
     assert test.labels.tolist() == [2, 2]
 
 
-def test_a_folder_called_train_beside_a_car_is_a_class(tmp_path):
+def test_a_folder_called_train_beside_a_car_is_a_class(tmp_path: Path) -> None:
     classes_of(tmp_path, {"train": 2, "car": 2})
     assert open_dataset(str(tmp_path)).classes == ("car", "train")
 
 
-def test_a_missing_validation_folder_is_carved_out_of_train(tmp_path):
+def test_a_missing_validation_folder_is_carved_out_of_train(tmp_path: Path) -> None:
     classes_of(tmp_path / "train", {"cat": 10, "dog": 10})
     classes_of(tmp_path / "test", {"cat": 2, "dog": 2})
     train, validation = (open_dataset(str(tmp_path), split=split) for split in ("train", "validation"))
@@ -181,7 +182,7 @@ def test_a_missing_validation_folder_is_carved_out_of_train(tmp_path):
     assert not set(train.sample_ids) & set(validation.sample_ids)
 
 
-def test_a_folder_without_split_folders_is_divided_once_and_for_all(tmp_path):
+def test_a_folder_without_split_folders_is_divided_once_and_for_all(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 20, "dog": 20, "owl": 20})
     parts = {split: open_dataset(str(root), split=split) for split in ("train", "validation", "test")}
     assert {split: np.bincount(present(part.labels)).tolist() for split, part in parts.items()} == {
@@ -194,7 +195,7 @@ def test_a_folder_without_split_folders_is_divided_once_and_for_all(tmp_path):
     assert open_dataset(f"{root}@1", split="test").digest != parts["test"].digest
 
 
-def test_a_flat_folder_is_unlabelled(tmp_path):
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     for index in range(4):
         draw(tmp_path / f"{index}.png")
     (tmp_path / "empty").mkdir()
@@ -204,14 +205,14 @@ def test_a_flat_folder_is_unlabelled(tmp_path):
         require_labels(dataset)
 
 
-def test_a_folder_named_like_a_split_suffix_is_a_folder(tmp_path):
+def test_a_folder_named_like_a_split_suffix_is_a_folder(tmp_path: Path) -> None:
     root = classes_of(tmp_path / "odd:train", {"cat": 1, "dog": 1})
     assert len(open_dataset(str(root))) == 2
     numbered = classes_of(tmp_path / "v@2", {"cat": 1, "dog": 1})
     assert len(open_dataset(str(numbered))) == 2
 
 
-def test_unreadable_images_are_all_named_in_one_line(tmp_path):
+def test_unreadable_images_are_all_named_in_one_line(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 4, "dog": 4})
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
     noise.save(root / "cat" / "1.png")
@@ -227,7 +228,7 @@ def test_unreadable_images_are_all_named_in_one_line(tmp_path):
     assert "\n" not in message
 
 
-def test_pixels_come_in_the_order_of_the_labels(tmp_path):
+def test_pixels_come_in_the_order_of_the_labels(tmp_path: Path) -> None:
     for label, shade in (("a", 10), ("b", 200)):
         for index in range(30):
             (tmp_path / label).mkdir(exist_ok=True)
@@ -289,7 +290,9 @@ def text_only(root: Path) -> None:
         (tiny_class, ":train", r"class 'dog' of '.*' has 2 images, but a division into splits needs at least 3"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, make, suffix, message):
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, make: Callable[..., Any], suffix: str, message: str
+) -> None:
     root = tmp_path / "photos"
     root.mkdir()
     make(root)
@@ -298,20 +301,20 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, make, suf
     assert "\n" not in str(caught.value)
 
 
-def test_one_class_is_refused_where_labels_are_needed(tmp_path):
+def test_one_class_is_refused_where_labels_are_needed(tmp_path: Path) -> None:
     one_class(tmp_path)
     dataset = open_dataset(str(tmp_path))
     with pytest.raises(DataError, match=r"has one class only, 'only', expected at least two class folders"):
         require_labels(dataset)
 
 
-def test_a_name_that_no_file_system_takes_is_refused_in_one_line():
+def test_a_name_that_no_file_system_takes_is_refused_in_one_line() -> None:
     for name in ("x" * 5000, "nul\0byte"):
         with pytest.raises(DataError, match=r"there is no dataset '"):
             open_dataset(name)
 
 
-def test_reading_can_stop_early(tmp_path):
+def test_reading_can_stop_early(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 60, "dog": 60})
     stream: Any = batches(open_dataset(str(root)), SPEC, 4)
     assert next(stream).shape == (4, 3, 6, 6)
@@ -319,7 +322,7 @@ def test_reading_can_stop_early(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitdeploy-images")]
 
 
-def test_batches_cover_every_image_once_and_name_the_first_that_fails(tmp_path):
+def test_batches_cover_every_image_once_and_name_the_first_that_fails(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 30, "dog": 30})
     dataset = open_dataset(str(root))
     streamed = np.concatenate(list(batches(dataset, SPEC, 7)))
@@ -329,7 +332,7 @@ def test_batches_cover_every_image_once_and_name_the_first_that_fails(tmp_path):
         list(batches(open_dataset(str(root)), SPEC, 7))
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     path = draw(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"is a file, expected a folder of images"):
         open_dataset(str(path))

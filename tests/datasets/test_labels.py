@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,18 +22,18 @@ def matched(dataset: DatasetBase, classes, **options) -> list[int]:
     return match_labels(dataset, classes, **options)[::2].tolist()
 
 
-def test_folders_match_by_name_wherever_the_model_has_them():
+def test_folders_match_by_name_wherever_the_model_has_them() -> None:
     assert matched(labelled("cat", "dog"), ("owl", "dog", "cat")) == [2, 1]
     assert match_labels(labelled("cat", "dog"), ("owl", "dog", "cat")).tolist() == [2, 2, 1, 1]
 
 
-def test_case_blanks_hyphens_and_underscores_do_not_matter_but_an_exact_name_wins():
+def test_case_blanks_hyphens_and_underscores_do_not_matter_but_an_exact_name_wins() -> None:
     assert matched(labelled("Polar_Bear", "great-white  shark"), ("great white shark", "polar bear")) == [1, 0]
     assert matched(labelled("Cat", "cat"), ("cat", "Cat")) == [1, 0]
 
 
 @pytest.mark.torch
-def test_the_imagenet_table_has_the_order_and_ids_of_timm_and_the_labels_of_torchvision():
+def test_the_imagenet_table_has_the_order_and_ids_of_timm_and_the_labels_of_torchvision() -> None:
     import timm.data
     from torchvision.models import ViT_B_16_Weights
 
@@ -43,7 +44,7 @@ def test_the_imagenet_table_has_the_order_and_ids_of_timm_and_the_labels_of_torc
 
 
 @pytest.mark.parametrize("form", ["label", "lemmas", "synset", "other words"])
-def test_wordnet_ids_find_imagenet_classes_however_the_model_names_them(form):
+def test_wordnet_ids_find_imagenet_classes_however_the_model_names_them(form: str) -> None:
     names = {
         "label": imagenet_labels(),
         "lemmas": tuple(", ".join(entry.lemmas) for entry in imagenet_classes()),
@@ -55,14 +56,14 @@ def test_wordnet_ids_find_imagenet_classes_however_the_model_names_them(form):
     assert matched(every, names) == list(range(1000))
 
 
-def test_a_model_of_a_few_imagenet_classes_is_found_by_wordnet_id_and_back():
+def test_a_model_of_a_few_imagenet_classes_is_found_by_wordnet_id_and_back() -> None:
     assert matched(labelled("n01440764", "n01443537"), ("goldfish", "tench")) == [1, 0]
     assert matched(labelled("tench", "Carassius auratus"), ("n01443537", "n01440764")) == [1, 0]
     lines = ("n01443537 goldfish, Carassius auratus", "n01440764 tench, Tinca tinca")
     assert matched(labelled("n01440764", "goldfish"), lines) == [1, 0]
 
 
-def test_a_word_of_two_imagenet_classes_is_not_guessed():
+def test_a_word_of_two_imagenet_classes_is_not_guessed() -> None:
     # WordNet's crane is a bird and a machine.
     synsets = tuple(entry.synset for entry in imagenet_classes())
     with pytest.raises(
@@ -72,7 +73,7 @@ def test_a_word_of_two_imagenet_classes_is_not_guessed():
     assert matched(labelled("crane bird", "tench"), synsets) == [134, 0]
 
 
-def test_unmatched_folders_are_listed():
+def test_unmatched_folders_are_listed() -> None:
     with pytest.raises(DataError) as caught:
         match_labels(labelled("cat", "dgo", "owl"), ("cat", "dog", "owl"))
     assert str(caught.value) == (
@@ -82,7 +83,7 @@ def test_unmatched_folders_are_listed():
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("cat", "dog", "owl"), ("Hund", "Katze")])
-def test_order_is_never_advised(classes):
+def test_order_is_never_advised(classes: tuple[Any, ...]) -> None:
     """With folders Hund and Katze for the classes cat and dog it would give a wrong accuracy."""
     with pytest.raises(DataError, match=r"or pass label_map='FILE'$"):
         match_labels(labelled("a", "b"), classes)
@@ -91,7 +92,7 @@ def test_order_is_never_advised(classes):
 @pytest.mark.parametrize(
     ("folder", "name"), [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9"), ("A\u030a", "\u212b")]
 )
-def test_unicode_normal_forms_are_equal(tmp_path, folder, name):
+def test_unicode_normal_forms_are_equal(tmp_path: Path, folder: str, name: str) -> None:
     assert matched(labelled("dog", folder), (name, "dog")) == [1, 0]
     file = tmp_path / "map.csv"
     file.write_text(f"{name},{folder}\ndog,dog\n", encoding="utf-8")
@@ -108,7 +109,9 @@ def test_unicode_normal_forms_are_equal(tmp_path, folder, name):
         (("2", "10"), ("0", "1", "10", "2"), None, [3, 2]),
     ],
 )
-def test_folders_named_by_numbers_are_indices_unless_they_are_names(folders, classes, count, expected):
+def test_folders_named_by_numbers_are_indices_unless_they_are_names(
+    folders: tuple[Any, ...], classes: tuple[Any, ...], count: int | None, expected: list[int]
+) -> None:
     assert matched(labelled(*folders), classes, count=count) == expected
 
 
@@ -122,7 +125,9 @@ def test_folders_named_by_numbers_are_indices_unless_they_are_names(folders, cla
         (range(11), [str(number) for number in range(11)], None, False),
     ],
 )
-def test_numbers_that_may_be_in_the_order_of_words_are_warned_of(folders, classes, count, warns):
+def test_numbers_that_may_be_in_the_order_of_words_are_warned_of(
+    folders: range, classes: tuple[()] | list[str], count: int | None, warns: bool
+) -> None:
     names = [str(number) for number in folders]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -131,7 +136,7 @@ def test_numbers_that_may_be_in_the_order_of_words_are_warned_of(folders, classe
     assert all("ImageFolder has them in the order of words" in str(one.message) for one in said)
 
 
-def test_the_advice_for_numbers_in_the_order_of_words_works():
+def test_the_advice_for_numbers_in_the_order_of_words_works() -> None:
     names = [str(number) for number in range(12)]
     assert matched(labelled(*names), sorted(names)) == [sorted(names).index(name) for name in names]
 
@@ -146,12 +151,14 @@ def test_the_advice_for_numbers_in_the_order_of_words_works():
         (("1", "01"), ("cat", "dog"), None, r"'1', '01'; the model has 2"),
     ],
 )
-def test_numbers_that_are_no_indices_are_refused(folders, classes, count, message):
+def test_numbers_that_are_no_indices_are_refused(
+    folders: tuple[str, str], classes: tuple[Any, ...], count: int | None, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         match_labels(labelled(*folders), classes, count=count)
 
 
-def test_order_and_maps_serve_models_that_name_no_classes(tmp_path):
+def test_order_and_maps_serve_models_that_name_no_classes(tmp_path: Path) -> None:
     assert matched(labelled("a", "b"), (), count=2, by_order=True) == [0, 1]
     file = tmp_path / "map.csv"
     file.write_text("a,1\nb,0\n")
@@ -163,7 +170,7 @@ def test_order_and_maps_serve_models_that_name_no_classes(tmp_path):
         match_labels(labelled("a", "b"), (), count=3, by_order=True)
 
 
-def test_order_is_taken_only_on_demand():
+def test_order_is_taken_only_on_demand() -> None:
     assert matched(labelled("a", "b"), ("cat", "dog"), by_order=True) == [0, 1]
 
 
@@ -178,7 +185,9 @@ def test_order_is_taken_only_on_demand():
         (("a", "b"), ("a", "b"), {"by_order": True, "label_map": Path("x")}, r"leave one of the two out"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(folders, classes, options, message):
+def test_labels_that_do_not_fit_are_refused(
+    folders: tuple[Any, ...], classes: tuple[Any, ...], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message) as caught:
         match_labels(labelled(*folders), classes, **options)
     assert "\n" not in str(caught.value)
@@ -194,7 +203,7 @@ def test_labels_that_do_not_fit_are_refused(folders, classes, options, message):
         "Katze,2\nHund,0\nKater,2",
     ],
 )
-def test_a_label_map_says_what_each_folder_means(tmp_path, text):
+def test_a_label_map_says_what_each_folder_means(tmp_path: Path, text: str) -> None:
     file = tmp_path / "map"
     file.write_bytes(text.encode())
     assert matched(labelled("Hund", "Kater", "Katze"), ("dog", "owl", "cat"), label_map=file) == [0, 2, 2]
@@ -215,7 +224,7 @@ def test_a_label_map_says_what_each_folder_means(tmp_path, text):
         ("", r"it is empty"),
     ],
 )
-def test_a_label_map_that_does_not_fit_is_refused(tmp_path, text, message):
+def test_a_label_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "map.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
@@ -223,6 +232,6 @@ def test_a_label_map_that_does_not_fit_is_refused(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_label_map_is_named(tmp_path):
+def test_a_missing_label_map_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no file '.*map\.json'"):
         match_labels(labelled("a", "b"), ("a", "b"), label_map=tmp_path / "map.json")

@@ -1,13 +1,16 @@
 """A foreign ONNX file gets a manifest, or one line that says what is missing."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
 
-from vitdeploy.artifacts import open_artifact, read_onnx
+from vitdeploy.artifacts import OnnxModel, open_artifact, read_onnx
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError, VitdeployError
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.inspect import inspect
@@ -15,7 +18,7 @@ from vitdeploy.stages.inspect import inspect
 ADOPT = ExportOptions(preprocess="digits")
 
 
-def test_a_foreign_graph_becomes_one_of_ours(tmp_path):
+def test_a_foreign_graph_becomes_one_of_ours(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"digit {n}\n" for n in range(10)))
     source = write_foreign(tmp_path / "foreign.onnx")
@@ -40,7 +43,7 @@ def test_a_foreign_graph_becomes_one_of_ours(tmp_path):
     assert len(model.golden.pixels) == 8
 
 
-def test_a_file_is_not_adopted_in_place_under_any_of_its_names(tmp_path):
+def test_a_file_is_not_adopted_in_place_under_any_of_its_names(tmp_path: Path) -> None:
     source = write_foreign(tmp_path / "foreign.onnx")
     before = source.read_bytes()
     (tmp_path / "symbolic.onnx").symlink_to(source)
@@ -51,7 +54,7 @@ def test_a_file_is_not_adopted_in_place_under_any_of_its_names(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_weights_beside_a_foreign_file_come_along(tmp_path):
+def test_weights_beside_a_foreign_file_come_along(tmp_path: Path) -> None:
     """A file with external data is adopted whole; inspect counts its data."""
     source = write_foreign(tmp_path / "foreign.onnx")
     ir.save(ir.load(source), source, external_data="foreign.data")
@@ -64,7 +67,7 @@ def test_weights_beside_a_foreign_file_come_along(tmp_path):
         export(source, tmp_path / "again.onnx", options=ADOPT)
 
 
-def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path, tiny_onnx):
+def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()
     bias = model.graph.initializers["head.bias"]
     bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name="head.bias")
@@ -81,7 +84,7 @@ def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path, tiny_onnx):
     assert "blocks.0.attn.qkv/MatMul" in names
 
 
-def test_the_key_follows_content_not_paths(tmp_path):
+def test_the_key_follows_content_not_paths(tmp_path: Path) -> None:
     first = export(write_foreign(tmp_path / "a" / "one.onnx"), tmp_path / "one.out.onnx", options=ADOPT)
     second = export(write_foreign(tmp_path / "b" / "two.onnx"), tmp_path / "two.out.onnx", options=ADOPT)
     other = export(first.path, tmp_path / "c.onnx", options=ExportOptions(preprocess="digits", opset=17))
@@ -89,7 +92,7 @@ def test_the_key_follows_content_not_paths(tmp_path):
     assert first.digest == second.digest
 
 
-def test_a_fixed_batch_is_kept_and_noted(tmp_path):
+def test_a_fixed_batch_is_kept_and_noted(tmp_path: Path) -> None:
     source = write_foreign(tmp_path / "fixed.onnx", FOREIGN.replace("[N,", "[3,").replace("-1, 64", "3, 64"))
     model = export(source, tmp_path / "x.onnx", options=ADOPT)
     assert [check.name for check in model.manifest.checks] == ["logits against fixed.onnx as it was, batch 3"]
@@ -121,7 +124,7 @@ IMAGE, SCORES = "float[N, 1, 8, 8] pixel_values", "float[N, 10] scores"
         ),
     ],
 )
-def test_what_is_no_image_classifier_is_refused(tmp_path, old, new, message):
+def test_what_is_no_image_classifier_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     source = write_foreign(tmp_path / "foreign.onnx", FOREIGN.replace(old, new))
     with pytest.raises(GraphError, match=message) as caught:
         export(source, tmp_path / "x.onnx", options=ADOPT)
@@ -140,7 +143,9 @@ def test_what_is_no_image_classifier_is_refused(tmp_path, old, new, message):
         (ExportOptions(preprocess="digits", opset=21), UsageError, "opset 21 is not offered"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
+def test_options_that_do_not_fit_are_refused(
+    tmp_path: Path, options: ExportOptions, error: type[Exception], message: str
+) -> None:
     source = write_foreign(tmp_path / "foreign.onnx")
     with pytest.raises(error, match=message):
         export(source, tmp_path / "x.onnx", options=options)
@@ -155,7 +160,9 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
         (None, ArtifactError, "there is no file"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tmp_path, content, error, message):
+def test_labels_that_do_not_fit_are_refused(
+    tmp_path: Path, content: str | bytes | None, error: type[Exception], message: str
+) -> None:
     labels = tmp_path / "labels.txt"
     if content is not None:
         labels.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -164,7 +171,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, content, error, message):
         export(source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", labels=labels))
 
 
-def test_a_model_of_ours_needs_no_adoption(tmp_path, tiny_onnx):
+def test_a_model_of_ours_needs_no_adoption(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     with pytest.raises(UsageError, match="is a model of vitdeploy already: quantize, build or bench it as it is"):
         export(tiny_onnx.path, tmp_path / "x.onnx")
 
@@ -173,7 +180,7 @@ def test_a_model_of_ours_needs_no_adoption(tmp_path, tiny_onnx):
     ("content", "message"),
     [(b"", "is not an ONNX model"), (b"no protobuf at all", "not an ONNX"), (json.dumps({}).encode(), "not an ONNX")],
 )
-def test_a_file_that_is_no_onnx_is_refused(tmp_path, content, message):
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=message):
@@ -182,7 +189,7 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path, content, message):
         export(tmp_path / "missing.onnx", tmp_path / "y.onnx", options=ADOPT)
 
 
-def test_a_graph_that_onnxruntime_refuses_is_refused(tmp_path):
+def test_a_graph_that_onnxruntime_refuses_is_refused(tmp_path: Path) -> None:
     from vitdeploy.errors import BackendError
 
     source = write_foreign(

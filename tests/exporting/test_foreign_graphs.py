@@ -94,7 +94,7 @@ FLAT = "f = Reshape(pixel_values, flat)"
     ids=["plain", "symbolic", "classes", "nhwc", "symbolic nhwc", "fp16", "double nhwc"],
 )  # fmt: skip
 def test_inputs_that_a_transpose_or_a_cast_explains_are_taken(
-    tmp_path: Path, photo, changes, feed: Callable[..., Any]
+    tmp_path: Path, photo, changes: list[tuple[str, str]], feed: Callable[..., Any]
 ) -> None:
     source = foreign(tmp_path, *changes)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
@@ -142,7 +142,9 @@ def test_bytes_that_are_quantized_values_get_a_cast(tmp_path: Path, photo) -> No
     ],
     ids=["1x1", "row", "fp16"],
 )  # fmt: skip
-def test_outputs_that_a_flattening_or_a_cast_explains_are_taken(tmp_path: Path, photo, changes, note: str) -> None:
+def test_outputs_that_a_flattening_or_a_cast_explains_are_taken(
+    tmp_path: Path, photo, changes: list[tuple[str, str]], note: str
+) -> None:
     source = foreign(tmp_path, *changes)
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
     expected = softmax(run(source, normalized()).reshape(-1))
@@ -187,7 +189,9 @@ def test_an_output_called_logits_is_meant(tmp_path: Path) -> None:
     ],
     ids=["argmax", "tokens", "inputs", "int8"],
 )  # fmt: skip
-def test_what_nothing_explains_is_refused_with_the_reason(tmp_path: Path, changes, message: str) -> None:
+def test_what_nothing_explains_is_refused_with_the_reason(
+    tmp_path: Path, changes: list[tuple[str, str]], message: str
+) -> None:
     with pytest.raises(GraphError, match=message) as caught:
         export(foreign(tmp_path, *changes), tmp_path / "x.onnx", options=ADOPT)
     assert "\n" not in str(caught.value)
@@ -281,7 +285,9 @@ def quantized_statically(form):
     ids=["dynamic", "QDQ", "QOperator"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_graphs_that_onnxruntime_quantized_pass_and_are_recorded_as_int8(tmp_path: Path, photo, quantize) -> None:
+def test_graphs_that_onnxruntime_quantized_pass_and_are_recorded_as_int8(
+    tmp_path: Path, photo, quantize: Callable[..., Any]
+) -> None:
     """Scales of dynamically quantized graphs depend on the batch, so before and after are compared at the same."""
     source = tmp_path / "int8.onnx"
     product = ("t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t)", "y = Gemm <transB = 1> (q, w)")
@@ -343,7 +349,7 @@ ONE = [(SCORES, "float[N, 1] scores"), ("scores = Add(b, y)", "z0 = Add(b, y) sc
     ids=["logit", "sigmoid", "vector", "number"],
 )
 def test_one_output_is_the_second_of_two_classes_or_a_number(
-    tmp_path: Path, photo, changes, options: dict[str, Any], task: str
+    tmp_path: Path, photo, changes: list[tuple[str, str]], options: dict[str, Any], task: str
 ) -> None:
     source = foreign(tmp_path, *ONE, *changes)
     model = export(source, tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", **options))
@@ -377,7 +383,9 @@ def test_names_of_two_classes_belong_to_one_output(tmp_path: Path, photo) -> Non
         ("single-label", ONE, "task='single-label' needs several outputs"),
     ],
 )
-def test_a_task_that_does_not_fit_is_refused(tmp_path: Path, task: Task, changes, message: str) -> None:
+def test_a_task_that_does_not_fit_is_refused(
+    tmp_path: Path, task: Task, changes: list[tuple[str, str]], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         export(foreign(tmp_path, *changes), tmp_path / "x.onnx", options=ExportOptions(preprocess="digits", task=task))
 
@@ -399,7 +407,7 @@ PROCESSOR = {"size": {"height": 8, "width": 8}, "resample": 2, "image_mean": [0.
 )
 @pytest.mark.parametrize("folder", [".", "onnx"])
 def test_the_configuration_beside_the_file_counts(
-    tmp_path: Path, photo, config: dict[str, Any], task: str, names, folder: str
+    tmp_path: Path, photo, config: dict[str, Any], task: str, names: tuple[Any, ...], folder: str
 ) -> None:
     """As optimum writes a model.onnx, and as the hub has it below the folder of the model."""
     source = foreign(tmp_path)

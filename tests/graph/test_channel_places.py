@@ -175,7 +175,7 @@ def case_of(name):
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_a_factor_leaves_every_output_and_every_node(case) -> None:
+def test_a_factor_leaves_every_output_and_every_node(case: str) -> None:
     model = case_of(case)
     before, nodes = [run(model, batch) for batch in (1, 2, 3)], [node.op_type for node in model.graph]
     group, places = places_of(model)
@@ -188,7 +188,7 @@ def test_a_factor_leaves_every_output_and_every_node(case) -> None:
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_the_activation_is_what_was_meant(case) -> None:
+def test_the_activation_is_what_was_meant(case: str) -> None:
     model = case_of(case)
     group, places = places_of(model)
     axis = channel_axis(group, shapes_at_batch(model, 2))
@@ -210,7 +210,7 @@ def observed(model: ir.Model, name):
 
 
 @pytest.mark.parametrize("case", SCALED)
-def test_a_shift_goes_where_constants_add_up_and_nowhere_else(case) -> None:
+def test_a_shift_goes_where_constants_add_up_and_nowhere_else(case: str) -> None:
     model = case_of(case)
     _, places = places_of(model, "shift")
     assert (places is not None) == (case in SHIFTED)
@@ -233,7 +233,7 @@ BIASED = {
 
 
 @pytest.mark.parametrize("case", BIASED)
-def test_a_shift_and_its_image_in_the_bias_cancel(case) -> None:
+def test_a_shift_and_its_image_in_the_bias_cancel(case: str) -> None:
     model = graph(BIASED[case])
     before, nodes = run(model, 2), [node.op_type for node in model.graph]
     group, places = places_of(model, "shift")
@@ -290,7 +290,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_where_outputs_would_change(case) -> None:
+def test_it_is_refused_where_outputs_would_change(case: str) -> None:
     model = graph(*REFUSED[case], half_width=np.array([16]))
     before = ir.to_proto(model).SerializeToString()
     group = next(found for found in find_linear_groups(model) if found.linears[0].weight.name == "w"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -250,7 +250,7 @@ def test_a_constant_that_leaves_the_range_upwards_is_no_mask() -> None:
         ("Max", np.float32(1e-12), True),
     ],
 )
-def test_constants_too_small_for_fp16_keep_their_reader_in_fp32(op: str, constant, stays: bool) -> None:
+def test_constants_too_small_for_fp16_keep_their_reader_in_fp32(op: str, constant: Any, stays: bool) -> None:
     text = f"[r] a = Relu(input) [n] b = {op}(a, k) [s] logits = Softmax(b)"
     islands = convert(parse(text, k=constant))
     assert set(islands) == ({"n"} if stays else set())
@@ -377,7 +377,7 @@ def test_a_custom_operator_runs_in_fp32() -> None:
 @pytest.mark.parametrize(
     "make", [block, performer, lambda: qdq(20, [0.01, 0.01, 0.01])], ids=["block", "performer", "qdq"]
 )
-def test_tensorrt_rtx_parses_and_builds_the_result(make) -> None:
+def test_tensorrt_rtx_parses_and_builds_the_result(make: Callable[..., Any]) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX exists for x86-64 only")
     model = make()
     convert(model)

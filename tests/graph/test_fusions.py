@@ -37,7 +37,7 @@ def norm_constants(text, **replaced: Any):
 @pytest.mark.parametrize("square", [POW, MUL])
 @pytest.mark.parametrize("quotient", [DIV, RECIPROCAL])
 @pytest.mark.parametrize("affine", [AFFINE, "g = Mul(n, gamma) logits = Relu(g)"])
-def test_layer_norm_in_pieces_becomes_one_node(square, quotient, affine) -> None:
+def test_layer_norm_in_pieces_becomes_one_node(square: str, quotient: str, affine: str) -> None:
     text = NORM.format(square=square) + quotient + affine
     model = parse(text, **norm_constants(text))
     expected = run(model, input=X)[0]
@@ -60,7 +60,7 @@ def test_layer_norm_in_pieces_becomes_one_node(square, quotient, affine) -> None
     ],
     ids=["another axis", "a cube", "gamma over rows", "the root is read elsewhere", "no gamma"],
 )
-def test_what_is_no_layer_norm_over_the_last_axis_stays(text, replaced: dict[str, Any]) -> None:
+def test_what_is_no_layer_norm_over_the_last_axis_stays(text: str, replaced: dict[str, Any]) -> None:
     model = parse(text, **norm_constants(text, **replaced))
     before = ops(model)
     assert not FuseLayerNorm()(model).modified
@@ -84,7 +84,7 @@ def numbers(text, **replaced: Any):
 
 
 @pytest.mark.parametrize("text", GELUS.values(), ids=GELUS)
-def test_gelu_in_pieces_becomes_one_node(text) -> None:
+def test_gelu_in_pieces_becomes_one_node(text: str) -> None:
     model = parse(text, **numbers(text))
     expected = run(model, input=X)[0]
     assert FuseGelu()(model).modified

@@ -61,7 +61,7 @@ def kernels(model: ir.Model, tmp_path: Path):
 
 @pytest.mark.parametrize("batch", ["B", 4])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_the_product_is_computed_in_integers_and_no_value_changes(tmp_path: Path, name, batch: int | str) -> None:
+def test_the_product_is_computed_in_integers_and_no_value_changes(tmp_path: Path, name: str, batch: int | str) -> None:
     model, before = graph(name, batch), graph(name, batch)
     assert KeepIntegerMatMuls()(model).modified
     check(model)

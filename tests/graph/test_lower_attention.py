@@ -41,7 +41,7 @@ def both(text: str, shapes: Mapping[str, tuple[int, ...]], opset: int = 23, dtyp
         ("y = Attention (x, k, v, mask)", {"mask": np.tril(np.ones((5, 5), bool))}),
     ],
 )
-def test_attention_of_four_dimensions(body, constants):
+def test_attention_of_four_dimensions(body: str, constants: dict[str, Any]) -> None:
     shapes = {"x": (3, 2, 5, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 6)}
     before, after, found = both(f"{FOUR}{{ {body} }}", shapes, **constants)
     np.testing.assert_allclose(after, before, atol=1e-6)
@@ -50,7 +50,7 @@ def test_attention_of_four_dimensions(body, constants):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("more", ["", ", scale = 0.3"])
-def test_attention_of_three_dimensions_is_split_into_heads(batch, more):
+def test_attention_of_three_dimensions_is_split_into_heads(batch: int, more: str) -> None:
     body = f"y = Attention <q_num_heads = 2, kv_num_heads = 2{more}> (x, k, v)"
     shapes = {"x": (batch, 5, 16), "k": (batch, 5, 16), "v": (batch, 5, 12)}
     before, after, _ = both(f"{THREE}{{ {body} }}", shapes)
@@ -81,13 +81,13 @@ def test_attention_of_three_dimensions_is_split_into_heads(batch, more):
         ),
     ],
 )
-def test_what_an_encoder_does_not_have_is_refused_by_name_with_the_way_out(text, message):
+def test_what_an_encoder_does_not_have_is_refused_by_name_with_the_way_out(text: str, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         LowerAttention()(parse(text, opset=23))
 
 
 @pytest.mark.parametrize("attributes", ["", "<epsilon = 0.1>", "<axis = 1>"])
-def test_rms_normalization(attributes):
+def test_rms_normalization(attributes: str) -> None:
     scale = np.random.default_rng(1).standard_normal((5, 8) if "axis" in attributes else 8).astype(np.float32)
     text = f"g (float[N, 5, 8] x) => (float[N, 5, 8] y) {{ y = RMSNormalization {attributes} (x, s) }}"
     before, after, found = both(text, {"x": (3, 5, 8)}, s=scale)
@@ -95,7 +95,7 @@ def test_rms_normalization(attributes):
     assert "RMSNormalization" not in found
 
 
-def test_rms_normalization_of_fp16_squares_in_float32():
+def test_rms_normalization_of_fp16_squares_in_float32() -> None:
     """300² is more than FP16 holds."""
     text = "g (float16[N, 8] x) => (float16[N, 8] y) { y = RMSNormalization (x, s) }"
     model = parse(text, opset=23, s=np.ones(8, np.float16))
@@ -106,7 +106,7 @@ def test_rms_normalization_of_fp16_squares_in_float32():
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.702])
-def test_swish(alpha):
+def test_swish(alpha: float) -> None:
     text = f"g (float[N, 8] x) => (float[N, 8] y) {{ y = Swish <alpha = {alpha}> (x) }}"
     model = parse(text, opset=24)
     LowerAttention()(model)
@@ -115,7 +115,7 @@ def test_swish(alpha):
     np.testing.assert_allclose(run(model, x=x)[0], x / (1 + np.exp(-alpha * x)), rtol=1e-4)
 
 
-def test_names_follow_the_node_that_was_replaced():
+def test_names_follow_the_node_that_was_replaced() -> None:
     model = parse("g (float[N, 2, 5, 8] x) => (float[N, 2, 5, 8] y) { [att] y = Attention (x, x, x) }", opset=23)
     LowerAttention()(model)
     assert all(node.name.startswith("att/") for node in model.graph)

@@ -48,7 +48,7 @@ def pvt(family: str, **changes: object) -> nn.Module:
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), BAD)
-def test_impossible_values_are_refused_by_name(family, changes, message) -> None:
+def test_impossible_values_are_refused_by_name(family: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         pvt(family, **changes)
 
@@ -60,7 +60,7 @@ def test_overlapping_patches_leave_a_token_of_any_image() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_image_of_another_size_is_refused(family) -> None:
+def test_image_of_another_size_is_refused(family: str) -> None:
     with pytest.raises(ModelError, match="takes images of 8×8, got 16×16"):
         pvt(family)(torch.randn(1, 1, 16, 16))
 
@@ -126,20 +126,20 @@ def test_model_built_without_memory_takes_weights_by_assignment(family: str, cha
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_state_holds_parameters_only(family) -> None:
+def test_state_holds_parameters_only(family: str) -> None:
     model = pvt(family)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drop_path_grows_from_nothing_to_its_rate(family) -> None:
+def test_drop_path_grows_from_nothing_to_its_rate(family: str) -> None:
     model = pvt(family, drop_path=0.2)
     rates = [block.drop_path.rate for stage in (model.block1, model.block2) for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_are_ordered_for_fine_tuning(family) -> None:
+def test_layers_are_ordered_for_fine_tuning(family: str) -> None:
     model = pvt(family)
     layer = group_parameters(model, model.group_matcher(), reverse=True)
     assert layer["patch_embed1.proj.weight"] == 0

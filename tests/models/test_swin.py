@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_reorder_goes_from_any_order_to_any_other_and_back() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("changes", "message"), EXPECTED_BAD)
-def test_impossible_values_are_refused_by_name(family, changes, message) -> None:
+def test_impossible_values_are_refused_by_name(family: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         swin(family, **changes)
 
@@ -112,13 +113,13 @@ def test_pretrained_windows_need_one_entry_per_stage() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_image_of_another_size_is_refused(family) -> None:
+def test_image_of_another_size_is_refused(family: str) -> None:
     with pytest.raises(ModelError, match="takes images of 8×8, got 16×16"):
         swin(family)(torch.randn(1, 1, 16, 16))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_follow_the_arguments(family) -> None:
+def test_shapes_follow_the_arguments(family: str) -> None:
     model = swin(family, image_size=[8, 16], channels=3, qkv_bias=False, absolute_position=True, init="xavier")
     assert model(torch.randn(3, 3, 8, 16)).shape == (3, 10)
 
@@ -129,14 +130,14 @@ def test_one_token_in_the_last_stage_is_a_window() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_learns(family) -> None:
+def test_every_parameter_learns(family: str) -> None:
     model = scattered(swin(family, absolute_position=True)).train()
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_evaluation_sees_weights_however_they_were_changed(family) -> None:
+def test_evaluation_sees_weights_however_they_were_changed(family: str) -> None:
     model = scattered(swin(family)).eval()
     other = scattered(swin(family)).eval()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -159,7 +160,7 @@ def stale(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family) -> None:
+def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family: str) -> None:
     model = scattered(swin(family))
     assert model.eval() is model
     assert stale(model) == []
@@ -174,7 +175,7 @@ def test_constants_follow_eval_load_and_cast_and_are_gone_in_training(family) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_export_takes_constants_and_not_parameters(family) -> None:
+def test_export_takes_constants_and_not_parameters(family: str) -> None:
     model = scattered(swin(family)).eval()
     program = torch.export.export(model, (torch.randn(2, 1, 8, 8),))
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
@@ -185,7 +186,7 @@ def test_export_takes_constants_and_not_parameters(family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_built_without_memory_takes_weights_by_assignment(family) -> None:
+def test_model_built_without_memory_takes_weights_by_assignment(family: str) -> None:
     expected = scattered(swin(family)).eval()
     with torch.device("meta"):
         model = create_model(family, **DIGITS).eval()
@@ -196,7 +197,7 @@ def test_model_built_without_memory_takes_weights_by_assignment(family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_state_holds_parameters_only(family) -> None:
+def test_state_holds_parameters_only(family: str) -> None:
     model = swin(family, absolute_position=True)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
@@ -208,13 +209,13 @@ def test_v2_starts_as_the_identity_between_mergings() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drop_path_grows_from_nothing_to_its_rate(family) -> None:
+def test_drop_path_grows_from_nothing_to_its_rate(family: str) -> None:
     rates = [block.drop_path.rate for stage in swin(family, drop_path=0.3).layers for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_are_ordered_for_fine_tuning(family) -> None:
+def test_layers_are_ordered_for_fine_tuning(family: str) -> None:
     model = swin(family, absolute_position=True)
     layer = group_parameters(model, model.group_matcher(), reverse=True)
     assert {layer["patch_embed.proj.weight"], layer["absolute_pos_embed"]} == {0}

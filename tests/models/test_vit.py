@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitdeploy.catalog import list_models
+from vitdeploy.catalog.variant import Variant
 from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.vit import VisionTransformer
@@ -41,7 +42,7 @@ SCALED_BLOCK = [*BLOCK[:18], "Mul", *BLOCK[18:-1], "Mul", "Add"]
 
 
 @pytest.mark.parametrize("variant", list_models("vit"), ids=lambda variant: variant.name)
-def test_variant_has_the_published_parameters_and_gmacs(variant) -> None:
+def test_variant_has_the_published_parameters_and_gmacs(variant: Variant) -> None:
     with torch.device("meta"):
         model = create_model(variant.name).eval()
         image = torch.empty(1, 3, *variant.preprocess.size)
@@ -82,7 +83,7 @@ CONFORMANCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CONFORMANCE)
-def test_timm_gives_the_same_logits_from_the_same_keys(case) -> None:
+def test_timm_gives_the_same_logits_from_the_same_keys(case: str) -> None:
     ours, theirs = CONFORMANCE[case]
     model = redraw(VisionTransformer(**{**TINY, **ours})).eval()
     shared = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
@@ -204,7 +205,7 @@ def export(model: nn.Module) -> torch.onnx.ONNXProgram:
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # inside torch.export, for every model
 def test_the_graph_has_only_the_nodes_of_the_mathematics_at_any_batch(
-    arguments: dict[str, Any], head, block, tmp_path: Path
+    arguments: dict[str, Any], head: list[str], block: list[str], tmp_path: Path
 ) -> None:
     model = redraw(VisionTransformer(**TINY, **arguments)).eval()
     program = export(model)

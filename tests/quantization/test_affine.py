@@ -137,7 +137,7 @@ def test_denormal_range_still_gives_a_normal_scale() -> None:
         (2.0, 1.0, r"range is \(2.0, 1.0\)"),
     ],
 )
-def test_unusable_range_is_refused_by_channel(lo, hi, text: str) -> None:
+def test_unusable_range_is_refused_by_channel(lo: list[float] | float, hi: list[float] | float, text: str) -> None:
     with pytest.raises(CalibrationError, match=text):
         symmetric_scale(lo, hi)
 

@@ -90,7 +90,7 @@ def measured(linear, rows, treatment, form):
 
 @pytest.mark.parametrize("cpu", [False, True])
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=str)
-def test_it_is_the_measured_error_nearly(treatment, cpu: bool) -> None:
+def test_it_is_the_measured_error_nearly(treatment: Treatment, cpu: bool) -> None:
     rows, form = outliers(), Format("float32", cpu=cpu)
     found = group(WEIGHT)
     expected = LayerError(found, seen(rows), form).of(treatment)

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from vitdeploy.errors import CalibrationError
 from vitdeploy.quantization.affine import dequantize_affine, quantize_affine, scale_of
-from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, TensorObserver
+from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, RangeMethod, TensorObserver
 
 streams = st.lists(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(3)), elements=st.floats(-1e6, 1e6, width=32)),
@@ -195,7 +195,7 @@ def test_no_method_clips_above_the_largest_value_or_at_zero(stream, method) -> N
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_power_of_two_scales_the_clip(method, scale: float) -> None:
+def test_a_power_of_two_scales_the_clip(method: RangeMethod, scale: float) -> None:
     x = np.random.default_rng(3).standard_t(3, 20_000).astype(np.float32)
     factor = 2.0 ** round(np.log2(scale))
     assert observed([x * factor]).clip(method) == pytest.approx(observed([x]).clip(method) * factor, rel=1e-6)
@@ -213,7 +213,7 @@ def test_denormal_values_do_not_break_the_histogram() -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(np.nan, "has NaN"), (np.inf, "has an infinite"), (-np.inf, "infinite")])
-def test_unusable_values_are_refused_by_tensor_name(value, text: str) -> None:
+def test_unusable_values_are_refused_by_tensor_name(value: float, text: str) -> None:
     observer = TensorObserver("blocks.0.attn/Reshape_out")
     with pytest.raises(CalibrationError, match=f"'blocks.0.attn/Reshape_out' {text}" if "has" in text else text):
         observer.update(np.array([[1.0, value]], np.float32))

@@ -99,7 +99,7 @@ PLANTED = {"LayerNorm": norm_outliers, "GELU": gelu_outliers, "values": value_ou
 
 
 @pytest.mark.parametrize("where", PLANTED)
-def test_outliers_are_folded_away_without_a_node(plain, where) -> None:
+def test_outliers_are_folded_away_without_a_node(plain, where: str) -> None:
     """The graph with outliers computes the same function; a range for all channels together collapses."""
     model = PLANTED[where](plain.clone())
     np.testing.assert_allclose(run(model, digits("test")[0]), run(plain, digits("test")[0]), rtol=1e-2, atol=1e-2)

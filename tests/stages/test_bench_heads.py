@@ -45,7 +45,9 @@ def adopted(tmp_path: Path, text, **options: Any):
 
 @pytest.mark.parametrize("text", [BRIGHT, SIGMOID])
 @pytest.mark.parametrize(("names", "top1"), [("dark\nbright\n", 0.9), ("bright\ndark\n", 0.1), ("bright\n", None)])
-def test_one_output_has_a_top1_of_two_classes(tmp_path: Path, photos, text, names: str, top1: float | None) -> None:
+def test_one_output_has_a_top1_of_two_classes(
+    tmp_path: Path, photos, text: str, names: str, top1: float | None
+) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text(names)
     model = adopted(tmp_path, text, labels=labels)
@@ -73,7 +75,7 @@ def test_a_label_map_serves_a_model_that_does_not_name_its_two_classes(tmp_path:
     ],
 )
 def test_what_chooses_no_class_has_speed_and_fidelity_and_says_so(
-    tmp_path: Path, photos, text, task: str, note: str
+    tmp_path: Path, photos, text: str, task: str, note: str
 ) -> None:
     model = adopted(tmp_path, text, task=task)
     report = bench([model], f"{photos}:all", options=QUICK)

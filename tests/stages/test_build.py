@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ FOR_89 = BuildTarget(compute_capabilities=("8.9",))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory):
     return write_small_vit(tmp_path_factory.mktemp("model") / "vit.onnx", "fp16")
 
 
@@ -33,12 +34,12 @@ def key_of(model, backend=None, target=BuildTarget()) -> str:
 
 
 @pytest.fixture
-def no_gpu(monkeypatch):
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch, machine(None), tensorrt_rtx=get_backend("tensorrt-rtx").version())
 
 
 @needs_rtx
-def test_build_takes_rtx_where_tensorrt_is_not_installed_and_says_so(no_gpu, tmp_path, model):
+def test_build_takes_rtx_where_tensorrt_is_not_installed_and_says_so(no_gpu, tmp_path: Path, model) -> None:
     notes = Notes()
     engine = build(model.path, tmp_path / "vit.engine", target=FOR_89, progress=notes)
     assert engine.manifest.build is not None
@@ -51,14 +52,14 @@ def test_build_takes_rtx_where_tensorrt_is_not_installed_and_says_so(no_gpu, tmp
 
 
 @needs_rtx
-def test_key_of_the_engine_is_the_one_that_freshness_asks_for(no_gpu, tmp_path, model):
+def test_key_of_the_engine_is_the_one_that_freshness_asks_for(no_gpu, tmp_path: Path, model) -> None:
     engine = build(str(model.path), str(tmp_path / "vit.engine"), target=FOR_89)
     assert engine.manifest.key == key_of(model, target=FOR_89)
     assert engine.manifest.key == key_of(model, "tensorrt-rtx", FOR_89)
     assert engine.manifest.key != key_of(model)
 
 
-def test_freshness_loads_no_tensorrt(monkeypatch, model):
+def test_freshness_loads_no_tensorrt(monkeypatch: pytest.MonkeyPatch, model) -> None:
     be(monkeypatch, machine(None), tensorrt_rtx="1.7.1.116")
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -67,7 +68,7 @@ def test_freshness_loads_no_tensorrt(monkeypatch, model):
     assert key_of(model, "tensorrt-rtx") != key
 
 
-def test_engine_is_stale_on_another_gpu_unless_gpus_are_named(monkeypatch, model):
+def test_engine_is_stale_on_another_gpu_unless_gpus_are_named(monkeypatch: pytest.MonkeyPatch, model) -> None:
     def keys(capability):
         be(monkeypatch, machine(capability), tensorrt_rtx="1.7.1.116")
         return key_of(model, "tensorrt-rtx"), key_of(model, "tensorrt-rtx", FOR_89)
@@ -78,7 +79,9 @@ def test_engine_is_stale_on_another_gpu_unless_gpus_are_named(monkeypatch, model
     assert named == named_elsewhere
 
 
-def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(monkeypatch, tmp_path, model):
+def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model
+) -> None:
     fake_gpu(monkeypatch, "10.16")
     notes = Notes()
     engine = build(model, tmp_path / "vit.engine", progress=notes)
@@ -89,7 +92,7 @@ def test_tensorrt_is_taken_where_it_is_installed_and_has_a_gpu(monkeypatch, tmp_
     ]
 
 
-def test_tensorrt_without_a_gpu_gives_way_to_rtx(monkeypatch, model):
+def test_tensorrt_without_a_gpu_gives_way_to_rtx(monkeypatch: pytest.MonkeyPatch, model) -> None:
     be(monkeypatch, machine(None), tensorrt="10.16.0", tensorrt_rtx="1.7.1.116")
     notes = Notes()
     request = BuildRequest.open(model, "unwritten.engine")
@@ -98,7 +101,7 @@ def test_tensorrt_without_a_gpu_gives_way_to_rtx(monkeypatch, model):
     assert "tensorrt is installed, but needs a GPU to build on" in notes.lines[0]
 
 
-def test_without_any_builder_both_packages_are_named(monkeypatch, tmp_path, model):
+def test_without_any_builder_both_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model) -> None:
     be(monkeypatch, machine(None))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(
@@ -110,7 +113,9 @@ def test_without_any_builder_both_packages_are_named(monkeypatch, tmp_path, mode
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_named_backend_that_is_absent_gives_its_command(monkeypatch, tmp_path, model, name):
+def test_named_backend_that_is_absent_gives_its_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model, name: str
+) -> None:
     be(monkeypatch, machine(None))
     monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
     with pytest.raises(BackendError, match=rf"{name} is not installed: pip install 'vitdeploy\[{name}\]'"):
@@ -118,20 +123,20 @@ def test_named_backend_that_is_absent_gives_its_command(monkeypatch, tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "null", "TensorRT"])
-def test_backend_that_builds_nothing_is_a_usage_error(tmp_path, model, name):
+def test_backend_that_builds_nothing_is_a_usage_error(tmp_path: Path, model, name: str) -> None:
     with pytest.raises(UsageError, match=rf"backend '{name}' builds no engine, expected one of tensorrt, tensorrt-rtx"):
         build(model, tmp_path / "vit.engine", backend=name)
 
 
 @needs_rtx
-def test_graph_for_another_target_is_noted(no_gpu, tmp_path, model):
+def test_graph_for_another_target_is_noted(no_gpu, tmp_path: Path, model) -> None:
     other = type(model)(model.path, model.manifest.model_copy(update={"target": "onnxruntime"}), model.golden)
     notes = Notes()
     build(other, tmp_path / "vit.engine", target=FOR_89, progress=notes)
     assert any("was quantized for onnxruntime, whose remainder is FP32" in line for line in notes.lines)
 
 
-def test_a_graph_with_unsigned_activations_is_refused_before_anything_is_built(tmp_path):
+def test_a_graph_with_unsigned_activations_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     graph = parse(
         "q = QuantizeLinear (input, s, z) d = DequantizeLinear (q, s, z) logits = MatMul (d, w)",
         s=np.float32(0.1), z=np.uint8(128), w=np.eye(4, dtype=np.float32),
@@ -151,7 +156,9 @@ def test_a_graph_with_unsigned_activations_is_refused_before_anything_is_built(t
         (BuildTarget(batch=(1, 0, 1)), UsageError, "batch '1:0:1': expected"),
     ],
 )
-def test_bad_target_writes_nothing_and_keeps_what_was_there(no_gpu, tmp_path, model, target, error, message):
+def test_bad_target_writes_nothing_and_keeps_what_was_there(
+    no_gpu, tmp_path: Path, model, target: BuildTarget, error: type[Exception], message: str
+) -> None:
     old = tmp_path / "vit.engine"
     old.write_bytes(b"old")
     with pytest.raises(error, match=message):
@@ -160,7 +167,7 @@ def test_bad_target_writes_nothing_and_keeps_what_was_there(no_gpu, tmp_path, mo
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_bad_model_is_told_before_anything_is_built(tmp_path, model):
+def test_bad_model_is_told_before_anything_is_built(tmp_path: Path, model) -> None:
     with pytest.raises(ArtifactError, match=r"there is no file '.*none.onnx'"):
         build(tmp_path / "none.onnx", tmp_path / "vit.engine")
     half = tmp_path / "half.onnx"
@@ -170,7 +177,7 @@ def test_bad_model_is_told_before_anything_is_built(tmp_path, model):
     assert not (tmp_path / "vit.engine").exists()
 
 
-def test_place_that_cannot_be_written_is_told_before_anything_is_built(tmp_path, model):
+def test_place_that_cannot_be_written_is_told_before_anything_is_built(tmp_path: Path, model) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match=r"cannot write .*file/vit.engine': Not a directory"):
         build(model, tmp_path / "file" / "vit.engine")
@@ -179,13 +186,13 @@ def test_place_that_cannot_be_written_is_told_before_anything_is_built(tmp_path,
 
 
 @needs_rtx
-def test_folders_of_the_output_are_made(no_gpu, tmp_path, model):
+def test_folders_of_the_output_are_made(no_gpu, tmp_path: Path, model) -> None:
     engine = build(model, tmp_path / "new" / "deep" / "vit.engine", target=FOR_89)
     assert read_engine(engine.path).digest == engine.digest
 
 
 @needs_rtx
-def test_engine_names_its_parent_and_keeps_what_the_graph_says(no_gpu, tmp_path, model):
+def test_engine_names_its_parent_and_keeps_what_the_graph_says(no_gpu, tmp_path: Path, model) -> None:
     manifest = build(model, tmp_path / "vit.engine", target=FOR_89).manifest
     onnx = read_onnx(model.path).manifest
     assert manifest.kind == "engine"

@@ -9,7 +9,9 @@ import statistics
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def change_entry(manifest, **update):
     return manifest.model_copy(update={"entries": (first, *manifest.entries[1:])})
 
 
-def test_the_committed_digits_set_is_what_its_recipe_makes(tmp_path):
+def test_the_committed_digits_set_is_what_its_recipe_makes(tmp_path: Path) -> None:
     made = make_from_recipe(read_calibration_recipe(RECIPES / "digits.yaml"), tmp_path / "digits")
     committed = show_calibration_set(DIGITS)
     assert committed.set_sha256 == made.set_sha256
@@ -70,14 +72,14 @@ def test_the_committed_digits_set_is_what_its_recipe_makes(tmp_path):
             assert one.tobytes() == other.tobytes()
 
 
-def test_the_committed_digits_set_passes_every_check_and_shares_nothing_with_the_test_split():
+def test_the_committed_digits_set_passes_every_check_and_shares_nothing_with_the_test_split() -> None:
     found = statuses(DIGITS, against="digits:test")
     assert found == dict.fromkeys(found, "passed")
     assert set(found) == {"files", "unlisted files", "sample ids", "labels", "duplicates", "size", "origin", "overlap"}
     assert statuses(DIGITS, against="digits:train")["overlap"] == "failed"
 
 
-def test_the_committed_digits_set_opens_as_a_dataset_with_the_pixels_of_the_digits():
+def test_the_committed_digits_set_opens_as_a_dataset_with_the_pixels_of_the_digits() -> None:
     dataset = open_dataset(str(DIGITS))
     assert (len(dataset), dataset.classes, dataset.preprocess) == (128, tuple("0123456789"), DIGITS_PREPROCESS)
     assert "Alpaydin" in dataset.source
@@ -88,11 +90,11 @@ def test_the_committed_digits_set_opens_as_a_dataset_with_the_pixels_of_the_digi
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(recipe):
+def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(recipe: Path) -> None:
     assert len(read_calibration_recipe(recipe).description) > 20
 
 
-def test_the_readme_shows_what_was_measured_and_links_what_is_there():
+def test_the_readme_shows_what_was_measured_and_links_what_is_there() -> None:
     text = (REPOSITORY / "calibration" / "README.md").read_text("utf8")
     results = json.loads((REPOSITORY / "benchmarks" / "results" / "calibration_size_digits.json").read_text())
     for row in results["rows"]:
@@ -102,7 +104,7 @@ def test_the_readme_shows_what_was_measured_and_links_what_is_there():
         assert (REPOSITORY / "calibration" / link).exists(), link
 
 
-def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path):
+def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(str(root), tmp_path / "set", samples=6, seed=3)
     for entry in made.entries:
@@ -116,14 +118,14 @@ def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path):
     assert statuses(tmp_path / "set", against=str(root))["overlap"] == "passed"
 
 
-def test_the_manifest_does_not_tell_where_the_folder_was(tmp_path):
+def test_the_manifest_does_not_tell_where_the_folder_was(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(f"{root}@1:train", tmp_path / "set", samples=4)
     assert made.data == "photos@1:train"
     assert str(tmp_path) not in (tmp_path / "set" / "manifest.json").read_text()
 
 
-def test_an_unlabelled_folder_gives_an_unlabelled_set(tmp_path):
+def test_an_unlabelled_folder_gives_an_unlabelled_set(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(str(root / "cat"), tmp_path / "set", samples=3)
     assert {entry.label for entry in made.entries} == {None}
@@ -131,18 +133,18 @@ def test_an_unlabelled_folder_gives_an_unlabelled_set(tmp_path):
     assert statuses(tmp_path / "set")["labels"] == "unchecked"
 
 
-def test_without_a_split_the_training_split_is_taken(tmp_path):
+def test_without_a_split_the_training_split_is_taken(tmp_path: Path) -> None:
     made = make_calibration_set("digits", tmp_path / "set", samples=20)
     train = set(open_dataset("digits:train").sample_ids)
     assert {entry.sample_id for entry in made.entries} <= train
     assert made.data == "digits:train"
 
 
-def test_making_the_same_set_again_writes_nothing_and_another_set_replaces_it(tmp_path):
+def test_making_the_same_set_again_writes_nothing_and_another_set_replaces_it(tmp_path: Path) -> None:
     notes = []
 
     class Noting:
-        def note(self, text):
+        def note(self, text) -> None:
             notes.append(text)
 
         def __getattr__(self, name):
@@ -161,7 +163,7 @@ def test_making_the_same_set_again_writes_nothing_and_another_set_replaces_it(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
-def test_a_damaged_set_is_made_again(tmp_path):
+def test_a_damaged_set_is_made_again(tmp_path: Path) -> None:
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
     (target / "00003.png").write_bytes(b"")
@@ -169,7 +171,7 @@ def test_a_damaged_set_is_made_again(tmp_path):
     assert len(open_dataset(str(target))) == 10
 
 
-def test_a_kill_while_writing_leaves_no_set_and_a_second_run_completes(tmp_path):
+def test_a_kill_while_writing_leaves_no_set_and_a_second_run_completes(tmp_path: Path) -> None:
     target = tmp_path / "set"
     script = textwrap.dedent(
         f"""
@@ -194,11 +196,11 @@ def test_a_kill_while_writing_leaves_no_set_and_a_second_run_completes(tmp_path)
     assert len(open_dataset(str(target))) == 30
 
 
-def test_a_full_disk_leaves_the_old_set(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
 
-    def full(*_):
+    def full(*_) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
@@ -231,7 +233,9 @@ def add(path: Path) -> None:
         (add, "unlisted files", r"'extra\.png' is not listed in the manifest"),
     ],
 )
-def test_a_set_whose_files_are_not_those_of_the_manifest_is_refused(tmp_path, harm, check, message):
+def test_a_set_whose_files_are_not_those_of_the_manifest_is_refused(
+    tmp_path: Path, harm: Callable[..., Any], check: str, message: str
+) -> None:
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
     harm(target)
@@ -262,7 +266,9 @@ def keyed(text: str) -> str:
         (lambda text: "[]", r"is not a calibration set's manifest"),
     ],
 )
-def test_a_manifest_that_was_edited_or_damaged_is_refused(tmp_path, change, message):
+def test_a_manifest_that_was_edited_or_damaged_is_refused(
+    tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
     manifest = target / "manifest.json"
@@ -285,7 +291,9 @@ def test_a_manifest_that_was_edited_or_damaged_is_refused(tmp_path, change, mess
         (lambda m: m.model_copy(update={"samples": 11}), r"it says 11 samples and lists 10"),
     ],
 )
-def test_a_manifest_that_lies_under_a_right_digest_is_refused(tmp_path, change, message):
+def test_a_manifest_that_lies_under_a_right_digest_is_refused(
+    tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     target = tmp_path / "set"
     make_calibration_set("digits", target, samples=10)
     reseal(target, change)
@@ -293,7 +301,7 @@ def test_a_manifest_that_lies_under_a_right_digest_is_refused(tmp_path, change, 
         open_dataset(str(target))
 
 
-def test_a_false_sample_id_is_found_by_the_check(tmp_path):
+def test_a_false_sample_id_is_found_by_the_check(tmp_path: Path) -> None:
     from vitdeploy.datasets import content_digest
 
     target = tmp_path / "set"
@@ -309,7 +317,7 @@ def test_a_false_sample_id_is_found_by_the_check(tmp_path):
     assert statuses(target)["sample ids"] == "failed"
 
 
-def test_copies_of_one_image_are_found(tmp_path):
+def test_copies_of_one_image_are_found(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", per_class=2)
     shutil.copy(root / "cat" / "0.JPG", root / "dog" / "0.JPG")
     make_calibration_set(str(root), tmp_path / "set", samples=4)
@@ -326,13 +334,15 @@ def test_copies_of_one_image_are_found(tmp_path):
         ("nothing", 5, DataError, r"there is no dataset 'nothing'"),
     ],
 )
-def test_data_that_cannot_calibrate_is_refused_and_nothing_is_written(tmp_path, data, samples, error, message):
+def test_data_that_cannot_calibrate_is_refused_and_nothing_is_written(
+    tmp_path: Path, data: str, samples: int, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         make_calibration_set(data, tmp_path / "set", samples=samples)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unreadable_image_is_refused_by_name_and_nothing_is_written(tmp_path):
+def test_an_unreadable_image_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     (root / "dog" / "2.JPG").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"'.*dog/2\.JPG' is not an image"):
@@ -340,14 +350,14 @@ def test_an_unreadable_image_is_refused_by_name_and_nothing_is_written(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_an_image_that_does_not_fit_the_preprocessing_is_refused_by_name(tmp_path):
+def test_an_image_that_does_not_fit_the_preprocessing_is_refused_by_name(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     with pytest.raises(DataError, match=r"'cat/0\.JPG': an image of 10×12 pixels does not fit the input of 8×8"):
         make_calibration_set(str(root), tmp_path / "set", samples=12, preprocess=DIGITS_PREPROCESS)
     assert not (tmp_path / "set").exists()
 
 
-def test_what_is_no_calibration_set_is_never_replaced(tmp_path):
+def test_what_is_no_calibration_set_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("keep me")
     with pytest.raises(UsageError, match=r"'.*letters' exists and is no calibration set: choose another folder"):
@@ -358,13 +368,13 @@ def test_what_is_no_calibration_set_is_never_replaced(tmp_path):
         make_calibration_set(str(root), root / "set", samples=4)
 
 
-def test_what_is_no_calibration_set_is_not_shown_or_checked(tmp_path):
+def test_what_is_no_calibration_set_is_not_shown_or_checked(tmp_path: Path) -> None:
     for use in (show_calibration_set, check_calibration_set):
         with pytest.raises(ArtifactError, match=r"is not a calibration set .*: make one with vd.make_calibration_set"):
             use(tmp_path)
 
 
-def test_a_calibration_set_has_no_test_split():
+def test_a_calibration_set_has_no_test_split() -> None:
     with pytest.raises(DataError, match=r"is a calibration set, which has no test split"):
         open_dataset(str(DIGITS), split="test")
     assert len(open_dataset(str(DIGITS), split="train")) == 128
@@ -380,7 +390,7 @@ def test_a_calibration_set_has_no_test_split():
         ("", r"is not valid: the whole: "),
     ],
 )
-def test_a_recipe_that_is_not_valid_is_refused_in_one_line(tmp_path, text, message):
+def test_a_recipe_that_is_not_valid_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     with pytest.raises(RecipeError, match=message) as caught:
@@ -388,7 +398,7 @@ def test_a_recipe_that_is_not_valid_is_refused_in_one_line(tmp_path, text, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_takes_its_data_from_the_caller_and_gives_source_and_licence(tmp_path):
+def test_a_recipe_takes_its_data_from_the_caller_and_gives_source_and_licence(tmp_path: Path) -> None:
     recipe = CalibrationRecipe(samples=4, source="my camera", licence="CC0-1.0")
     with pytest.raises(UsageError, match=r"the recipe names no data"):
         make_from_recipe(recipe, tmp_path / "set")

@@ -1,15 +1,20 @@
 """Inspect says what any file is."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 from foreign_onnx import write_foreign
 from safetensors.numpy import save_file
 
+from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.stages.inspect import Inspection, inspect
 
 
-def test_an_onnx_model_of_ours(tiny_onnx):
+def test_an_onnx_model_of_ours(tiny_onnx: OnnxModel) -> None:
     found = inspect(tiny_onnx.path)
     assert found.kind == "onnx"
     assert found.manifest.model.name == "tiny"
@@ -25,7 +30,7 @@ def test_an_onnx_model_of_ours(tiny_onnx):
     assert Inspection.model_validate_json(found.model_dump_json()) == found
 
 
-def test_precisions_of_an_fp16_graph(tmp_path, tiny_onnx):
+def test_precisions_of_an_fp16_graph(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     from vitdeploy.artifacts import write_onnx
     from vitdeploy.graph.fp16 import ConvertToFloat16
 
@@ -35,7 +40,7 @@ def test_precisions_of_an_fp16_graph(tmp_path, tiny_onnx):
     assert inspect(half.path).graph.precisions == {"fp16": 39}
 
 
-def test_a_checkpoint_of_ours(tiny_checkpoint):
+def test_a_checkpoint_of_ours(tiny_checkpoint: Checkpoint) -> None:
     found = inspect(tiny_checkpoint.path)
     assert found.kind == "checkpoint"
     tensors = tiny_checkpoint.tensors()
@@ -45,7 +50,7 @@ def test_a_checkpoint_of_ours(tiny_checkpoint):
     assert found.graph is None
 
 
-def test_a_foreign_onnx_file(tmp_path):
+def test_a_foreign_onnx_file(tmp_path: Path) -> None:
     found = inspect(write_foreign(tmp_path / "foreign.onnx"))
     assert found.manifest is None
     assert "preprocess=" in found.remedy
@@ -54,7 +59,7 @@ def test_a_foreign_onnx_file(tmp_path):
     assert any("not the one 'input'" in finding for finding in found.graph.findings)
 
 
-def test_a_graph_whose_input_has_no_dimension_at_all_is_described(tmp_path):
+def test_a_graph_whose_input_has_no_dimension_at_all_is_described(tmp_path: Path) -> None:
     import onnx
 
     text = '<ir_version: 10, opset_import: ["": 20]> g (float input) => (float logits) { logits = Neg(input) }'
@@ -63,7 +68,7 @@ def test_a_graph_whose_input_has_no_dimension_at_all_is_described(tmp_path):
 
 
 @pytest.mark.torch
-def test_foreign_weights_with_their_dialect(tmp_path):
+def test_foreign_weights_with_their_dialect(tmp_path: Path) -> None:
     import timm
 
     module = timm.create_model("vit_tiny_patch16_224", depth=1)
@@ -76,7 +81,7 @@ def test_foreign_weights_with_their_dialect(tmp_path):
 
 
 @pytest.mark.torch
-def test_weights_of_no_known_dialect_are_still_described(tmp_path):
+def test_weights_of_no_known_dialect_are_still_described(tmp_path: Path) -> None:
     save_file({"some.tensor": np.zeros((2, 3), np.float32)}, tmp_path / "w.safetensors")
     found = inspect(tmp_path / "w.safetensors")
     assert (found.weights.tensors, found.weights.parameters, found.weights.dialect) == (1, 6, None)
@@ -93,7 +98,7 @@ def test_weights_of_no_known_dialect_are_still_described(tmp_path):
         ("plan.engine", b"ftrt" + bytes(60), "has no manifest"),
     ],
 )
-def test_what_is_nothing_is_refused(tmp_path, name, content, message):
+def test_what_is_nothing_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -101,7 +106,7 @@ def test_what_is_nothing_is_refused(tmp_path, name, content, message):
         inspect(path)
 
 
-def test_every_kind_of_file_that_a_run_writes(finished_run):
+def test_every_kind_of_file_that_a_run_writes(finished_run: Path) -> None:
     found = inspect(finished_run)
     assert found.kind == "run"
     assert {"stage", "checkpoint", "onnx", "verdict"} <= {name for name, _ in found.facts}
@@ -120,7 +125,7 @@ def test_every_kind_of_file_that_a_run_writes(finished_run):
 
 
 @pytest.mark.parametrize("name", ["run.json", "report.json", "model.reference.safetensors", "model.onnx"])
-def test_what_a_run_wrote_is_refused_where_it_is_damaged(finished_run, name):
+def test_what_a_run_wrote_is_refused_where_it_is_damaged(finished_run: Path, name: str) -> None:
     path = finished_run / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x20
@@ -131,7 +136,7 @@ def test_what_a_run_wrote_is_refused_where_it_is_damaged(finished_run, name):
         inspect(finished_run)
 
 
-def test_a_damaged_reference_is_named_by_the_graph_beside_it_too(finished_run):
+def test_a_damaged_reference_is_named_by_the_graph_beside_it_too(finished_run: Path) -> None:
     path = finished_run / "model.reference.safetensors"
     data = bytearray(path.read_bytes())
     data[-3] ^= 0x20
@@ -140,7 +145,7 @@ def test_a_damaged_reference_is_named_by_the_graph_beside_it_too(finished_run):
         inspect(finished_run / "model.onnx")
 
 
-def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path):
+def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path: Path) -> None:
     from vitdeploy.stages.calibration_sets import make_calibration_set
 
     made = make_calibration_set("digits:train", tmp_path / "set", samples=40)
@@ -153,7 +158,7 @@ def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path):
         inspect(tmp_path / "set")
 
 
-def test_the_sidecar_of_an_engine_is_the_engine(tmp_path, tiny_onnx):
+def test_the_sidecar_of_an_engine_is_the_engine(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     from vitdeploy.artifacts import write_engine
     from vitdeploy.records import BuildInfo
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,9 @@ def other_classes(folder) -> None:
         (other_classes, "has class folders that 'train' lacks: 'c'"),
     ],
 )
-def test_data_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path: Path, make, message: str) -> None:
+def test_data_that_cannot_teach_is_refused_and_nothing_is_written(
+    tmp_path: Path, make: Callable[..., Any], message: str
+) -> None:
     make(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         train(str(tmp_path / "data"), tmp_path / "v.safetensors", options=QUICK)

@@ -1,6 +1,10 @@
 """Verify checks what it can, and says what it could not."""
 
+from __future__ import annotations
+
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +12,7 @@ import pytest
 from notes import Notes
 from tiny_checkpoint import TINY, write_tiny_checkpoint
 
-from vitdeploy.artifacts import read_onnx, write_checkpoint, write_engine, write_onnx
+from vitdeploy.artifacts import Checkpoint, OnnxModel, read_onnx, write_checkpoint, write_engine, write_onnx
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.lineage import find_parent_checkpoint
 from vitdeploy.artifacts.reference import reference_path
@@ -23,7 +27,7 @@ def by_name(result):
     return {check.name: check for check in result.checks}
 
 
-def test_a_sound_model_passes_everything(tiny_onnx):
+def test_a_sound_model_passes_everything(tiny_onnx: OnnxModel) -> None:
     result = verify(tiny_onnx.path, "digits:test")
     assert result.passed
     assert {name: check.status for name, check in by_name(result).items()} == {
@@ -39,7 +43,7 @@ def test_a_sound_model_passes_everything(tiny_onnx):
 
 
 @pytest.mark.torch
-def test_without_its_parents_and_logits_they_are_unchecked(tmp_path, tiny_onnx):
+def test_without_its_parents_and_logits_they_are_unchecked(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     shutil.copy(tiny_onnx.path, tmp_path / "alone.onnx")
     write_tiny_checkpoint(tmp_path / "another.safetensors", seed=5)
     result = verify(tmp_path / "alone.onnx", "digits:test")
@@ -65,7 +69,9 @@ def with_manifest(path, checkpoint, changes):
 
 
 @pytest.mark.parametrize(("word", "changes"), OTHERS.items())
-def test_the_same_weights_under_another_manifest_are_no_parent(tmp_path, tiny_onnx, tiny_checkpoint, word, changes):
+def test_the_same_weights_under_another_manifest_are_no_parent(
+    tmp_path: Path, tiny_onnx: OnnxModel, tiny_checkpoint: Checkpoint, word: str, changes: dict[str, Any]
+) -> None:
     shutil.copy(tiny_onnx.path, tmp_path / "graph.onnx")
     other = with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, changes)
     assert other.digest == tiny_checkpoint.digest
@@ -79,7 +85,9 @@ def test_the_same_weights_under_another_manifest_are_no_parent(tmp_path, tiny_on
 
 
 @pytest.mark.parametrize(("word", "changes"), OTHERS.items())
-def test_the_same_graph_under_another_manifest_is_not_the_parent(tmp_path, tiny_onnx, word, changes):
+def test_the_same_graph_under_another_manifest_is_not_the_parent(
+    tmp_path: Path, tiny_onnx: OnnxModel, word: str, changes: dict[str, Any]
+) -> None:
     """Of what was made from a graph: here a graph that states it, as quantize writes them."""
     model = tiny_onnx.manifest.model.model_copy(update=changes.get("model", {}))
     values = {**changes, "parents": {"onnx": tiny_onnx.digest}, "options": {}, "model": model}
@@ -99,14 +107,18 @@ def test_the_same_graph_under_another_manifest_is_not_the_parent(tmp_path, tiny_
         ({"preprocess": DIGITS_PREPROCESS.model_copy(update={"mean": (0.5,)})}, "preprocess"),
     ],
 )
-def test_what_an_option_changed_is_no_contradiction(tmp_path, tiny_checkpoint, options, manifest):
+def test_what_an_option_changed_is_no_contradiction(
+    tmp_path: Path, tiny_checkpoint: Checkpoint, options: dict[str, Any], manifest: str
+) -> None:
     shutil.copy(tiny_checkpoint.path, tmp_path / "own.safetensors")
     model = export(tmp_path / "own.safetensors", tmp_path / "graph.onnx", options=ExportOptions(**options))
     assert by_name(verify(model.path))["parent checkpoint"].status == "passed"
 
 
 @pytest.mark.torch
-def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(tmp_path, tiny_onnx, tiny_checkpoint):
+def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(
+    tmp_path: Path, tiny_onnx: OnnxModel, tiny_checkpoint: Checkpoint
+) -> None:
     shutil.copy(tiny_onnx.path, tmp_path / "graph.onnx")
     with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, OTHERS["preprocessing"])
     notes = Notes()
@@ -118,7 +130,7 @@ def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(tmp_pa
     assert found.path.name == "b.safetensors"
 
 
-def damaged_reference(path, how):
+def damaged_reference(path, how) -> None:
     data = bytearray(path.read_bytes())
     header = int.from_bytes(data[:8], "little") + 8
     if how == "a logit":
@@ -134,7 +146,7 @@ def damaged_reference(path, how):
     path.write_bytes(data)
 
 
-def test_the_reference_of_another_graph_is_told(tmp_path, tiny_onnx):
+def test_the_reference_of_another_graph_is_told(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()
     weight = model.graph.initializers["head.weight"]
     weight.const_value = ir.tensor(weight.const_value.numpy() * 2, name="head.weight")
@@ -146,7 +158,7 @@ def test_the_reference_of_another_graph_is_told(tmp_path, tiny_onnx):
 
 
 @pytest.mark.parametrize("how", ["a logit", "the header", "another graph", "cut off"])
-def test_a_damaged_reference_beside_a_graph_fails(tmp_path, tiny_onnx, how):
+def test_a_damaged_reference_beside_a_graph_fails(tmp_path: Path, tiny_onnx: OnnxModel, how: str) -> None:
     shutil.copy(tiny_onnx.path, tmp_path / "tiny.onnx")
     reference = shutil.copy(reference_path(tiny_onnx.path), reference_path(tmp_path / "tiny.onnx"))
     assert by_name(verify(tmp_path / "tiny.onnx"))["reference logits"].status == "passed"
@@ -161,7 +173,7 @@ def test_a_damaged_reference_beside_a_graph_fails(tmp_path, tiny_onnx, how):
 
 
 @pytest.mark.parametrize("damage", ["zeros", "scale", "permute", "shift", "nan"])
-def test_a_graph_that_no_longer_computes_its_samples_fails(tmp_path, tiny_onnx, damage):
+def test_a_graph_that_no_longer_computes_its_samples_fails(tmp_path: Path, tiny_onnx: OnnxModel, damage: str) -> None:
     """The digests fit, so only running it can tell: as a runtime with a wrong kernel would behave."""
     golden = tiny_onnx.golden
     model = tiny_onnx.load()
@@ -183,7 +195,7 @@ def test_a_graph_that_no_longer_computes_its_samples_fails(tmp_path, tiny_onnx, 
     assert check.value > check.limit
 
 
-def test_an_invalid_graph_fails_the_checker(tmp_path, tiny_onnx):
+def test_an_invalid_graph_fails_the_checker(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()
     node = next(node for node in model.graph if node.op_type == "Softmax")
     node.attributes["axes"] = ir.AttrInt64("axes", 1)
@@ -194,7 +206,7 @@ def test_an_invalid_graph_fails_the_checker(tmp_path, tiny_onnx):
     assert result["golden samples"].status == "unchecked"
 
 
-def test_disagreement_with_pytorch_fails(tmp_path, tiny_onnx):
+def test_disagreement_with_pytorch_fails(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()
     weight = model.graph.initializers["head.weight"]
     weight.const_value = ir.tensor(weight.const_value.numpy()[::-1].copy(), name="head.weight")
@@ -210,7 +222,7 @@ def test_disagreement_with_pytorch_fails(tmp_path, tiny_onnx):
     assert by_name(verify(path, "digits:train"))["agreement with PyTorch"].status == "unchecked"
 
 
-def test_an_engine_finds_its_samples_in_the_graph_beside_it(tmp_path, tiny_onnx):
+def test_an_engine_finds_its_samples_in_the_graph_beside_it(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     from vitdeploy.backends import get_backend
     from vitdeploy.stages.verify import find_golden
 
@@ -229,11 +241,11 @@ def test_an_engine_finds_its_samples_in_the_graph_beside_it(tmp_path, tiny_onnx)
         assert result["layer precision"].status == "unchecked"
 
 
-def test_a_checkpoint_is_verified_by_its_digest(tiny_checkpoint):
+def test_a_checkpoint_is_verified_by_its_digest(tiny_checkpoint: Checkpoint) -> None:
     assert [check.name for check in verify(tiny_checkpoint.path).checks] == ["digest"]
 
 
-def test_damage_is_an_error(tmp_path, tiny_onnx):
+def test_damage_is_an_error(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     data = bytearray(tiny_onnx.path.read_bytes())
     position = data.find(tiny_onnx.load().graph.initializers["head.bias"].const_value.tobytes())
     data[position] ^= 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from vitdeploy.training.interrupts import deferred_interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_request_and_handlers_are_put_back(number) -> None:
+def test_a_signal_is_a_request_and_handlers_are_put_back(number: Any) -> None:
     before = signal.getsignal(number)
     with deferred_interrupts() as interrupt:
         seen = [interrupt.requested]

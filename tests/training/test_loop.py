@@ -116,7 +116,7 @@ def test_every_part_of_the_state_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_usable_checkpoint_and_a_state_to_resume(whole, tmp_path: Path, number) -> None:
+def test_an_interrupt_leaves_a_usable_checkpoint_and_a_state_to_resume(whole, tmp_path: Path, number: Any) -> None:
     output = tmp_path / "v.safetensors"
     watched = Watched(lambda done: os.kill(os.getpid(), number) if done == 7 else None)
     job = small_job(output, replace(OPTIONS, save_every_s=1e9))

@@ -58,7 +58,7 @@ def chains() -> dict[Augmentation, str]:
 
 
 @pytest.mark.parametrize("augmentation", [pytest.param(chain, id=name) for chain, name in chains().items()])
-def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(augmentation) -> None:
+def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(augmentation: Augmentation) -> None:
     """The policy alone is drawn so often; the steps around it have no rare values."""
     transform, image = photograph_transform(augmentation, spec()), noise(12, 10)
     policies = [step for step in transform.transforms if isinstance(step, auto_augment.RandAugment)]
@@ -71,7 +71,7 @@ def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(a
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_takes_every_interpolation(policy, interpolation: str) -> None:
+def test_every_policy_takes_every_interpolation(policy: str | None, interpolation: str) -> None:
     transform = photograph_transform(Augmentation(policy=policy), spec((8, 12), interpolation=interpolation))
     image = noise(12, 10)
     for _ in range(300):
@@ -79,7 +79,7 @@ def test_every_policy_takes_every_interpolation(policy, interpolation: str) -> N
 
 
 @pytest.mark.parametrize("name", sorted(auto_augment.NAME_TO_OP))
-def test_every_operation_takes_every_magnitude(name) -> None:
+def test_every_operation_takes_every_magnitude(name: str) -> None:
     """Each operation is put in the place of a policy's own, at magnitudes within and beyond those of the scale."""
     image = noise(9, 7)
     for most in (10, 30):

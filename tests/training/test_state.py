@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ def state() -> State:
     return State(update=7, loss_sum=2.5, best=best, history=[{"epoch": 1, "loss": 2.0}])
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     write_state(tmp_path / "a.state.pt", "key", state(), {"model": {"w": torch.ones(2)}})
     found, parts = read_state(tmp_path / "a.state.pt", "key")
     assert torch.equal(parts["model"]["w"], torch.ones(2))
@@ -62,12 +64,12 @@ def after(*epochs: tuple[float, float], images: int = 100) -> int:
     return state.best.epoch
 
 
-def test_a_clearly_higher_top1_is_better_whatever_the_loss():
+def test_a_clearly_higher_top1_is_better_whatever_the_loss() -> None:
     assert after((0.50, 1.0), (0.70, 9.0)) == 2
     assert after((0.70, 9.0), (0.50, 1.0)) == 1
 
 
-def test_within_one_standard_error_the_lower_loss_is_better():
+def test_within_one_standard_error_the_lower_loss_is_better() -> None:
     """p = 0.9 of 100 images has a standard error of 0.03; of 10 000 images, 0.003."""
     assert after((0.90, 1.0), (0.88, 0.9)) == 2
     assert after((0.90, 1.0), (0.88, 0.9), images=10_000) == 1
@@ -75,16 +77,16 @@ def test_within_one_standard_error_the_lower_loss_is_better():
     assert after((0.90, 1.0), (0.92, 1.1), images=10_000) == 2
 
 
-def test_small_steps_down_never_lead_below_one_standard_error_of_the_peak():
+def test_small_steps_down_never_lead_below_one_standard_error_of_the_peak() -> None:
     assert after((0.90, 1.0), (0.88, 0.9), (0.86, 0.8), (0.84, 0.7)) == 2
 
 
-def test_a_new_peak_disqualifies_a_best_that_is_now_too_low():
+def test_a_new_peak_disqualifies_a_best_that_is_now_too_low() -> None:
     assert after((0.88, 0.5), (0.90, 1.0), (0.95, 2.0)) == 3
 
 
 @pytest.mark.parametrize("damage", [damage_half, damage_empty, damage_text, damage_pickle, damage_content])
-def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path, damage):
+def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path: Path, damage: Callable[..., Any]) -> None:
     path = tmp_path / "a.state.pt"
     write_state(path, "key", state(), {})
     damage(path)
@@ -93,23 +95,23 @@ def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path, dama
     assert not Path("/tmp/vitdeploy-was-executed").exists()
 
 
-def test_the_state_of_another_training_is_refused(tmp_path):
+def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
     write_state(tmp_path / "a.state.pt", "key", state(), {})
     with pytest.raises(TrainingError, match="belongs to a training with other data, model or options"):
         read_state(tmp_path / "a.state.pt", "other key")
 
 
-def test_a_missing_state_is_refused(tmp_path):
+def test_a_missing_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="there is no state to go on from"):
         read_state(tmp_path / "a.state.pt", "key")
 
 
-def test_a_write_that_fails_leaves_the_state_before(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.state.pt"
     write_state(path, "key", state(), {})
     before = path.read_bytes()
 
-    def full(content, file):
+    def full(content, file) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
