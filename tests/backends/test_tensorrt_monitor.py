@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 
 from vitdeploy.backends.tensorrt_monitor import BuildState, Messages, clean_message, run_watched
-from vitdeploy.progress import SILENT, Task
+from vitdeploy.progress import SILENT
 
 DRIVER = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at /_src/common/x.cpp:250 "
@@ -134,7 +135,7 @@ def test_interrupt_and_broken_progress_end_the_build_before_they_go_on(error: ty
 
 def test_progress_that_cannot_even_start_starts_no_build() -> None:
     class Broken:
-        def task(self, description: str, total: float | None = None) -> AbstractContextManager[Task]:
+        def task(self, description: str, total: float | None = None) -> NoReturn:
             raise OSError("no terminal")
 
         def note(self, text) -> None:

@@ -6,7 +6,8 @@ from hypothesis.extra import numpy as hnp
 
 from vitdeploy.errors import CalibrationError
 from vitdeploy.quantization.affine import dequantize_affine, quantize_affine, scale_of
-from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, RangeMethod, TensorObserver
+from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, TensorObserver
+from vitdeploy.records.precision import RangeMethod
 
 streams = st.lists(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(3)), elements=st.floats(-1e6, 1e6, width=32)),
