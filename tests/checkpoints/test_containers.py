@@ -447,3 +447,115 @@ def test_folders_of_trainers_hold_more_than_weights(beside: tuple[str, str], tmp
     for name in beside:
         (tmp_path / name).write_bytes(b"{}")
     assert_loads(tmp_path, reference)
+
+
+class WithNormalization(nn.Module):
+    """A model that takes pixels in 0…1, as code for attacks has it."""
+
+    def __init__(self, model: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1) * scale)
+        self.register_buffer("std", torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1) * scale)
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda model: WithNormalization(model).state_dict(),
+        lambda model: {"net": with_prefix(WithNormalization(model, 255.0).state_dict(), "module.")},
+        lambda model: {
+            **with_prefix(model.state_dict(), "1."), "0.mean": torch.tensor([0.4, 0.5, 0.6]),
+            "0.std": torch.tensor([0.1, 0.2, 0.3]),
+        },
+    ],
+)  # fmt: skip
+def test_a_layer_of_mean_and_std_before_the_model_is_its_preprocessing(tmp_path: Path, state: Any) -> None:
+    model = vit()
+    torch.save(state(model), tmp_path / "w.pth")
+    loaded = assert_loads(tmp_path / "w.pth", model)
+    np.testing.assert_allclose(loaded.preprocess.mean, (0.4, 0.5, 0.6), rtol=1e-6)
+    np.testing.assert_allclose(loaded.preprocess.std, (0.1, 0.2, 0.3), rtol=1e-6)
+    assert any("layer of mean and std" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("place", ["1", "probe", "module.my_output.linear"])
+def test_the_only_linear_beside_a_backbone_is_its_head_whatever_it_is_called(tmp_path: Path, place: str) -> None:
+    backbone, linear = vit(num_classes=0), nn.Linear(24, 5)
+    beside = {f"{place}.weight": linear.weight.detach(), f"{place}.bias": linear.bias.detach()}
+    torch.save({**with_prefix(backbone.state_dict(), "0."), **beside}, tmp_path / "w.pth")
+    loaded = assert_loads(tmp_path / "w.pth", nn.Sequential(backbone, linear))
+    assert f"took {place!r}, which stands beside the model, for its head" in loaded.notes
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"projector.weight": torch.ones(5, 24), "projector.bias": torch.ones(5)},
+        {"out.weight": torch.ones(5, 23), "out.bias": torch.ones(5)},
+        {name: torch.ones(24, 24)[:, : 24 if "w" in name else 1] for name in ("a.weight", "b.weight")},
+    ],
+    ids=["a projection", "another width", "two layers"],
+)
+def test_what_stands_beside_a_backbone_and_is_no_head_is_none(tmp_path: Path, beside: dict[str, Any]) -> None:
+    torch.save({**with_prefix(vit(num_classes=0).state_dict(), "encoder."), **beside}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="has no classification head"):
+        load_foreign(tmp_path / "w.pth", "vit", HEADS)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "taken"),
+    [("vit", {}, False), ("deit", {}, False), ("vit", {"architectures": ["ViTForImageClassification"]}, True)],
+)
+def test_a_pooler_before_a_head_of_ones_own_is_not_passed_by_in_silence(
+    tmp_path: Path, name: str, config: dict[str, Any], taken: bool
+) -> None:
+    from transformers import DeiTConfig, DeiTModel, ViTConfig, ViTModel
+
+    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
+    size |= {"image_size": 32, "patch_size": 8}
+    backbone = ViTModel(ViTConfig(**size)) if name == "vit" else DeiTModel(DeiTConfig(**size))
+    state = {**with_prefix(backbone.state_dict(), f"{name}."), "classifier.weight": torch.ones(5, 24)}
+    state["classifier.bias"] = torch.ones(5)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": name, **size, **config}))
+    if taken:
+        assert load_foreign(folder).spec.arguments["num_classes"] == 5
+        return
+    with pytest.raises(CheckpointError, match="keys do not tell whether the head reads it"):
+        load_foreign(folder)
+    assert load_source(folder, arguments={"num_classes": 2}, reset_head=True).spec.arguments["num_classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [({"image_size": [32, 48]}, (32, 48)), ({"image_size": [32, 32]}, (32, 32)), ({"patch_size": [8, 8]}, (32, 32))],
+)
+def test_sizes_of_hugging_face_may_be_lists(tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
+    config |= {"image_size": 32, "patch_size": 8, "num_labels": 5, **changes}
+    module = ViTForImageClassification(ViTConfig(**config)).eval()
+    module.save_pretrained(tmp_path / "folder")
+    loaded = load_foreign(tmp_path / "folder")
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(x), module(x).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_names_of_another_number_of_classes_are_left_out_and_said(tmp_path: Path, count: int) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
+    module = ViTForImageClassification(ViTConfig(**config, image_size=32, patch_size=8, num_labels=5))
+    module.save_pretrained(tmp_path / "folder")
+    stated = json.loads((tmp_path / "folder/config.json").read_text())
+    stated |= {"id2label": {str(index): f"k{index}" for index in range(count)}, "label2id": None}
+    (tmp_path / "folder/config.json").write_text(json.dumps(stated))
+    loaded = load_foreign(tmp_path / "folder")
+    assert loaded.spec.classes == ()
+    assert any(f"names {count} classes and the model has 5" in note for note in loaded.notes)

@@ -77,6 +77,11 @@ OTHERS = (
         r"(.*\.)?blocks\.\d+\.attn\.(q_bias|relative_position_bias_table)",
         "a BEiT, which timm builds ('timm:NAME' with weights=)",
     ),
+    (
+        r"(.*\.)?blocks\.\d+\.attn\.(qkv|q_proj)\.weight",
+        "a transformer without tables of positions or with parts of its own, which timm may build ('timm:NAME' with "
+        "weights=)",
+    ),
     (r"(.*\.)?stages\.\d+\.blocks\.\d+\.attn\.w_msa\.", "a Swin of mmpretrain, which is not read"),
     (r"(.*\.)?layer4\.\d+\.conv\d+\.weight", "a ResNet, which torchvision or timm builds ('timm:NAME' with weights=)"),
 )
@@ -107,7 +112,7 @@ def find_candidates(opened: OpenedFile) -> list[Candidate]:
     """Return the models in a file, in the order in which they are tried."""
     found = []
     for root, (dialect, reason) in roots(opened, _dialect_of):
-        file = opened.below(root)
+        file = replace(opened.below(root), normalization=_normalization_beside(opened, root))
         found.append(Candidate(_with_head_beside(opened, file, root, dialect), dialect, reason))
     return found
 
@@ -180,9 +185,11 @@ def _dialect_of(names: Iterable[str]) -> tuple[Dialect, str] | None:
 
 def _with_head_beside(opened: OpenedFile, file: WeightFile, root: str, dialect: Dialect) -> WeightFile:
     """Return the weights with the linear that stands beside them as their head, where they have none of their own."""
-    heads = _linears_beside(opened, root)
     own = [name for name in file.leaves if name.startswith(f"{dialect.head_root}.")]
-    if own or len(heads) != 1 or not dialect.head_root:
+    if own or not dialect.head_root:
+        return file
+    heads = _linears_beside(opened, root) or _only_linear_beside(opened, file)
+    if len(heads) != 1:
         return file
     (place, names), *_ = heads.items()
     renamed = {f"{dialect.head_root}.{rest}": opened.leaves[f"{place}{rest}"] for rest in names}
@@ -209,3 +216,37 @@ def _linears_beside(opened: OpenedFile, root: str) -> dict[str, list[str]]:
         if found:
             return found
     return found
+
+
+# What people train beside a backbone and do not call a classifier.
+_NO_HEAD = re.compile(
+    r"proj|predict|decod|criterion|loss|cent(er|re)|prototype|queue|memory|teacher|student", re.IGNORECASE
+)
+
+
+def _only_linear_beside(opened: OpenedFile, file: WeightFile) -> dict[str, list[str]]:
+    """Return the linear beside the model where it is all that stands there and reads the model's width."""
+    outside = [name for name in file.left_out if re.search(r"(^|\.)(mean|std)$", name) is None]
+    places = {name.rpartition(".")[0] for name in outside}
+    if len(places) != 1 or {name.rpartition(".")[2] for name in outside} != {"weight", "bias"}:
+        return {}
+    (place,) = places
+    shape = tuple(opened.leaves[f"{place}.weight"].shape)
+    widths = {tuple(leaf.shape) for leaf in file.leaves.values()}
+    if len(shape) != 2 or (shape[1],) not in widths or _NO_HEAD.search(place):
+        return {}
+    return {f"{place}.": ["weight", "bias"]}
+
+
+def _normalization_beside(opened: OpenedFile, root: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation of the one layer outside the model that normalizes its images, if any."""
+    found = []
+    for name in opened.leaves:
+        ending = re.fullmatch(r"((?:.*\.)?(?:.*_)?)mean", name)
+        if ending is None or name.startswith(root) or f"{ending[1]}std" not in opened.leaves:
+            continue
+        pair = [opened.leaves[f"{ending[1]}{key}"].array().astype(float).reshape(-1) for key in ("mean", "std")]
+        if pair[0].size == pair[1].size and pair[0].size in (1, 3) and (pair[1] > 0).all():
+            scale = 255.0 if (pair[1] > 1).all() else 1.0
+            found.append(tuple(tuple(float(value) / scale for value in values) for values in pair))
+    return (found[0][0], found[0][1]) if len(found) == 1 and root else None

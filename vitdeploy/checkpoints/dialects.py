@@ -93,11 +93,25 @@ def _vit(tensors: Tensors, **changes: Any) -> Converted:
     )
 
 
-def _from_timm_vit(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
+FC_NORM = "took the mean before fc_norm, as in all published models: timm:NAME builds another, with global_pool="
+
+
+def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any]) -> Converted:
+    vit.refuse_other_parts(state, repr(str(file.path)))
     overrides: dict[str, Any] = {"eps": 1e-6}
+    changes: dict[str, Any] = {"overrides": overrides, "resize_rule": "bicubic_antialias"}
+    token, pool = "cls_token" in state, arguments.get("pool")
     if "fc_norm.weight" in state:
-        overrides |= {"pool": "mean", "norm_after_pool": True, "class_token": "cls_token" in state}
-    return _vit(vit.from_timm(state), overrides=overrides, resize_rule="bicubic_antialias")
+        overrides |= {"pool": "mean", "norm_after_pool": True, "class_token": token}
+        changes["notes"] = (FC_NORM,)
+    elif pool == "mean":
+        overrides |= {"class_token": token}
+    if token and "dist_token" not in state and "fc_norm.weight" not in state:
+        changes["usual"] = {"pool": "cls"}
+    if token and vit.is_grid_with_token(state, arguments.get("image_size")):  # 4×6 patches and a token are 5×5 rows
+        overrides["class_token_position"] = True
+        changes["position_tokens"] = {"pos_embed": 1}
+    return _vit(vit.from_timm(state), **changes)
 
 
 def _from_deit3(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:

@@ -23,7 +23,8 @@ SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "opti
 class Evidence:
     """What a file says: the model's name and where it stands, the preprocessing, and the classes; empty if nothing.
 
-    ``elsewhere`` is a name that the catalogue does not know and timm does, and where it stands.
+    ``elsewhere`` is a name that the catalogue does not know and timm does, and where it stands. ``arguments`` are those
+    with which timm built the model, under its own names.
     """
 
     architecture: str = ""
@@ -32,6 +33,7 @@ class Evidence:
     changes: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     elsewhere: tuple[str, str] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def variant(self) -> Variant | None:
@@ -53,13 +55,31 @@ def evidence_of(file: WeightFile) -> Evidence:
             source,
             preprocess_from_timm_config(config["pretrained_cfg"], source),
             classes=class_names_of(config, source),
+            arguments={**_pool(config.get("global_pool")), **_table(config.get("model_args"))},
         )
+    changes, built_with = _changes(file.beside), _built_with(file.beside)
     for where, table in _tables(file.beside):
         for key in ARCHITECTURES:
             name = table.get(key)
             if isinstance(name, str) and catalog.resolve(name) is not None:
-                return Evidence(name, f"{where}{key}", changes=_changes(file.beside))
-    return Evidence(changes=_changes(file.beside), elsewhere=_of_timm(file.beside))
+                return Evidence(name, f"{where}{key}", changes=changes, arguments=built_with)
+    return Evidence(where="args", changes=changes, elsewhere=_of_timm(file.beside), arguments=built_with)
+
+
+def _built_with(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that timm's training script handed to the model."""
+    args = _table(beside.get("args"))
+    if not {"model", "gp"} <= args.keys():
+        return {}
+    return {**_pool(args["gp"]), **_table(args.get("model_kwargs"))}
+
+
+def _pool(name: Any) -> dict[str, Any]:
+    return {"global_pool": name} if isinstance(name, str) else {}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _of_timm(beside: Mapping[str, Any]) -> tuple[str, str] | None:

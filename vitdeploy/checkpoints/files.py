@@ -76,7 +76,8 @@ class WeightFile:
 
     ``entry`` is where in the file they stood (``state_dict_ema``), empty for the top level; ``prefix`` what was taken
     off their names (``module.``). ``left_out`` names tensors beside them, ``head_beside`` is where a linear stood
-    that was taken for their head. ``config`` and ``preprocessor`` are a folder's
+    that was taken for their head, ``normalization`` mean and standard deviation of a layer in front of the model, for
+    pixels in 0…1. ``config`` and ``preprocessor`` are a folder's
     two JSON files, ``beside`` what a training script saved with the weights, as plain data; empty where there is none.
     """
 
@@ -87,6 +88,7 @@ class WeightFile:
     prefix: str = ""
     left_out: tuple[str, ...] = ()
     head_beside: str = ""
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)

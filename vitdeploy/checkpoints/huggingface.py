@@ -12,6 +12,7 @@ from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.preprocess import preprocess_from_hf
 from vitdeploy.records import Preprocess
+from vitdeploy.wording import adoption
 
 FIRST_QUERY = r"(vit\.|deit\.)?(encoder\.layer|layers)\.0\.attention\.(attention\.query|q_proj)\.weight"
 NOT_VIT = (r".*layer_scale1\.", r".*lambda_1$", r".*relative_position_bias", r"(.*\.)?embeddings\.detection_tokens")
@@ -39,12 +40,13 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
     config = file.config
     arguments = vit.describe(tensors)
     size = arguments.pop("image_size", None)
+    arguments.pop("class_token_position", None)  # it always has one here; what looks like none is no square image
     overrides: dict[str, Any] = {}
     if config:
         _check_activation(config, ("gelu",))
         overrides = {
-            "image_size": config.get("image_size", 224),
-            "patch": config.get("patch_size", 16),
+            "image_size": _size(config.get("image_size", 224)),
+            "patch": _side(config.get("patch_size", 16), "patch_size"),
             "channels": config.get("num_channels", 3),
             "width": config.get("hidden_size", 768),
             "depth": config.get("num_hidden_layers", 12),
@@ -65,6 +67,18 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
         position_tokens={"pos_embed": 2 if "dist_token" in tensors else 1},
         dropped=dropped,
         preprocess=preprocess_of(file),
+        head_problem=_pooler_problem(dropped, named, config),
+    )
+
+
+def _pooler_problem(poolers: Mapping[str, str], names: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return why a head beside a pooler cannot be taken: transformers' classifiers have none, people's own may."""
+    classifiers = any("ForImageClassification" in str(name) for name in config.get("architectures") or ())
+    if not poolers or classifiers or not any(name.startswith(HEADS) for name in names):
+        return ""
+    return (
+        f"a pooler ({next(iter(poolers))}) stands before its head, and keys do not tell whether the head reads it (a "
+        "file without the pooler is taken)"
     )
 
 
@@ -116,7 +130,7 @@ def swin_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) ->
         _check_activation(config, ("gelu",))
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
-            "patch": config.get("patch_size", 4),
+            "patch": _side(config.get("patch_size", 4), "patch_size"),
             "channels": config.get("num_channels", 3),
             "width": config.get("embed_dim", 96),
             "depths": config["depths"],
@@ -166,11 +180,24 @@ def _head_classes(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _check_activation(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
     activation = config.get("hidden_act", "gelu")
     if activation not in known:
-        raise CheckpointError(f"hidden_act is {activation!r} in config.json, expected {' or '.join(known)}")
+        raise CheckpointError(
+            f"hidden_act is {activation!r} in config.json, expected {' or '.join(known)}: torch.onnx.export writes "
+            f"the model of transformers as it is, and {adoption('MODEL.onnx')} adopts that"
+        )
 
 
 def _size(value: Any) -> Any:
-    return value if isinstance(value, int) else list(value)
+    """Return a number, or [height, width], as transformers takes both."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _side(value: Any, key: str) -> Any:
+    """Return the one side of a square."""
+    if isinstance(value, list | tuple) and value:
+        if len(set(value)) > 1:
+            raise CheckpointError(f"{key} is {value!r} in config.json: patches that are no squares are not built")
+        return value[0]
+    return value
 
 
 def _classes(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,16 @@ import numpy as np
 
 from vitdeploy import catalog
 from vitdeploy.catalog import Variant
-from vitdeploy.checkpoints.candidates import Candidate, common_root, find_candidates, same_shapes, unknown
+from vitdeploy.checkpoints.candidates import AVERAGES, Candidate, common_root, find_candidates, same_shapes, unknown
 from vitdeploy.checkpoints.conventions import by_convention
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.evidence import Evidence, evidence_of
 from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
 from vitdeploy.checkpoints.layouts import swin
+from vitdeploy.checkpoints.layouts.vit import OTHER_BUILDER
 from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
+from vitdeploy.checkpoints.stated import stated_arguments
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.wording import adoption
@@ -115,7 +117,9 @@ def _choice(taken: Candidate, candidates: list[Candidate], passed: list[Candidat
         notes.append(f"the weights under {_place(other.file)!r} do not fit")
     same = [_place(one.file) for one in candidates if one not in (*passed, taken) and same_shapes(one, taken)]
     if same:
-        notes.append(f"those under {', '.join(map(repr, same))} fit, too: averaged weights are preferred to raw ones")
+        averaged = any(AVERAGES.fullmatch(part) for part in place.split("."))
+        why = "averaged weights are preferred to raw ones" if averaged else "a file with those alone gives them"
+        notes.append(f"those under {', '.join(map(repr, same))} fit, too: {why}")
     return notes
 
 
@@ -130,10 +134,16 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     evidence = evidence_of(file)
     converted = dialect.converted(file, request.named)
     notes = _dropped(file, converted)
+    converted = _with_stated(converted, dialect.family, evidence, file, notes)
     variant = _variant(name, dialect.family, converted, evidence, file, notes)
     arguments = _arguments(variant, converted, request, file, notes)
     label = variant.name if variant is not None else file.path.resolve().name
     classes = converted.classes or evidence.classes
+    if classes and len(classes) != arguments["num_classes"]:
+        notes.append(
+            f"its configuration names {len(classes)} classes and the model has {arguments['num_classes']}: the names "
+            "are left out"
+        )
     spec = ModelSpec(
         family=dialect.family,
         name=label,
@@ -145,7 +155,30 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
     _assign(module, tensors, file, label, dialect.family)
     preprocess = _preprocess(variant, converted, evidence, arguments, notes)
+    preprocess = _normalized_as_beside(preprocess, converted, evidence, file, notes)
     return LoadedWeights(module.eval(), spec, preprocess, dialect.name, candidate.reason, ()), notes
+
+
+def _with_stated(
+    converted: Converted, family: str, evidence: Evidence, file: WeightFile, notes: list[str]
+) -> Converted:
+    """Return the weights with the constructor arguments that the file states and no key shows.
+
+    Raises:
+        CheckpointError: The model was built with something that none here has.
+    """
+    if not evidence.arguments or evidence.elsewhere is not None:
+        return converted
+    ours, foreign = stated_arguments(evidence.arguments, family, converted, file.leaves)
+    if foreign:
+        named = evidence.architecture or "NAME"
+        raise CheckpointError(
+            f"{str(file.path)!r} says that its model was built with {foreign}, which {family} here has not: the source "
+            f"'timm:{named}' with weights='FILE', arguments={foreign} builds it"
+        )
+    if ours:
+        notes.append(f"it says that it was built with {', '.join(f'{key}={value}' for key, value in ours.items())}")
+    return replace(converted, overrides={**converted.overrides, **ours})
 
 
 def _dropped(file: WeightFile, converted: Converted) -> list[str]:
@@ -454,10 +487,7 @@ def _is_other_depth(tensors: Tensors, expected: Mapping[str, object]) -> bool:
 
 
 # What else may take tensors that the family has no place for.
-_HINTS = {
-    "vit": "timm builds ViTs with other parts: the source 'timm:NAME' with weights='FILE' takes such weights under "
-    "timm's name of the model",
-}
+_HINTS = {"vit": OTHER_BUILDER}
 
 
 def _preprocess(
@@ -477,6 +507,17 @@ def _preprocess(
     note = f"the file says nothing of preprocessing: took {record.source}"
     notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
     return _with_channels(record, channels, notes)
+
+
+def _normalized_as_beside(
+    record: Preprocess, converted: Converted, evidence: Evidence, file: WeightFile, notes: list[str]
+) -> Preprocess:
+    """Return the record with the mean and standard deviation of a layer that the file has in front of the model."""
+    if file.normalization is None or converted.preprocess is not None or evidence.preprocess is not None:
+        return record
+    mean, std = (values * (record.channels // len(values)) for values in file.normalization)
+    notes.append("the file has a layer of mean and std in front of the model: took them for the preprocessing")
+    return record.model_copy(update={"mean": mean, "std": std, "source": f"{record.source}, mean and std of the file"})
 
 
 def _changed(record: Preprocess, changes: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:

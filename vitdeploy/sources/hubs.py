@@ -6,13 +6,14 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.sources.hub_weights import HubWeights, read_hub_weights
 from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill
 from vitdeploy.sources.source import TIMM, TORCHVISION
 from vitdeploy.text import one_line
@@ -38,29 +39,30 @@ def load_timm(name: str, weights: Weights, arguments: Mapping[str, Any]) -> Load
     from vitdeploy.preprocess import preprocess_from_timm_config
 
     timm, arguments = import_timm(name), translated("timm", arguments)
-    if weights.file is not None:
-        tensors = _tensors(weights.file)
-        arguments = {**_classes_of(timm, name, tensors), **arguments}
+    notes: tuple[str, ...] = (RANDOM_NOTE,) if weights.random else ()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's notes on models that it renamed
         torch.manual_seed(weights.seed)
-        fetch = weights.file is None and not weights.random
-        module = _fetch_timm(timm, name, arguments) if fetch else create_timm(name, arguments)
         if weights.file is not None:
-            module = _filled_timm(module, name, arguments, tensors, f"{str(weights.file)!r} as timm:{name}")
+            found = read_hub_weights(weights.file, create_timm(name, arguments))
+            arguments, notes = {**_classes_of(timm, name, found.tensors), **arguments}, found.notes
+            module = _filled_timm(name, arguments, found, f"{str(weights.file)!r} as timm:{name}")
+        else:
+            module = create_timm(name, arguments) if weights.random else _fetch_timm(timm, name, arguments)
     classes = int(getattr(module, "num_classes"))  # noqa: B009 (nn.Module types attributes as tensors)
     spec = ModelSpec(
         family="timm", name=name, arguments={**arguments, "num_classes": classes}, classes=class_names(classes)
     )
     preprocess = preprocess_from_timm_config(_configuration(module, arguments), f"{TIMM}{name}")
     origin = f"{TIMM}{name}, {weights.describe('published weights')}"
-    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
+    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, notes)
 
 
-def _filled_timm(
-    module: nn.Module, name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Any], where: str
-) -> nn.Module:
-    """Return ``module`` with the weights of a file; where they are of the usual image size, timm resizes their tables.
+def _filled_timm(name: str, arguments: Mapping[str, Any], found: HubWeights, where: str) -> nn.Module:
+    """Return a model with the weights of a file: under its own names, else through timm's own conversion of them.
+
+    timm renames what older versions and the papers' repositories wrote, and resizes tables of positions, which is
+    taken where ``img_size`` asks for it.
 
     Raises:
         CheckpointError: Names or shapes differ otherwise.
@@ -69,22 +71,27 @@ def _filled_timm(
 
     from vitdeploy.models.external import create_timm
 
+    module = create_timm(name, arguments)
     try:
-        fill(module, tensors, where)
+        fill(module, found.tensors, where)
     except CheckpointError:
-        if "img_size" not in arguments:
-            raise
-        usual = create_timm(name, {key: value for key, value in arguments.items() if key != "img_size"})
-        fill(usual, tensors, where)
-        state = {key: value.clone() for key, value in usual.state_dict().items()}
-        module = create_timm(name, arguments, (state, int(arguments["num_classes"])))
-        with torch.no_grad():
-            changed = [
-                key for key, value in usual.state_dict().items() if value.shape != module.state_dict()[key].shape
-            ]
-        if not changed:
-            raise
+        state = {key: torch.as_tensor(value) for key, value in found.unchanged.items()}
+        classes = int(getattr(module, "num_classes"))  # noqa: B009 (nn.Module types attributes as tensors)
+        with suppress(ModelError):
+            module = create_timm(name, arguments, (state, classes))
+            if _same_but_positions(module, found.tensors, "img_size" in arguments):
+                return module
+        raise
     return module
+
+
+def _same_but_positions(module: nn.Module, tensors: Mapping[str, Any], resized: bool) -> bool:
+    """Return whether no tensor that a file has under the model's name has another shape; positions may if resized."""
+    return all(
+        tuple(tensors[name].shape) == tuple(value.shape) or (resized and "pos" in name)
+        for name, value in module.state_dict().items()
+        if name in tensors
+    )
 
 
 def _fetch_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -169,18 +176,22 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
     from vitdeploy.models.external import create_torchvision, translated
 
     arguments = translated("torchvision", arguments)
-    tensors = _tensors(weights.file) if weights.file is not None else None
+    found = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights.seed)
         module = create_torchvision(name, arguments)
-        if tensors is not None and "num_classes" not in arguments:
-            arguments |= _classes_in(tensors, module)
+        if weights.file is not None:
+            found = read_hub_weights(weights.file, module)
+        if found is not None and "num_classes" not in arguments:
+            arguments |= _classes_in(found.tensors, module)
             module = create_torchvision(name, arguments)
     from torchvision import models
 
     published = models.get_model_weights(name).DEFAULT
-    if tensors is not None:
-        fill(module, tensors, f"{str(weights.file)!r} as torchvision:{name}")
+    notes: tuple[str, ...] = (RANDOM_NOTE,) if weights.random else ()
+    if found is not None:
+        notes = found.notes
+        fill(module, found.tensors, f"{str(weights.file)!r} as torchvision:{name}")
     elif not weights.random:
         fill(module, _fetch_torchvision(published, name), f"the published weights of torchvision:{name}")
     classes = int(arguments.get("num_classes", len(published.meta["categories"])))
@@ -190,7 +201,7 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
     )
     origin = f"{TORCHVISION}{name}, {weights.describe(f'published weights {published.name}')}"
     preprocess = _torchvision_preprocess(published.transforms(), f"torchvision:{name}, {published.name}")
-    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, _notes(weights))
+    return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, notes)
 
 
 def _classes_in(tensors: Mapping[str, Any], module: nn.Module) -> dict[str, int]:
@@ -251,13 +262,3 @@ def hugging_face_folder(name: str) -> Path:
             reason = hub.silence or one_line(error)
             raise CheckpointError(f"'hf:{name}' cannot be fetched ({reason}): {local}") from error
     return Path(fetched)
-
-
-def _tensors(path: Path) -> Mapping[str, Any]:
-    from vitdeploy.checkpoints import read_weights
-
-    return read_weights(path).tensors
-
-
-def _notes(weights: Weights) -> tuple[str, ...]:
-    return (RANDOM_NOTE,) if weights.random else ()

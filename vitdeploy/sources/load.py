@@ -269,7 +269,7 @@ def _load_timm_folder(path: Path, model: TimmFolder, options: SourceOptions) -> 
     return replace(
         loaded,
         spec=loaded.spec.model_copy(update={"classes": classes or loaded.spec.classes}),
-        preprocess=model.preprocess,
+        preprocess=model.preprocess.at_size(loaded.preprocess.size),
         notes=(note, *loaded.notes),
     )
 

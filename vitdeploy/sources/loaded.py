@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET_CLASSES = 1000
+_COUNTERS = ".num_batches_tracked"
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +71,7 @@ def class_names(classes: int) -> tuple[str, ...]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
-    """Copy arrays into a module, every one into its place.
+    """Copy arrays into a module, every one into its place; counters of batch norms, which no logit needs, may lack.
 
     Raises:
         CheckpointError: Names or shapes differ.
@@ -80,6 +81,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     from vitdeploy.checkpoints.matching import check_match
 
     state = module.state_dict()
+    tensors = {name: tensors[name] for name in tensors if not name.endswith(_COUNTERS)}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(_COUNTERS)}
     found = {name: tuple(array.shape) for name, array in tensors.items()}
     check_match(found, {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     with torch.no_grad():

@@ -87,6 +87,29 @@ DEIT3_PARALLEL: Rules = (
 )
 
 
+_OTHER_PARTS = re.compile(
+    r"reg_token|norm_pre\..*|attn_pool\..*|blocks\.\d+\.(attn\.([qk]_norm|norm)|mlp\.(norm|w12|fc1_[gx]))\..*"
+)
+
+
+def refuse_other_parts(state: State, where: str) -> None:
+    """Refuse timm's ViTs with parts that ours has not, before anything is asked of them.
+
+    Raises:
+        CheckpointError: There are registers, norms of queries and keys, a pooling by attention, or their like.
+    """
+    others = [name for name in state if _OTHER_PARTS.fullmatch(name)]
+    if others:
+        shown = ", ".join(others[:4]) + (", …" if others[4:] else "")
+        raise CheckpointError(f"{where} does not fit the model: {len(others)} left over ({shown}); {OTHER_BUILDER}")
+
+
+OTHER_BUILDER = (
+    "timm builds ViTs with other parts: the source 'timm:NAME' with weights='FILE' takes such weights under timm's "
+    "name of the model"
+)
+
+
 def from_timm(state: State) -> Tensors:
     """Return timm's weights; the norm after mean pooling, ``fc_norm``, is our ``norm``."""
     return renamed(state, ((r"^fc_norm\.", "norm."),))
@@ -166,6 +189,14 @@ def heads_of_google(state: State) -> int:
 
 def _without_prefix(name: str) -> str:
     return re.sub(r"^(?:opt/target/|params/)", "", name)
+
+
+def is_grid_with_token(state: State, image_size: Any) -> bool:
+    """Return whether the positions are those of a class token and the patches of an image of [height, width]."""
+    if not isinstance(image_size, list | tuple) or len(image_size) != 2 or "dist_token" in state:
+        return False
+    patch = int(state["patch_embed.proj.weight"].shape[2])
+    return bool(state["pos_embed"].shape[1] == 1 + (image_size[0] // patch) * (image_size[1] // patch))
 
 
 def describe(tensors: State) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Constructor arguments that a file of timm states, for what no key shows: pooling, heads, the image's size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vitdeploy.checkpoints.converted import Converted
+
+# What changes no logit of a trained model, or is read off shapes, names and tables.
+_SHOWN = re.compile(
+    r"num_classes|in_chans|img_size|patch_size|embed_dim|depths?|mlp_ratios?|qkv_bias|class_token|no_embed_class|fc_norm"
+    r"|final_norm|init_values|window_size|dynamic_img_size|dynamic_img_pad|strict_img_size|weight_init|fix_init"
+    r"|pretrained.*|.*drop.*"
+)
+_MEAN_FAMILIES = ("swin", "swin_v2", "pvt_v2")
+
+
+def stated_arguments(
+    stated: Mapping[str, Any], family: str, converted: Converted, names: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return our constructor arguments for what a file states, and what of it no model here has.
+
+    Args:
+        stated: Arguments under timm's names, such as ``{"global_pool": "avg", "num_heads": 6}``.
+        family: That of the weights.
+        converted: The weights in our names.
+        names: The tensors under timm's names.
+    """
+    ours: dict[str, Any] = {}
+    foreign: dict[str, Any] = {}
+    for key, value in stated.items():
+        if key == "num_heads" and isinstance(value, int | list | tuple):
+            ours["heads"] = value if isinstance(value, int) else list(value)
+        elif key == "global_pool":
+            pooling = _pooling(value, family, converted, names)
+            if pooling is None:
+                foreign[key] = value
+            else:
+                ours |= pooling
+        elif key == "img_size" and "image_size" not in converted.proven and isinstance(value, int | list | tuple):
+            ours["image_size"] = value if isinstance(value, int) else list(value)
+        elif _SHOWN.fullmatch(key) is None:
+            foreign[key] = value
+    return ours, foreign
+
+
+def _pooling(value: Any, family: str, converted: Converted, names: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments for one of timm's ``global_pool``, None where the family has no such pooling."""
+    if family in _MEAN_FAMILIES:
+        return {} if value == "avg" else None
+    if value == "token":
+        return {} if "fc_norm.weight" not in names and converted.arguments.get("pool", "cls") == "cls" else None
+    if value == "avg" and family == "vit":
+        return {"pool": "mean", "class_token": "cls_token" in names, "norm_after_pool": "fc_norm.weight" in names}
+    return None
