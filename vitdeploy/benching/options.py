@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import UsageError
+from vitdeploy.measure.scenarios import RULE_SECONDS, SERVER_BOUND_MS
 from vitdeploy.measure.timing import TurnOptions
 from vitdeploy.reading import sha256_of_file
 from vitdeploy.records.constraints import Count, NonNegative, NonNegativeCount, Positive, check_fields
 from vitdeploy.records.report import Device
+from vitdeploy.records.scenario import SCENARIO_NAMES, ScenarioName
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class BenchOptions:
     takes. ``self_check`` lets one candidate take part twice and times each alone after the turns. ``energy_s`` is for
     how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
     row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
+    ``scenarios`` are those of MLPerf Inference that each row is put under, ``scenario_s`` is the time for one run of
+    them, ``latency_bound_ms`` what a server keeps for 99 % of its queries.
     ``thumbnails`` puts small copies of images on which rows and baseline differ into the report.
     """
 
@@ -57,6 +61,9 @@ class BenchOptions:
     energy_s: NonNegative = 5.0
     sustained_s: NonNegative = 0.0
     per_layer: bool = False
+    scenarios: tuple[ScenarioName, ...] = ()
+    scenario_s: Positive = RULE_SECONDS
+    latency_bound_ms: Positive = SERVER_BOUND_MS
     thumbnails: bool = True
     timeout_s: Positive = 600.0
 
@@ -68,6 +75,9 @@ class BenchOptions:
         wrong = [mode for mode in self.pytorch or () if mode not in known]
         if wrong:
             raise UsageError(f"there is no way {wrong[0]!r} to run PyTorch, expected one of {', '.join(known)}")
+        unknown = [name for name in self.scenarios if name not in SCENARIO_NAMES]
+        if unknown:
+            raise UsageError(f"there is no scenario {unknown[0]!r}, expected one of {', '.join(SCENARIO_NAMES)}")
         if not self.runtimes:
             raise UsageError("there is no runtime for ONNX models, expected 'onnxruntime' or 'openvino'")
 

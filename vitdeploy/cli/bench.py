@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
     from vitdeploy.records import Report
+    from vitdeploy.records.scenario import ScenarioName
 
 
 def bench(
@@ -82,6 +83,20 @@ def bench(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Profile the layers of each row, in calls beside the timed ones.")
     ] = False,
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            metavar="NAME[,...]",
+            help="Loads as MLPerf Inference defines them: single-stream, multi-stream, offline, server; repeatable.",
+        ),
+    ] = None,
+    scenario_s: Annotated[
+        float, typer.Option("--scenario-seconds", min=0.001, help="Time for one run of a scenario; MLPerf's is 600.")
+    ] = 600.0,
+    latency_bound_ms: Annotated[
+        float, typer.Option("--latency-bound", min=0.001, metavar="MS", help="What 99 % of a server's queries keep.")
+    ] = 15.0,
     energy: Annotated[bool, typer.Option(help="Meter energy per image, where the device has a meter.")] = True,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
     report: Annotated[
@@ -125,7 +140,7 @@ def bench(
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
-    from vitdeploy.report import class_table, layer_table
+    from vitdeploy.report import class_table, layer_table, scenario_lines
 
     options = BenchOptions(
         batches=parse_counts("--batch", batches) or (1,),
@@ -147,6 +162,9 @@ def bench(
         self_check=self_check,
         sustained_s=sustained,
         per_layer=per_layer,
+        scenarios=cast("tuple[ScenarioName, ...]", split_lists(scenarios)),  # the options refuse other names
+        scenario_s=scenario_s,
+        latency_bound_ms=latency_bound_ms,
         thumbnails=thumbnails,
         energy_s=BenchOptions.energy_s if energy else 0.0,
     )
@@ -171,6 +189,8 @@ def bench(
             print_rich(class_table(found))
         if per_layer:
             print_rich(layer_table(found))
+        for line in scenario_lines(found):
+            print_line(line)
         if page is not None:
             print_line(f"wrote {page}")
     refuse_all_failed(found)

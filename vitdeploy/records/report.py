@@ -19,6 +19,7 @@ from vitdeploy.records.error_profile import ErrorProfile
 from vitdeploy.records.layer_profile import LayerProfile
 from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import Precision, Target
+from vitdeploy.records.scenario import ScenarioResult
 from vitdeploy.text import UNKNOWN, printable, size_text
 from vitdeploy.wording import Interval, ms_text, percent_text, points_text, ratio_text
 
@@ -150,6 +151,7 @@ class Row(Record):
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its
     runtime does not tell.
+    ``scenarios`` are those of MLPerf Inference that were asked for.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
 
@@ -176,6 +178,7 @@ class Row(Record):
     peak_memory_bytes: int | None = None
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
+    scenarios: tuple[ScenarioResult, ...] = ()
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None
     census: OperatorCensus | None = None

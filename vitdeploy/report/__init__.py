@@ -8,6 +8,7 @@ from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
 from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
+from vitdeploy.report.scenarios import scenario_lines
 from vitdeploy.report.table import class_table, table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "layer_table",
     "read_front",
     "read_report",
+    "scenario_lines",
     "sensitivity_table",
     "table",
     "write_front_page",

@@ -12,6 +12,7 @@ from vitdeploy.report import view
 from vitdeploy.report.error_profiles import error_profiles
 from vitdeploy.report.layer_profiles import change_text, layer_profiles
 from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.scenarios import shown_scenarios
 from vitdeploy.report.timeline import timelines
 from vitdeploy.text import size_text
 
@@ -38,6 +39,7 @@ def _context(report: Report) -> dict[str, Any]:
         "size_bars": size_bars(report),
         "error_profiles": error_profiles(report),
         "layer_profiles": layer_profiles(report, {row.name: view.runtime_text(row) for row in report.rows}),
+        "scenarios": shown_scenarios(report),
         "timelines": timelines(report),
         "rows_by_class": view.rows_by_class(report),
         "class_lines": view.class_lines(report),

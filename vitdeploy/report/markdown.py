@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.layer_profiles import part_lines
+from vitdeploy.report.scenarios import shown_scenarios
 from vitdeploy.report.view import (
     SCOPES,
     SHOWN_CLASSES,
@@ -51,6 +52,7 @@ def render_markdown(report: Report) -> str:
         "## Cost",
         "Load time, first inference and peak memory of a process that does nothing else.",
         _cost(report),
+        *_scenarios(report),
         *_layers(report),
     ]
     said = remarks(report.rows)
@@ -124,6 +126,16 @@ def _cost(report: Report) -> str:
         for row in report.rows
     ]
     return _table(head, lines, right=4)
+
+
+def _scenarios(report: Report) -> list[str]:
+    """Return the section, which is left out where no scenario was run."""
+    lines = [
+        (one.row, one.name, f"{one.result} ({one.what})", one.queries, one.seconds, one.rules)
+        for one in shown_scenarios(report)
+    ]
+    head = ("Artifact", "Scenario", "Result", "Count", "Seconds", "Counts and duration")
+    return ["## Scenarios", "As MLPerf Inference defines them.", _table(head, lines, right=0)] if lines else []
 
 
 def _layers(report: Report) -> list[str]:
