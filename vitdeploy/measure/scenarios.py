@@ -25,6 +25,7 @@ STREAMS = 8
 OFFLINE_SAMPLES = 24_576
 SERVER_BOUND_MS = 15.0
 TRIALS = 8
+ALONE = 5
 LEAST_TRIAL_S = 1.0
 CONFIRMATIONS = 5
 STEP_BACK = 0.95
@@ -178,8 +179,8 @@ def _server(load: Load) -> ScenarioResult:
     rate that does not hold over the whole time is lowered by a twentieth, five times at most.
     """
     trials: list[ServerTrial] = []
-    latencies = _arrivals(load, 0.0, 1, load.seconds)
-    service_s = latencies[0] / 1000
+    latencies = np.concatenate([_arrivals(load, 0.0, 1, load.seconds) for _ in range(ALONE)])
+    service_s = float(latencies.min()) / 1000
     if service_s * 1000 > load.bound_ms:
         return _served(
             load, None, trials, latencies, f"one query alone takes {service_s * 1000:.1f} ms, more than the bound"

@@ -7,8 +7,8 @@ from vitdeploy.report.budget import front_table, read_front, write_front_page
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
 from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
-from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
 from vitdeploy.report.scenarios import scenario_lines
+from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
 from vitdeploy.report.table import class_table, table
 
 __all__ = [
