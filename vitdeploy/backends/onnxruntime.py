@@ -274,6 +274,8 @@ def session_settings(options: SessionOptions, precision: Precision, exact_intege
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # products with weights in 8 bits are FP32 then; the default rounds their activations to 8 bits as well
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if exact_integers:
         settings.add_session_config_entry("session.x64quantprecision", "1")

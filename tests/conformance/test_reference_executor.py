@@ -1,0 +1,149 @@
+"""Quantized graphs of every family and profile are what ONNX's definition says, by a NumPy executor of our own.
+
+Stated rounding. Node by node, each on what the runtime's own node read: integers are the same but for values within
+1e-5 of a tie, which may go to the next integer; FP32 results differ by 1e-5 of the tensor's largest value, FP16 by
+2⁻⁹, which is two roundings. As a whole, fused and in integer kernels: logits of weights in 8 bits by 1e-5; of integer
+activations, where one value at a tie moves all that follows, by a tenth of the power of the quantization's own error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from present import present
+from reference_executor import along, execute
+from small_families import FAMILIES, small_checkpoint
+
+from vitdeploy.artifacts import OnnxModel
+from vitdeploy.backends.onnxruntime import open_graph
+from vitdeploy.datasets import load_pixels, open_dataset
+from vitdeploy.measure.statistics import logits_sqnr_db
+from vitdeploy.preprocess import normalize
+from vitdeploy.quantization.collector import with_outputs
+from vitdeploy.quantization.request import QuantizeOptions
+from vitdeploy.records import NodePrecision, Target
+from vitdeploy.stages.export import export
+from vitdeploy.stages.quantize import quantize
+
+QUICK = QuantizeOptions(method="minmax", equalization="off", effort="fast", samples=24, threads=1)
+BOUNDS = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2.0**-9}
+TIE = 1e-5
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a graph is quantized to."""
+
+    precision: NodePrecision
+    target: Target
+    options: QuantizeOptions = QUICK
+
+
+FORMS = {
+    "linear": Form("int8", "tensorrt"),
+    "mha": Form("int8", "tensorrt", replace(QUICK, profile="mha")),
+    "cpu": Form("int8", "onnxruntime"),
+    "weights": Form("int8-weight-only", "onnxruntime"),
+    "fp8": Form("fp8", "tensorrt"),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = small_checkpoint(request.param, folder / "model.safetensors")
+    return export(model, folder / "model.onnx", progress=None)
+
+
+def quantized(model: OnnxModel, form: Form, folder: Path) -> ir.Model:
+    made = quantize(
+        model, folder / "out.onnx", precision=form.precision, target=form.target, options=form.options, progress=None,
+        calibration=None if form.precision == "int8-weight-only" else "digits:train",
+    )  # fmt: skip
+    return made.load()
+
+
+def images(model: OnnxModel) -> np.ndarray:
+    spec = present(model.manifest.preprocess)
+    return normalize(load_pixels(open_dataset("digits:validation", samples=3), spec), spec)
+
+
+def feed(graph: ir.Model, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    entry = graph.graph.inputs[0]
+    return {present(entry.name): pixels.astype(present(entry.dtype).numpy())}
+
+
+def computed(graph: ir.Model, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return every tensor that ONNX Runtime computes and NumPy can hold."""
+    names = [
+        str(value.name)
+        for node in graph.graph
+        for value in node.outputs
+        if value.dtype != ir.DataType.FLOAT8E4M3FN and value.name
+    ]
+    with open_graph(with_outputs(graph, names)) as session:
+        return session.run(feed(graph, pixels))
+
+
+def near_ties(graph: ir.Model, found: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return how far what a QuantizeLinear rounded is from a tie, in steps."""
+    node = next(node for node in graph.graph if node.outputs[0].name == name)
+    x, scale = found[str(present(node.inputs[0]).name)], present(present(node.inputs[1]).const_value).numpy()
+    steps = x.astype(np.float64) / along(scale, 0, x.ndim)
+    return np.abs(np.abs(steps - np.trunc(steps)) - 0.5) / np.maximum(np.abs(steps), 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_node_gives_what_its_definition_says(exported: OnnxModel, form: str, tmp_path: Path) -> None:
+    graph, pixels = quantized(exported, FORMS[form], tmp_path), images(exported)
+    theirs = computed(graph, pixels)
+    ours = execute(graph, pixels, theirs)
+    assert len(theirs) > 20
+    for name, array in theirs.items():
+        expected = ours[name]
+        assert array.shape == expected.shape, name
+        assert array.dtype == expected.dtype, name
+        if array.dtype in (np.int8, np.uint8):
+            away = np.abs(array.astype(int) - expected.astype(int))
+            assert away.max() <= 1, name
+            assert np.all(near_ties(graph, theirs, name)[away > 0] < TIE), name
+        elif array.dtype in BOUNDS:
+            size = float(np.abs(expected.astype(np.float64)).max())
+            off = np.abs(array.astype(np.float64) - expected.astype(np.float64))
+            assert float(off.max()) <= BOUNDS[array.dtype] * size, name
+        else:
+            np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("form", ["cpu", "weights"])
+def test_fused_in_integer_kernels_it_gives_the_same_logits(exported: OnnxModel, form: str, tmp_path: Path) -> None:
+    graph, pixels = quantized(exported, FORMS[form], tmp_path), images(exported)
+    (logits,) = (present(value.name) for value in graph.graph.outputs)
+    expected = execute(graph, pixels)[logits]
+    exact = execute(exported.load(), pixels)[logits]
+    with open_graph(graph) as session:
+        found = session.run(feed(graph, pixels))[logits]
+    if form == "weights":
+        assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    else:
+        assert logits_sqnr_db(found, expected) > logits_sqnr_db(expected, exact) + 10 or np.array_equal(found, expected)
+
+
+def test_the_executor_rounds_as_the_standard_says() -> None:
+    from reference_executor import dequantized, quantized
+
+    x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0], np.float32)
+    one = np.array(1.0, np.float32)
+    assert quantized(x, one, np.array(0, np.int8)).tolist() == [0, 2, 2, 0, -2, 127, -128]
+    assert quantized(x, one, np.array(10, np.uint8)).tolist() == [10, 12, 12, 10, 8, 255, 0]
+    eight = quantized(np.array([449.0, 17.0, -0.0019], np.float32), one, np.zeros((), ml_dtypes.float8_e4m3fn))
+    assert eight.astype(np.float32).tolist() == [448.0, 16.0, -0.001953125]
+    weight = np.array([[1, -2], [3, 4]], np.int8)
+    steps = np.array([0.5, 2.0], np.float32)
+    assert dequantized(weight, steps, axis=1).tolist() == [[0.5, -4.0], [1.5, 8.0]]
+    assert dequantized(weight, steps, axis=0).tolist() == [[0.5, -1.0], [6.0, 8.0]]
