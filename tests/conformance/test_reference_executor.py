@@ -26,7 +26,7 @@ from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import normalize
 from vitdeploy.quantization.collector import with_outputs
 from vitdeploy.quantization.request import QuantizeOptions
-from vitdeploy.records import NodePrecision, Target
+from vitdeploy.records import Precision, Target
 from vitdeploy.stages.export import export
 from vitdeploy.stages.quantize import quantize
 
@@ -39,7 +39,7 @@ TIE = 1e-5
 class Form:
     """What a graph is quantized to."""
 
-    precision: NodePrecision
+    precision: Precision
     target: Target
     options: QuantizeOptions = QUICK
 
