@@ -50,10 +50,13 @@ from vitdeploy.records import (
 )
 from vitdeploy.report import (
     Comparison as Comparison,
+    History as History,
     compare as compare,
+    history as history,
     read_front as read_front,
     read_report as read_report,
     write_front_page as write_front_page,
+    write_history as write_history,
     write_report as write_report,
     write_sensitivity as write_sensitivity,
 )

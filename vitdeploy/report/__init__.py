@@ -6,6 +6,7 @@ from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.report.budget import front_table, read_front, write_front_page
 from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
+from vitdeploy.report.history import History, history, history_table, write_history
 from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
 from vitdeploy.report.scenarios import scenario_lines
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
@@ -13,10 +14,13 @@ from vitdeploy.report.table import class_table, table
 
 __all__ = [
     "Comparison",
+    "History",
     "class_table",
     "compare",
     "comparison_table",
     "front_table",
+    "history",
+    "history_table",
     "layer_change_tables",
     "layer_table",
     "read_front",
@@ -25,6 +29,7 @@ __all__ = [
     "sensitivity_table",
     "table",
     "write_front_page",
+    "write_history",
     "write_report",
     "write_sensitivity",
 ]

@@ -17,13 +17,14 @@ LABEL_GAP = 16
 
 @dataclass(frozen=True)
 class Line:
-    """The medians of a row: ``path`` is SVG path data, the label stands at its right end."""
+    """A row: ``path`` is SVG path data, the label stands at its right end, ``marks`` are points on it."""
 
     path: str
     precision: str
     label: str
     label_y: float
     title: str
+    marks: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _timeline(ran: list[tuple[Row, Sustained]], device: Device) -> Timeline:
         x_name="seconds",
         x_ticks=[Tick(x_axis.at(value), f"{value:g}") for value in x_axis.ticks(8)],
         y_ticks=[Tick(y_axis.at(value), f"{value:g}") for value in y_axis.ticks(5)],
-        lines=_apart(lines),
+        lines=apart(lines),
         frame=frame,
     )
 
@@ -83,7 +84,7 @@ def _line(row: Row, one: Sustained, x_axis: Axis, y_axis: Axis, label: str) -> L
     return Line("M" + "L".join(points), row.precision, label, y_axis.at(one.p50_ms[-1]), title)
 
 
-def _apart(lines: list[Line]) -> list[Line]:
+def apart(lines: list[Line]) -> list[Line]:
     """Return the lines with labels that do not cover each other, pushed downwards from the top."""
     placed: list[Line] = []
     lowest = 0.0
