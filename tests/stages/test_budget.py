@@ -25,6 +25,7 @@ from vitdeploy.pipeline import read_recipe
 from vitdeploy.pipeline import run as carry_out
 from vitdeploy.records import Front, PlanEntry, PrecisionPlan
 from vitdeploy.report import front_table, read_front, write_front_page
+from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
 BAD = "blocks.1.mlp.fc1"
@@ -124,6 +125,21 @@ def test_the_front_is_what_none_beats_and_its_plans_replay_to_the_same_graph(
     assert replayed.digest == made.digest
     again = run(planted, tmp_path / "again.onnx")
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_inspect_says_what_a_search_and_a_plan_are(searched: tuple[OnnxModel, int]) -> None:
+    folder = searched[0].path.with_suffix(".budget")
+    front = front_of(searched[0].path)
+    for place in (folder, folder / "front.json"):
+        found = inspect(place)
+        assert (found.kind, found.path) == ("front", str(folder / "front.json"))
+        assert [text for name, text in found.facts if name == "verdict"] == list(front.verdict)
+        assert dict(found.facts)["candidates"].startswith(f"{len(front.candidates)}, ")
+    (chosen,) = (one for one in front.candidates if one.name == front.chosen)
+    plan = inspect(folder / chosen.plan_file)
+    assert plan.kind == "plan"
+    quantized = [entry for entry in present(chosen.plan).entries if entry.precision == "int8"]
+    assert ("groups", f"{len(quantized)} in int8") in plan.facts
 
 
 def test_integers_that_are_slower_leave_fp32_as_it_is_and_say_so(

@@ -18,12 +18,13 @@ from readout_vit import digits, run, write_readout_vit
 from rich.console import Console
 
 from vitdeploy.artifacts import OnnxModel, write_onnx
-from vitdeploy.errors import CalibrationError, DataError, GraphError, UsageError
+from vitdeploy.errors import ArtifactError, CalibrationError, DataError, GraphError, UsageError
 from vitdeploy.graph.part_kinds import kind_of
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.records import PlanEntry, PrecisionPlan, Sensitivity
 from vitdeploy.report.sensitivity import render_sensitivity, sensitivity_table, write_sensitivity
+from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 from vitdeploy.stages.sensitivity import sensitivity
 
@@ -157,6 +158,21 @@ def test_bad_input_is_refused(source: OnnxModel, tmp_path: Path) -> None:
         sensitivity(source, calibration=TRAIN, data=str(tmp_path / "nothing"))
     with pytest.raises(UsageError, match=r"expected NAME\.json"):
         write_sensitivity(cast(Sensitivity, object()), tmp_path / "page.html")
+
+
+def test_inspect_says_what_the_file_is(found: Sensitivity, tmp_path: Path) -> None:
+    written = write_sensitivity(found, tmp_path / "vit.json").with_suffix(".json")
+    seen = inspect(written)
+    assert (seen.kind, seen.size_bytes) == ("sensitivity", written.stat().st_size)
+    facts = dict(seen.facts)
+    assert facts["model"] == found.model
+    assert f"{found.images} images" in facts["data"]
+    parts = [text for name, text in seen.facts if name == "part"]
+    assert parts[0].startswith(f"{found.groups[0].name}: ")
+    broken = found.model_dump(mode="json") | {"trials": "many"}
+    written.write_text(json.dumps(broken), "utf8")
+    with pytest.raises(ArtifactError, match="is damaged, or from another version: trials"):
+        inspect(written)
 
 
 def test_a_file_holds_all_numbers(found: Sensitivity, tmp_path: Path) -> None:

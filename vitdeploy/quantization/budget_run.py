@@ -28,10 +28,11 @@ from vitdeploy.quantization.realize import Realizer
 from vitdeploy.quantization.request import QuantizeInputs
 from vitdeploy.quantization.sensitivity import TrialImages
 from vitdeploy.records import Check, Front, NodePrecision, PrecisionPlan
+from vitdeploy.records.budget import FRONT
 from vitdeploy.sessions import Opener
 from vitdeploy.text import printable_json
 
-FRONT, PAGE = "front.json", "front.html"
+PAGE = "front.html"
 RANKED_ON = 64
 BATCH = 16
 

@@ -7,6 +7,8 @@ from vitdeploy.records.manifest import Environment
 from vitdeploy.records.precision import NodePrecision, PrecisionPlan, Target
 from vitdeploy.wording import Interval
 
+FRONT = "front.json"
+
 
 class FrontCandidate(Record):
     """One assignment of precisions, timed and judged against the FP32 graph on the same images.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, load_ir, open_artifact, read_engine
 from vitdeploy.artifacts.bundle import is_bundle, read_bundle
@@ -22,6 +24,7 @@ from vitdeploy.datasets.calibration_set import MANIFEST_NAME as CALIBRATION_SET
 from vitdeploy.datasets.calibration_set import check_files, is_calibration_set, read_calibration_manifest
 from vitdeploy.errors import ArtifactError, BackendError, CheckpointError, UsageError, require_one_of
 from vitdeploy.reading import (
+    first_problem,
     is_safetensors,
     missing,
     parse_json,
@@ -30,9 +33,10 @@ from vitdeploy.reading import (
     read_json,
     safetensors_metadata,
 )
-from vitdeploy.records import Manifest, ModelSpec, OperatorCensus, Record
+from vitdeploy.records import Front, Manifest, ModelSpec, OperatorCensus, PrecisionPlan, Record, Sensitivity
+from vitdeploy.records.budget import FRONT
 from vitdeploy.text import size_text
-from vitdeploy.wording import adoption
+from vitdeploy.wording import adoption, decibel_text, percent_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,8 +53,13 @@ InspectedKind = Literal[
     "calibration-set",
     "training-metrics",
     "bundle",
+    "sensitivity",
+    "front",
+    "plan",
 ]
 Runtime = Literal["onnxruntime", "openvino"]
+_Found = TypeVar("_Found", bound=Record)
+_MOST_PARTS = 5
 ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
 
@@ -89,8 +98,8 @@ class Inspection(Record):
     """What a file or folder is.
 
     ``manifest`` is None for what carries none; ``remedy`` says how to make use of a file that is not ours. ``facts``
-    are names and texts of what a report, a run, a calibration set or stored logits hold. ``census`` is there where a
-    runtime was asked about a quantized graph.
+    are names and texts of what a report, a run, a plan, a search, a calibration set or stored logits hold. ``census``
+    is there where a runtime was asked about a quantized graph.
     """
 
     path: str
@@ -107,7 +116,7 @@ class Inspection(Record):
 
 
 def inspect(file: Artifact | Path | str, *, runtime: Runtime | None = None) -> Inspection:
-    """Read a file, or a folder of a run, a report, a calibration set or weights, and return what it is.
+    """Read a file, or a folder of a run, a report, a search, a calibration set or weights, and return what it is.
 
     What vitdeploy wrote is verified on the way: digests, and every artifact of a run's folder.
 
@@ -172,6 +181,12 @@ def _inspect(path: Path) -> Inspection:
 def _inspect_record(path: Path) -> Inspection | None:
     """Return what a folder or a JSON file of ours is; None for what its name and content do not tell."""
     folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+    content = _content(path) if name and not name.endswith(CALIBRATION_TABLE) else {}
+    for keys, read in _FINDINGS.items():
+        if content.keys() >= set(keys):
+            return read(path, content)
+    if not name and (folder / FRONT).is_file():
+        return _inspect_record(folder / FRONT)
     if name.endswith((".engine.json", ".plan.json")):
         return _inspect_artifact(read_engine(path.with_suffix("")))
     if name == RUN or (not name and (folder / RUN).is_file()):
@@ -180,13 +195,69 @@ def _inspect_record(path: Path) -> Inspection | None:
         return _inspect_calibration_set(folder)
     if not name:
         return _inspect_report(folder / REPORT) if (folder / REPORT).is_file() else None
-    is_report = name == REPORT or (not name.endswith(CALIBRATION_TABLE) and DIGEST_KEY in _keys(path))
-    return _inspect_report(path) if is_report else None
+    return _inspect_report(path) if name == REPORT or DIGEST_KEY in content else None
 
 
-def _keys(path: Path) -> set[str]:
+def _content(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    return set(content) if isinstance(content, dict) else set()
+    return content if isinstance(content, dict) else {}
+
+
+def _inspect_sensitivity(path: Path, content: dict[str, Any]) -> Inspection:
+    found = _valid(Sensitivity, path, content)
+    facts = [
+        ("model", found.model),
+        ("precision", f"{found.precision} for {found.target}"),
+        ("calibration", f"{found.calibration_images} images of {found.calibration}"),
+        ("data", f"{found.data}, {found.images} images{'' if found.labelled else ' without labels'}"),
+        ("all of it", decibel_text(found.all.logits_sqnr_db, found.all.logits_identical)),
+        *(
+            ("part", f"{part.name}: {percent_text(part.share, 1)} of the error")
+            for part in (found.groups or found.kinds)[:_MOST_PARTS]
+            if part.share is not None
+        ),
+    ]
+    return Inspection(path=str(path), kind="sensitivity", size_bytes=path.stat().st_size, facts=tuple(facts))
+
+
+def _inspect_front(path: Path, content: dict[str, Any]) -> Inspection:
+    found = _valid(Front, path, content)
+    facts = [
+        ("model", f"{found.model}, for {found.target}"),
+        ("timed on", f"{found.runtime}, batch {found.batch}"),
+        ("data", f"{found.data}, {found.images} images"),
+        ("candidates", f"{len(found.candidates)}, {sum(one.certified for one in found.candidates)} of them certified"),
+        *(("verdict", sentence) for sentence in found.verdict),
+    ]
+    return Inspection(path=str(path), kind="front", size_bytes=path.stat().st_size, facts=tuple(facts))
+
+
+def _inspect_plan(path: Path, content: dict[str, Any]) -> Inspection:
+    found = _valid(PrecisionPlan, path, content)
+    counts = Counter(entry.precision for entry in found.entries)
+    treated = [entry.treatment for entry in found.entries if entry.treatment is not None]
+    facts = [
+        ("profile", f"{found.profile}, beside {found.remainder}"),
+        *(("groups", f"{count} in {precision}") for precision, count in counts.most_common()),
+        ("treatments", f"{len(treated)} of {len(found.entries)} groups have one"),
+        *(("rotated", what) for what in found.rotated),
+    ]
+    return Inspection(path=str(path), kind="plan", size_bytes=path.stat().st_size, facts=tuple(facts))
+
+
+_FINDINGS: dict[tuple[str, ...], Callable[[Path, dict[str, Any]], Inspection]] = {
+    ("groups", "kinds", "trials"): _inspect_sensitivity,
+    ("candidates", "max_drop_pp"): _inspect_front,
+    ("entries", "remainder"): _inspect_plan,
+}
+"""Keys by which a JSON file without a name of its own is known."""
+
+
+def _valid(record: type[_Found], path: Path, content: dict[str, Any]) -> _Found:
+    try:
+        return record.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(f"{str(path)!r} is damaged, or from another version: {first_problem(error)}") from error
 
 
 def _inspect_report(path: Path) -> Inspection:

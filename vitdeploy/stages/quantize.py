@@ -26,7 +26,7 @@ from vitdeploy.errors import (
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
 from vitdeploy.quantization.budget_journal import BudgetJournal
-from vitdeploy.quantization.budget_run import FRONT, PAGE, BudgetRun, best_found_path, front_folder, write_front
+from vitdeploy.quantization.budget_run import PAGE, BudgetRun, best_found_path, front_folder, write_front
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
 from vitdeploy.quantization.check import (
@@ -56,6 +56,7 @@ from vitdeploy.records import (
     PrecisionPlan,
     Target,
 )
+from vitdeploy.records.budget import FRONT
 from vitdeploy.terminal_progress import AUTO, shown
 
 if TYPE_CHECKING:
