@@ -36,7 +36,7 @@ SLOW = (
     "stages/test_calibration_tables.py", "stages/test_package.py", "exporting/test_fused_preprocess.py",
     "cli/test_shell.py", "exporting/test_foreign_graphs.py", "checkpoints/test_containers.py",
     "checkpoints/test_loading.py", "quantization/test_scaling.py", "quantization/test_search.py",
-    "graph/test_linear_groups.py", "models/test_swin.py", "backends/test_backends.py",
+    "graph/test_linear_groups.py", "models/test_swin.py", "backends/test_backends.py", "remote/",
 )  # fmt: skip
 """Files that take most of the time of all tests (``--durations=0``); ``make quick`` leaves them out."""
 

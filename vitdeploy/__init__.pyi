@@ -26,6 +26,7 @@ from vitdeploy.errors import (
     GraphError as GraphError,
     ModelError as ModelError,
     RecipeError as RecipeError,
+    RemoteError as RemoteError,
     SeenDataWarning as SeenDataWarning,
     TrainingError as TrainingError,
     UsageError as UsageError,
@@ -48,6 +49,7 @@ from vitdeploy.records import (
     Sensitivity as Sensitivity,
     Timing as Timing,
 )
+from vitdeploy.remote.host import Remote as Remote
 from vitdeploy.report import (
     Comparison as Comparison,
     History as History,

@@ -13,6 +13,7 @@
     ├── CalibrationError             no calibration data, a NaN range, a table made for another graph
     ├── BackendError                 a runtime that is absent or that refuses the artifact
     │   └── BuildError               an engine could not be built; names node and operator
+    ├── RemoteError                  a host that cannot be reached, or cannot do the work
     └── RecipeError                  a recipe that does not validate
 
 A message is one line: what happened, the offending value with ``!r``, what was expected, and the command that fixes it.
@@ -100,6 +101,10 @@ class BackendError(VitdeployError):
 
 class BuildError(BackendError):
     """A backend could not build an engine; the message names the node and the operator where known."""
+
+
+class RemoteError(VitdeployError):
+    """Another machine cannot be reached over SSH, lacks something, or lost the work that it was handed."""
 
 
 class RecipeError(VitdeployError):

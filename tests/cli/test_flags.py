@@ -45,6 +45,7 @@ SHOWN_BY = {
     "exporting/": ("export",),
     "graph/lower_opset.py": ("export",),
     "quantization/": ("quantize",),
+    "remote/host.py": ("build",),
     "training/": ("train",),
     "stages/build.py": ("build",),
     "stages/calibration_sets.py": ("calibration make",),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vitdeploy.cli.flags import in_flags
-from vitdeploy.cli.options import DATA_HELP, CpuFallback, Device, Json, MaxDropBy, Samples, Seed
+from vitdeploy.cli.options import DATA_HELP, CpuFallback, Device, Json, MaxDropBy, On, Samples, Seed
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -132,11 +132,12 @@ def bench(
             help="Exit with 3 where a row keeps less than this share of the baseline's top-1, such as 0.99.",
         ),
     ] = None,
+    on: On = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
+    import vitdeploy as vd
     from vitdeploy import BenchOptions, write_report
-    from vitdeploy import bench as measure
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
@@ -171,6 +172,7 @@ def bench(
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
     with folder_or_nothing(report):
+        measure = vd.bench if on is None else vd.Remote(on).bench
         found = measure(
             list(artifacts),
             data,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitdeploy.cli.flags import in_flags
-from vitdeploy.cli.options import Json, Output
+from vitdeploy.cli.options import Json, On, Output
 
 if TYPE_CHECKING:
     from vitdeploy.records import BuildInfo
@@ -84,6 +84,7 @@ def build(
         typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and renew; default: kept per GPU."),
     ] = None,
     no_timing_cache: Annotated[bool, typer.Option("--no-timing-cache", help="Time every kernel again.")] = False,
+    on: On = None,
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
@@ -95,6 +96,8 @@ def build(
 
     if timing_cache is not None and no_timing_cache:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other: leave one of the two out")
+    if device is not None and on is not None:
+        raise UsageError("--device chooses among the GPUs of this machine: leave it out with --on")
     if device is not None:
         environment.select_gpu(device)
     target = BuildTarget(
@@ -111,6 +114,12 @@ def build(
         dla_core=dla_core,
         timing_cache="off" if no_timing_cache else timing_cache or "kept",
     )
+    if on is not None:
+        from vitdeploy import Remote
+
+        engine = Remote(on).build(model, output, backend=backend, target=target, progress=make_progress())
+        print_artifact(engine, as_json, [] if engine.manifest.build is None else describe(engine.manifest.build))
+        return
     request = BuildRequest.open(model, output, backend=backend, target=target)
     engine = request.run(make_progress())
     info = engine.manifest.build

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from vitdeploy.cli.flags import in_flags
-from vitdeploy.cli.options import Json
+from vitdeploy.cli.options import Json, On
 from vitdeploy.cli.output import print_line
 
 MARKS = {"ok": "ok", "warning": "careful", "missing": "missing", "no": "not here"}
 
 
-def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, what it cannot, and the command that changes that."""
-    from vitdeploy import doctor as diagnose
-    from vitdeploy.cli.output import print_json
+def doctor(on: On = None, as_json: Json = False) -> None:
+    """Say what this machine, or another one, can do, what it cannot, and the command that changes that."""
+    import vitdeploy as vd
+    from vitdeploy.cli.output import make_progress, print_json
 
-    findings = diagnose()
+    findings = vd.doctor() if on is None else vd.Remote(on).doctor(progress=make_progress())
     if as_json:
         print_json(findings)
         return

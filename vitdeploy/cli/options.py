@@ -78,6 +78,14 @@ Equalization = Annotated[
     typer.Option("--equalization", metavar="auto|off|ALPHA", help="Scale channels before linears; auto compares."),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="USER@HOST",
+        help="Do it on another machine over SSH, such as a Jetson.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
