@@ -203,6 +203,20 @@ def test_an_input_that_nothing_reads_goes(tmp_path: Path) -> None:
     assert len(export(source, tmp_path / "x.onnx", options=ADOPT).load().graph.inputs) == 1
 
 
+@pytest.mark.parametrize("sizes", [(-1, 1, 8, 8), (0, 1, 8, 8), (-1, -1, -1, -1)])
+def test_sizes_that_older_exporters_write_as_minus_one_are_open(tmp_path: Path, photo, sizes: tuple[int, ...]) -> None:
+    source = foreign(tmp_path)
+    expected = softmax(run(source, normalized())[0])
+    graph = onnx.load(source)
+    for dimension, size in zip(graph.graph.input[0].type.tensor_type.shape.dim, sizes, strict=True):
+        dimension.dim_value = size
+    graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = sizes[0]
+    onnx.save(graph, source)
+    model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
+    assert [str(size) for size in model.load().graph.inputs[0].shape] == ["batch", "1", "8", "8"]
+    np.testing.assert_allclose(predicted(model, photo), expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_graph_of_hugging_face_with_four_open_dimensions_gets_the_size_of_its_images(tmp_path: Path) -> None:
     """As optimum exports it: torch's older exporter, and no dimension of the input fixed."""

@@ -22,6 +22,14 @@ def test_a_record_in_a_json_file_is_taken_as_it_is(tmp_path: Path) -> None:
     assert preprocess_from("digits") == DIGITS_PREPROCESS
 
 
+@pytest.mark.parametrize("more", [{}, {"resize": "shortest"}, {"resize_size": None}])
+def test_a_size_to_resize_to_that_is_left_out_is_that_of_the_input(tmp_path: Path, more: dict[str, Any]) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, **more}))
+    record = preprocess_from(str(file))
+    assert (record.size, record.resize, record.resize_size) == ((32, 32), "shortest", 32)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

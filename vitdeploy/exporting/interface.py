@@ -36,6 +36,8 @@ def fit_input(model: ir.Model, spec: Preprocess, where: str) -> tuple[Preprocess
     import onnx_ir as ir
 
     image = _only_input(model, where)
+    for value in (image, *model.graph.outputs):
+        _open_sizes(value)
     notes: list[str] = []
     bytes_in = image.dtype == ir.DataType.UINT8
     last = _channels_last(image, spec, where)
@@ -64,6 +66,14 @@ def fit_input(model: ir.Model, spec: Preprocess, where: str) -> tuple[Preprocess
     for node in reversed(nodes):
         _insert_first(model.graph, node)
     return spec, tuple(notes)
+
+
+def _open_sizes(value: ir.Value) -> None:
+    """Leave sizes open that older exporters write as -1 or 0."""
+    import onnx_ir as ir
+
+    if value.shape is not None and any(isinstance(size, int) and size < 1 for size in value.shape):
+        value.shape = ir.Shape([None if isinstance(size, int) and size < 1 else size for size in value.shape])
 
 
 def choose_output(model: ir.Model, name: str | None, where: str) -> tuple[str, ...]:

@@ -43,11 +43,15 @@ def image_size(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def make_record(values: Mapping[str, Any], source: str) -> Preprocess:
-    """Return a validated record.
+    """Return a validated record; a ``resize_size`` that is left out is that of the input.
 
     Raises:
         DataError: The values do not fit each other or their types; the line names the first.
     """
+    size = values.get("size")
+    square = isinstance(size, list | tuple) and len(set(size)) == 1
+    if square and values.get("resize", "shortest") == "shortest" and values.get("resize_size") is None:
+        values = {**values, "resize_size": size[0]}
     try:
         # how bytes come in is a property of one graph, not of how images are made into its pixels
         return Preprocess.model_validate({name: value for name, value in values.items() if name != "input"})
