@@ -219,10 +219,10 @@ def test_layers_are_ordered_for_fine_tuning(family: str) -> None:
     model = swin(family, absolute_position=True)
     layer = group_parameters(model, model.group_matcher(), reverse=True)
     assert {layer["patch_embed.proj.weight"], layer["absolute_pos_embed"]} == {0}
-    assert [layer[f"layers.{s}.blocks.{b}.norm1.weight"] for s in (0, 1) for b in (0, 1)] == [1, 2, 4, 5]
+    assert [layer[f"layers.{s}.blocks.{b}.norm1.weight"] for s in (0, 1) for b in (0, 1)] == [1, 2, 3, 4]
     assert layer["layers.0.downsample.reduction.weight"] == 3
-    assert layer["norm.weight"] == 5
-    assert layer["head.weight"] == 6
+    assert layer["norm.weight"] == 4
+    assert layer["head.weight"] == 5
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert sorted(set(coarse.values())) == [0, 1, 2, 3]
 

@@ -363,12 +363,12 @@ class WindowTransformer(nn.Module):
         return self.head(self.norm(x).mean(dim=1))  # a mean asks for no order
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return regular expressions that sort parameters into layers: per stage if ``coarse``, else per block."""
-        fine = [
-            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
-            (r"^layers\.(\d+)\.downsample", (99998,)),
-            (r"^norm", (99999,)),
-        ]
+        """Return regular expressions that sort parameters into layers: per stage if ``coarse``, else per block.
+
+        A merging of patches belongs to the block behind it, as in timm.
+        """
+        mergings = [(rf"^layers\.{stage}\.downsample", (stage + 1, 0)) for stage in range(len(self.layers))]
+        fine = [*mergings, (r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^absolute_pos_embed|^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
 

@@ -49,8 +49,12 @@ def make_record(values: Mapping[str, Any], source: str) -> Preprocess:
         DataError: The values do not fit each other or their types; the line names the first.
     """
     size = values.get("size")
-    square = isinstance(size, list | tuple) and len(set(size)) == 1
-    if square and values.get("resize", "shortest") == "shortest" and values.get("resize_size") is None:
+    if (
+        isinstance(size, list | tuple)
+        and len(set(size)) == 1
+        and values.get("resize", "shortest") == "shortest"
+        and values.get("resize_size") is None
+    ):
         values = {**values, "resize_size": size[0]}
     try:
         # how bytes come in is a property of one graph, not of how images are made into its pixels
