@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from vitdeploy.measure.verdict import give_verdict
-from vitdeploy.records import Baseline, Conditions, Environment, Report, Row, Timing
+from vitdeploy.records import (
+    Baseline,
+    Conditions,
+    DepthPoint,
+    Environment,
+    ErrorProfile,
+    LayerCost,
+    LayerProfile,
+    Report,
+    RoundedTensor,
+    Row,
+    Timing,
+)
+from vitdeploy.records.differences import Differences, DifferingImage, ShownPrediction
+from vitdeploy.records.layer_profile import Part
+from vitdeploy.records.report import ClassCount, Sustained
+from vitdeploy.records.scenario import ScenarioResult
 
 
 def timing(p50_ms: float, batch: int = 1, scope: str = "end_to_end", **fields: object) -> Timing:
@@ -142,3 +158,59 @@ def build(found: tuple[Row, ...], **fields: object) -> Report:
         "verdict": give_verdict(found, baseline, conditions),
     }
     return Report(**{**values, **fields})
+
+
+def everything() -> Report:
+    """Return a report in which no section of the page is missing."""
+    parts: tuple[tuple[Part, str, float], ...] = (
+        ("embedding", "fp32", 0.01), ("attention", "int8", 0.12), ("mlp", "int8", 0.08), ("norm", "fp32", 0.03),
+        ("conversion", "uint8", 0.04), ("layout", "fp32", 0.06),
+    )  # fmt: skip
+    layers = tuple(
+        LayerCost(name=f"blocks.0/{part}", operator="MatMul", precision=precision, part=part, ms=ms, sources=(part,))
+        for part, precision, ms in parts
+    )
+    heat = (51.0, 63.0, 70.0)
+    sustained = Sustained(
+        batch=1, seconds=30.0, at_s=(10.0, 20.0, 30.0), p50_ms=(0.34, 0.35, 0.39), clock_mhz=(None,) * 3,
+        temperature_c=heat, throttled=("hot",), slowdown=1.15,
+    )  # fmt: skip
+    tensor = RoundedTensor(
+        group="blocks.0.attn.qkv", tensor="x", low=-3.0, high=4.0, least=-3.1, most=4.1, clipped=0.001, sqnr_db=38.2
+    )
+    errors = ErrorProfile(images=16, depth=(DepthPoint(tensor="blocks.0/Add", sqnr_db=41.5),), tensors=(tensor,))
+    scenario = ScenarioResult(
+        name="server", metric=812.5, percentile_ms=9.1, bound_ms=15.0, queries=9000, samples=9000, samples_per_query=1,
+        batch=8, seconds=11.0, needed_queries=662, needed_seconds=600.0, sample_seed=0, by_the_rules=False,
+    )  # fmt: skip
+    more: dict[str, dict[str, object]] = {
+        "digits.onnx": {"layer_profile": LayerProfile(batch=1, calls=40, call_ms=0.5, layers=layers[:4])},
+        "digits.int8.onnxruntime.onnx": {
+            "layer_profile": LayerProfile(batch=1, calls=40, call_ms=0.6, layers=layers),
+            "provider": "CPUExecutionProvider",
+            "scenarios": (scenario,),
+            "sustained": sustained,
+            "error_profile": errors,
+            "energy_mj_per_image": 3.2,
+        },
+    }
+    counted = tuple(f"class {number}" for number in range(25))
+    found = tuple(
+        row.model_copy(
+            update={
+                **more.get(row.name, {}),
+                "correct_by_class": tuple(17 - number % 3 for number in range(25)) if row.top1 is not None else None,
+            }
+        )
+        for row in rows()
+    )
+    shown = ShownPrediction(row="digits.safetensors", predicted="8", probability=0.45, right=True)
+    wrong = ShownPrediction(row="digits.int8.onnxruntime.onnx", predicted="2", probability=0.44, right=False)
+    picture = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAA"
+    picture += "AABJRU5ErkJggg=="
+    image = DifferingImage(
+        name="digits/0645", sample_id="cd" * 32, label="8", baseline=shown, others=(wrong,), thumbnail=picture
+    )
+    report = build(found, differences=Differences(images=1, shown=(image,)))
+    classes = tuple(ClassCount(name=name, images=18) for name in counted)
+    return report.model_copy(update={"conditions": report.conditions.model_copy(update={"classes": classes})})
