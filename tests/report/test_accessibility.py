@@ -15,8 +15,8 @@ from vitdeploy.report import history, write_history, write_report
 BROWSER = find_browser()
 WIDTHS = (1280, 390)
 SECTIONS = (
-    "Verdict", "At a glance", "Results", "By class", "Images on which they differ", "Latency", "Scenarios", "Cost",
-    "Where the time goes", "Where 8 bits lose", "Remarks", "Conditions", "How to read it",
+    "Verdict", "At a glance", "Results", "By class", "Images on which they differ", "Latency", "Throughput",
+    "Scenarios", "Cost", "Where the time goes", "Where 8 bits lose", "Remarks", "Conditions", "How to read it",
 )  # fmt: skip
 
 pytestmark = [

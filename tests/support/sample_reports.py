@@ -18,7 +18,7 @@ from vitdeploy.records import (
 )
 from vitdeploy.records.differences import Differences, DifferingImage, ShownPrediction
 from vitdeploy.records.layer_profile import Part
-from vitdeploy.records.report import ClassCount, Sustained
+from vitdeploy.records.report import ClassCount, Sustained, Throughput
 from vitdeploy.records.scenario import ScenarioResult
 
 
@@ -189,6 +189,7 @@ def everything() -> Report:
             "layer_profile": LayerProfile(batch=1, calls=40, call_ms=0.6, layers=layers),
             "provider": "CPUExecutionProvider",
             "scenarios": (scenario,),
+            "throughput": (Throughput(batch=1, streams=2, scope="device", images_per_s=5120.0, seconds=3.0),),
             "sustained": sustained,
             "error_profile": errors,
             "energy_mj_per_image": 3.2,

@@ -94,6 +94,14 @@ class CheckedSession(ABC):
         """
         return None
 
+    def throughput(self, feed: Feed, *, streams: int, seconds: float, scope: Scope = "device") -> float | None:
+        """Return images per second with several contexts at work at once; None for a runtime without streams.
+
+        Raises:
+            BackendError: As for ``run``.
+        """
+        return None
+
     def enqueue_ms(self, batch: int) -> float | None:
         """Return the median of the host's time per launch at a batch size; None where nothing is launched on a GPU."""
         return None

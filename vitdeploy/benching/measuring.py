@@ -24,7 +24,7 @@ from vitdeploy.measure.process import ProcessCost, measure_in_child
 from vitdeploy.measure.sensors import Reading
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, LayerProfile, OperatorCensus, Row, Timing
-from vitdeploy.records.report import Sustained, TimedScope
+from vitdeploy.records.report import Sustained, Throughput, TimedScope
 from vitdeploy.records.scenario import ScenarioResult
 from vitdeploy.sessions import Feed, Session
 from vitdeploy.text import one_line
@@ -52,6 +52,7 @@ class Entry:
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
     layer_profile: LayerProfile | None = None
+    throughput: list[Throughput] = field(default_factory=list)
     scenarios: list[ScenarioResult] = field(default_factory=list)
     against: str | None = None
     census: OperatorCensus | None = None
@@ -126,6 +127,7 @@ class Entry:
                 "inspected": None if build is None else layers is not None,
                 "precision_by_layer": layers,
                 "census": self.census,
+                "throughput": tuple(self.throughput),
                 "scenarios": tuple(self.scenarios),
                 "layer_profile": self.layer_profile,
                 "error_profile": None if artifact is None else artifact.manifest.error_profile,

@@ -32,6 +32,7 @@ class BenchOptions:
     takes. ``self_check`` lets one candidate take part twice and times each alone after the turns. ``energy_s`` is for
     how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
     row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
+    ``streams`` are numbers of execution contexts that an engine is to be run with at once, for its throughput.
     ``scenarios`` are those of MLPerf Inference that each row is put under, ``scenario_s`` is the time for one run of
     them, ``latency_bound_ms`` what a server keeps for 99 % of its queries.
     ``thumbnails`` puts small copies of images on which rows and baseline differ into the report.
@@ -61,6 +62,7 @@ class BenchOptions:
     energy_s: NonNegative = 5.0
     sustained_s: NonNegative = 0.0
     per_layer: bool = False
+    streams: tuple[Count, ...] = ()
     scenarios: tuple[ScenarioName, ...] = ()
     scenario_s: Positive = RULE_SECONDS
     latency_bound_ms: Positive = SERVER_BOUND_MS

@@ -83,6 +83,14 @@ def bench(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Profile the layers of each row, in calls beside the timed ones.")
     ] = False,
+    streams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--streams",
+            metavar="N[,N...]",
+            help="Throughput of engines with that many contexts at work at once; repeatable.",
+        ),
+    ] = None,
     scenarios: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,6 +171,7 @@ def bench(
         self_check=self_check,
         sustained_s=sustained,
         per_layer=per_layer,
+        streams=parse_counts("--streams", streams) or (),
         scenarios=cast("tuple[ScenarioName, ...]", split_lists(scenarios)),  # the options refuse other names
         scenario_s=scenario_s,
         latency_bound_ms=latency_bound_ms,

@@ -134,6 +134,16 @@ class Sustained(Record):
     slowdown: float
 
 
+class Throughput(Record):
+    """Images per second of several execution contexts at once, each on a stream of its own, over ``seconds``."""
+
+    batch: int
+    streams: int
+    scope: TimedScope
+    images_per_s: float
+    seconds: float
+
+
 class ClassCount(Record):
     """A class of the data, as the data calls it, and how many images it has."""
 
@@ -178,6 +188,7 @@ class Row(Record):
     peak_memory_bytes: int | None = None
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
+    throughput: tuple[Throughput, ...] = ()
     scenarios: tuple[ScenarioResult, ...] = ()
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None

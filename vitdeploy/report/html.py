@@ -39,6 +39,7 @@ def _context(report: Report) -> dict[str, Any]:
         "size_bars": size_bars(report),
         "error_profiles": error_profiles(report),
         "layer_profiles": layer_profiles(report, {row.name: view.runtime_text(row) for row in report.rows}),
+        "throughput": [(row.name, one) for row in report.rows for one in row.throughput],
         "scenarios": shown_scenarios(report),
         "timelines": timelines(report),
         "rows_by_class": view.rows_by_class(report),

@@ -52,6 +52,7 @@ def render_markdown(report: Report) -> str:
         "## Cost",
         "Load time, first inference and peak memory of a process that does nothing else.",
         _cost(report),
+        *_throughput(report),
         *_scenarios(report),
         *_layers(report),
     ]
@@ -126,6 +127,17 @@ def _cost(report: Report) -> str:
         for row in report.rows
     ]
     return _table(head, lines, right=4)
+
+
+def _throughput(report: Report) -> list[str]:
+    """Return the section, which is left out where no row was run with several streams."""
+    lines = [
+        (row.name, SCOPES[one.scope], str(one.batch), str(one.streams), f"{one.images_per_s:.0f}")
+        for row in report.rows
+        for one in row.throughput
+    ]
+    head = ("Artifact", "Scope", "Batch", "Streams", "Images/s")
+    return ["## Throughput", "Several execution contexts at once.", _table(head, lines, right=3)] if lines else []
 
 
 def _scenarios(report: Report) -> list[str]:
