@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.lowered import refuse_lowered
 from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.errors import BackendError, BuildError
@@ -87,13 +88,15 @@ class OnnxRuntimeBackend:
         """Open an ONNX model.
 
         Raises:
-            BackendError: The artifact is no ONNX model, the provider is not there, or ONNX Runtime refuses the graph.
+            BackendError: The artifact is no ONNX model, was lowered for another runtime or processor, the provider is
+                not there, or ONNX Runtime refuses the graph.
         """
         if not isinstance(artifact, OnnxModel):
             raise BackendError(
                 f"onnxruntime opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
                 "vd.export() makes one from a checkpoint"
             )
+        refuse_lowered(artifact, self.name, self.version())
         if _quantizes_fp16(artifact.manifest) and truncates_fp16_quantize():
             return open_graph(artifact.load(), options)
         exact = saturates_here(artifact.manifest.plan)

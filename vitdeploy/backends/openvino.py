@@ -12,6 +12,7 @@ import numpy as np
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.lowered import refuse_lowered
 from vitdeploy.backends.session import Arrays, CheckedSession
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
@@ -123,6 +124,7 @@ class OpenVINOBackend:
                 f"openvino opens ONNX models, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
                 "vd.export() makes one from a checkpoint"
             )
+        refuse_lowered(artifact, self.name, self.version())
         mode = Mode.parse("cuda" if options.device == "cuda" else options.provider or "cpu")
         plan = artifact.manifest.plan
         planned = plan is not None and plan.remainder == "bf16" and mode.remainder is None

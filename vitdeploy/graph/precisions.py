@@ -57,11 +57,17 @@ def count_precisions(model: ir.Model, *, products_only: bool = False) -> dict[st
 
 
 def quantized_products(model: ir.Model) -> list[ir.Node]:
-    """Return the MatMul, Gemm and Conv nodes whose operands are dequantized 8-bit integers, in graph order."""
+    """Return the MatMul, Gemm and Conv nodes whose operands are dequantized 8-bit integers, in graph order.
+
+    Products that a lowered graph already has as an integer operator count too.
+    """
     _infer_types(model)
     names = ("MatMul", "Gemm", "Conv")
     return [
-        node for node in model.graph if node.op_type in names and not node.domain and node_precision(node) == "int8"
+        node
+        for node in model.graph
+        if (node.op_type in names and not node.domain and node_precision(node) == "int8")
+        or node.op_type == "MatMulIntegerToFloat"
     ]
 
 

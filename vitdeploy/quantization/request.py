@@ -47,6 +47,8 @@ class QuantizeOptions:
         VNNI, AMX, or are not x86, where weights use all 8 bits. None: what a plan says, else any.
     remainder: For ``target='openvino'``: with ``bf16`` it computes in BF16, where the processor can, what is not in
         8 bits; with ``fp32`` it does not. None: what a plan says, else FP32. Other targets have one remainder each.
+    lower: For ``target='onnxruntime'``: write ``NAME.lowered.onnx`` beside the graph too, with biases inside the
+        integer products. It is for this machine's release of ONNX Runtime and its processor.
     method: How clips follow from what was observed; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
@@ -69,6 +71,7 @@ class QuantizeOptions:
     profile: Profile = "linear"
     cpu: CpuWeights | None = None
     remainder: Literal["fp32", "bf16"] | None = None
+    lower: bool = False
     method: Method = "auto"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     equalization: Literal["auto", "off"] | float = "auto"
@@ -115,6 +118,7 @@ class QuantizeOptions:
             "profile": self.profile,
             **({} if self.cpu is None else {"cpu": self.cpu}),
             **({} if self.remainder is None else {"remainder": self.remainder}),
+            **({"lower": True} if self.lower else {}),
             "method": self.method,
             "percentile": self.percentile,
             "equalization": self.equalization,
@@ -263,6 +267,10 @@ def open_inputs(
         raise UsageError(
             f"remainder 'bf16' is for 8-bit graphs and target 'openvino', got precision {precision!r} and target "
             f"{target!r}: a bench of any graph on runtime 'openvino:bf16' computes all of it in BF16"
+        )
+    if options.lower and (target, precision) != ("onnxruntime", "int8"):
+        raise UsageError(
+            f"lower is for precision 'int8' and target 'onnxruntime', got precision {precision!r} and target {target!r}"
         )
     wanted: NodePrecision = next(known for known in PRECISIONS if known == precision)
     if source.manifest.precision != "fp32":

@@ -12,6 +12,7 @@ from vitdeploy.records.manifest import (
     Environment,
     Examination,
     Kind,
+    Lowering,
     Manifest,
     stage_key,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Kind",
     "LayerCost",
     "LayerProfile",
+    "Lowering",
     "Manifest",
     "ModelSpec",
     "NodePrecision",

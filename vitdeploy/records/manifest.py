@@ -87,12 +87,22 @@ class BuildInfo(Record):
         return (low, high)
 
 
+class Lowering(Record):
+    """What a graph was lowered for, and the name of the portable graph that it was made from."""
+
+    runtime: str
+    version: str
+    cpu: str
+    portable: str
+
+
 class Manifest(Record):
     """Travels with every artifact; see docs/architecture.md, "Artifacts".
 
     ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
     key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
     without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
+    ``lowered`` says for what a graph has operators of one runtime; None: it runs anywhere.
     ``trained_on`` are the trainings behind the weights, as far as vitdeploy ran them; every artifact that is made of
     them carries it on. ``error_profile`` is where a graph with 8-bit activations parts from its FP32 graph. There is no
     clock time, so the same inputs give the same manifest. ``golden`` are an engine's golden samples as text
@@ -107,6 +117,7 @@ class Manifest(Record):
     precision: Precision = "fp32"
     target: Target | None = None
     plan: PrecisionPlan | None = None
+    lowered: Lowering | None = None
     calibration: CalibrationInfo | None = None
     error_profile: ErrorProfile | None = None
     trained_on: tuple[TrainingData, ...] = ()

@@ -14,6 +14,7 @@ from vitdeploy.artifacts import Artifact, OnnxModel, open_onnx, write_calibratio
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
+from vitdeploy.backends.lowered import lowered_path
 from vitdeploy.datasets import match_labels
 from vitdeploy.errors import (
     BackendError,
@@ -89,7 +90,8 @@ def quantize(
     Args:
         model: An FP32 OnnxModel, or the file of one.
         output: The ``.onnx`` to write; nothing is written when anything fails. None for one beside the model, called
-            after precision and runtime, such as ``vit.int8.onnx`` or ``vit.int8.onnxruntime.onnx``.
+            after precision and runtime, such as ``vit.int8.onnx`` or ``vit.int8.onnxruntime.onnx``. With
+            ``options.lower`` a second graph is written beside it.
         precision: ``fp16``, ``int8``, ``int8-weight-only`` or ``fp8`` (TensorRT only).
         target: The runtime that the graph is for; it decides the precision of the remainder, FP16 for ``tensorrt``
             and FP32 for the others; ``options.remainder`` has BF16 for ``openvino``. None: that of
@@ -148,6 +150,8 @@ class QuantizeRequest(QuantizeInputs):
         if options.table is not None:
             refuse_unwritable(options.table, "a calibration table", inputs=read, beside=(arrays_of(options.table),))
         inputs = open_inputs(source, precision, target, calibration, options)
+        if options.lower:
+            refuse_unwritable(lowered_path(output), "an ONNX file", inputs=read)
         budget = None
         if options.max_drop is not None:
             budget = Budget.open(inputs)
@@ -172,6 +176,7 @@ class QuantizeRequest(QuantizeInputs):
         Raises:
             VitdeployError: As ``quantize``.
         """
+        from vitdeploy.backends.lowered import lower
         from vitdeploy.backends.onnxruntime import cpu_opener
         from vitdeploy.quantization.prepared import Prepared
         from vitdeploy.quantization.realize import Realizer, finish
@@ -218,6 +223,8 @@ class QuantizeRequest(QuantizeInputs):
         output = self.output if chosen is None or chosen.is_within else best_found_path(self.output)
         written = write_onnx(output, realized.model, manifest, judged.golden)
         saved.remove()
+        if self.options.lower:
+            lower(written, progress)
         if chosen is not None:
             front = write_front(front_folder(self.output), chosen.front)
             journal.remove()

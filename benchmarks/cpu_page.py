@@ -1,0 +1,60 @@
+"""``docs/cpu.md`` from the results of ``benchmarks/cpu.py``; needs only the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from support_tables import RESULTS, ROOT, prose, read_results
+
+__all__ = ["CPU_PAGE", "CPU_RESULTS", "cpu_page", "read_results"]
+
+CPU_RESULTS, CPU_PAGE = RESULTS / "cpu.json", ROOT / "docs" / "cpu.md"
+
+HEAD = "# On a CPU, beside others\n\n" + prose(
+    """Rendered from `benchmarks/results/cpu.json`; `python benchmarks/cpu.py` measures again and renews it, and a test
+    holds it against the JSON. Every candidate ran in a process of its own, in turns with the others. Weights are
+    redrawn and the same for all, SQNR is of the outputs against our FP32 graph on images that nothing was calibrated
+    on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch), with its 95 %
+    interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the fastest large product of
+    matrices reached in the same turns, in the arithmetic of most of the candidate's products; attention and all else
+    count as lost time."""
+)
+
+
+def cpu_page(results: Mapping[str, Any]) -> str:
+    """Return the page."""
+    sections = [section(key, row) for key, row in results.get("rows", {}).items()]
+    return "\n\n".join([HEAD, *sections]) + "\n"
+
+
+def section(key: str, row: Mapping[str, Any]) -> str:
+    """Return the table of a model at a batch size, and under it the conditions."""
+    table = [
+        "| candidate | p50 ms | SQNR dB | ours | | of GEMM |",
+        "| --- | ---: | ---: | --- | --- | ---: |",
+        *(line(title, one) for title, one in sorted(row["candidates"].items(), key=lambda item: item[1]["p50_ms"])),
+    ]
+    machine, load = row["environment"], row["other_load_cores"]
+    others = "unknown" if load is None else f"{load:.1f} of {machine['cores']} cores"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(row["versions"].items()) if name in SHOWN)
+    where = f"{machine['cpu']}, {machine['cores']} cores; {row['rounds']} rounds on {row['measured']}"
+    left_out = [f"Left out: {title} ({reason})." for title, reason in row["left_out"].items()]
+    words = [f"{where}; other processes kept busy: {others}. {versions}.", *left_out]
+    return "\n\n".join([f"## {key}", "\n".join(table), prose(" ".join(words))])
+
+
+SHOWN = ("onnxruntime", "openvino", "torch", "timm", "vitdeploy")
+
+
+def line(title: str, one: Mapping[str, Any]) -> str:
+    """Return the row of a candidate."""
+    sqnr = "–" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f}"
+    ours, verdict = "–", ""
+    if "against" in one:
+        ours, verdict = f"{one['ours_faster_by']:.2f} ×", "not known, too few rounds"
+        if one["interval"] is not None:
+            low, high = one["interval"]
+            ours += f" [{low:.2f}, {high:.2f}]"
+            verdict = "ours is faster" if low > 1 else "ours is slower" if high < 1 else "no winner"
+    return f"| {title} | {one['p50_ms']:.1f} | {sqnr} | {ours} | {verdict} | {100 * one['share_of_gemm']:.0f} % |"

@@ -1,0 +1,97 @@
+"""A lowered graph gives what the portable one gives, and is refused by whatever it was not made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from notes import Notes
+from readout_vit import write_readout_vit
+
+from vitdeploy import environment
+from vitdeploy.artifacts import OnnxModel, read_onnx
+from vitdeploy.backends import get_backend
+from vitdeploy.backends.lowered import lower, lowered_path
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
+from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.sessions import SessionOptions
+from vitdeploy.stages.inspect import inspect
+from vitdeploy.stages.quantize import QuantizeOptions, quantize
+
+LOWER = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True)
+ON_CPU = SessionOptions(provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    folder = tmp_path_factory.mktemp("lowered")
+    source = write_readout_vit(folder / "vit.onnx", 2)
+    return quantize(
+        source, folder / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=LOWER
+    )
+
+
+@pytest.fixture
+def lowered(portable: OnnxModel) -> OnnxModel:
+    return read_onnx(lowered_path(portable.path))
+
+
+def test_it_gives_the_portable_graphs_logits_and_says_what_it_is_for(portable: OnnxModel, lowered: OnnxModel) -> None:
+    assert portable.manifest.lowered is None
+    made_for, (check,) = lowered.manifest.lowered, lowered.manifest.checks
+    assert made_for is not None
+    assert (made_for.runtime, made_for.cpu, made_for.portable) == ("onnxruntime", environment.cpu_name(), "int8.onnx")
+    assert (check.name, check.status, check.limit) == ("logits SQNR of the portable graph", "passed", 60.0)
+    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8), np.float32)
+    with OnnxRuntimeBackend().open(portable, ON_CPU) as before, OnnxRuntimeBackend().open(lowered, ON_CPU) as after:
+        old, new = before.run({"input": images})["logits"], after.run({"input": images})["logits"]
+    assert 10 * np.log10(np.sum(old**2) / max(np.sum((new - old) ** 2), 1e-30)) >= 60
+    census = inspect(lowered, runtime="onnxruntime").census
+    assert census is not None
+    assert portable.manifest.plan is not None
+    planned = [entry for entry in portable.manifest.plan.entries if entry.precision == "int8"]
+    assert census.integer == census.planned == len(planned) > 0
+
+
+def test_another_release_processor_or_runtime_names_the_portable_graph(
+    lowered: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "version", lambda self: "1.99.0")
+        with pytest.raises(BackendError, match=r"lowered for ONNX Runtime .* and this is ONNX Runtime 1\.99\.0"):
+            OnnxRuntimeBackend().open(lowered, ON_CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "cpu_name", lambda: "A Processor of 2011")
+        with pytest.raises(BackendError, match=r"on A Processor of 2011: take 'int8.onnx', which it was made from"):
+            OnnxRuntimeBackend().open(lowered, ON_CPU)
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
+    with pytest.raises(BackendError, match="and this is OpenVINO"):
+        get_backend("openvino").open(lowered)
+
+
+def test_with_an_unknown_release_it_is_not_written_and_that_is_said(
+    portable: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeBackend, "version", lambda self: "1.99.0")
+    copy = OnnxModel(tmp_path / "int8.onnx", portable.manifest)
+    copy.path.write_bytes(portable.path.read_bytes())
+    notes = Notes()
+    assert lower(copy, notes) is None
+    assert "int8.lowered.onnx was not written: lowering was measured with ONNX Runtime 1.32, not 1.99.0" in notes.lines
+    assert not lowered_path(copy.path).exists()
+
+
+@pytest.mark.parametrize(("precision", "target"), [("int8", "openvino"), ("int8", "tensorrt"), ("fp16", "onnxruntime")])
+def test_it_is_for_int8_in_onnxruntime(portable: OnnxModel, tmp_path: Path, precision: str, target: str) -> None:
+    source = portable.path.with_name("vit.onnx")
+    with pytest.raises(UsageError, match="lower is for precision 'int8' and target 'onnxruntime'"):
+        quantize(
+            source,
+            tmp_path / "out.onnx",
+            precision=precision,  # type: ignore[arg-type]
+            target=target,  # type: ignore[arg-type]
+            calibration="digits",
+            options=LOWER,
+        )
+    assert list(tmp_path.iterdir()) == []

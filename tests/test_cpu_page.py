@@ -1,0 +1,54 @@
+"""The page of ``benchmarks/cpu.py`` is what its results say, and calls nobody faster whose interval holds 1."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("cpu_page")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_page_is_rendered_from_the_committed_results(page: ModuleType) -> None:
+    results = page.read_results(page.CPU_RESULTS)
+    assert results["rows"]
+    assert page.CPU_PAGE.read_text("utf8") == page.cpu_page(results)
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((1.01, 1.3), "ours is faster"),
+        ((0.8, 0.99), "ours is slower"),
+        ((0.99, 1.2), "no winner"),
+        ((1.0, 1.2), "no winner"),
+        (None, "not known, too few rounds"),
+    ],
+)
+def test_nobody_is_called_faster_whose_interval_holds_1(
+    page: ModuleType, interval: tuple[float, float] | None, words: str
+) -> None:
+    one: dict[str, Any] = {
+        "p50_ms": 12.34,
+        "sqnr_db": None,
+        "against": "ours",
+        "ours_faster_by": 1.1,
+        "interval": interval,
+        "share_of_gemm": 0.25,
+    }
+    cells = [cell.strip() for cell in page.line("a peer", one).split("|")]
+    assert cells[1:4] == ["a peer", "12.3", "–"]
+    assert cells[5:7] == [words, "25 %"]
