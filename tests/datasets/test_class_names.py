@@ -79,12 +79,42 @@ def test_what_names_no_classes_is_refused(config: dict[str, Any], message: str) 
         '{"2": "owl", "1": "dog", "0": "cat"}',
         '{"cat": 0, "dog": 1, "owl": 2}',
         '{"model_type": "vit", "id2label": {"2": "owl", "1": "dog", "0": "cat"}}',
+        "0 cat\n1 dog\n2 owl\n",
+        "2: owl\n0: cat\n1: dog\n",
+        "index,name\n0,cat\n1,dog\n2,owl\n",
+        "owl\t2\ncat\t0\ndog\t1\n",
+        "class;id\ncat;0\nowl;2\ndog;1\n",
+        '[{"id": 2, "name": "owl"}, {"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]',
+        '{"0": {"name": "cat"}, "1": {"name": "dog"}, "2": {"name": "owl"}}',
+        '{"0": ["n02123045", "cat"], "1": ["n02084071", "dog"], "2": ["n01503061", "owl"]}',
+        '{"classes": ["cat", "dog", "owl"]}',
+        '{"names": {"2": "owl", "1": "dog", "0": "cat"}, "nc": 3}',
     ],
 )
 def test_a_file_of_names_has_lines_or_json(tmp_path: Path, text: str) -> None:
     file = tmp_path / "labels"
     file.write_text(text, encoding="utf-8", newline="")
     assert read_class_names(file, 3) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("7 up\n1 dog\n2 owl\n", ("7 up", "1 dog", "2 owl")),
+        ("0 cat\ndog\n2 owl\n", ("0 cat", "dog", "2 owl")),
+        ("0\n1\n2\n", ("0", "1", "2")),
+    ],
+)
+def test_numbers_that_number_no_lines_belong_to_the_names(tmp_path: Path, text: str, names: tuple[str, ...]) -> None:
+    (tmp_path / "labels").write_text(text)
+    assert read_class_names(tmp_path / "labels", 3) == names
+
+
+@pytest.mark.parametrize("value", [{"title": "cat"}, ["a", "cat"], None])
+def test_what_is_no_name_is_refused_and_not_shown_as_one(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "labels").write_text(json.dumps([value, "dog", "owl"]))
+    with pytest.raises(DataError, match="for a class, expected its name"):
+        read_class_names(tmp_path / "labels", 3)
 
 
 @pytest.mark.parametrize(

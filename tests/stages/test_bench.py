@@ -434,7 +434,10 @@ def test_a_graph_made_for_another_runtime_says_so(tmp_path: Path) -> None:
     foreign = _onnx(tmp_path / "m.trt.onnx", _in_steps(WEIGHT, 127), precision="int8", target="tensorrt")
     own = _onnx(tmp_path / "m.ort.onnx", _in_steps(WEIGHT, 127), precision="int8", target="onnxruntime")
     report = bench([model.path, foreign.path, own.path], "digits", options=QUICK)
-    said = "made for TensorRT, run by ONNX Runtime: its latency is not that of its target"
+    said = (
+        "made for TensorRT, run by ONNX Runtime: its latency is not that of its target; vd.quantize(..., "
+        "target='onnxruntime') makes one for ONNX Runtime"
+    )
     assert _row(report, "m.trt.onnx").notes == (said,)
     assert _row(report, "m.ort.onnx").notes == ()
 

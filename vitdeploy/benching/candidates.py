@@ -98,9 +98,11 @@ class Candidate:
         found = [NO_TOP1[self.model.task]] if self.model.task in NO_TOP1 else []
         if self.model.activation != "none":
             found.append(f"its outputs are probabilities ({self.model.activation} at the end), and the SQNR is theirs")
-        if self.target is not None and executing_target(self.backend, self.provider) != self.target:
+        here = executing_target(self.backend, self.provider)
+        if self.target is not None and here != self.target:
             target, runtime = backend_title(self.target), backend_title(self.backend)
-            found.append(f"made for {target}, run by {runtime}: its latency is not that of its target")
+            way = f"; vd.quantize(..., target={here!r}) makes one for {runtime}" if here is not None else ""
+            found.append(f"made for {target}, run by {runtime}: its latency is not that of its target{way}")
         if self.artifact is not None and saturates_here(self.artifact.manifest.plan):
             found.append(
                 "its weights are for CPUs with VNNI, which this one has not: ONNX Runtime converts them, which is "

@@ -53,8 +53,7 @@ class Dialect:
         found = [next((name for name in names if re.match(pattern, name)), None) for pattern in self.keys]
         if None in found or any(re.match(pattern, name) for pattern in self.absent for name in names):
             return None
-        lacks = f", and none like {', '.join(self.absent)}" if self.absent else ""
-        return f"it has {', '.join(str(name) for name in found)}{lacks}"
+        return f"it has {', '.join(map(str, found))}"
 
     def converted(self, file: WeightFile, arguments: Mapping[str, Any]) -> Converted:
         """Return what the dialect makes of weights and of the constructor arguments that the user names.

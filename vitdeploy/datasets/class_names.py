@@ -13,14 +13,21 @@ from vitdeploy.reading import decode_text, parse_json, read_bytes
 
 LARGEST = 8 << 20
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
+_NUMBERED = (
+    re.compile(r"(?P<index>\d{1,6})\s*[,;:\t ]\s*(?P<name>\S.*)", re.ASCII),
+    re.compile(r"(?P<name>.*\S)\s*[,;:\t]\s*(?P<index>\d{1,6})", re.ASCII),
+)
+_TABLES = ("classes", "class_names", "labels", "names")
+_WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 
 
 def read_class_names(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """Return the names in a file, in the order of the logits.
 
     Args:
-        path: A text file with one name per line; a JSON list; or a JSON object, which is ``{index: name}``,
-            ``{name: index}``, or a configuration with ``id2label``, ``label2id`` or ``label_names``.
+        path: A text file with one name per line, each with its index or none; a JSON list; or a JSON object, which is
+            ``{index: name}``, ``{name: index}``, a configuration with ``id2label``, ``label2id`` or ``label_names``, or
+            has such a table as ``classes``, ``class_names``, ``labels`` or ``names``.
         classes: How many the model has; None for any number.
     Raises:
         ArtifactError: The file cannot be read.
@@ -94,7 +101,17 @@ def _names_of_lines(text: str) -> tuple[str, ...]:
     lines = [plain(line.strip()) for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
-    return tuple(lines)
+    return _numbered(lines) or _numbered(lines[1:]) or tuple(lines)  # a table may have a line of headings
+
+
+def _numbered(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of lines such as ``1 dog``, ``1,dog`` and ``dog,1`` by their indices; none where not all are."""
+    for pattern in _NUMBERED:
+        found = [pattern.fullmatch(line) for line in lines]
+        table = {int(one["index"]): one["name"] for one in found if one is not None}
+        if lines and len(table) == len(lines) and sorted(table) == list(range(len(lines))):
+            return tuple(table[index] for index in range(len(lines)))
+    return ()
 
 
 def _names_of_json(text: str, path: Path) -> tuple[str, ...]:
@@ -104,6 +121,8 @@ def _names_of_json(text: str, path: Path) -> tuple[str, ...]:
         raise DataError(f"{str(path)!r} begins like JSON and is none: {error}") from error
     if isinstance(raw, dict) and raw.keys() & {"id2label", "label2id", "label_names", "pretrained_cfg"}:
         return class_names_of(raw, repr(str(path)))
+    if isinstance(raw, dict):
+        raw = next((raw[key] for key in _TABLES if isinstance(raw.get(key), list | dict)), raw)
     return _table(raw, repr(str(path)))
 
 
@@ -115,8 +134,32 @@ def _table(raw: Any, where: str) -> tuple[str, ...]:
         raw = _in_order(raw, where)
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise DataError(f"{where} is {type(raw).__name__}, expected a list or an object of class names")
-    names = tuple(plain(str(name).strip()) for name in raw)
+    names = tuple(plain(_name(value, where).strip()) for value in _by_own_index(raw))
     return () if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
+
+
+def _by_own_index(values: Sequence[Any]) -> Sequence[Any]:
+    """Return objects such as ``{"id": 1, "name": "dog"}`` in the order of their indices; anything else as it is."""
+    for key in ("id", "index", "class_id"):
+        indices = [_index(value.get(key)) if isinstance(value, Mapping) else None for value in values]
+        if sorted(index for index in indices if index is not None) == list(range(len(values))):
+            return sorted(values, key=lambda value: int(value[key]))
+    return values
+
+
+def _name(value: Any, where: str) -> str:
+    """Return one class's name: a text or number, an object's ``name``, or the word behind a WordNet id.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("name", "label") if isinstance(value.get(key), str)), value)
+    elif isinstance(value, list) and len(value) == 2 and _WORDNET_ID.fullmatch(str(value[0])):
+        value = value[1]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{where} has {value!r} for a class, expected its name")
+    return str(value)
 
 
 def _in_order(table: Mapping[Any, Any], where: str) -> list[Any]:
