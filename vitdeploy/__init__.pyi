@@ -55,6 +55,7 @@ from vitdeploy.report import (
     History as History,
     compare as compare,
     history as history,
+    log_to_mlflow as log_to_mlflow,
     read_front as read_front,
     read_report as read_report,
     write_front_page as write_front_page,

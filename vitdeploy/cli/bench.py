@@ -122,6 +122,9 @@ def bench(
     thumbnails: Annotated[
         bool, typer.Option(help="Put small copies of images on which rows and baseline differ into the report.")
     ] = True,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Log the report as a run of MLflow, where its own settings say.")
+    ] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print the right answers of each class too, worst first.")
     ] = False,
@@ -145,11 +148,12 @@ def bench(
 ) -> None:
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
     import vitdeploy as vd
-    from vitdeploy import BenchOptions, write_report
+    from vitdeploy import BenchOptions, log_to_mlflow, write_report
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import parse_counts, split_lists
     from vitdeploy.report import class_table, layer_table, scenario_lines
+    from vitdeploy.report.mlflow_run import require_mlflow
 
     options = BenchOptions(
         batches=parse_counts("--batch", batches) or (1,),
@@ -178,6 +182,8 @@ def bench(
         thumbnails=thumbnails,
         energy_s=BenchOptions.energy_s if energy else 0.0,
     )
+    if mlflow:
+        require_mlflow()
     if report is not None:
         refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
     with folder_or_nothing(report):
@@ -204,6 +210,10 @@ def bench(
             print_line(line)
         if page is not None:
             print_line(f"wrote {page}")
+    if mlflow:
+        run = log_to_mlflow(found, report)
+        if not as_json:
+            print_line(f"logged as MLflow run {run}")
     refuse_all_failed(found)
     found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by, min_accuracy_ratio=min_accuracy_ratio)
 

@@ -26,6 +26,7 @@ EXTRA_OF_MODULE = {
     "tensorrt_rtx": "tensorrt-rtx",
     "openvino": "openvino",
     "cuda": "cuda13",
+    "mlflow": "mlflow",
     "pyarrow": "parquet",
     "cryptography": "signing",
 }

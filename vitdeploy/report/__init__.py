@@ -8,6 +8,7 @@ from vitdeploy.report.compare import Comparison, compare, comparison_table
 from vitdeploy.report.files import write_report
 from vitdeploy.report.history import History, history, history_table, write_history
 from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
+from vitdeploy.report.mlflow_run import log_to_mlflow
 from vitdeploy.report.scenarios import scenario_lines
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
 from vitdeploy.report.table import class_table, table
@@ -23,6 +24,7 @@ __all__ = [
     "history_table",
     "layer_change_tables",
     "layer_table",
+    "log_to_mlflow",
     "read_front",
     "read_report",
     "scenario_lines",
