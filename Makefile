@@ -15,6 +15,7 @@ help:
 	@echo "make test           lint, types, imports and unit; each is a target of its own"
 	@echo "make quick          lint, types, imports and all tests but those marked slow: for the inner loop"
 	@echo "make coverage       all tests, with the share of lines and branches that they reach; fails below the floor"
+	@echo "make docs           the documentation as a site in docs/_build/html; a link that leads nowhere fails; Python >= 3.11"
 	@echo "make package        wheel and sdist into dist/"
 	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
 	@echo "make gpu-first-run  asks a GPU what only a GPU can tell; writes benchmarks/results/gpu_first_run.json"
@@ -71,6 +72,12 @@ coverage: $(STAMP)
 jetpack: $(STAMP)
 	$(BIN)/python tests/jetpack/run.py
 
+# Pages that follow from the code (errors, recipes, API) are made first; warnings are errors.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 package: $(STAMP)
 	$(BIN)/python -m build
 
@@ -94,7 +101,7 @@ matrix: $(STAMP)
 	$(BIN)/python benchmarks/graph_size.py
 
 clean:
-	rm -rf vitdeploy-run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf vitdeploy-run docs/_build docs/made build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -26,7 +26,6 @@ from vitdeploy.records import Preprocess
 from vitdeploy.report import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text("utf8")
 
 
@@ -41,6 +40,7 @@ def benchmark(name: str) -> Any:
 
 
 documented = benchmark("documented")
+PAGES = documented.PAGES
 BLOCKS = [block for page in documented.PAGES for block in documented.blocks_of(page)]
 
 

@@ -50,10 +50,10 @@ class TensorDifference(Record):
     """One tensor of two artifacts, over all images.
 
     ``tensor`` and ``node``, of operator ``op_type``, are those of the second graph, ``counterpart`` the tensor of the
-    first. ``sqnr_db`` is 10·log10(Σ first² / Σ (second - first)²), None where the tensors are equal bit for bit or the
-    second is not finite; ``largest`` is max |second - first|, ``peak`` max |first|, ``non_finite`` how many values
-    are NaN or infinite in the second alone. ``lost_db``: by how much the SQNR is below that of the tensors that this
-    one is computed from, None where one of these is not comparable.
+    first. ``sqnr_db`` is ``10·log10(Σ first² / Σ (second - first)²)``, None where the tensors are equal bit for bit or
+    the second is not finite; ``largest`` is ``max |second - first|``, ``peak`` is ``max |first|``, ``non_finite`` how
+    many values are NaN or infinite in the second alone. ``lost_db``: by how much the SQNR is below that of the tensors
+    that this one is computed from, None where one of these is not comparable.
 
     ``verdict``: ``equal`` bit for bit; ``agrees`` within the limit; ``rescaled``: it does not, but what is computed
     from it does, as where channels are scaled; ``differs``: it does not, and neither does what follows.
