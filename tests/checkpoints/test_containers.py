@@ -383,11 +383,11 @@ def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix: str, tmp_p
 
 def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(tmp_path: Path) -> None:
     """The weights of both variants have the same shapes: without the tables one loads as the other."""
-    from vitdeploy.checkpoints.layouts.swin import made_tables
+    from vitdeploy.checkpoints.layouts.swin import computed_tables
     from vitdeploy.models import create_model
 
     model = create_model("swinv2_tiny_patch4_window8_256", depths=[1, 1, 1, 1], num_classes=5)
-    tables = {name: torch.from_numpy(np.array(table)) for name, table in made_tables(model).items()}
+    tables = {name: torch.from_numpy(np.array(table)) for name, table in computed_tables(model).items()}
     torch.save({"model": {**model.state_dict(), **tables}}, tmp_path / "swin.pth")
     request = LoadRequest(arguments={"depths": [1, 1, 1, 1]})
     with pytest.raises(CheckpointError, match=r"made with window=8, as its table .*relative_coords_table proves"):

@@ -21,7 +21,7 @@ def test_run_time_sizes_are_found_and_counted() -> None:
         }""",
         two=np.array(2),
     )
-    found = {finding.what: finding for finding in findings(model)}
+    found = {finding.subject: finding for finding in findings(model)}
     assert found["Shape"].count == 2
     assert "2 × Shape computes sizes at run time" in str(found["Shape"])
     assert set(found) == {"Shape", "Expand"}

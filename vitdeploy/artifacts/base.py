@@ -36,7 +36,7 @@ class Artifact:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file has not been written since it was verified, by its size, time and inode."""
+        """Return whether the file has not been written since it was verified, by its size, time and inode."""
         return self._stamp is not None and self._stamp == _stamp(self.path)
 
     def __eq__(self, other: object) -> bool:

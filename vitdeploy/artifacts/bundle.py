@@ -54,7 +54,7 @@ class Bundle:
 
     @property
     def is_signed(self) -> bool:
-        """Whether the bundle carries a signature, by whomever."""
+        """Return whether the bundle carries a signature, by whomever."""
         return (self.folder / SIGNATURE).is_file()
 
     def graphs(self) -> tuple[OnnxModel, ...]:

@@ -56,10 +56,10 @@ class CalibrationTable(Artifact):
         Raises:
             CalibrationError: The table was made for another graph, or with images prepared in another way.
         """
-        theirs = self.manifest.parents.get("onnx", "")
-        if theirs != onnx_digest:
+        stated = self.manifest.parents.get("onnx", "")
+        if stated != onnx_digest:
             raise CalibrationError(
-                f"{str(self.path)!r} was made for another graph ({theirs[:12]!r}, this one is {onnx_digest[:12]!r}): "
+                f"{str(self.path)!r} was made for another graph ({stated[:12]!r}, this one is {onnx_digest[:12]!r}): "
                 f"{_REMEDY}"
             )
         if self.manifest.preprocess != preprocess:
@@ -113,7 +113,7 @@ def arrays_of(path: Path) -> Path:
 
 
 def is_calibration_table(path: Path) -> bool:
-    """Tell from its first bytes and its name whether a file is meant as a table; nothing is verified."""
+    """Return whether a file is meant as a table, from its first bytes and its name; nothing is verified."""
     path = Path(path)
     if not path.is_file():
         return path.name.endswith(SUFFIX)

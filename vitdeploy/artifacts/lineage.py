@@ -49,13 +49,13 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
     """Return these artifacts and the ONNX models that they were made from, as far as they are given or lie beside."""
     known = {artifact.digest: artifact for artifact in artifacts}
     chain = list(artifacts)
-    looked_beside = False
+    searched_folder = False
     for artifact in chain:
         for role, digest in artifact.manifest.parents.items():
             if role != "onnx" or any(one.digest == digest for one in chain):
                 continue
-            if digest not in known and not looked_beside:
-                looked_beside = True
+            if digest not in known and not searched_folder:
+                searched_folder = True
                 known = {graph.digest: graph for graph in _graphs_beside(artifacts)} | known
             if digest in known:
                 chain.append(known[digest])
@@ -84,18 +84,18 @@ def contradictions(child: Manifest, parent: Manifest) -> tuple[str, ...]:
     Weights alone do not say how images come to them, what their outputs mean or how many heads share them. What the
     child's own options changed is no contradiction.
     """
-    said, found = child.options, []
+    options, found = child.options, []
     pictures = [one.preprocess and one.preprocess.model_dump(exclude={"source"}) for one in (child, parent)]
-    if "preprocess" not in said and None not in pictures and pictures[0] != pictures[1]:
+    if "preprocess" not in options and None not in pictures and pictures[0] != pictures[1]:
         found.append("preprocessing")
-    if not {"labels", "task", "arguments"} & said.keys() and child.model.classes != parent.model.classes:
+    if not {"labels", "task", "arguments"} & options.keys() and child.model.classes != parent.model.classes:
         found.append("class names")
-    if not {"task", "arguments"} & said.keys() and child.model.task != parent.model.task:
+    if not {"task", "arguments"} & options.keys() and child.model.task != parent.model.task:
         found.append("task")
-    ours, theirs = (
+    child_arguments, parent_arguments = (
         {key: value for key, value in one.model.arguments.items() if key != "num_classes"} for one in (child, parent)
     )
-    if "arguments" not in said and (ours, child.model.family) != (theirs, parent.model.family):
+    if "arguments" not in options and (child_arguments, child.model.family) != (parent_arguments, parent.model.family):
         found.append("constructor arguments")
     if child.trained_on and parent.trained_on and child.trained_on != parent.trained_on:
         found.append("training data")

@@ -33,9 +33,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: Another process holds it, or it cannot be written.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     lock = folder / FOLDER_LOCK
-    was_there = lock.exists()
+    existed = lock.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,12 +45,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                if not was_there:
+                if not existed:
                     lock.unlink(missing_ok=True)
                 raise
     except BaseException:
         with suppress(OSError):  # a folder in which something was written stays
-            for parent in made:
+            for parent in created:
                 parent.rmdir()
         raise
 

@@ -120,21 +120,20 @@ class Cuda:
     def _failure(self, name: str, error: Any) -> BackendError:
         if self.lost is not None:
             return BackendError(self.lost)
-        told = self._name(error)
+        error_name = self._name(error)
         if int(error) in STICKY:
             self.lost = (
-                f"the GPU stopped working in this process ({told}, first seen in {name}): start again; what failed "
-                "first "
-                f"is at fault, not what comes after it"
+                f"the GPU stopped working in this process ({error_name}, first seen in {name}): start again; the first "
+                f"failure is at fault, not those after it"
             )
             return BackendError(self.lost)
         self._runtime.cudaGetLastError()  # so that the next call of anyone does not report this error again
-        hint = ": free GPU memory, or take a smaller batch" if "MemoryAllocation" in told else ""
-        return BackendError(f"CUDA failed in {name}: {told}{hint}")
+        hint = ": free GPU memory, or take a smaller batch" if "MemoryAllocation" in error_name else ""
+        return BackendError(f"CUDA failed in {name}: {error_name}{hint}")
 
     def _name(self, error: Any) -> str:
-        told = self._runtime.cudaGetErrorName(error)[1]
-        return told.decode() if isinstance(told, bytes) else str(told)
+        name = self._runtime.cudaGetErrorName(error)[1]
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def look(self) -> None:
         """Ask for an error that a kernel has left behind, so that it is known before anything else is blamed.

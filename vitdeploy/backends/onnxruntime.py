@@ -194,8 +194,8 @@ class OnnxRuntimeSession(CheckedSession):
             where = "the graph" if isinstance(source, bytes) else repr(source)
             raise BackendError(f"onnxruntime cannot open {where}: {one_line(error)}") from error
         used = self._session.get_providers()[0]
-        asked = options.provider is not None or options.device == "cuda"
-        if used != provider and asked:
+        is_explicit = options.provider is not None or options.device == "cuda"
+        if used != provider and is_explicit:
             raise BackendError(
                 f"onnxruntime could not load {provider!r} and fell back to {used!r}: its CUDA or TensorRT libraries "
                 f"are missing or of another version; vd.doctor() lists them, provider 'cpu' works without"
@@ -289,9 +289,9 @@ def session_settings(options: SessionOptions, precision: Precision, exact_intege
 
 def nodes_by_provider(session: Any) -> dict[str, int]:
     """Return provider → number of nodes that it took when the graph was divided; empty before onnxruntime 1.24."""
-    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    assignment_info = getattr(session, "get_provider_graph_assignment_info", None)
     counts: Counter[str] = Counter()
-    for part in tell() if tell is not None else ():
+    for part in assignment_info() if assignment_info is not None else ():
         counts[str(part.ep_name)] += len(part.get_nodes())
     return dict(counts)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CONVERSIONS = frozenset(("QuantizeLinear", "DequantizeLinear", "Cast", "DynamicQuantizeLinear"))
 _PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 _REORDERS = frozenset(("ReorderInput", "ReorderOutput"))
-_MADE_UP = re.compile(r"^(?:Reorder(?:Input|Output))?$|_token_\d+$")
+_GENERATED = re.compile(r"^(?:Reorder(?:Input|Output))?$|_token_\d+$")
 _FUSED_NAME = "_nchwc"
 """What it appends to the name of a value where a convolution goes to its blocked layout."""
 
@@ -62,7 +62,7 @@ def sources_of(node: ir.Node) -> tuple[str, ...]:
     Names that ONNX Runtime made up (``ReorderOutput_token_3``) are left out: in another graph they are another's.
     """
     names = (str(node.name), *(str(value.name) for value in node.outputs))
-    return tuple(name.removesuffix(_FUSED_NAME) for name in names if not _MADE_UP.search(name))
+    return tuple(name.removesuffix(_FUSED_NAME) for name in names if not _GENERATED.search(name))
 
 
 def _kernel(node: ir.Node) -> Kernel:
@@ -75,8 +75,8 @@ def _kernel(node: ir.Node) -> Kernel:
         role = "conversion"
     else:
         role = "product" if node.op_type in PRODUCTS else "other"
-    told = next((value.dtype for value in node.outputs if value.dtype is not None), None)
-    precision = "fp32" if told is None else _PRECISIONS.get(told.name, told.name.lower())
+    dtype = next((value.dtype for value in node.outputs if value.dtype is not None), None)
+    precision = "fp32" if dtype is None else _PRECISIONS.get(dtype.name, dtype.name.lower())
     if node.op_type in INTEGER_PRODUCTS:
         precision = "int8"
     return Kernel(node.op_type, precision, role, sources_of(node))

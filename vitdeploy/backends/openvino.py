@@ -237,10 +237,10 @@ def _layer_times(
 
 
 def _kernel(node: Any) -> Kernel:
-    told = {key: str(node.rt_info[key].astype(str)) for key in ("layerType", "runtimePrecision", "originalLayersNames")}
-    operator = told["layerType"]
-    sources = dict.fromkeys((str(node.get_friendly_name()), *told["originalLayersNames"].split(",")))
-    precision = PRECISIONS.get(told["runtimePrecision"], told["runtimePrecision"])
+    info = {key: str(node.rt_info[key].astype(str)) for key in ("layerType", "runtimePrecision", "originalLayersNames")}
+    operator = info["layerType"]
+    sources = dict.fromkeys((str(node.get_friendly_name()), *info["originalLayersNames"].split(",")))
+    precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
     return Kernel(operator, precision, ROLES.get(operator, "other"), tuple(name for name in sources if name))
 
 

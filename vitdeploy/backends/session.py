@@ -164,7 +164,7 @@ def check_feed(feed: Feed, inputs: Mapping[str, TensorSpec], backend: str) -> Ar
                 f"input {name!r} of {backend} has dtype {str(array.dtype)!r}, expected {str(spec.dtype)!r}"
             )
         fits = len(array.shape) == len(spec.shape) and all(
-            want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+            expected is None or expected == size for expected, size in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise BackendError(f"input {name!r} of {backend} has shape {array.shape!r}, expected {shape_text(spec)}")

@@ -54,13 +54,12 @@ class PlanBackend(ABC):
 
     def wrong_cuda(self) -> str | None:
         """Return why the installed library does not fit the driver's CUDA, with the command that changes it."""
-        served, made_for = environment.current().cuda, environment.cuda_of(self.name)
-        if served is None or made_for is None or int(served.split(".")[0]) >= int(made_for):
+        driver_cuda, library_cuda = environment.current().cuda, environment.cuda_of(self.name)
+        if driver_cuda is None or library_cuda is None or int(driver_cuda.split(".")[0]) >= int(library_cuda):
             return None
         return (
-            f"the installed {self.name} is for CUDA {made_for} and the driver serves CUDA {served}: {self.install} "
-            "after "
-            f"'pip uninstall {self.name}-cu{made_for}', or renew the driver"
+            f"the installed {self.name} is for CUDA {library_cuda} and the driver serves CUDA {driver_cuda}: "
+            f"{self.install} after 'pip uninstall {self.name}-cu{library_cuda}', or renew the driver"
         )
 
     def version(self) -> str:

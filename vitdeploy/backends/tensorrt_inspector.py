@@ -71,7 +71,7 @@ class Layer:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a product."""
+        """Return whether the layer computes a product."""
         return self.kind in ("gemm", "conv", "attention")
 
 
@@ -92,12 +92,12 @@ def listed_layers(text: str) -> list[Any]:
         BackendError: The text is no JSON, or tells no list of layers.
     """
     try:
-        told = parse_json(text)["Layers"]
+        layers = parse_json(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the engine inspector's answer is not understood: {text[:80]!r}") from error
-    if not isinstance(told, list) or not told:
+    if not isinstance(layers, list) or not layers:
         raise BackendError("the engine inspector tells no layers: the engine was built without profiling detail")
-    return told
+    return layers
 
 
 def read_layer(layer: Mapping[str, Any]) -> Layer | None:
@@ -132,9 +132,9 @@ def _product_precision(tactic: str, types: Sequence[str]) -> str | None:
     The kernel's name tells it where it follows NVIDIA's scheme (``sm80_xmma_gemm_i8i8_i8i32_f32_…``). Else the first
     input is the operand; what comes after it may be weights, which a kernel may widen, or a residual that it adds.
     """
-    told = next((name for pattern, name in KERNELS if re.search(pattern, tactic, re.IGNORECASE)), None)
-    if told is not None:
-        return told
+    by_name = next((name for pattern, name in KERNELS if re.search(pattern, tactic, re.IGNORECASE)), None)
+    if by_name is not None:
+        return by_name
     return next((name for name in types if name != "integer"), None)
 
 

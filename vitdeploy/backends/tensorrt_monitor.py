@@ -64,8 +64,8 @@ class Messages:
         The first is the cause; what follows are its consequences.
         """
         errors = self._since(mark, *ERROR_LEVELS)
-        telling = [text for text in errors if not any(noise in text for noise in NOISE)]
-        return clean_message((telling or errors or [""])[0])
+        specific = [text for text in errors if not any(noise in text for noise in NOISE)]
+        return clean_message((specific or errors or [""])[0])
 
     def driver_error(self, mark: int = 0) -> str:
         """Return what the library said after ``mark`` about a CUDA that does not start; empty where it does."""
@@ -93,7 +93,7 @@ def clean_message(text: str) -> str:
     return " ".join(text.split()).rstrip(". ")
 
 
-def started(make: Callable[[Any], Any], logger: Any, messages: Messages, what: str) -> Any:
+def started(make: Callable[[Any], Any], logger: Any, messages: Messages, title: str) -> Any:
     """Return a builder or a runtime of TensorRT.
 
     Where CUDA does not start, the library either lets pybind raise a ``TypeError`` about a null pointer, or logs the
@@ -104,15 +104,17 @@ def started(make: Callable[[Any], Any], logger: Any, messages: Messages, what: s
     """
     mark = messages.mark()
     try:
-        made = make(logger)
+        created = make(logger)
     except TypeError as error:
         raise BackendError(
-            f"{what} could not start: {messages.first_error(mark) or clean_message(str(error))}"
+            f"{title} could not start: {messages.first_error(mark) or clean_message(str(error))}"
         ) from error
-    reason = messages.driver_error(mark) or (messages.first_error(mark) or "it gave no reason" if made is None else "")
+    reason = messages.driver_error(mark) or (
+        messages.first_error(mark) or "it gave no reason" if created is None else ""
+    )
     if reason:
-        raise BackendError(f"{what} could not start: {reason}")
-    return made
+        raise BackendError(f"{title} could not start: {reason}")
+    return created
 
 
 @functools.cache
@@ -154,7 +156,7 @@ class BuildState:
             self._phases[name] = _Phase(max(1, steps), parent)
 
     def step(self, name: str, number: int) -> bool:
-        """Count a step, whose number is from 0; return False to ask for the end of the build."""
+        """Return whether the build goes on, after counting a step, whose number is from 0."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = max(self._phases[name].done, number + 1)

@@ -89,11 +89,11 @@ def _described(trt: Any, inspector_json: Callable[[], str]) -> dict[str, tuple[s
 
 
 def _describe(layer: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    read, taken, given = read_layer(layer), types_of(layer.get("Inputs")), types_of(layer.get("Outputs"))
+    read, inputs, outputs = read_layer(layer), types_of(layer.get("Inputs")), types_of(layer.get("Outputs"))
     operator = str(layer.get("LayerType") or "unknown")
     if operator.lower() in ("reformat", "noop"):
-        operator = CONVERT if taken[:1] != given[:1] else REFORMAT
+        operator = CONVERT if inputs[:1] != outputs[:1] else REFORMAT
     known = read.precision if read is not None and read.precision is not None else None
-    precision = known or next((kind for kind in (*given, *taken) if kind != "integer"), "unknown")
+    precision = known or next((kind for kind in (*outputs, *inputs) if kind != "integer"), "unknown")
     sources = tuple(dict.fromkeys(SOURCE.findall(str(layer.get("Metadata") or ""))))
     return operator, precision, sources or (str(layer.get("Name")),)

@@ -23,8 +23,10 @@ def refit(backend: str, trt: Any, engine: Any, model: Path) -> None:
     refitter = trt.Refitter(engine, logger)
     parser_refitter = trt.OnnxParserRefitter(refitter, logger)
     if not parser_refitter.refit_from_file(str(model)):
-        told = [clean_message(parser_refitter.get_error(index).desc()) for index in range(parser_refitter.num_errors)]
-        reason = (told or [messages.first_error(mark) or "its graph is another one"])[0]
+        parser_errors = [
+            clean_message(parser_refitter.get_error(index).desc()) for index in range(parser_refitter.num_errors)
+        ]
+        reason = (parser_errors or [messages.first_error(mark) or "its graph is another one"])[0]
         raise BackendError(f"{backend} cannot take the weights of {str(model)!r}: {one_line(reason)}")
     missing = refitter.get_missing_weights()
     if missing:

@@ -45,17 +45,17 @@ class TensorRTRTXBackend(BuildingBackend):
         """
         self.refuse_options(target)
         known = supported_capabilities(trt)
-        asked = target.compute_capabilities
-        for capability in asked:
+        requested = target.compute_capabilities
+        for capability in requested:
             if capability not in known:
                 expected = ", ".join(known)
                 raise BuildError(
                     f"tensorrt-rtx cannot build for compute capability {capability!r}, expected some of {expected}"
                 )
-            if asked.count(capability) > 1:
+            if requested.count(capability) > 1:
                 raise BuildError(f"compute capability {capability!r} is named twice: name each GPU once")
-        if asked:
-            return tuple(sorted(asked, key=compute_capability_key))
+        if requested:
+            return tuple(sorted(requested, key=compute_capability_key))
         here = environment.current().compute_capability
         if here is not None:
             if here not in known:
@@ -86,7 +86,7 @@ class TensorRTRTXBackend(BuildingBackend):
         Raises:
             BuildError: In one line, with the option.
         """
-        for asked, name, instead in (
+        for is_set, name, instead in (
             (
                 target.hardware_compatibility != "none",
                 "hardware_compatibility=",
@@ -97,17 +97,17 @@ class TensorRTRTXBackend(BuildingBackend):
             (isinstance(target.timing_cache, Path), "timing_cache=", "it times nothing while it builds"),
             (target.optimization_level is not None, "optimization_level=", "it has one way to build"),
         ):
-            if asked:
+            if is_set:
                 raise BuildError(f"tensorrt-rtx has no {name}: {instead}")
         if (target.refit or target.strip) and environment.current().gpu is None:
             option = "strip=True" if target.strip else "refit=True"
             raise BuildError(f"tensorrt-rtx needs a GPU to build with {option}, and there is none here")
 
     def notes(self, manifest: Manifest) -> tuple[str, ...]:
-        return (WEIGHT_ONLY,) if asks_for_int8(manifest) else ()
+        return (WEIGHT_ONLY,) if quantizes_to_int8(manifest) else ()
 
     def keeps_precision(self, manifest: Manifest) -> bool:
-        return not asks_for_int8(manifest)
+        return not quantizes_to_int8(manifest)
 
     def version_mismatch(self, built: BuildInfo) -> str | None:
         if built.backend != self.name:
@@ -218,11 +218,11 @@ def refuse_invalid(trt: Any, runtime: Any, plan: bytes, path: Path) -> None:
         return
     names = [one for one in dir(trt.EngineInvalidityDiagnostics) if one.isupper()]
     kinds = [name for name in names if int(bits) & int(getattr(trt.EngineInvalidityDiagnostics, name))]
-    told = ", ".join(name.lower().replace("_", " ") for name in kinds) or "no reason given"
-    raise BackendError(f"tensorrt-rtx cannot run {str(path)!r} here ({told}): build it again here with vd.build()")
+    reasons = ", ".join(name.lower().replace("_", " ") for name in kinds) or "no reason given"
+    raise BackendError(f"tensorrt-rtx cannot run {str(path)!r} here ({reasons}): build it again here with vd.build()")
 
 
-def asks_for_int8(manifest: Manifest) -> bool:
+def quantizes_to_int8(manifest: Manifest) -> bool:
     """Return whether the graph quantizes activations to INT8."""
     if manifest.precision != "mixed" or manifest.plan is None:
         return manifest.precision in ("int8", "mixed")

@@ -107,7 +107,7 @@ class EngineSession(CheckedSession):
 
     @property
     def lost(self) -> bool:
-        """Whether the GPU stopped working in this process."""
+        """Return whether the GPU stopped working in this process."""
         return self._cuda.lost is not None
 
     def launch_mode(self, batch: int) -> LaunchMode | None:
@@ -299,7 +299,7 @@ class Lane:
 
     @property
     def recorded(self) -> bool:
-        """Whether launches replay a graph."""
+        """Return whether launches replay a graph."""
         return self._graph is not None
 
     def load(self, arrays: Arrays) -> None:

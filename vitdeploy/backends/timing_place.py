@@ -55,7 +55,7 @@ class TimingPlace:
 
     @property
     def builds_engines(self) -> bool:
-        """Whether it runs engines, not graphs."""
+        """Return whether it runs engines, not graphs."""
         return not get_backend(self.backend).graph_devices
 
     @property

@@ -93,21 +93,23 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
         checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
         if checkpoint is not None:
             return _of_checkpoint(scene, checkpoint, checkpoint.path.name)
-        why = "no checkpoint was given, and the one they were made from is not beside them"
+        reason = "no checkpoint was given, and the one they were made from is not beside them"
     else:
-        why = "torch is not installed"
+        reason = "torch is not installed"
     stored = _stored(scene)
     if stored is not None:
-        return BaselineChoice(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({why})")
+        return BaselineChoice(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({reason})")
     graphs = [one for one in scene.others if one.precision == "fp32" and isinstance(one.artifact, OnnxModel)]
     if graphs:
         title = backend_title(graphs[0].backend)
         return BaselineChoice(
             _first_per_device(one for one in graphs if one.digest == graphs[0].digest),
-            accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({why})",
+            accuracy_against=f"the FP32 graph {graphs[0].name} under {title}, not PyTorch ({reason})",
         )
     return BaselineChoice(
-        accuracy_against=f"nothing ({why}, and there is no FP32 graph): name one with vd.bench(..., baseline='SOURCE')"
+        accuracy_against=(
+            f"nothing ({reason}, and there is no FP32 graph): name one with vd.bench(..., baseline='SOURCE')"
+        )
     )
 
 

@@ -55,9 +55,9 @@ def measure_latency(
         session, preprocess = entry.session, entry.candidate.preprocess
         if session is None or preprocess is None or entry.failure is not None or entry.logits is None:
             continue
-        why = batch_fits(entry.candidate, session, batch)
-        if why is not None:
-            entry.notes.append(why)
+        obstacle = batch_fits(entry.candidate, session, batch)
+        if obstacle is not None:
+            entry.notes.append(obstacle)
             continue
         if preprocess not in pools:
             pools[preprocess] = next(batches(dataset, preprocess, max(POOL_IMAGES, batch)))
@@ -68,19 +68,19 @@ def measure_latency(
         warm_s = GPU_WARM_S if entry.candidate.device == "cuda" else 0.0
         name = f"{entry.candidate.name} batch {batch}"
         meter = sensors[entry.candidate.device]
-        looks = _looks(entry, batch, "end_to_end", meter, auditor)
-        contestants[name] = Contestant(session, auditor.feed, "end_to_end", warm_s, looks)
+        phases = _phases(entry, batch, "end_to_end", meter, auditor)
+        contestants[name] = Contestant(session, auditor.feed, "end_to_end", warm_s, phases)
         places[name] = _Place(entry, "end_to_end", auditor)
         if entry.candidate.device != "cpu":
             title = f"{name} device"
-            looks = _looks(entry, batch, "device", meter)
-            contestants[title] = Contestant(session, auditor.feed, "device", warm_s, looks)
+            phases = _phases(entry, batch, "device", meter)
+            contestants[title] = Contestant(session, auditor.feed, "device", warm_s, phases)
             places[title] = _Place(entry, "device")
         if options.image_to_label and all(scope != "image_to_label" for _, scope in entry.blocks):
             title, limits = f"{name} image to label", entry.candidate.limits
             whole = ImageToLabel(session, dataset, preprocess, entry.candidate.model, batch, limits)
-            looks = _looks(entry, batch, "image_to_label", meter)
-            contestants[title] = Contestant(whole, auditor.feed, "end_to_end", warm_s, looks)
+            phases = _phases(entry, batch, "image_to_label", meter)
+            contestants[title] = Contestant(whole, auditor.feed, "end_to_end", warm_s, phases)
             places[title] = _Place(entry, "image_to_label")
     first = next(iter(places), None)
     if options.self_check and first is not None:
@@ -100,7 +100,7 @@ def measure_latency(
     return _twice(first, places[first].entry, turns, batch, options.seed)
 
 
-def _looks(
+def _phases(
     entry: Entry, batch: int, scope: TimedScope, meter: Sensors, auditor: Auditor | None = None
 ) -> Callable[[NDArray[np.float64]], str | None]:
     """Return what is done after each turn: a look at the device's sensors, and the audit."""

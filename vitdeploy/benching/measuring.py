@@ -39,7 +39,7 @@ class Entry:
 
     candidate: Candidate
     is_baseline: bool
-    why_not: str | None = None
+    obstacle: str | None = None
     session: Session | None = None
     provider: str | None = None
     failure: str | None = None
@@ -66,12 +66,12 @@ class Entry:
 
     @property
     def alive(self) -> bool:
-        """Whether it was opened and has not failed since."""
+        """Return whether the session was opened and has not failed since."""
         return self.session is not None and self.failure is None
 
     def open(self, stack: ExitStack, options: BenchOptions) -> None:
         """Open the session, which the stack closes; a failure is kept as this row's."""
-        if self.why_not is not None:
+        if self.obstacle is not None:
             return
         if self.candidate.preprocess is None:
             self.failure = f"its manifest has no preprocessing: {adoption('MODEL.onnx')} adds it"
@@ -89,7 +89,7 @@ class Entry:
             if isinstance(self.candidate.artifact, OnnxModel) and self.candidate.precision in WITH_INTEGERS:
                 self.census = census_of(self.candidate.artifact, self.candidate.backend, self.session)
         except Exception as error:  # any runtime's own exception type; the candidate fails, the bench goes on
-            self.failure = _told(error, "opening it failed")
+            self.failure = _failure_text(error, "opening it failed")
 
     def row(self) -> Row:
         """Return what is known about it."""
@@ -102,8 +102,8 @@ class Entry:
             unchecked = tuple(f"{one.name}: {one.detail}" for one in examined.checks if one.status == "unchecked")
         if self.failure is not None:
             status, reason = "failed", self.failure
-        elif self.why_not is not None:
-            status, reason = "built" if isinstance(artifact, Engine) else "skipped", self.why_not
+        elif self.obstacle is not None:
+            status, reason = "built" if isinstance(artifact, Engine) else "skipped", self.obstacle
         else:
             status, reason = "ok", ""
         return Row.model_validate(
@@ -211,7 +211,9 @@ def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress:
             task.advance()
 
 
-def _told(error: Exception, what: str) -> str:
+def _failure_text(error: Exception, activity: str) -> str:
     return (
-        one_line(error) if isinstance(error, VitdeployError) else f"{what}: {type(error).__name__}: {one_line(error)}"
+        one_line(error)
+        if isinstance(error, VitdeployError)
+        else f"{activity}: {type(error).__name__}: {one_line(error)}"
     )

@@ -42,7 +42,7 @@ def seen_images(manifest: Manifest, dataset: Dataset) -> list[str]:
         same = whole if calibration.set_sha256 == dataset.digest else 0
         shared = same if calibration.images is None else calibration.images.shared_with(ids)
         counts.append((shared, "were calibrated on"))
-    return [f"{count} of the {whole} images of {dataset.uri!r} {how}" for count, how in counts if count]
+    return [f"{count} of the {whole} images of {dataset.uri!r} {relation}" for count, relation in counts if count]
 
 
 def shared_between_splits(dataset: Dataset) -> tuple[str, ...]:

@@ -99,10 +99,10 @@ def unknown(file: WeightFile) -> CheckpointError:
             "own image size; dynamo=False where that fails), and "
             f"{adoption('model.onnx', f'hf:{file.path}')} adopts that"
         )
-    found = (what for pattern, what in OTHERS if any(re.match(pattern, name) for name in names))
-    what = next(found, "of no dialect that is known")
+    found = (origin for pattern, origin in OTHERS if any(re.match(pattern, name) for name in names))
+    origin = next(found, "of no dialect that is known")
     return CheckpointError(
-        f"the weights in {str(file.path)!r} are {what}: {len(names)} tensors, such as "
+        f"the weights in {str(file.path)!r} are {origin}: {len(names)} tensors, such as "
         f"{', '.join(map(repr, names[:4]))}; what builds the model can write it with torch.onnx.export, and "
         f"{adoption('MODEL.onnx')} adopts that"
     )

@@ -175,14 +175,14 @@ def open_weights(path: Path) -> OpenedFile:
         return _of_tables(path, "npz", {name: ArrayLeaf(array) for name, array in read_npz(path).items()})
     if _looks_pickled(head):
         return _of_tables(path, "pickle", read_torch_file(path, head))
-    raise CheckpointError(f"{str(path)!r} {_what_else(head)}")
+    raise CheckpointError(f"{str(path)!r} {_foreign_text(head)}")
 
 
 def _looks_pickled(head: bytes) -> bool:
     return head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar" or head[:2] in (b"(d", b"cc", b"cO")
 
 
-def _what_else(head: bytes) -> str:
+def _foreign_text(head: bytes) -> str:
     """Return what a file is that is none of weights, and what would be read."""
     expected = "expected .safetensors, .pth, JAX's .npz, or a model's folder"
     if not head:
@@ -337,10 +337,10 @@ def _weights_name(folder: Path) -> str:
     others = [name for name in names if name.endswith(".safetensors") or re.fullmatch(r".*model.*\.(bin|pth|pt)", name)]
     if len(found_ones := indices or others) == 1:
         return found_ones[0]
-    raise CheckpointError(f"{str(folder)!r} {_what_folder(folder, names, found_ones)}")
+    raise CheckpointError(f"{str(folder)!r} {_folder_text(folder, names, found_ones)}")
 
 
-def _what_folder(folder: Path, names: list[str], several: list[str]) -> str:
+def _folder_text(folder: Path, names: list[str], several: list[str]) -> str:
     """Return what a folder is in which there are no weights to be found, and what to do."""
     if several:
         return f"has {len(several)} files of weights ({', '.join(several[:3])}): name one of them"

@@ -235,8 +235,8 @@ def _variant(
 
 def _only_one(variant: Variant, converted: Converted) -> str:
     """Return the note on a variant that was chosen by its shapes, with what these do not tell."""
-    said = [f"{key}={variant.arguments[key]}" for key in converted.unknown if key in variant.arguments]
-    rest = f", whose {' and '.join(said)} the keys do not tell" if said else ""
+    unproven = [f"{key}={variant.arguments[key]}" for key in converted.unknown if key in variant.arguments]
+    rest = f", whose {' and '.join(unproven)} the keys do not tell" if unproven else ""
     return f"took it for {variant.name}, the only one of its shapes in the catalogue{rest}"
 
 
@@ -298,8 +298,8 @@ def _arguments(
     missing = _unknown(converted, arguments) if variant is None else [key for key in _SIZE if key not in arguments]
     if missing:
         raise CheckpointError(
-            f"the keys of {where} do not tell {' and '.join(_ASKED[key][0] for key in missing)}: name the variant, or "
-            f"say it, as in arguments={_example_of(missing)}"
+            f"the keys of {where} do not tell {' and '.join(_UNPROVEN[key][0] for key in missing)}: name the variant, "
+            f"or pass arguments={_example_of(missing)}"
         )
     for key, value in converted.usual.items():
         if variant is None and key not in request.named:
@@ -330,7 +330,7 @@ def _arguments(
 
 _SIZE = ("image_size",)
 # What keys may not tell: in words, and a value for an example.
-_ASKED: dict[str, tuple[str, Any]] = {
+_UNPROVEN: dict[str, tuple[str, Any]] = {
     "heads": ("how many heads there are", 8),
     "inner_heads": ("how many heads the inner encoder has", 4),
     "window": ("how large its windows are", 8),
@@ -341,7 +341,7 @@ _ASKED: dict[str, tuple[str, Any]] = {
 
 def _example_of(names: Sequence[str]) -> dict[str, Any]:
     """Return arguments that keys may not tell, with the values of an example."""
-    return {name: _ASKED[name][1] for name in names}
+    return {name: _UNPROVEN[name][1] for name in names}
 
 
 def _unknown(converted: Converted, arguments: Mapping[str, Any]) -> list[str]:
@@ -403,7 +403,7 @@ def _check_tables(converted: Converted, module: nn.Module, request: LoadRequest,
     """
     if not converted.tables or {"image_size", "window", "pretrained_windows"} & request.named.keys():
         return
-    built = swin.made_tables(module)
+    built = swin.computed_tables(module)
     for name, table in converted.tables.items():
         ours = built.get(name)
         same = ours is not None and ours.size == table.size
@@ -431,16 +431,17 @@ def _fitted(
             if tensors[name].shape[0] != expected[name][0]:
                 tensors[name] = swin.resize_table(tensors[name], side, converted.table_rule)
                 notes.append(f"resized {name} to a window of {side}")
-    had, classes = converted.arguments.get("num_classes"), expected.get("head.weight", (0,))[0]
+    stored_classes, classes = converted.arguments.get("num_classes"), expected.get("head.weight", (0,))[0]
     if not classes:
         return {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
-    if request.reset_head or (request.head_for is not None and had != classes):
+    if request.reset_head or (request.head_for is not None and stored_classes != classes):
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
         heads = [name for name in expected if name.startswith(_HEADS)]
         heads += [
             name
             for name in tensors.keys() & expected.keys()
-            if had is not None and is_of_classes(tuple(tensors[name].shape), expected[name], (had, classes))
+            if stored_classes is not None
+            and is_of_classes(tuple(tensors[name].shape), expected[name], (stored_classes, classes))
         ]
         fresh = module.state_dict()
         tensors.update({name: fresh[name].numpy() for name in heads})

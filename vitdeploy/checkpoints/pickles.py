@@ -153,7 +153,7 @@ class StoredTensor:
 
     @property
     def is_float(self) -> bool:
-        """Whether its values are real floating-point numbers."""
+        """Return whether its values are real floating-point numbers."""
         return self.dtype == BFLOAT16 or np.dtype(self.dtype).kind == "f"
 
     def array(self) -> NDArray[Any]:

@@ -133,5 +133,5 @@ def describe(info: BuildInfo) -> list[str]:
         f"batch {low}" if low == high else f"batch {low} to {high}, tuned for {best}"
         for low, best, high in info.profiles or (info.batch,)
     )
-    made_for = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
-    return [f"{info.backend} {info.version}, {takes}, for {made_for}", *map(in_flags, info.notes)]
+    gpus = ", ".join(info.compute_capabilities) or info.gpu or "this GPU"
+    return [f"{info.backend} {info.version}, {takes}, for {gpus}", *map(in_flags, info.notes)]

@@ -88,8 +88,8 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
         used = f"{calibration.samples} images of {calibration.data}, {calibration.held_out} kept out"
         lines.append(("calibration", f"{used}, ranges by {calibration.method}"))
     if (build := manifest.build) is not None:
-        made_for = ", ".join(build.compute_capabilities) or build.gpu or "the GPU that it was built on"
-        lines.append(("engine", f"{build.backend} {build.version}, batch {build.batch}, for {made_for}"))
+        gpus = ", ".join(build.compute_capabilities) or build.gpu or "the GPU that it was built on"
+        lines.append(("engine", f"{build.backend} {build.version}, batch {build.batch}, for {gpus}"))
         lines += [("", in_flags(note)) for note in (*build.notes, *filter(None, [build.reason]))]
     lines += [("check", f"{check.name}: {check_words(check)}") for check in manifest.checks]
     lines += [("metric", f"{name} {value:.6g}") for name, value in manifest.metrics.items()]
@@ -139,14 +139,14 @@ def _input(spec: Preprocess) -> str:
     """Return in words how an image becomes the network's input."""
     size = "x".join(map(str, (spec.channels, *spec.size)))
     target = "x".join(map(str, spec.resized_to)) if spec.resize != "shortest" else str(spec.resize_size)
-    how = {
+    resizes = {
         "shortest": f"shorter side to {target}",
         "cover": f"scaled to cover {target}",
         "contain": f"scaled to lie within {target}",
         "squash": f"squashed to {target}" if spec.resized_to != spec.size else "squashed",
         "none": "not resized",
     }
-    parts = [size, how[spec.resize] + ("" if spec.resize == "none" else f" ({spec.interpolation})")]
+    parts = [size, resizes[spec.resize] + ("" if spec.resize == "none" else f" ({spec.interpolation})")]
     if spec.crop == "center":
         parts.append("centre crop")
     if not math.isclose(spec.scale, 1 / 255) or spec.offset:

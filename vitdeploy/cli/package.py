@@ -52,20 +52,20 @@ def package(
         raise UsageError("nothing was asked for: --output NAME or --triton FOLDER says what is written")
     if storage_uri is not None and triton is None:
         raise UsageError("--storage-uri says where the folder of --triton lies: name that too")
-    made = None
+    sealed = None
     if output is not None:
-        made = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)
+        sealed = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)
     if triton is not None:
         write_triton_repository(artifacts, triton, options=TritonOptions(storage_uri=storage_uri))
     if as_json:
-        written = {} if made is None else {"path": str(made.path), "manifest": made.manifest}
+        written = {} if sealed is None else {"path": str(sealed.path), "manifest": sealed.manifest}
         print_json({**written, **({} if triton is None else {"triton": str(triton)})})
         return
-    if made is not None:
-        for file in made.manifest.files:
+    if sealed is not None:
+        for file in sealed.manifest.files:
             print_line(f"{file.name} ({size_text(file.bytes)})")
         if not licence:
             print_line("the licence of the weights is not stated: --licence TEXT states it")
-        print_line(f"wrote {made.path} ({size_text(sum(file.bytes for file in made.manifest.files))})")
+        print_line(f"wrote {sealed.path} ({size_text(sum(file.bytes for file in sealed.manifest.files))})")
     if triton is not None:
         print_line(f"wrote {triton}, a model repository: tritonserver --model-repository={triton}")

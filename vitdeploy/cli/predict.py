@@ -77,7 +77,7 @@ def predict(
         else:
             for prediction in found:
                 count += 1
-                print_line(f"{prediction.image}: {_said(prediction)}")
+                print_line(f"{prediction.image}: {_prediction_text(prediction)}")
         seconds = time.perf_counter() - start
     if count > 1 and (as_json or as_csv or parquet is not None):
         progress.note(f"{count} images, {count / seconds:.0f} images/s")
@@ -142,10 +142,10 @@ def _parquet_writer(path: Path) -> Any:
     return write
 
 
-def _said(prediction: Prediction) -> str:
+def _prediction_text(prediction: Prediction) -> str:
     if prediction.task not in ("regression", "features"):
         return ", ".join(f"{entry.name} {100 * entry.probability:.1f} %" for entry in prediction.classes)
     shown = ", ".join(f"{value:.4g}" for value in prediction.values[:LISTED])
     more = ", …" if len(prediction.values) > LISTED else ""
-    what = "" if prediction.task == "regression" else f"{len(prediction.values)} features: "
-    return f"{what}{shown}{more}"
+    prefix = "" if prediction.task == "regression" else f"{len(prediction.values)} features: "
+    return f"{prefix}{shown}{more}"

@@ -37,10 +37,10 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
 
     ``--debug`` may stand anywhere: it shows Python's warnings and the traceback of an error.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    own = given[: given.index("--")] if "--" in given else given
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    own = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in own
-    rest = [argument for argument in own if argument != "--debug"] + given[len(own) :]
+    rest = [argument for argument in own if argument != "--debug"] + words[len(own) :]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name need not be valid text
     if not debug and not logging.getLogger().handlers:
@@ -104,7 +104,7 @@ def exit_code_of(error: Exception) -> int:
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Tell whether the argument parser raised it (typer's own copy of click, or click, depending on its version)."""
+    """Return whether the argument parser raised it (typer's own copy of click, or click, depending on its version)."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 

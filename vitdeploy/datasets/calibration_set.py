@@ -92,7 +92,7 @@ class CalibrationFiles(ImageFiles):
 
 
 def is_calibration_set(root: Path) -> bool:
-    """Tell whether a folder has a manifest of this kind, or one so damaged that it may have been of this kind."""
+    """Return whether a folder has a manifest of this kind, or one so damaged that it may have been of this kind."""
     try:
         data = read_bytes(Path(root) / MANIFEST_NAME)
     except ArtifactError:

@@ -83,7 +83,7 @@ class ImageFolder:
 
     @cached_property
     def is_divisible(self) -> bool:
-        """Whether there are classes, no split folders, and enough images of each class to divide them."""
+        """Return whether there are classes, no split folders, and enough images of each class to divide them."""
         if self.split_folders:
             return False
         dataset = self._files(str(self.root), [self._layout[0]])
@@ -210,9 +210,9 @@ def _in_class_order(names: Iterable[str]) -> list[str]:
 def _part(dataset: ImageFiles, split: Split, seed: int, *, sizes: tuple[int, int] | None, smallest: int) -> Subset:
     counts = _counts(dataset)
     if min(counts) < smallest:
-        which = f"class {dataset.classes[int(np.argmin(counts))]!r} of " if dataset.classes else ""
+        prefix = f"class {dataset.classes[int(np.argmin(counts))]!r} of " if dataset.classes else ""
         raise DataError(
-            f"{which}{str(dataset.root)!r} has {_images(min(counts))}, but a division into splits needs at least "
+            f"{prefix}{str(dataset.root)!r} has {_images(min(counts))}, but a division into splits needs at least "
             f"{smallest} of each class: add images, or make folders train, validation and test"
         )
     names = [dataset.name(index) for index in range(len(dataset))]

@@ -118,9 +118,9 @@ def _matched(dataset: Dataset, classes: Sequence[str], count: int | None) -> lis
         raise DataError(_unmatched_text(dataset, unmatched, classes))
     for name, hits in found.items():
         if len(hits) > 1:
-            which = ", ".join(f"{index} ({classes[index]!r})" for index in hits[:_LISTED])
+            examples = ", ".join(f"{index} ({classes[index]!r})" for index in hits[:_LISTED])
             raise DataError(
-                f"folder {name!r} fits several classes of the model, {which}: say which in label_map='FILE'"
+                f"folder {name!r} fits several classes of the model, {examples}: say which in label_map='FILE'"
             )
     targets = [hits[0] for hits in found.values()]
     _refuse_shared(dataset.classes, targets, classes)

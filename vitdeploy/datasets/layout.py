@@ -186,7 +186,7 @@ def _split_names(folder: Path, names: Sequence[str]) -> dict[Split, str]:
     """
     words = {name: word for name in names if (word := _split_word(name)) is not None}
     for affix in dict.fromkeys(affix for affix, _ in words.values()):
-        here = {name: splits for name, (its, splits) in words.items() if its == affix}
+        here = {name: splits for name, (other_words, splits) in words.items() if other_words == affix}
         found = _assigned(folder, here)
         if len(found) > 1 and "train" in found:
             return found
@@ -199,11 +199,11 @@ def _split_names(folder: Path, names: Sequence[str]) -> dict[Split, str]:
 def _split_word(name: str) -> tuple[tuple[str, ...], tuple[Split, ...]] | None:
     """Return the other words of a name, and the splits that its one telling word may mean; None without one."""
     words = re.findall(r"[a-z]+|[0-9]+", re.sub(r"\bhold[ _-]?out\b", "holdout", name.lower()))
-    telling = [word for word in words if word in _SPLIT_WORDS]
-    if len(telling) != 1:
+    split_words = [word for word in words if word in _SPLIT_WORDS]
+    if len(split_words) != 1:
         return None
     rest = tuple(word for word in words if word not in _SPLIT_WORDS and word not in _NEUTRAL_WORDS)
-    return rest, _SPLIT_WORDS[telling[0]]
+    return rest, _SPLIT_WORDS[split_words[0]]
 
 
 def _assigned(folder: Path, names: dict[str, tuple[Split, ...]]) -> dict[Split, str]:

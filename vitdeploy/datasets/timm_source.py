@@ -130,7 +130,7 @@ def _create(name: str, split: str, options: dict[str, Any]) -> Any:
 
 
 def _has_hugging_face_datasets() -> bool:
-    """Tell whether the package is there; a folder called ``datasets`` in the working directory looks like one."""
+    """Return whether the package is there; a folder called ``datasets`` in the working directory looks like one."""
     spec = importlib.util.find_spec("datasets")
     return spec is not None and spec.origin is not None
 

@@ -80,7 +80,7 @@ def refuse_output_in_data(output: Path, *data: DataSource) -> None:
 
 
 def exists(where: str) -> bool:
-    """Tell whether there is a file or folder of that name; a name that no file system takes is none."""
+    """Return whether there is a file or folder of that name; a name that no file system takes is none."""
     try:
         return Path(where).exists()
     except (OSError, ValueError):

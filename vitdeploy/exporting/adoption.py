@@ -27,7 +27,7 @@ from vitdeploy.preprocess import CONFIG, PREPROCESSOR, normalize, preprocess_of_
 from vitdeploy.progress import Progress
 from vitdeploy.reading import sha256_of_file
 from vitdeploy.records import Manifest, ModelSpec, Preprocess, Task, stage_key
-from vitdeploy.sources.head import Head, HeadQuestion, decide_head
+from vitdeploy.sources.head import Head, HeadEvidence, decide_head
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -184,8 +184,8 @@ def _without_head(model: ir.Model, path: Path) -> tuple[str, ...]:
     if not (ends or classifies or output.name in _OF_CLASSIFIERS or {"label_names", "label2id"} & config.keys()):
         return (f"output {output.name!r} is taken for the features as it is",)
     model.graph.outputs[:] = [find_head_input(model)]
-    said = f"{where} names classes" if classifies else f"output {output.name!r} is a classifier's"
-    return (f"{said}: the head is left out, and the outputs are the features that it reads",)
+    evidence = f"{where} names classes" if classifies else f"output {output.name!r} is a classifier's"
+    return (f"{evidence}: the head is left out, and the outputs are the features that it reads",)
 
 
 def _config(path: Path) -> tuple[dict[str, Any], str]:
@@ -204,7 +204,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
 def _head(path: Path, options: AdoptionOptions, count: int, activation: Any) -> Head:
     config, where = _config(path)
     return decide_head(
-        HeadQuestion(
+        HeadEvidence(
             outputs=count,
             activation=activation,
             config=config,

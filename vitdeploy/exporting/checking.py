@@ -131,8 +131,8 @@ def compare(
     for size in sizes:
         wanted = expected.by_batch[size] if isinstance(expected, Expected) else expected
         low, high = float(wanted.min()), float(wanted.max())
-        got = run_batch(session, images, (size, size))
-        apart = float(np.abs(got - wanted).max())
+        logits = run_batch(session, images, (size, size))
+        apart = float(np.abs(logits - wanted).max())
         fraction = fraction_of_range(apart, high - low)
         detail = f"max |Δlogit| {apart:.3g} where logits are {low:.4g} to {high:.4g}"
         if not fraction <= limit:
@@ -150,7 +150,7 @@ def compare(
                 detail=detail,
             )
         )
-        outputs = got
+        outputs = logits
     assert outputs is not None
     return tuple(checks), outputs
 

@@ -221,7 +221,7 @@ def _read_by_transpose(value: ir.Value) -> bool:
 
 
 def _retyped(image: ir.Value) -> bool:
-    """Let an input of bytes be float32 where only casts read it, through movements of elements; return whether done.
+    """Retype an input of bytes as float32 where only casts read it, through movements of elements; return whether so.
 
     Pixels in 0…255 are exact in float32, so casts to bytes and back would do nothing.
     """

@@ -191,7 +191,7 @@ def _started(group: LinearGroup, shapes: Shapes, kind: Kind) -> _Search:
     assert graph is not None
     search = _Search(shapes, kind, {node: index for index, node in enumerate(graph)})
     for linear in group.linears:
-        search.want(linear)
+        search.start(linear)
     return search
 
 
@@ -209,7 +209,7 @@ class _Search:
     places: list[Place] = field(default_factory=list)
     tensors: dict[str, Channels] = field(default_factory=dict)
 
-    def want(self, linear: Linear) -> None:
+    def start(self, linear: Linear) -> None:
         """Start from the input of a linear."""
         value = linear.node.inputs[0]
         assert value is not None

@@ -44,7 +44,7 @@ def _dequantized(value: ir.Value | None) -> bool:
 
 
 def _guard(graph: ir.Graph, product: ir.Node) -> bool:
-    """Reshape what is added to a product, where ONNX Runtime would fuse it."""
+    """Reshape what is added to a product, where ONNX Runtime would fuse it; return whether it would."""
     output = product.outputs[0]
     readers = output.consumers()
     if len(output.uses()) != 1 or output.is_graph_output() or readers[0].op_type != "Add" or readers[0].domain:

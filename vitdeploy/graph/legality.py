@@ -33,13 +33,13 @@ FORBIDDEN: dict[str, str] = {
 class Finding:
     """One departure from a legal graph: which operator or place, how often, and why it matters."""
 
-    what: str
+    subject: str
     count: int
-    why: str
+    consequence: str
 
     def __str__(self) -> str:
         times = f"{self.count} × " if self.count > 1 else ""
-        return f"{times}{self.what} {self.why}"
+        return f"{times}{self.subject} {self.consequence}"
 
 
 def findings(model: ir.Model) -> list[Finding]:
@@ -49,7 +49,7 @@ def findings(model: ir.Model) -> list[Finding]:
     unique node names, one input ``input``, float32 or bytes, with the dimension ``batch`` and one output ``logits``.
     """
     counts = Counter(node.op_type for node in model.graph if node.domain == "")
-    found = [Finding(op, counts[op], why) for op, why in FORBIDDEN.items() if counts[op]]
+    found = [Finding(op, counts[op], consequence) for op, consequence in FORBIDDEN.items() if counts[op]]
     foreign = Counter(f"{node.domain}::{node.op_type}" for node in model.graph if node.domain != "")
     found += [Finding(op, count, "is no standard ONNX operator") for op, count in sorted(foreign.items())]
     if model.functions:

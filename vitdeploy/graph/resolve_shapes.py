@@ -137,7 +137,7 @@ class _Resolver:
         return str(first.value)
 
     def _replace(self, value: ir.Value, values: Elements) -> bool:
-        """Let a constant stand for a value of which every element is a number."""
+        """Replace a value of which every element is a number by a constant; return whether it was one."""
         if not all(isinstance(element, (bool, int, float)) for element in values.reshape(-1)) or not value.uses():
             return False
         if value.dtype is None:
@@ -158,7 +158,7 @@ class _Resolver:
         return constant
 
     def _constant_target(self, node: ir.Node) -> bool:
-        """Give a Reshape a constant target with −1 for the batch."""
+        """Give a Reshape a constant target with −1 for the batch; return whether its sizes are known."""
         target = node.inputs[1]
         sizes = _reshaped(self, node)
         if target is None or is_constant(target) or sizes is None or None in sizes:
@@ -187,7 +187,7 @@ class _Resolver:
         return True
 
     def _read_before_expand(self, node: ir.Node) -> bool:
-        """Let an operator that broadcasts read what an Expand to the size of its other operand repeats."""
+        """Skip an Expand to the size of the other operand of a broadcasting operator; return whether there was one."""
         changed = False
         for index in range(2):
             expand = node.inputs[index].producer() if node.inputs[index] is not None else None  # type: ignore[union-attr]
@@ -523,10 +523,10 @@ def _negated(element: Element) -> Element:
     return None if element is None else not element
 
 
-def _choice(condition: Element, yes: Element, no: Element) -> Element:
+def _choice(condition: Element, if_true: Element, if_false: Element) -> Element:
     if condition is None:
-        return yes if yes == no else None
-    return yes if condition else no
+        return if_true if if_true == if_false else None
+    return if_true if condition else if_false
 
 
 def _largest(*elements: Element) -> Element:

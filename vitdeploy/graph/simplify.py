@@ -82,7 +82,7 @@ class Simplify(ir.passes.InPlacePass):
 
 
 def _fold(model: ir.Model) -> bool:
-    """Fold until nothing is left to fold: each constant shape may make others constant."""
+    """Fold until nothing is left, as each constant shape may make others constant; return whether anything changed."""
     changed = False
     for _ in range(4):
         resolved = ResolveShapes()(model).modified

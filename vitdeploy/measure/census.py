@@ -34,8 +34,8 @@ def take_census(model: ir.Model, kernels: Sequence[Kernel], runtime: str, versio
     for node in products:
         found = _kernel_of(node, by_source)
         if found is None or found.precision not in INTEGERS:
-            told = "" if found is None else f"{found.operator} {found.precision}"
-            floating.append(FloatProduct(node=str(node.name), kernel=told, reason=_reason(node, found)))
+            name = "" if found is None else f"{found.operator} {found.precision}"
+            floating.append(FloatProduct(node=str(node.name), kernel=name, reason=_reason(node, found)))
     tally = Counter(f"{kernel.operator} {kernel.precision}" for kernel in kernels if kernel.role == "product")
     return OperatorCensus(
         runtime=runtime,

@@ -68,7 +68,7 @@ def measure_in_child(
                 return ProcessCost(**json.loads(line[len(ANSWER_MARK) :]))
             except (ValueError, TypeError):
                 return ProcessCost(reason=f"its process gave an answer that cannot be read: {line[:120]!r}")
-    return ProcessCost(reason=_obituary(done.returncode, done.stderr))
+    return ProcessCost(reason=_exit_text(done.returncode, done.stderr))
 
 
 def observe(open_session: Callable[[], Session], feed_of: Callable[[Session], Feed]) -> ProcessCost:
@@ -113,7 +113,7 @@ def peak_memory_bytes() -> int | None:
     return int(used if sys.platform == "darwin" else used * 1024)
 
 
-def _obituary(returncode: int, stderr: str) -> str:
+def _exit_text(returncode: int, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
     if returncode < 0:

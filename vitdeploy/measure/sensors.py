@@ -173,16 +173,16 @@ class NvmlSensors:
 
     def read(self) -> Reading:
         nvml = self._nvml
-        reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons") or self._ask(
+        reasons = self._query("nvmlDeviceGetCurrentClocksEventReasons") or self._query(
             "nvmlDeviceGetCurrentClocksThrottleReasons"
         )
-        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        memory = self._ask("nvmlDeviceGetMemoryInfo")
-        milliwatts = self._ask("nvmlDeviceGetPowerUsage")
+        processes = self._query("nvmlDeviceGetComputeRunningProcesses")
+        memory = self._query("nvmlDeviceGetMemoryInfo")
+        milliwatts = self._query("nvmlDeviceGetPowerUsage")
         return Reading(
-            clock_mhz=_plausible(self._ask("nvmlDeviceGetClockInfo", getattr(nvml, "NVML_CLOCK_SM", 1)), 1, 10_000),
+            clock_mhz=_plausible(self._query("nvmlDeviceGetClockInfo", getattr(nvml, "NVML_CLOCK_SM", 1)), 1, 10_000),
             temperature_c=_plausible(
-                self._ask("nvmlDeviceGetTemperature", getattr(nvml, "NVML_TEMPERATURE_GPU", 0)), -20, 130
+                self._query("nvmlDeviceGetTemperature", getattr(nvml, "NVML_TEMPERATURE_GPU", 0)), -20, 130
             ),
             power_w=None if milliwatts is None else _plausible(milliwatts / 1000, 0, 5000),
             throttled=tuple(
@@ -193,10 +193,10 @@ class NvmlSensors:
         )
 
     def energy_j(self) -> float | None:
-        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        millijoules = self._query("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else float(millijoules) / 1000
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
+    def _query(self, name: str, *arguments: Any) -> Any:
         try:
             return getattr(self._nvml, name)(self._handle, *arguments)
         except Exception:  # not supported by this GPU, driver or version of the binding: no such sensor

@@ -41,20 +41,22 @@ def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions
     run, or not even built; what failed; what the numbers are against where that is not PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
-    said = [*_what_is_at_chance(measured, conditions)]
+    sentences = [*_rows_at_chance(measured, conditions)]
     for device in dict.fromkeys(row.device for row in measured if row.device is not None):
-        said.extend(_what_to_ship([row for row in measured if row.device == device], device, baseline, conditions))
+        sentences.extend(
+            _recommendations([row for row in measured if row.device == device], device, baseline, conditions)
+        )
     if not measured:
-        said.append("Nothing could be run on this machine, so nothing is recommended from measurements.")
-    said.extend(_what_runs_in_floats(measured))
-    said.extend(_where_int8_does_not_pay(measured, baseline))
-    said.extend(_what_lost_accuracy(measured, baseline))
-    said.extend(_what_was_only_built(rows))
-    said.extend(_what_was_not_built(rows))
-    said.extend(_weight_only(rows))
-    said.extend(f"{row.name} failed: {row.reason.rstrip('.')}." for row in rows if row.status == "failed")
-    said.extend(_caveats(measured, baseline, conditions))
-    return tuple(said)
+        sentences.append("Nothing could be run on this machine, so nothing is recommended from measurements.")
+    sentences.extend(_floating_products(measured))
+    sentences.extend(_slow_int8(measured, baseline))
+    sentences.extend(_accuracy_losses(measured, baseline))
+    sentences.extend(_unmeasured_engines(rows))
+    sentences.extend(_missing_engines(rows))
+    sentences.extend(_weight_only(rows))
+    sentences.extend(f"{row.name} failed: {row.reason.rstrip('.')}." for row in rows if row.status == "failed")
+    sentences.extend(_caveats(measured, baseline, conditions))
+    return tuple(sentences)
 
 
 def accuracy_kept(row: Row, baseline: Baseline) -> Kept:
@@ -120,32 +122,32 @@ def on_target(row: Row) -> bool:
     return row.target is None or row.target == executing_target(row.backend, row.provider)
 
 
-def _what_to_ship(rows: Sequence[Row], device: Device, baseline: Baseline, conditions: Conditions) -> list[str]:
+def _recommendations(rows: Sequence[Row], device: Device, baseline: Baseline, conditions: Conditions) -> list[str]:
     where = f"On this {DEVICE_TITLES[device]}"
-    said: list[str] = []
+    sentences: list[str] = []
     previous: Row | None = None
     for batch in conditions.batches:
-        able = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
-        useful = [row for row in able if not at_chance(row, conditions)]
+        timed = [row for row in rows if timing_of(row, batch) is not None and on_target(row)]
+        useful = [row for row in timed if not at_chance(row, conditions)]
         unknown = [row for row in useful if accuracy_kept(row, baseline) == "unknown"]
         if unknown and all(row in unknown or is_baseline(row, baseline) for row in useful):
-            said.append(_only_fidelity(unknown, batch, where))
+            sentences.append(_only_fidelity(unknown, batch, where))
             continue
         fit = [row for row in useful if accuracy_kept(row, baseline) in ("kept", "small loss")]
         if not fit:
             if useful:
-                said.append(
+                sentences.append(
                     f"{where}, no artifact is known to keep the accuracy at batch {batch}: none is recommended."
                 )
             continue
         best = _best(fit, batch, baseline)
         if previous is None or best.name != previous.name:
             elsewhere = [row.name for row in rows if timing_of(row, batch) is not None and not on_target(row)]
-            said.append(_recommendation(best, fit, batch, where, baseline, elsewhere))
+            sentences.append(_recommendation(best, fit, batch, where, baseline, elsewhere))
             previous = best
         elif len(conditions.batches) > 1:
-            said.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
-    return said
+            sentences.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
+    return sentences
 
 
 def _only_fidelity(rows: Sequence[Row], batch: int, where: str) -> str:
@@ -159,7 +161,7 @@ def _only_fidelity(rows: Sequence[Row], batch: int, where: str) -> str:
     )
 
 
-def _what_is_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
+def _rows_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
     """Name the rows not shown to be better than chance: what they keep and how fast they are is worth nothing."""
     known = [row for row in rows if row.top1 is not None]
     lost = [row for row in known if at_chance(row, conditions)]
@@ -203,8 +205,11 @@ def _recommendation(
 ) -> str:
     if is_baseline(best, baseline):
         if len(fit) == 1 and elsewhere:
-            made = f"{', '.join(elsewhere)} {'was' if len(elsewhere) == 1 else 'were'} made for another runtime"
-            return f"{where}, keep the baseline {best.name} ({_speed(best, batch)}): {made} and not considered here."
+            verb = "was" if len(elsewhere) == 1 else "were"
+            return (
+                f"{where}, keep the baseline {best.name} ({_speed(best, batch)}): {', '.join(elsewhere)} {verb} made "
+                "for another runtime and not considered here."
+            )
         if len(fit) == 1:
             return f"{where}, only the baseline {best.name} keeps the accuracy: ship it ({_speed(best, batch)})."
         return (
@@ -226,25 +231,25 @@ def _recommendation(
     return "; ".join(parts) + "."
 
 
-def _what_runs_in_floats(rows: Sequence[Row]) -> list[str]:
+def _floating_products(rows: Sequence[Row]) -> list[str]:
     """Name the rows whose runtime computes some of the graph's 8-bit products from dequantized values."""
-    said = []
+    sentences = []
     for row in rows:
         census = row.census
         if census is None or not census.floating:
             continue
         first = census.floating[0]
-        said.append(
+        sentences.append(
             f"{backend_title(row.backend)} computes {len(census.floating)} of the {census.planned} 8-bit products of "
             f"{row.name} in floating point, so its time is not that of INT8: first {first.node}, as "
             f"{first.kernel or 'an unknown kernel'} ({first.reason})."
         )
-    return said
+    return sentences
 
 
-def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[str]:
+def _slow_int8(rows: Sequence[Row], baseline: Baseline) -> list[str]:
     """Compare INT8 with FP16, else FP32, on the same runtime; on transformers INT8 is often the slower one."""
-    said: list[str] = []
+    sentences: list[str] = []
     for int8 in (row for row in rows if row.precision == "int8" and on_target(row)):
         beside = [row for row in rows if _runtime(row) == _runtime(int8) and on_target(row)]
         rival = next((row for high in ("fp16", "fp32") for row in beside if row.precision == high), None)
@@ -257,19 +262,19 @@ def _where_int8_does_not_pay(rows: Sequence[Row], baseline: Baseline) -> list[st
         name, high = f"INT8 under {backend_title(int8.backend)}", rival.precision.upper()
         if slower:
             times = ", ".join(f"{_ms(int8, batch)} against {_ms(rival, batch)} at batch {batch}" for batch in slower)
-            said.append(
+            sentences.append(
                 f"{name} is slower than {high} ({times}). On transformers it often is: every border between INT8 and "
                 f"{high} costs time, and small matrix products save little. Take {high} unless size matters most."
             )
         if even:
             at = ", ".join(map(str, even))
-            said.append(f"{name} is not measurably faster than {high} at batch {at}: what it saves there is size.")
+            sentences.append(f"{name} is not measurably faster than {high} at batch {at}: what it saves there is size.")
         if slower or even:
-            said.extend(_where_it_goes(rival, int8))
-    return said
+            sentences.extend(_lost_time(rival, int8))
+    return sentences
 
 
-def _where_it_goes(rival: Row, int8: Row) -> list[str]:
+def _lost_time(rival: Row, int8: Row) -> list[str]:
     """Return in which parts of the model INT8 takes longer, where both were profiled."""
     change = compare_profiles(rival, int8)
     parts = [] if change is None else sorted(change.parts, key=lambda one: one.before_ms - one.after_ms)
@@ -280,8 +285,8 @@ def _where_it_goes(rival: Row, int8: Row) -> list[str]:
     return [f"By its layers, {int8.name} loses time in: {where} against {rival.name}."]
 
 
-def _what_lost_accuracy(rows: Sequence[Row], baseline: Baseline) -> list[str]:
-    said = []
+def _accuracy_losses(rows: Sequence[Row], baseline: Baseline) -> list[str]:
+    sentences = []
     for row in rows:
         if accuracy_kept(row, baseline) != "loss":
             continue
@@ -290,26 +295,26 @@ def _what_lost_accuracy(rows: Sequence[Row], baseline: Baseline) -> list[str]:
             sure = "" if row.delta_ci95_pp[1] < 0 else ", although so few images do not prove it"
         else:
             loss, sure = f"it agrees with the baseline on only {percent_text(row.agreement, 1)} of the images", ""
-        said.append(f"{row.name} is not recommended: {loss}{sure}.")
-    return said
+        sentences.append(f"{row.name} is not recommended: {loss}{sure}.")
+    return sentences
 
 
-def _what_was_only_built(rows: Sequence[Row]) -> list[str]:
+def _unmeasured_engines(rows: Sequence[Row]) -> list[str]:
     built: dict[str, list[str]] = {}
     for row in rows:
         if row.status == "built":
             built.setdefault(row.reason.rstrip("."), []).append(row.name)
-    said = []
+    sentences = []
     for reason, names in built.items():
-        was, it = ("was", "it") if len(names) == 1 else ("were", "them")
-        said.append(
-            f"{_list(names)} {was} built and not run, so neither speed nor accuracy is known: {reason}. "
-            f"Bench {it} on the device."
+        verb, pronoun = ("was", "it") if len(names) == 1 else ("were", "them")
+        sentences.append(
+            f"{_list(names)} {verb} built and not run, so neither speed nor accuracy is known: {reason}. "
+            f"Bench {pronoun} on the device."
         )
-    return said
+    return sentences
 
 
-def _what_was_not_built(rows: Sequence[Row]) -> list[str]:
+def _missing_engines(rows: Sequence[Row]) -> list[str]:
     """Return a sentence per reason for the engines that there are none of: rows without a payload."""
     absent: dict[str, list[str]] = {}
     for row in rows:
@@ -340,31 +345,31 @@ def _weight_only(rows: Sequence[Row]) -> list[str]:
 
 
 def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> list[str]:
-    said = []
+    sentences = []
     others = conditions.other_load_cores
     if others is not None and others > BUSY_CORES and any(row.timings for row in rows):
-        said.append(
+        sentences.append(
             f"Other processes kept {others:.1f} cores busy while times were taken: bench again on an idle machine "
             f"before you rely on them."
         )
-    said.extend(_what_drifted(rows))
-    said.extend(_what_was_throttled(rows))
-    said.extend(_what_the_self_check_found(rows, conditions))
+    sentences.extend(_drifts(rows))
+    sentences.extend(_throttled(rows))
+    sentences.extend(_self_check_findings(rows, conditions))
     if not baseline.accuracy_against.startswith("PyTorch eager"):
-        said.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
+        sentences.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
     least = math.ceil(RULE_OF_THREE * 100 / MAX_DROP_PP)
     if conditions.n_samples < least and any(not is_baseline(row, baseline) for row in rows):
         unseen = number_text(RULE_OF_THREE * 100 / conditions.n_samples)
-        said.append(
+        sentences.append(
             f"The test set is small: with {conditions.n_samples} images a drop of {unseen} pp can go unseen, "
             f"even where no answer changes; {number_text(MAX_DROP_PP)} pp takes at least {least} images."
         )
     if rows and all(row.top1 is None for row in rows) and conditions.chance is None:
-        said.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
-    return said
+        sentences.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
+    return sentences
 
 
-def _what_drifted(rows: Sequence[Row]) -> list[str]:
+def _drifts(rows: Sequence[Row]) -> list[str]:
     """Name the rows whose median moved over the run by more than its interval is wide."""
     moved = [
         (row.name, timing)
@@ -383,30 +388,30 @@ def _what_drifted(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _what_was_throttled(rows: Sequence[Row]) -> list[str]:
+def _throttled(rows: Sequence[Row]) -> list[str]:
     """Name the rows that a device slowed down, and those that grew slower while they ran without a pause."""
-    said = []
+    sentences = []
     held: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         reasons = dict.fromkeys(reason for timing in row.timings for reason in timing.throttled)
         if reasons:
             held.setdefault(tuple(reasons), []).append(row.name)
     for reasons_seen, names in held.items():
-        said.append(f"The device slowed itself down while {_list(names)} ran ({', '.join(reasons_seen)}).")
+        sentences.append(f"The device slowed itself down while {_list(names)} ran ({', '.join(reasons_seen)}).")
     for row in rows:
         if row.sustained is not None and row.sustained.slowdown > 1 + MEDIAN_MARGIN:
-            said.append(
+            sentences.append(
                 f"{row.name} became {row.sustained.slowdown - 1:.0%} slower over {row.sustained.seconds:.0f} s "
                 "without a pause: expect that on a device that never rests."
             )
-    return said
+    return sentences
 
 
-def _what_the_self_check_found(rows: Sequence[Row], conditions: Conditions) -> list[str]:
-    said = []
+def _self_check_findings(rows: Sequence[Row], conditions: Conditions) -> list[str]:
+    sentences = []
     check = conditions.self_check
     if check is not None and check.ratio_ci95 is not None and not check.ratio_ci95[0] <= 1 <= check.ratio_ci95[1]:
-        said.append(
+        sentences.append(
             f"{check.row} was timed twice in this run and differs from itself: {ratio_text(check.ratio)} (95 % "
             f"interval {number_text(check.ratio_ci95[0])} to {number_text(check.ratio_ci95[1])}). Differences of that "
             "size mean nothing here."
@@ -417,11 +422,11 @@ def _what_the_self_check_found(rows: Sequence[Row], conditions: Conditions) -> l
             if timing.scope != "end_to_end" or limits is None or timing.alone_ratio is None:
                 continue
             if limits[0] > 1 + MEDIAN_MARGIN or limits[1] < 1 - MEDIAN_MARGIN:
-                said.append(
+                sentences.append(
                     f"{row.name} takes {ratio_text(timing.alone_ratio)} as long in turns as alone at batch "
                     f"{timing.batch} (95 % interval {number_text(limits[0])} to {number_text(limits[1])})."
                 )
-    return said
+    return sentences
 
 
 def _runtime(row: Row) -> tuple[str, str | None, Device | None]:

@@ -24,20 +24,20 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._path = folder / RUN
         try:
-            self._made = read_run_record(self._path)
+            self._entries = read_run_record(self._path)
         except ArtifactError:
-            self._made = {}  # it decides nothing
+            self._entries = {}  # it decides nothing
 
     def get(self, stage: str) -> Provenance | None:
         """Return what the stage made last, None where that is not known."""
-        return self._made.get(stage)
+        return self._entries.get(stage)
 
     def put(self, stage: str, provenance: Provenance) -> None:
         """Remember, and write ``run.json`` atomically where that is new."""
-        if self._made.get(stage) == provenance:
+        if self._entries.get(stage) == provenance:
             return
-        self._made[stage] = provenance
-        text = json.dumps({name: entry.model_dump(mode="json") for name, entry in self._made.items()}, indent=1)
+        self._entries[stage] = provenance
+        text = json.dumps({name: entry.model_dump(mode="json") for name, entry in self._entries.items()}, indent=1)
         write_atomically(self._path, text + "\n")
 
 

@@ -159,7 +159,7 @@ class _Run:
         )
         provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
         step = Step("train", request, output, read_checkpoint, provenance, "the data changed", needs_torch=True)
-        return self.do(step, key_of)
+        return self.run_step(step, key_of)
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
         from vitdeploy.artifacts.reference import reference_path
@@ -178,7 +178,7 @@ class _Run:
         provenance = Provenance(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
         step = Step("export", request, output, read_onnx, provenance, "the data changed", beside, needs_torch=True)
-        return self.do(step, key_of)
+        return self.run_step(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:
         from vitdeploy.stages.quantize import QuantizeRequest
@@ -198,7 +198,7 @@ class _Run:
         )
         step = Step(f"quantize {section.name}", request, output, read_onnx, provenance, "the calibration data changed")
         if section.options.max_drop is None:
-            return self.do(step, key_of)
+            return self.run_step(step, key_of)
         return self.within_budget(step)
 
     def within_budget(self, step: Step[OnnxModel]) -> OnnxModel:
@@ -207,7 +207,7 @@ class _Run:
         from vitdeploy.report import write_front_page
 
         try:
-            found = self.do(step, key_of)
+            found = self.run_step(step, key_of)
         except BudgetError as error:
             write_front_page(error.front)
             raise
@@ -240,7 +240,7 @@ class _Run:
         options = {**section.model_dump(mode="json", exclude={"precisions"}), "backend": backend}
         provenance = Provenance(options=options, parents=request.parents)
         reason = f"the version of {backend} or the GPU changed"
-        return self.do(Step(f"build {precision}", request, output, read_engine, provenance, reason), key_of)
+        return self.run_step(Step(f"build {precision}", request, output, read_engine, provenance, reason), key_of)
 
     def skip_build(self, wanted: list[OnnxModel], reason: str) -> None:
         """Leave the engines out, with the reason in a note and in a row of the report for each."""
@@ -281,9 +281,9 @@ class _Run:
         beside = (self.folder / "report.md", self.folder / "report.html")
         reason = "the data, the machine, a runtime or the engines that could not be built changed"
         step = Step("bench", request, output, read_report, provenance, reason, beside)
-        return self.do(step, lambda report: report.key, lambda report: write_report(report, self.folder))
+        return self.run_step(step, lambda report: report.key, lambda report: write_report(report, self.folder))
 
-    def do(
+    def run_step(
         self,
         step: Step[Result],
         key_of: Callable[[Result], str],

@@ -144,9 +144,9 @@ def preprocess_from_hf(config: Mapping[str, Any], source: str, model_type: str =
     if isinstance(config.get("pretrained_cfg"), Mapping):
         return preprocess_from_timm_config(config["pretrained_cfg"], source)
     processor, title = _processor_of(config, source, model_type)
-    given = {key: value for key, value in config.items() if value is not None}
-    _refuse_unknown(given, processor, title, source)
-    merged = {**processor.defaults, **given}
+    stated = {key: value for key, value in config.items() if value is not None}
+    _refuse_unknown(stated, processor, title, source)
+    merged = {**processor.defaults, **stated}
     if merged.get("data_format") not in (None, "channels_first", "FIRST"):
         raise DataError(
             f"{source}: data_format {merged['data_format']!r} is not 'channels_first', which is carried out"
@@ -170,11 +170,11 @@ def _processor_of(config: Mapping[str, Any], source: str, model_type: str) -> tu
     return _Processor({}), "a processor without a class"
 
 
-def _refuse_unknown(given: Mapping[str, Any], processor: _Processor, title: str, source: str) -> None:
-    for key in sorted(given.keys() - _COMMON - _WITHOUT_EFFECT - processor.own):
-        if given[key] is not False:
+def _refuse_unknown(stated: Mapping[str, Any], processor: _Processor, title: str, source: str) -> None:
+    for key in sorted(stated.keys() - _COMMON - _WITHOUT_EFFECT - processor.own):
+        if stated[key] is not False:
             raise DataError(
-                f"{source}: {title} has no {key!r}, so what {given[key]!r} means is not known: remove the key, or "
+                f"{source}: {title} has no {key!r}, so what {stated[key]!r} means is not known: remove the key, or "
                 f"write a Preprocess as a JSON file"
             )
 

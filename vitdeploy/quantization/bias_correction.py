@@ -22,10 +22,11 @@ def correct_biases(
     grid: Grid,
     weights: Mapping[str, QuantizedTensor],
 ) -> bool:
-    """Add E[x]ᵀW - E[q(x)]ᵀq(W) to the bias of every linear of a group, in place (Nagel et al. 2019, 4.2).
+    """Add E[x]ᵀW - E[q(x)]ᵀq(W) to the bias of every linear of a group in place; return whether that was possible.
 
-    Expectations are means over the sampled rows, weights are by name, and ``grid`` is what the activation is rounded
-    to. No node changes. Returns False, changing nothing, where a linear has no bias or nothing was sampled.
+    Nagel et al. 2019, section 4.2. Expectations are means over the sampled rows, weights are by name, and ``grid`` is
+    what the activation is rounded to. No node changes, and nothing at all where a linear has no bias or
+    nothing was sampled.
     """
     places = bias_places(group)
     if places is None or not len(activation.rows):

@@ -285,15 +285,15 @@ class BudgetSearch:
 
     def certify(self, chain: Sequence[Option]) -> None:
         """Test the candidates from the safest on; the first whose drop may be beyond the budget ends the test."""
-        images, limit, goes_on = len(self.validation.dataset), self.max_drop_pp / 100, True
+        images, limit, certified = len(self.validation.dataset), self.max_drop_pp / 100, True
         for option in chain:
             found = self.found[option.name]
             if found.failure:
                 continue
             passes = drop_is_within(found.gained, found.lost, images, limit)
-            goes_on = goes_on and passes
+            certified = certified and passes
             needed = None if passes else samples_needed(found.gained, found.lost, images, limit)
-            self._note(option, certified=goes_on, images_needed=needed)
+            self._note(option, certified=certified, images_needed=needed)
 
     def decide(self, chain: Sequence[Option]) -> None:
         """Time the fastest of the certified candidates once more, all in the same turns: that decides."""

@@ -76,14 +76,14 @@ def verdict(
     lines = []
     if chosen.name == FP32:
         best = max((one for one in candidates if one.name != FP32 and one.speedup), key=_speed, default=None)
-        than = "" if best is None else f", the next is {best.name} at {ratio_text(best.speedup)}"
-        lines.append(f"FP32 is the fastest on {limits.place}{than}: the graph is written as it is")
+        runner_up = "" if best is None else f", the next is {best.name} at {ratio_text(best.speedup)}"
+        lines.append(f"FP32 is the fastest on {limits.place}{runner_up}: the graph is written as it is")
     elif is_within:
         lines.append(
             f"{chosen.name} is the fastest within {limits.max_drop_pp:g} pp on {limits.place}: {_gains(chosen, limits)}"
         )
     else:
-        lines.append(_why_not(candidates, chosen, limits))
+        lines.append(_not_certified(candidates, chosen, limits))
     for one in candidates:
         if not one.high and one.precision not in ("fp32", "fp16") and chosen.precision in ("fp32", "fp16"):
             share = _speed(chosen) / _speed(one) if _speed(one) else math.nan
@@ -94,22 +94,22 @@ def verdict(
     return tuple(lines)
 
 
-def _why_not(candidates: Sequence[FrontCandidate], chosen: FrontCandidate, limits: Limits) -> str:
+def _not_certified(candidates: Sequence[FrontCandidate], chosen: FrontCandidate, limits: Limits) -> str:
     least = least_samples(limits.max_drop_pp / 100)
     if limits.images < least:
-        why = (
+        reason = (
             f"{limits.images} images cannot certify a drop of at most {limits.max_drop_pp:g} pp, {least} are needed "
             f"even where no prediction changes"
         )
     else:
-        why = f"nothing faster than FP32 is certain to drop by at most {limits.max_drop_pp:g} pp"
+        reason = f"nothing faster than FP32 is certain to drop by at most {limits.max_drop_pp:g} pp"
     needed = [one for one in candidates if one.images_needed is not None and _speed(one) > 1]
     if needed:
         nearest = min(needed, key=lambda one: one.images_needed or 0)
-        why += (
+        reason += (
             f"; about {nearest.images_needed} would certify {nearest.name} if predictions went on to change as rarely"
         )
-    return f"{why}; the best found is {chosen.name}: {_gains(chosen, limits)}"
+    return f"{reason}; the best found is {chosen.name}: {_gains(chosen, limits)}"
 
 
 def by_speed(one: FrontCandidate) -> float:

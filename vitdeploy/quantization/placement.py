@@ -72,7 +72,7 @@ class Format:
 
     @property
     def clearance(self) -> bool:
-        """Whether weights must keep clear of the overflow."""
+        """Return whether weights must keep clear of the overflow."""
         return self.cpu and not self.vnni
 
 

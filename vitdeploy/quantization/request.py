@@ -150,7 +150,7 @@ class QuantizeInputs:
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether activations are quantized, by the precision or by an entry of the plan."""
+        """Return whether activations are quantized, by the precision or by an entry of the plan."""
         return _needs_ranges(self.precision, self.edits)
 
     @property

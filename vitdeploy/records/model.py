@@ -54,8 +54,8 @@ class ModelSpec(Record):
         size = self.arguments.get("image_size")
         height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         sizes = [f"{width}×{height}"] if size is not None else []
-        told = (f"{name} {self.arguments[name]}" for name in ("patch", "width", "depth") if name in self.arguments)
-        return f"{self.name} {', '.join([*sizes, *told])}".strip()
+        arguments = (f"{name} {self.arguments[name]}" for name in ("patch", "width", "depth") if name in self.arguments)
+        return f"{self.name} {', '.join([*sizes, *arguments])}".strip()
 
     @property
     def class_count(self) -> int | None:

@@ -97,7 +97,7 @@ class Preprocess(Record):
 
     @property
     def is_fused(self) -> bool:
-        """Whether the network takes pixels as bytes and normalises them itself."""
+        """Return whether the network takes pixels as bytes and normalises them itself."""
         return self.input != "float32-nchw"
 
     @property

@@ -184,9 +184,9 @@ def comparison_table(comparison: Comparison) -> Table:
 
     comparison = printable_record(comparison)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, caption_justify="left")
-    said = [f"only before: {name}" for name in comparison.only_before]
-    said += [f"only after: {name}" for name in comparison.only_after]
-    grid.caption = Text("\n".join([*said, *comparison.caveats]), style="not italic not dim yellow")
+    lines = [f"only before: {name}" for name in comparison.only_before]
+    lines += [f"only after: {name}" for name in comparison.only_after]
+    grid.caption = Text("\n".join([*lines, *comparison.caveats]), style="not italic not dim yellow")
     grid.add_column("Artifact", overflow="fold")
     for name in COLUMNS:
         grid.add_column(name, justify="right", no_wrap=True)
@@ -262,20 +262,20 @@ def _slowdowns(row: RowChange, limit_percent: float | None) -> list[str]:
 
 
 def _caveats(old: Report, new: Report, *, same_machine: bool, same_data: bool) -> list[str]:
-    said = []
+    lines = []
     if not same_data:
-        said.append(f"the data differ ({old.conditions.data}, {new.conditions.data}): accuracies are not compared")
+        lines.append(f"the data differ ({old.conditions.data}, {new.conditions.data}): accuracies are not compared")
     if not same_machine:
         machines = " and ".join(f"{one.environment.cpu}, {one.environment.gpu or 'no GPU'}" for one in (old, new))
-        said.append(f"the machines differ ({machines}): times are not compared")
+        lines.append(f"the machines differ ({machines}): times are not compared")
     for name in ("threads", "tf32"):
         before, after = getattr(old.conditions, name), getattr(new.conditions, name)
         if before != after:
-            said.append(f"the conditions differ: {name} {before}, then {after}")
+            lines.append(f"the conditions differ: {name} {before}, then {after}")
     changed = _changed_versions(old.versions, new.versions)
     if changed:
-        said.append(f"library versions differ: {', '.join(changed)}")
-    return said
+        lines.append(f"library versions differ: {', '.join(changed)}")
+    return lines
 
 
 def _changed_versions(old: dict[str, str], new: dict[str, str]) -> Sequence[str]:
@@ -294,8 +294,8 @@ def _key(row: Row) -> RowKey:
     return row.name, row.backend, row.device
 
 
-def _name(report: Report | Path | str, otherwise: str) -> str:
-    return otherwise if isinstance(report, Report) else str(report)
+def _name(report: Report | Path | str, title: str) -> str:
+    return title if isinstance(report, Report) else str(report)
 
 
 def _top1(row: RowChange) -> str:

@@ -56,9 +56,9 @@ def render_markdown(report: Report) -> str:
         *_scenarios(report),
         *_layers(report),
     ]
-    said = remarks(report.rows)
-    if said:
-        parts += ["## Remarks", "\n".join(f"- **{_escape(name)}**: {_escape(text)}" for name, text in said)]
+    sentences = remarks(report.rows)
+    if sentences:
+        parts += ["## Remarks", "\n".join(f"- **{_escape(name)}**: {_escape(text)}" for name, text in sentences)]
     parts += ["## Conditions", _facts(condition_facts(report))]
     parts += ["## Machine", _facts([*environment_facts(report.environment), *_versions(report)])]
     return "\n\n".join(parts) + "\n"

@@ -33,7 +33,7 @@ def choose(bundle: Bundle, options: SessionOptions = SessionOptions()) -> Choice
     graphs = sorted(bundle.graphs(), key=lambda graph: graph.manifest.target not in (None, "onnxruntime"))
     passed_over: list[str] = []
     for engine in bundle.engines():
-        reason = why_not(engine, options)
+        reason = obstacle_to(engine, options)
         if reason is None:
             return Choice(engine, graph_of(engine, bundle), tuple(passed_over))
         passed_over.append(f"{engine.path.name}: {reason}")
@@ -44,7 +44,7 @@ def choose(bundle: Bundle, options: SessionOptions = SessionOptions()) -> Choice
     return Choice(graphs[0], graphs[0], tuple(passed_over))
 
 
-def why_not(engine: Engine, options: SessionOptions = SessionOptions()) -> str | None:
+def obstacle_to(engine: Engine, options: SessionOptions = SessionOptions()) -> str | None:
     """Return why an engine cannot run here, found without loading its plan; None where it can."""
     if options.device == "cpu" or options.provider is not None:
         return f"it runs on a GPU, and {options.provider or options.device!r} was asked for"
@@ -77,7 +77,7 @@ def find_rebuilt(graph: OnnxModel, options: SessionOptions = SessionOptions()) -
             engine = read_engine(path)
         except ArtifactError:
             continue  # damaged: as if it were not there
-        if engine.manifest.parents.get("onnx") == graph.digest and why_not(engine, options) is None:
+        if engine.manifest.parents.get("onnx") == graph.digest and obstacle_to(engine, options) is None:
             return engine
     return None
 

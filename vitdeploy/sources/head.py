@@ -28,7 +28,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class HeadQuestion:
+class HeadEvidence:
     """What there is to decide from.
 
     outputs: how many numbers the model gives per image.
@@ -48,7 +48,7 @@ class HeadQuestion:
     known: tuple[str, ...] = ()
 
 
-def decide_head(question: HeadQuestion) -> Head:
+def decide_head(evidence: HeadEvidence) -> Head:
     """Return task and class names.
 
     In this order: what the user says; ``problem_type``; an architecture that is no classifier; else one output is the
@@ -59,62 +59,62 @@ def decide_head(question: HeadQuestion) -> Head:
         UsageError: The task does not fit the number of outputs.
         DataError: There are other numbers of class names than classes.
     """
-    task, notes = _task(question)
-    _refuse_unfit(task, question)
-    names, more = _names(task, question)
+    task, notes = _task(evidence)
+    _refuse_unfit(task, evidence)
+    names, more = _names(task, evidence)
     return Head(task, names, (*notes, *more))
 
 
-def _task(question: HeadQuestion) -> tuple[Task, tuple[str, ...]]:
-    if question.task is not None:
-        return question.task, ()
-    config = question.config or {}
-    said = _OF_PROBLEM_TYPE.get(str(config.get("problem_type")))
-    if said is not None:
-        return ("binary", ()) if said != "regression" and question.outputs == 1 else (said, ())
+def _task(evidence: HeadEvidence) -> tuple[Task, tuple[str, ...]]:
+    if evidence.task is not None:
+        return evidence.task, ()
+    config = evidence.config or {}
+    stated = _OF_PROBLEM_TYPE.get(str(config.get("problem_type")))
+    if stated is not None:
+        return ("binary", ()) if stated != "regression" and evidence.outputs == 1 else (stated, ())
     kinds = [str(kind) for kind in config.get("architectures") or ()]
     if kinds and all("For" not in kind and kind.endswith("Model") for kind in kinds):
         return "features", (f"{kinds[0]} has no head: its outputs are features, no classes",)
-    if question.outputs == 1:
-        if config.get("model_type") and question.activation == "none":
+    if evidence.outputs == 1:
+        if config.get("model_type") and evidence.activation == "none":
             return "regression", (
-                f"one output and no problem_type in {question.where}: a number, as in transformers; task='binary' says "
+                f"one output and no problem_type in {evidence.where}: a number, as in transformers; task='binary' says "
                 "that it is the logit of the second of two classes",
             )
         return "binary", ("one output: the second of two classes; task='regression' says that it is a number",)
-    if question.activation == "sigmoid":
+    if evidence.activation == "sigmoid":
         return "multi-label", (
             "a sigmoid at the end: classes that do not exclude each other; task='single-label' says that they do",
         )
     return "single-label", ()
 
 
-def _refuse_unfit(task: Task, question: HeadQuestion) -> None:
-    count = question.outputs
+def _refuse_unfit(task: Task, evidence: HeadEvidence) -> None:
+    count = evidence.outputs
     if task == "binary" and count != 1:
         raise UsageError(f"task='binary' is for one output, and the model has {count}: leave it out")
     if task in ("single-label", "multi-label") and count == 1:
         raise UsageError(f"task={task!r} needs several outputs, and the model has one: binary or regression fits")
 
 
-def _names(task: Task, question: HeadQuestion) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _names(task: Task, evidence: HeadEvidence) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return class names that fit, and a note on those that do not."""
-    wanted = {"binary": 2, "features": 0}.get(task, question.outputs)
-    if question.labels is not None:
+    wanted = {"binary": 2, "features": 0}.get(task, evidence.outputs)
+    if evidence.labels is not None:
         if task == "features":
             raise UsageError("labels= names classes, and a model without a head has none: leave it out")
-        names = read_class_names(question.labels)
+        names = read_class_names(evidence.labels)
         if not _fits(task, names, wanted):
-            what = "outputs" if task != "binary" else "classes"
-            raise DataError(f"{str(question.labels)!r} has {len(names)} class names, the model has {wanted} {what}")
+            noun = "outputs" if task != "binary" else "classes"
+            raise DataError(f"{str(evidence.labels)!r} has {len(names)} class names, the model has {wanted} {noun}")
         return _both(task, names), ()
-    names = class_names_of(question.config, question.where) if question.config else ()
-    names = names or question.known
+    names = class_names_of(evidence.config, evidence.where) if evidence.config else ()
+    names = names or evidence.known
     if not names or task == "features":
         return (), ()
     if _fits(task, names, wanted):
         return _both(task, names), ()
-    return (), (f"{question.where} names {len(names)} classes and the model has {wanted}: the names are not taken",)
+    return (), (f"{evidence.where} names {len(names)} classes and the model has {wanted}: the names are not taken",)
 
 
 def _fits(task: Task, names: tuple[str, ...], wanted: int) -> bool:

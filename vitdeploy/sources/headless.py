@@ -52,14 +52,16 @@ def _move(loaded: LoadedModel, module: nn.Module, classes: int) -> None:
     """
     import torch
 
-    had, state = loaded.module.state_dict(), module.state_dict()
+    classifier, state = loaded.module.state_dict(), module.state_dict()
     own_word = loaded.spec.family == "timm"  # for what its models are without a head
-    left = [name for name in had if name not in state and not own_word and had[name].shape[:1] != (classes,)]
-    odd = [*left, *(name for name in state if name not in had or had[name].shape != state[name].shape)]
+    left = [
+        name for name in classifier if name not in state and not own_word and classifier[name].shape[:1] != (classes,)
+    ]
+    odd = [*left, *(name for name in state if name not in classifier or classifier[name].shape != state[name].shape)]
     if odd:
         raise ModelError(
             f"{loaded.origin} has no features that can be told from its head: {odd[0]!r} would be left over without it"
         )
     with torch.no_grad():
         for name, tensor in state.items():
-            tensor.copy_(had[name])
+            tensor.copy_(classifier[name])

@@ -12,7 +12,7 @@ from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageEr
 from vitdeploy.preprocess import read_config
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import ModelSpec, Preprocess
-from vitdeploy.sources.head import HeadQuestion, decide_head
+from vitdeploy.sources.head import HeadEvidence, decide_head
 from vitdeploy.sources.loaded import IMAGENET_CLASSES, RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of
 from vitdeploy.sources.source import HUGGING_FACE, TIMM, TORCHVISION, Source, SourceOptions, open_source
 
@@ -98,8 +98,8 @@ def _with_head(loaded: LoadedModel, source: Source) -> LoadedModel:
     if options.headless:
         loaded = without_head(loaded)
     spec = loaded.spec
-    asked = options.task is not None or options.labels is not None
-    if source.checkpoint is not None and not asked:
+    overrides = options.task is not None or options.labels is not None
+    if source.checkpoint is not None and not overrides:
         return loaded  # its record says it
     count = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
     config = read_config(source.file) if source.file is not None and source.file.is_dir() else {}
@@ -108,7 +108,7 @@ def _with_head(loaded: LoadedModel, source: Source) -> LoadedModel:
             raise UsageError(f"{source.text!r} has no head, so task= and labels= have no place: leave them out")
         return replace(loaded, spec=spec.model_copy(update={"task": "features", "classes": ()}))
     head = decide_head(
-        HeadQuestion(
+        HeadEvidence(
             outputs=count,
             config={key: config[key] for key in ("problem_type", "model_type") if key in config},
             task=options.task,
@@ -130,10 +130,10 @@ def _with_preprocess(loaded: LoadedModel, source: Source) -> LoadedModel:
     if named is None:
         return loaded
     if (named.channels, named.size) != (own.channels, own.size):
-        given, wanted = (f"{one.channels}×{one.size[0]}×{one.size[1]}" for one in (named, own))
+        offered, expected = (f"{one.channels}×{one.size[0]}×{one.size[1]}" for one in (named, own))
         raise UsageError(
-            f"the preprocessing of {named.source!r} gives images of {given}, and {source.text!r} takes {wanted}: name "
-            f"the one that belongs to it, or change the model's size with arguments={{'image_size': N}}"
+            f"the preprocessing of {named.source!r} gives images of {offered}, and {source.text!r} takes {expected}: "
+            f"name the one that belongs to it, or change the model's size with arguments={{'image_size': N}}"
         )
     return replace(loaded, preprocess=named)
 
@@ -185,15 +185,15 @@ def _refitted(loaded: LoadedModel, options: SourceOptions) -> LoadedModel:
     from vitdeploy.sources.refit import refit
 
     arguments = dict(options.arguments)
-    wanted, had = arguments.pop("num_classes", None), loaded.spec.arguments.get("num_classes")
+    wanted, stored = arguments.pop("num_classes", None), loaded.spec.arguments.get("num_classes")
     classes = options.head_for
-    if classes is None and wanted not in (None, had):
+    if classes is None and wanted not in (None, stored):
         if not options.reset_head:
             raise CheckpointError(
-                f"{loaded.origin} has {had} classes, {wanted} were asked for: reset_head=True draws a new head"
+                f"{loaded.origin} has {stored} classes, {wanted} were asked for: reset_head=True draws a new head"
             )
         classes = wanted
-    if not arguments and classes in (None, had):
+    if not arguments and classes in (None, stored):
         return loaded
     return refit(loaded, arguments, classes=classes, seed=options.seed)
 

@@ -43,23 +43,23 @@ def refit(
             f"channels is {arguments['channels']!r}, and the weights take images of {preprocess.channels}: leave it out"
         )
     changes = translated(spec.family, {name: value for name, value in arguments.items() if name != "channels"})
-    had = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
-    wanted = had if classes is None else classes
+    stored = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
+    wanted = stored if classes is None else classes
     changed = {**spec.arguments, **changes, **({} if classes is None else {"num_classes": wanted})}
     if size is not None:
         preprocess = preprocess.at_size(size)
     if changed == spec.arguments:
         return replace(loaded, preprocess=preprocess)
-    kept = spec if wanted == had else ModelSpec(family=spec.family, name=spec.name)
+    kept = spec if wanted == stored else ModelSpec(family=spec.family, name=spec.name)
     spec = kept.model_copy(update={"arguments": changed})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if spec.family == "timm":
-            module, notes = _through_timm(spec, loaded.module, (had, wanted))
+            module, notes = _through_timm(spec, loaded.module, (stored, wanted))
         else:
             module = model_from_spec(spec)
             spec, module = _with_trained_windows(spec, loaded.module, module)
-            notes = transfer(loaded.module, module, spec.family, (had, wanted))
+            notes = transfer(loaded.module, module, spec.family, (stored, wanted))
     return LoadedModel(module.eval(), spec, preprocess, digest_of(module), loaded.origin, (*loaded.notes, *notes))
 
 

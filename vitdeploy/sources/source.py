@@ -50,7 +50,7 @@ class SourceOptions:
 
     @property
     def headless(self) -> bool:
-        """Whether the features are asked for that the head reads."""
+        """Return whether the model is to end at the features that its head reads."""
         return self.task == "features" or self.arguments.get("num_classes") == 0
 
     @cached_property

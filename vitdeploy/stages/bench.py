@@ -222,8 +222,8 @@ def training_data_of(artifacts: Sequence[Artifact]) -> str:
     stated = sorted({replace(parse_uri(uri), split=None).text for uri in trainings})
     if len(stated) == 1:
         return stated[0]
-    why = f"were trained on {', '.join(map(repr, stated))}" if stated else "do not state what they were trained on"
-    raise UsageError(f"the artifacts {why}: name the data to measure on")
+    reason = f"were trained on {', '.join(map(repr, stated))}" if stated else "do not state what they were trained on"
+    raise UsageError(f"the artifacts {reason}: name the data to measure on")
 
 
 def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:
@@ -259,9 +259,9 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
     ]
     for entry in entries:
         if device is not None and entry.candidate.device != device:
-            entry.why_not = f"it runs on device {entry.candidate.device!r}, and only {device!r} was asked for"
+            entry.obstacle = f"it runs on device {entry.candidate.device!r}, and only {device!r} was asked for"
         else:
-            entry.why_not = entry.candidate.cannot_run()
+            entry.obstacle = entry.candidate.cannot_run()
     return entries, reference
 
 
@@ -277,11 +277,13 @@ def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Bas
         against = f"nothing, as the baseline {first.name} failed"
     timed = {entry.candidate.name: entry.against for entry in entries if entry.against is not None}
     to_baseline = any(entry.candidate.name in timed.values() for entry in baselines)
-    how = "the baseline on the same device" if to_baseline else "the FP32 graph on the same runtime and device"
+    timed_against = (
+        "the baseline on the same device" if to_baseline else "the FP32 graph on the same runtime and device"
+    )
     return Baseline(
         row=first.name if first is not None else None,
         accuracy_against=against,
-        latency_against=how if timed else None,
+        latency_against=timed_against if timed else None,
         latency_rows=timed,
         payload_sha256=first.digest if first is not None else None,
     )

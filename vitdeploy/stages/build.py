@@ -138,12 +138,12 @@ class BuildRequest:
 def note_default(name: str, progress: Progress) -> None:
     """Say which backend was chosen, and why."""
     if name == "tensorrt":
-        why = f"a GPU is here and tensorrt is {environment.versions().get('tensorrt')}"
+        reason = f"a GPU is here and tensorrt is {environment.versions().get('tensorrt')}"
     elif "tensorrt" in environment.versions():
-        why = "tensorrt is installed, but needs a GPU to build on"
+        reason = "tensorrt is installed, but needs a GPU to build on"
     else:
-        why = "tensorrt is not installed"
-    progress.note(f"building with {name} ({why}); backend= chooses another")
+        reason = "tensorrt is not installed"
+    progress.note(f"building with {name} ({reason}); backend= chooses another")
 
 
 def refuse_unsigned(model: OnnxModel) -> None:

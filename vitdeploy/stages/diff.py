@@ -73,7 +73,7 @@ class TensorDifference(Record):
 
     @property
     def overflows(self) -> bool:
-        """Whether it is FP16 and must hold more than FP16 can."""
+        """Return whether the tensor is FP16 and holds values beyond FP16's range."""
         return self.dtype == "FLOAT16" and self.peak > FLOAT16_MAX
 
 
@@ -183,7 +183,7 @@ def _places(
 def _compare(pair: tuple[Artifact, Artifact], images: Dataset, options: _Options, progress: Progress) -> Diff:
     preprocess = _preprocess(pair)
     outputs, same = _outputs(pair, images, preprocess, options, progress)
-    reason = _why_outputs_only(pair, options)
+    reason = _reason_for_outputs(pair, options)
     tensors: tuple[TensorDifference, ...] = ()
     only_first = only_second = 0
     if not reason:
@@ -223,7 +223,7 @@ def _preprocess(pair: tuple[Artifact, Artifact]) -> Preprocess:
     return first
 
 
-def _why_outputs_only(pair: tuple[Artifact, Artifact], options: _Options) -> str:
+def _reason_for_outputs(pair: tuple[Artifact, Artifact], options: _Options) -> str:
     for artifact, place in zip(pair, options.places, strict=True):
         if place is None:
             return f"outputs only: {artifact.path.name} is of kind {artifact.manifest.kind}, whose tensors stay inside"

@@ -128,13 +128,13 @@ def _refuse_unfit(opened: Sequence[Artifact], graphs: Sequence[OnnxModel], engin
     if first.manifest.preprocess is None:
         raise ArtifactError(f"{str(first.path)!r} carries no preprocessing, so an image cannot become its input")
     for one in opened:
-        for what, ours, theirs in (
+        for subject, ours, theirs in (
             ("model", first.manifest.model, one.manifest.model),
             ("preprocessing", first.manifest.preprocess, one.manifest.preprocess),
         ):
             if ours != theirs:
                 raise UsageError(
-                    f"{one.path.name!r} has another {what} than {first.path.name!r}: a bundle holds one model"
+                    f"{one.path.name!r} has another {subject} than {first.path.name!r}: a bundle holds one model"
                 )
     for engine in engines:
         if engine.manifest.parents.get("onnx") not in {graph.digest for graph in graphs}:

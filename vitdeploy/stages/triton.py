@@ -167,9 +167,9 @@ class _Model:
 def _largest_batch(where: str, manifest: Manifest) -> int:
     build = manifest.build
     if build is None or build.backend != "tensorrt":
-        made_by = "an unknown builder" if build is None else build.backend
+        builder = "an unknown builder" if build is None else build.backend
         raise UsageError(
-            f"{where} is a plan of {made_by}, and Triton runs those of tensorrt alone: name its ONNX model, or "
+            f"{where} is a plan of {builder}, and Triton runs those of tensorrt alone: name its ONNX model, or "
             "build it with vd.build(..., backend='tensorrt')"
         )
     low, high = build.batch_limits

@@ -50,7 +50,7 @@ class Verification(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; what could not be checked does not count against it."""
+        """Return whether nothing failed; what could not be checked does not count against it."""
         return all(check.status != "failed" for check in self.checks)
 
 

@@ -159,8 +159,8 @@ class Trainer:
             self.progress.task(description, total=self.total) as task,
         ):
             task.advance(self.state.update)
-            self.progress.note(self._outlook())
-            if self._owes_evaluation():
+            self.progress.note(self._estimate())
+            if self._needs_evaluation():
                 self._end_epoch(journal)
             if not self._has_stopped():
                 with closing(self._passes()) as updates:
@@ -168,7 +168,7 @@ class Trainer:
                         self._update(passes)
                         task.advance()
                         self._describe(task)
-                        if self._owes_evaluation():
+                        if self._needs_evaluation():
                             self._end_epoch(journal)
                             self._describe(task)
                         self._save_or_stop(interrupt)
@@ -176,7 +176,7 @@ class Trainer:
                             break
         self._finish()
 
-    def _outlook(self) -> str:
+    def _estimate(self) -> str:
         """Return what is going to be done and about how long that takes, from a few passes of a copy of the model."""
         options, plan, validation = self.options, self.plan, len(self.job.validation)
         images = f"{_counted(plan.count, 'image')} at {self._size()}, {validation} for validation"
@@ -294,13 +294,13 @@ class Trainer:
                 buffer.copy_(self.fabric.broadcast(buffer))
         return evaluation.score(module)
 
-    def _owes_evaluation(self) -> bool:
-        """Whether an epoch is complete and not evaluated yet."""
+    def _needs_evaluation(self) -> bool:
+        """Return whether an epoch is complete and not evaluated yet."""
         complete, rest = divmod(self.state.update, self.plan.updates_per_epoch)
         return rest == 0 and len(self.state.history) < complete
 
     def _has_stopped(self) -> bool:
-        """Whether all updates are done, or validation has not become better for ``patience`` epochs."""
+        """Return whether all updates are done, or validation has not become better for ``patience`` epochs."""
         if self.state.update >= self.total:
             return True
         patience, best = self.options.patience, self.state.best

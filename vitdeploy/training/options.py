@@ -71,7 +71,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether batches are mixed at all."""
+        """Return whether batches are mixed at all."""
         return self.mixup > 0 or self.cutmix > 0
 
 

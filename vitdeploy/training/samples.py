@@ -244,7 +244,7 @@ def open_samples(
 
 
 def fits_memory(dataset: Dataset, preprocess: Preprocess) -> bool:
-    """Whether all images as float32 take at most ``MEMORY_BYTES``."""
+    """Return whether all images as float32 take at most ``MEMORY_BYTES``."""
     height, width = preprocess.size
     return len(dataset) * height * width * preprocess.channels * 4 <= MEMORY_BYTES
 

@@ -44,7 +44,7 @@ class State:
     history: list[Row] = field(default_factory=list)
 
     def is_best(self, score: Score) -> bool:
-        """Whether an evaluation of the epoch now done is to be preferred to the best so far.
+        """Return whether an evaluation of the epoch now done is to be preferred to the best so far.
 
         Top-1 values within one standard error √(p(1 − p) / n) of the highest cannot be told apart by so few images, so
         among them the lowest loss is the best (the one-standard-error rule of Breiman et al. 1984, section 3.4.3).

@@ -47,8 +47,8 @@ def choose_subject(
             small member for images of this size.
     """
     if train.labels is None or len(train.classes) < 2:
-        what = "no labels" if train.labels is None else f"{len(train.classes)} class"
-        raise DataError(f"{train.uri!r} has {what}, and training needs at least 2 classes: one folder per class")
+        noun = "no labels" if train.labels is None else f"{len(train.classes)} class"
+        raise DataError(f"{train.uri!r} has {noun}, and training needs at least 2 classes: one folder per class")
     chosen, own = resolve(model), dict(arguments)
     size = image_size(arguments)
     if chosen is not None:

@@ -187,7 +187,7 @@ def dropped(tables: State) -> dict[str, str]:
     return {first: f"the architecture gives it, and {len(others)} more such tables, which were compared"}
 
 
-def made_tables(module: Any) -> dict[str, NDArray[Any]]:
+def computed_tables(module: Any) -> dict[str, NDArray[Any]]:
     """Return the tables that a Swin of ours computes with, under the names and in the shapes of Microsoft's files."""
     tables: dict[str, NDArray[Any]] = {}
     for stage, layer in enumerate(module.layers):

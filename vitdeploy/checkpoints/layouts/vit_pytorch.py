@@ -30,14 +30,14 @@ DEFAULT_CHANNELS = 3
 class Layout:
     """What a range of versions stores and means.
 
-    ``asks_scale``: some of the versions scale attention by the width, others by the head's width. ``default_heads``:
-    all have heads of 64 where nobody chose otherwise; the oldest have heads of the width / heads. ``one_pool``: only
-    one pool fits the keys.
+    ambiguous_scale: some of the versions scale attention by the width, others by the head's width.
+    default_heads: heads are 64 wide by default; in the oldest versions they are width / heads wide.
+    one_pool: only one pool fits the keys.
     """
 
     versions: str
     norm_after_pool: bool = False
-    asks_scale: bool = False
+    ambiguous_scale: bool = False
     default_heads: bool = True
     one_pool: bool = False
 
@@ -85,7 +85,7 @@ def layout_of(state: State) -> Layout:
     if "to_patch_embedding.2.weight" in state:
         return Layout("1.0.0–1.3.x", norm_after_pool=True)
     if "patch_to_embedding.weight" in state:
-        return Layout("0.3.0–0.6.8", norm_after_pool=True, asks_scale=True, default_heads=False)
+        return Layout("0.3.0–0.6.8", norm_after_pool=True, ambiguous_scale=True, default_heads=False)
     if any(".fn.fn." in name for name in state):
         return Layout("0.7.0–0.9.x", norm_after_pool=True)
     return Layout("0.10.0–0.40.x", norm_after_pool=True)
@@ -107,26 +107,26 @@ def from_package(state: State) -> Tensors:
 
 
 def settled(
-    tensors: State, layout: Layout, given: Mapping[str, Any]
+    tensors: State, layout: Layout, overrides: Mapping[str, Any]
 ) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
     """Return the tensors, the constructor's arguments, and which versions write such keys, in words.
 
-    ``given`` is what the user says: ``heads`` or ``head_width``, ``pool``, ``channels`` or ``patch``, ``image_size``,
-    and for versions before 0.7.0 ``scale_by_width``.
+    ``overrides`` are the arguments that the user passes: ``heads`` or ``head_width``, ``pool``, ``channels`` or
+    ``patch``, ``image_size``, and for versions before 0.7.0 ``scale_by_width``.
 
     Raises:
-        CheckpointError: The keys cannot tell an argument that has no default, or what is given does not fit them.
+        CheckpointError: The keys cannot tell an argument that has no default, or an override does not fit them.
     """
     notes = (f"its layout is that of vit-pytorch {layout.versions}",)
     width = tensors["norm.weight"].shape[0]
     tokens = int("cls_token" in tensors)
-    with _Questions() as questions:
-        heads, head_width = questions.ask(_heads, tensors, layout, given) or (0, 0)
-        channels, patch = questions.ask(_patch, tensors, given) or (0, 0)
-        pool = questions.ask(_pool, layout, tokens, given)
-        scale_by_width = questions.ask(_scale_by_width, layout, int(width), head_width, given)
+    with _Unknowns() as unknowns:
+        heads, head_width = unknowns.try_read(_heads, tensors, layout, overrides) or (0, 0)
+        channels, patch = unknowns.try_read(_patch, tensors, overrides) or (0, 0)
+        pool = unknowns.try_read(_pool, layout, tokens, overrides)
+        scale_by_width = unknowns.try_read(_scale_by_width, layout, int(width), head_width, overrides)
     arguments: dict[str, Any] = {
-        "image_size": _image_size(tensors, patch, tokens, given),
+        "image_size": _image_size(tensors, patch, tokens, overrides),
         "patch": patch,
         "channels": channels,
         "width": int(width),
@@ -151,91 +151,91 @@ def settled(
     return ours, arguments, notes
 
 
-class _Questions:
-    """Collects what has to be asked, so that one message asks for all of it when the block ends."""
+class _Unknowns:
+    """Collects what the keys do not tell, so that one message names all of it when the block ends."""
 
     def __init__(self) -> None:
-        self._asked: list[str] = []
+        self._missing: list[str] = []
 
-    def ask(self, answer: Callable[..., T], *arguments: Any) -> T | None:
-        """Return an answer, or None where it has to be asked for."""
+    def try_read(self, read: Callable[..., T], *arguments: Any) -> T | None:
+        """Return what ``read`` finds, or None where the keys do not tell it."""
         try:
-            return answer(*arguments)
+            return read(*arguments)
         except CheckpointError as error:
-            self._asked.append(str(error))
+            self._missing.append(str(error))
             return None
 
-    def __enter__(self) -> _Questions:
+    def __enter__(self) -> _Unknowns:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._asked and kind is None:
-            raise CheckpointError("; ".join(self._asked))
+        if self._missing and kind is None:
+            raise CheckpointError("; ".join(self._missing))
 
 
-def _heads(tensors: State, layout: Layout, given: Mapping[str, Any]) -> tuple[int, int]:
+def _heads(tensors: State, layout: Layout, overrides: Mapping[str, Any]) -> tuple[int, int]:
     """Return the number of heads and the width of one; their product is all that the keys tell.
 
     Raises:
-        CheckpointError: The user says neither, or what does not make that product.
+        CheckpointError: The user passes neither, or values whose product is another.
     """
     inner = int(tensors["blocks.0.attn.qkv.weight"].shape[0]) // 3
     if "blocks.0.attn.proj.weight" not in tensors:  # only a single head as wide as the model goes without
         found = (1, inner)
-    elif "heads" in given or "head_width" in given:
-        heads = int(given.get("heads") or inner // max(int(given["head_width"]), 1))
-        found = (heads, int(given.get("head_width") or inner // max(heads, 1)))
+    elif "heads" in overrides or "head_width" in overrides:
+        heads = int(overrides.get("heads") or inner // max(int(overrides["head_width"]), 1))
+        found = (heads, int(overrides.get("head_width") or inner // max(heads, 1)))
     else:
         usual = layout.default_heads and inner % DEFAULT_HEAD_WIDTH == 0
         why = f", which are {inner // DEFAULT_HEAD_WIDTH} of vit-pytorch's default dim_head" if usual else ""
         raise CheckpointError(
-            f"the keys do not tell how many heads share the {inner} rows of q: say it, as in "
+            f"the keys do not tell how many heads share the {inner} rows of q: pass it, as in "
             f"arguments={{'heads': {inner // DEFAULT_HEAD_WIDTH if usual else 8}}}{why}"
         )
     wanted = {"heads": found[0], "head_width": found[1]}
-    if math.prod(found) != inner or any(given.get(name, value) != value for name, value in wanted.items()):
+    if math.prod(found) != inner or any(overrides.get(name, value) != value for name, value in wanted.items()):
         raise CheckpointError(f"{found[0]} heads of {found[1]} do not make the {inner} rows of q that the weights have")
     return found
 
 
-def _pool(layout: Layout, tokens: int, given: Mapping[str, Any]) -> str:
+def _pool(layout: Layout, tokens: int, overrides: Mapping[str, Any]) -> str:
     """Return how tokens are pooled: without a class token by their mean, else the keys of most versions do not tell.
 
     Raises:
-        CheckpointError: They do not, and the user does not either.
+        CheckpointError: They do not, and no override does.
     """
     if layout.one_pool or not tokens:
         return "cls" if tokens else "mean"
-    if "pool" not in given:
+    if "pool" not in overrides:
         raise CheckpointError(
             f"vit-pytorch {layout.versions} has a class token whether it reads that or the mean of all tokens, and the "
             "keys do not tell which: pass arguments={'pool': 'cls'}, its default, or arguments={'pool': 'mean'}"
         )
-    return str(given["pool"])
+    return str(overrides["pool"])
 
 
-def _scale_by_width(layout: Layout, width: int, head_width: int, given: Mapping[str, Any]) -> bool:
-    """Return whether attention is scaled by the width; where the keys cannot tell and it matters, the user says so."""
-    if not layout.asks_scale or width == head_width:
-        return bool(given.get("scale_by_width", False))
-    if "scale_by_width" not in given:
+def _scale_by_width(layout: Layout, width: int, head_width: int, overrides: Mapping[str, Any]) -> bool:
+    """Return whether attention is scaled by the width; an override decides where the keys cannot tell."""
+    if not layout.ambiguous_scale or width == head_width:
+        return bool(overrides.get("scale_by_width", False))
+    if "scale_by_width" not in overrides:
         raise CheckpointError(
             "vit-pytorch 0.3.0–0.6.6 scale attention by dim ** -0.5, 0.6.7 and 0.6.8 by dim_head ** -0.5, under the "
             "same keys: pass arguments={'scale_by_width': True} for the former, "
             "arguments={'scale_by_width': False} for the latter"
         )
-    return bool(given["scale_by_width"])
+    return bool(overrides["scale_by_width"])
 
 
-def _patch(tensors: State, given: Mapping[str, Any]) -> tuple[int, int]:
+def _patch(tensors: State, overrides: Mapping[str, Any]) -> tuple[int, int]:
     """Return channels and the side of a patch; their product, channels · side², is what the keys tell."""
     pixels = int(tensors["patch_embed.proj.weight"].shape[1])
-    if "patch" in given and "channels" not in given:
-        patch = int(given["patch"])
+    if "patch" in overrides and "channels" not in overrides:
+        patch = int(overrides["patch"])
         channels = pixels // max(patch**2, 1)
     else:
-        channels = int(given.get("channels", DEFAULT_CHANNELS))
-        patch = int(given.get("patch", math.isqrt(pixels // max(channels, 1))))
+        channels = int(overrides.get("channels", DEFAULT_CHANNELS))
+        patch = int(overrides.get("patch", math.isqrt(pixels // max(channels, 1))))
     if channels * patch**2 != pixels:
         raise CheckpointError(
             f"{channels} channels and patches of {patch}×{patch} do not make the {pixels} values that a patch has: say "
@@ -244,9 +244,9 @@ def _patch(tensors: State, given: Mapping[str, Any]) -> tuple[int, int]:
     return channels, patch
 
 
-def _image_size(tensors: State, patch: int, tokens: int, given: Mapping[str, Any]) -> Any:
-    if given.get("image_size") is not None:
-        return given["image_size"]
+def _image_size(tensors: State, patch: int, tokens: int, overrides: Mapping[str, Any]) -> Any:
+    if overrides.get("image_size") is not None:
+        return overrides["image_size"]
     cells = int(tensors["pos_embed"].shape[1]) - tokens
     side = math.isqrt(cells)
     if side * side != cells:
