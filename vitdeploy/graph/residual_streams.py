@@ -95,7 +95,7 @@ class StreamNorm:
 
     @property
     def folds(self) -> bool:
-        """Whether β can go into the biases of all readers; else it is turned with the stream."""
+        """Return whether β can go into the biases of all readers; else it is turned with the stream."""
         return not self.is_padded and all(reader.bias is not None for reader in self.readers)
 
     def tiled(self, vector: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -164,7 +164,7 @@ class QuantizeInputs:
 
     @property
     def _bf16(self) -> bool:
-        """Whether OpenVINO is to compute what is not in 8 bits in BF16, by the options, else by a plan made for it."""
+        """Return whether OpenVINO is to compute what is not in 8 bits in BF16, by the options, else by a plan made for it."""
         replayed = "fp32" if self.edits is None else self.edits.plan.remainder
         return self.target == "openvino" and self.precision != "fp16" and (self.options.remainder or replayed) == "bf16"
 
