@@ -128,7 +128,7 @@ def test_a_file_that_was_written_anew_is_not_taken_for_the_artifact(tmp_path: Pa
 def test_an_output_that_is_not_named_replaces_nothing_of_others(tmp_path: Path) -> None:
     model = readout(tmp_path / "vit.onnx")
     (tmp_path / "vit.fp16.onnx").write_bytes(b"somebody else's")
-    with pytest.raises(vd.ArtifactError, match=r"vit\.fp16\.onnx' is there already, and vitdeploy did not write it"):
+    with pytest.raises(vd.ArtifactError, match=r"vit\.fp16\.onnx' exists and was not written by vitdeploy"):
         vd.quantize(model, precision="fp16")
     (tmp_path / "vit.fp16.onnx").unlink()
     first = vd.quantize(model, precision="fp16")

@@ -1,4 +1,4 @@
-"""vitdeploy: train or load a vision transformer, export it to ONNX, quantize it, build an engine, prove what it kept.
+"""vitdeploy: vision transformers from weights to a measured engine.
 
 The public names stand in ``__init__.pyi`` and are loaded when they are first used, so ``import vitdeploy`` costs
 milliseconds and needs neither torch nor onnxruntime. One function per stage; what one returns the next takes:

@@ -21,7 +21,7 @@ A message is one line: what happened, the offending value with ``!r``, what was 
 What does not stop the work and must not be missed is a warning:
 
     FidelityWarning                  an artifact may compute something else than its origin, or look better than it is
-    ├── CalibrationWarning           too few calibration images, or images unlike those of use
+    ├── CalibrationWarning           too few calibration images, or images unlike those in use
     └── SeenDataWarning              data that the artifact was trained or calibrated on
 """
 
@@ -116,7 +116,7 @@ class FidelityWarning(UserWarning):
 
 
 class CalibrationWarning(FidelityWarning):
-    """Ranges come from too few images, or from images unlike those of use."""
+    """Ranges come from too few images, or from images unlike those in use."""
 
 
 class SeenDataWarning(FidelityWarning):

@@ -160,13 +160,13 @@ def test_names_without_types_are_unknown() -> None:
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"Bindings": []}'])
 def test_other_answers_are_refused(text: str) -> None:
-    with pytest.raises(BackendError, match="the engine inspector's answer is not understood"):
+    with pytest.raises(BackendError, match="the engine inspector's answer cannot be read"):
         read_layers(text)
 
 
 @pytest.mark.parametrize("text", ['{"Layers": null}', '{"Layers": []}', '{"Layers": {}}'])
 def test_answer_without_layers_is_refused(text: str) -> None:
-    with pytest.raises(BackendError, match="the engine inspector tells no layers"):
+    with pytest.raises(BackendError, match="the engine inspector lists no layers"):
         read_layers(text)
 
 

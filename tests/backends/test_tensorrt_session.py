@@ -149,7 +149,9 @@ def test_batch_outside_the_profile_names_the_range_and_the_rebuild(
 def test_graph_of_one_batch_size_runs_at_that_size(gpu, release, tmp_path: Path) -> None:
     backend = backend_of(release)
     model = write_small_vit(tmp_path / "vit.onnx", batch=4)
-    with pytest.raises(BuildError, match=r"has the fixed batch 4, asked was '1': build with batch=\(4, 4, 4\)"):
+    with pytest.raises(
+        BuildError, match=r"has the fixed batch 4, and the target has '1': build with batch=\(4, 4, 4\)"
+    ):
         backend.build(model, tmp_path / "vit.engine", BuildTarget())
     engine = backend.build(model, tmp_path / "vit.engine", BuildTarget(batch=(4, 4, 4)))
     assert {check.status for check in engine.manifest.checks} == {"passed"}
@@ -236,9 +238,8 @@ def test_engine_of_another_version_is_refused_before_it_is_loaded(
     engine = backend.build(model, engine_path, BuildTarget())
     engine.path.write_bytes(b"would not load")
     fakes = fake_gpu(monkeypatch, release, version="10.9.0" if release != "rtx" else "1.7.1.116")
-    pattern = (
-        r"vit.engine' was built by tensorrt(-rtx)? (10.7.0|1.2.0.54), installed is (10.9.0|1.7.1.116): build it again"
-    )
+    built, installed = "tensorrt(-rtx)? (10.7.0|1.2.0.54)", "(10.9.0|1.7.1.116)"
+    pattern = rf"vit.engine' was built by {built}, and {installed} is installed: build it again"
     with pytest.raises(BackendError, match=pattern) as caught:
         backend.open(engine)
     assert "vd.build('MODEL.onnx', " in str(caught.value)
@@ -294,7 +295,7 @@ def test_engine_of_the_other_library_is_refused(
     fake_gpu(monkeypatch, "rtx")
     engine = get_backend("tensorrt-rtx").build(model, engine_path, BuildTarget())
     fake_gpu(monkeypatch, "10.16")
-    with pytest.raises(BackendError, match=r"was built by tensorrt-rtx, asked was tensorrt: build it again"):
+    with pytest.raises(BackendError, match=r"was built by tensorrt-rtx, and tensorrt was requested: build it again"):
         get_backend("tensorrt").open(engine)
 
 

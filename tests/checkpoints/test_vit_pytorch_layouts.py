@@ -251,5 +251,5 @@ def test_a_tensor_of_another_model_of_the_package_is_not_dropped(tmp_path: Path)
 def test_preprocessing_that_vit_pytorch_does_not_fix_is_named_a_default(tmp_path: Path) -> None:
     loaded = load(current(tmp_path)[0], heads=2)
     assert loaded.preprocess.size == (32, 32)
-    assert any("says nothing of preprocessing: took a default" in note for note in loaded.notes)
+    assert any("does not state its preprocessing: took a default" in note for note in loaded.notes)
     json.dumps(loaded.spec.arguments)  # every value goes into a manifest

@@ -255,7 +255,7 @@ def test_an_engine_of_another_version_or_gpu_says_which(refused: Run, finished_r
         ("bench model.onnx --data digits --rounds 0", "greater than or equal to 1"),
         ("compare report.json report.json --max-drop -1", "greater than or equal to 0"),
         ("calibration make -o c", "name the DATA and how many --samples, or a --recipe"),
-        ("calibration make digits -o c --recipe r.yaml --samples 3", "--recipe says samples"),
+        ("calibration make digits -o c --recipe r.yaml --samples 3", "--recipe sets samples"),
         ("predict model.onnx", "Missing argument 'IMAGE...'"),
         ("run --print-recipe --data digits", "--print-recipe prints the default and takes nothing else"),
         ("run --data digits --set data=digits", "data is given twice"),

@@ -101,7 +101,7 @@ BARE = {"size": 8, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 
         ({**VIT, "do_resize": False}, r"do_resize is false and nothing is cropped"),
         ({**VIT, "image_mean": [0.5, 0.5]}, r"image_mean is \[0.5, 0.5\], expected a number for each channel"),
         ({**VIT, "rescale_factor": 0}, r"scale 0.0 must be positive"),
-        ({**VIT, "data_format": "channels_last"}, r"data_format 'channels_last' is not 'channels_first'"),
+        ({**VIT, "data_format": "channels_last"}, r"data_format 'channels_last' is not supported"),
         ({**VIT, "do_flip_channel_order": True}, r"ViTImageProcessor has no 'do_flip_channel_order'"),
         ({**VIT, "crop_pct": 0.9}, r"ViTImageProcessor has no 'crop_pct', so what 0.9 means is not known"),
         ({**VIT, "size_divisor": 32}, r"has no 'size_divisor'"),

@@ -121,7 +121,9 @@ def test_a_crop_larger_than_the_image_pads_as_torchvision_does(width: int, heigh
 
 def test_an_image_that_cannot_be_resized_is_refused_in_one_line() -> None:
     huge = SHORTEST.model_copy(update={"size": (4096, 4096), "resize_size": 4096})
-    with pytest.raises(DataError, match=r"an image of 1×100 pixels would be resized to 4096×409600, which is no image"):
+    with pytest.raises(
+        DataError, match=r"an image of 1×100 pixels would be resized to 4096×409600, which does not fit"
+    ):
         to_pixels(noise(1, 100), huge)
     inside = SHORTEST.model_copy(update={"size": (8, 8), "resize": "contain", "resize_size": None})
     with pytest.raises(DataError, match=r"an image of 1×100 pixels would be resized to 0×8"):

@@ -122,7 +122,7 @@ def test_fp16_beside_an_fp32_remainder_is_refused(model: ir.Model) -> None:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_fp8_is_for_tensorrt_only(model: ir.Model, target: Target) -> None:
-    with pytest.raises(UsageError, match=f"'fp8', which target '{target}' has not"):
+    with pytest.raises(UsageError, match=f"'fp8', which target '{target}' does not have"):
         plan(model, Intent("fp8", target))
     with pytest.raises(UsageError, match=r"the plan 'plan\.json' asks for 'fp8'"):
         edit(model, [PlanEntry(group="head", precision="fp8")], Intent("int8", target), remainder="fp32")

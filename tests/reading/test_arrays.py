@@ -61,7 +61,7 @@ def test_a_bomb_is_refused_by_what_it_claims(tmp_path: Path) -> None:
             stream.write(b"\0" * 1_000_000)
     assert path.stat().st_size < 500_000
     for read in (read_npz, check_zip):
-        with pytest.raises(ArtifactError, match=r"claims to unpack to 400 MB: weights do not shrink so far"):
+        with pytest.raises(ArtifactError, match=r"claims to unpack to 400 MB: weights do not compress so far"):
             read(path)
 
 

@@ -401,12 +401,12 @@ def test_an_engine_built_elsewhere_is_inspected_when_a_device_first_opens_it(
     row = _row(bench([tmp_path / "m.engine"], "digits", options=QUICK), "m.engine")
     assert row.inspected is True
     assert row.precision_by_layer == {"fp16": 14}
-    hidden = Check(name="layer precision", status="unchecked", detail="the engine inspector tells no layers")
+    hidden = Check(name="layer precision", status="unchecked", detail="the engine inspector lists no layers")
     told = Examination(checks=(passed, hidden), reason=hidden.detail)
     row = _row(bench([tmp_path / "m.engine"], "digits", options=QUICK), "m.engine")
     assert row.inspected is False
     assert row.precision_by_layer is None
-    assert "layer precision: the engine inspector tells no layers" in row.notes
+    assert "layer precision: the engine inspector lists no layers" in row.notes
 
 
 def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are_measured(

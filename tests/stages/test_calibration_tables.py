@@ -110,7 +110,7 @@ def test_a_pass_that_was_killed_goes_on_to_the_same_table(
     assert not output.exists()
     again = KillAt(10_000)
     table = observe_calibration(source, "digits", output, options=options, progress=again)
-    assert any("goes on after" in note for note in again.notes)
+    assert any("resumes after" in note for note in again.notes)
     assert state(table) == state(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.calib.json", "t.calib.safetensors"]
 
@@ -125,7 +125,7 @@ def test_quantize_goes_on_after_a_kill_and_writes_the_same_graph(
         quantize(source, output, precision="int8", calibration="digits", options=options, progress=KillAt(70))
     again = KillAt(10_000)
     resumed = quantize(source, output, precision="int8", calibration="digits", options=options, progress=again)
-    assert any("goes on after" in note for note in again.notes)
+    assert any("resumes after" in note for note in again.notes)
     assert resumed.digest == straight.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 

@@ -123,7 +123,7 @@ def test_a_bench_takes_no_checkpoint_that_says_otherwise_for_its_baseline(
     with_manifest(tmp_path / "a.safetensors", tiny_checkpoint, OTHERS["preprocessing"])
     notes = Notes()
     assert find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes) is None
-    assert any("has the weights and other preprocessing; baseline= names it" in note for note in notes.lines)
+    assert any("has the same weights and other preprocessing; baseline= names it" in note for note in notes.lines)
     shutil.copy(tiny_checkpoint.path, tmp_path / "b.safetensors")
     found = find_parent_checkpoint([read_onnx(tmp_path / "graph.onnx")], notes)
     assert found is not None

@@ -189,9 +189,9 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         (DataError("an image of 3×3 pixels is too small"), "^image '3.jpg': an image of 3×3 pixels is too small$"),
         (
             ValueError("bits must be\nbetween 1 and 8"),
-            r"^image '3.jpg' cannot be varied for training \(ValueError: bits must be between 1 and 8\)$",
+            r"^image '3.jpg' cannot be augmented \(ValueError: bits must be between 1 and 8\)$",
         ),
-        (MemoryError(), r"^image '3.jpg' cannot be varied for training \(MemoryError:\)$"),
+        (MemoryError(), r"^image '3.jpg' cannot be augmented \(MemoryError:\)$"),
     ],
 )
 def test_an_error_about_an_image_is_one_line_with_its_name_and_the_workers_end(

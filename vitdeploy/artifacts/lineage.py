@@ -41,7 +41,7 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
             return checkpoint
     for checkpoint in candidates:
         words, where = " and ".join(_contradicted(checkpoint, chain)), repr(str(checkpoint.path))
-        progress.note(f"not taken as the baseline: {where} has the weights and other {words}; baseline= names it")
+        progress.note(f"not taken as the baseline: {where} has the same weights and other {words}; baseline= names it")
     return None
 
 

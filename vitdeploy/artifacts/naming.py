@@ -20,5 +20,5 @@ def output_beside(source: Path, ending: str) -> Path:
         name = name.removesuffix(known)
     path = source.with_name(f"{name}{ending}")
     if path.exists() and stated_digest(path) is None and not sidecar_of(path).is_file():
-        raise ArtifactError(f"{str(path)!r} is there already, and vitdeploy did not write it: name an output")
+        raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: name an output")
     return path

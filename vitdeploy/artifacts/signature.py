@@ -78,7 +78,7 @@ def check_signature(manifest: Path, public_key: Path | str, path: Path) -> None:
     key = read_public_key(public_key)
     signature = manifest.with_name(SIGNATURE)
     if not signature.is_file():
-        raise ArtifactError(f"{str(path)!r} is not signed, and a signature of {str(public_key)!r} is asked for")
+        raise ArtifactError(f"{str(path)!r} is not signed, expected a signature by {str(public_key)!r}")
     try:
         key.verify(read_bytes(signature, BYTES), read_bytes(manifest))
     except InvalidSignature as error:

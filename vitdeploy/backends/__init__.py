@@ -36,7 +36,7 @@ def register_backend(name: str, factory: Callable[[], Backend]) -> None:
         UsageError: Another backend has that name.
     """
     if name in BACKENDS or _registered.get(name, factory) is not factory:
-        raise UsageError(f"there is a backend {name!r} already: register another name")
+        raise UsageError(f"there already is a backend {name!r}: register another name")
     _registered[name] = factory
     get_backend.cache_clear()
 

@@ -40,7 +40,7 @@ class NullBackend:
         Raises:
             BuildError: Always.
         """
-        raise BuildError("null builds no engine: it is there for tests")
+        raise BuildError("null builds no engine: it is for tests")
 
     def open(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> NullSession:
         """Open an artifact of any kind; input and classes come from its manifest.

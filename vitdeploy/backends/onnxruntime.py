@@ -205,7 +205,7 @@ class OnnxRuntimeSession(CheckedSession):
         if used in ON_GPU and left and not options.cpu_fallback:
             raise BackendError(
                 f"onnxruntime leaves {left} of {sum(self.nodes_by_provider.values())} nodes to the CPU, not to "
-                f"{used!r}: the row would be of both; allow it with cpu_fallback=True, or use provider 'cpu'"
+                f"{used!r}: the row would measure both; allow it with cpu_fallback=True, or use provider 'cpu'"
             )
         inputs = [_spec(value) for value in self._session.get_inputs()]
         super().__init__("onnxruntime", used, inputs, [_spec(value) for value in self._session.get_outputs()])

@@ -80,10 +80,10 @@ class TensorRTBackend(BuildingBackend):
 
     def version_mismatch(self, built: BuildInfo) -> str | None:
         if built.backend != self.name:
-            return f"was built by {built.backend}, asked was {self.name}"
+            return f"was built by {built.backend}, and {self.name} was requested"
         if built.version == self.version():
             return None
-        differ = f"was built by {self.name} {built.version}, installed is {self.version()}"
+        differ = f"was built by {self.name} {built.version}, and {self.version()} is installed"
         if not built.version_compatible:
             return differ
         if not runs_version(built.version, self.version()):

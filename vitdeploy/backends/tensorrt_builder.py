@@ -207,7 +207,8 @@ def _input_shape(request: PlanRequest, name: str, shape: tuple[int, ...]) -> tup
     wanted = {size for profile in request.target.profiles for size in profile}
     if shape[0] >= 0 and wanted != {shape[0]}:
         raise BuildError(
-            f"{str(request.path)!r} has the fixed batch {shape[0]}, asked was {batches_text(request.target.profiles)}: "
-            f"build with batch={(shape[0],) * 3}, or export it with a dynamic batch"
+            f"{str(request.path)!r} has the fixed batch {shape[0]}, and the target has "
+            f"{batches_text(request.target.profiles)}: build with batch={(shape[0],) * 3}, or export it with a dynamic "
+            "batch"
         )
     return shape

@@ -94,9 +94,9 @@ def listed_layers(text: str) -> list[Any]:
     try:
         layers = parse_json(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"the engine inspector's answer is not understood: {text[:80]!r}") from error
+        raise BackendError(f"the engine inspector's answer cannot be read: {text[:80]!r}") from error
     if not isinstance(layers, list) or not layers:
-        raise BackendError("the engine inspector tells no layers: the engine was built without profiling detail")
+        raise BackendError("the engine inspector lists no layers: the engine was built without profiling detail")
     return layers
 
 

@@ -46,7 +46,7 @@ class TensorRTLeanBackend(PlanBackend):
         if built.stripped:
             return f"carries no weights, and {self.name} cannot give it any"
         if not runs_version(built.version, self.version()):
-            return f"was built by tensorrt {built.version}, installed is {self.name} {self.version()}, which is older"
+            return f"was built by tensorrt {built.version}, and the installed {self.name} {self.version()} is older"
         return None
 
     def gpu_mismatch(self, built: BuildInfo) -> str | None:

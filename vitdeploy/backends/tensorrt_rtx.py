@@ -111,9 +111,9 @@ class TensorRTRTXBackend(BuildingBackend):
 
     def version_mismatch(self, built: BuildInfo) -> str | None:
         if built.backend != self.name:
-            return f"was built by {built.backend}, asked was {self.name}"
+            return f"was built by {built.backend}, and {self.name} was requested"
         if built.version != self.version():
-            return f"was built by {self.name} {built.version}, installed is {self.version()}"
+            return f"was built by {self.name} {built.version}, and {self.version()} is installed"
         return None
 
     def gpu_mismatch(self, built: BuildInfo) -> str | None:

@@ -97,7 +97,7 @@ class Candidate:
         """Return what a reader of this row's numbers has to know."""
         found = [NO_TOP1[self.model.task]] if self.model.task in NO_TOP1 else []
         if self.model.activation != "none":
-            found.append(f"its outputs are probabilities ({self.model.activation} at the end), and the SQNR is theirs")
+            found.append(f"its outputs are probabilities ({self.model.activation} at the end), so the SQNR is theirs")
         here = executing_target(self.backend, self.provider)
         if self.target is not None and here != self.target:
             target, runtime = backend_title(self.target), backend_title(self.backend)
@@ -105,7 +105,7 @@ class Candidate:
             found.append(f"made for {target}, run by {runtime}: its latency is not that of its target{way}")
         if self.artifact is not None and saturates_here(self.artifact.manifest.plan):
             found.append(
-                "its weights are for CPUs with VNNI, which this one has not: ONNX Runtime converts them, which is "
+                "its weights are for CPUs with VNNI, which this one lacks: ONNX Runtime converts them, which is "
                 "slower, other runtimes may saturate; vd.quantize(..., options=vd.QuantizeOptions(cpu='any')) makes a "
                 "graph for all"
             )

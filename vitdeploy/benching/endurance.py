@@ -61,7 +61,7 @@ def measure_energy(
                 entry.notes.append(f"its energy is unknown: {one_line(error)}")
                 continue
             if found is None:
-                entry.notes.append("its energy is unknown: the device's meter stopped or gave what cannot be")
+                entry.notes.append("its energy is unknown: the device's meter stopped or gave impossible values")
             else:
                 entry.energy_mj_per_image = 1000 * found[0] / images
             task.advance()

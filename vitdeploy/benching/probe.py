@@ -70,7 +70,7 @@ def main() -> int:
         try:
             cost = probe(json.load(sys.stdin))
         except VitdeployError as error:
-            cost = ProcessCost(reason=f"its process said: {one_line(error)}")
+            cost = ProcessCost(reason=f"its process failed: {one_line(error)}")
         answer(cost, stream)
     return 0
 

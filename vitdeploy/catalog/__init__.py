@@ -42,7 +42,7 @@ def register(entries: Sequence[Variant]) -> None:
     known, entries = variants(), [with_names(entry) for entry in entries]
     for entry in entries:
         if known.get(entry.name, entry) != entry:
-            raise UsageError(f"there is a model {entry.name!r} already: give the variant another name")
+            raise UsageError(f"there already is a model {entry.name!r}: give the variant another name")
     _registered.update({entry.name: entry for entry in entries})
     variants.cache_clear()
     _other_names.cache_clear()

@@ -114,7 +114,7 @@ class WeightFile:
             array = _float32(array)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CheckpointError(
-                    f"tensor {name!r} in {str(self.path)!r} holds NaN or infinity: training had diverged"
+                    f"tensor {name!r} in {str(self.path)!r} holds NaN or infinity: the training diverged"
                 )
             tensors[name] = array
         return tensors
@@ -192,7 +192,7 @@ def _foreign_text(head: bytes) -> str:
             "is the pointer that Git LFS leaves in place of a large file, not a weight file: 'git lfs pull' fetches it"
         )
     if head.lstrip()[:1] == b"<":
-        return f"is not a weight file but a page of the web, as a failed download leaves it: {expected}"
+        return f"is not a weight file but a web page, as a failed download leaves behind: {expected}"
     if head.startswith(b"\x89HDF"):
         return (
             "is not a weight file but HDF5, as Keras writes it: export the model in its own code as ONNX, and "

@@ -214,7 +214,7 @@ def _variant(
         stated_name, place = evidence.elsewhere
         raise CheckpointError(
             f"{where} says in its {place} that it is {stated_name!r}, which is not in the catalogue: "
-            f"the source 'timm:{stated_name}' with weights='FILE' builds it, and a name of the catalogue overrules it"
+            f"the source 'timm:{stated_name}' with weights='FILE' builds it, and a name of the catalogue overrides it"
         )
     if name == family:
         return None
@@ -304,7 +304,7 @@ def _arguments(
     for key, value in converted.usual.items():
         if variant is None and key not in request.named:
             taken = f"took {key}={value}, as all published models have it"
-            notes.append(f"{taken}: arguments={{{key!r}: VALUE}} where it was another")
+            notes.append(f"{taken}: arguments={{{key!r}: VALUE}} if it was another")
     found = converted.arguments.get("num_classes")
     if request.head_for is not None:
         return {**arguments, "num_classes": request.head_for}
@@ -409,7 +409,7 @@ def _check_tables(converted: Converted, module: nn.Module, request: LoadRequest,
         same = ours is not None and ours.size == table.size
         if ours is None or not same or not np.allclose(ours.reshape(-1), table.reshape(-1), atol=1e-4):
             raise CheckpointError(
-                f"the table {name} in {str(file.path)!r} is another than the one that this architecture makes: name "
+                f"the table {name} in {str(file.path)!r} differs from the one that this architecture computes: name "
                 "the variant that wrote it"
             )
 
@@ -504,8 +504,8 @@ def _preprocess(
     record, warning = by_convention(converted.convention, variant, size)
     if evidence.changes:
         record = _changed(record, evidence.changes, size)
-        notes.append(f"its args say of preprocessing: {', '.join(sorted(evidence.changes))}")
-    note = f"the file says nothing of preprocessing: took {record.source}"
+        notes.append(f"its args set the preprocessing: {', '.join(sorted(evidence.changes))}")
+    note = f"the file does not state its preprocessing: took {record.source}"
     notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
     return _with_channels(record, channels, notes)
 

@@ -210,7 +210,7 @@ def dtype_of(kind: Any) -> np.dtype[Any]:
     """
     code = kind.args[0] if isinstance(kind, Inert) and kind.args else None
     if not isinstance(code, str) or re.fullmatch(r"[<>|=]?[fiub]\d{1,2}", code) is None:
-        raise ValueError("an array of NumPy does not hold plain numbers")
+        raise ValueError("an array of NumPy holds other values than numbers")
     order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "="
     return np.dtype(code).newbyteorder(">" if order == ">" else "=")
 
@@ -246,7 +246,7 @@ class InertUnpickler(_InPython):  # type: ignore[misc]
     def make(self, callee: Any, args: Any) -> Any:
         """Return what stands for the result of calling ``callee``."""
         if not isinstance(callee, Name) or not isinstance(args, tuple):
-            raise pickle.UnpicklingError("something that is no name would be called")
+            raise pickle.UnpicklingError("a call of something that is not a name")
         full = str(callee)
         if full == "torch.storage._load_from_bytes" and self.nested is not None and isinstance(args[0], bytes):
             return self.nested(args[0])
@@ -311,7 +311,7 @@ def _is_known_enum(name: Name) -> bool:
 def _sizes(values: Any) -> tuple[int, ...]:
     sizes = values.args[0] if isinstance(values, Inert) else values
     if not isinstance(sizes, tuple | list) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise pickle.UnpicklingError("a shape is no row of whole numbers")
+        raise pickle.UnpicklingError("a shape is not a sequence of whole numbers")
     return tuple(sizes)
 
 
@@ -328,7 +328,7 @@ def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, *rest: A
     tensor = _tensor(storage, offset, size, stride)
     kind = next((value for value in rest if isinstance(value, Name)), None)
     if kind is None or kind.name not in DTYPES:
-        raise pickle.UnpicklingError(f"a tensor is of type {kind}, which NumPy has not")
+        raise pickle.UnpicklingError(f"a tensor is of type {kind}, which NumPy does not have")
     tensor.dtype = DTYPES[kind.name]
     return tensor
 

@@ -264,5 +264,5 @@ def _storage(kind: Any, numel: Any, data: bytes | None, big_endian: bool) -> Sto
 
 def _storage_dtype(kind: Any) -> str:
     if not isinstance(kind, Name) or kind.name not in STORAGES:
-        raise pickle.UnpicklingError(f"numbers are of type {kind}, which NumPy has not")
+        raise pickle.UnpicklingError(f"numbers are of type {kind}, which NumPy does not have")
     return STORAGES[kind.name]

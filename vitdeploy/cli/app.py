@@ -30,7 +30,8 @@ from vitdeploy.cli import (
 
 app = typer.Typer(
     name="vitdeploy",
-    help="Train or load a vision transformer, export it to ONNX, quantize it, build an engine, prove what it kept.",
+    help="Train or load a vision transformer, export it to ONNX, quantize it, build an engine, and report accuracy and "
+    "latency against PyTorch.",
     epilog="Exit codes: 0 done, 1 error, 2 usage, 3 a gate such as --max-drop failed, 130 interrupted.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -86,20 +87,20 @@ def _add(name: str, function: Callable[..., None], summary: str) -> None:
     app.command(name, short_help=summary, epilog=f"Example: {EXAMPLES[name]}")(function)
 
 
-_add("run", run.run, "The whole pipeline, skipping what is fresh.")
-_add("train", train.train, "From data to a checkpoint.")
-_add("convert", convert.convert, "From weights of any dialect to a checkpoint.")
-_add("export", export.export, "From a model to ONNX; adopt a foreign ONNX file.")
-_add("quantize", quantize.quantize, "From FP32 to FP16, INT8 or FP8.")
-_add("sensitivity", sensitivity.sensitivity, "Where the error of a quantized graph comes from.")
-_add("build", build.build, "From ONNX to a TensorRT engine.")
-_add("bench", bench.bench, "Accuracy and latency, side by side.")
-_add("compare", compare.compare, "Two reports, with limits.")
-_add("diff", diff.diff, "Where two artifacts part, tensor by tensor.")
+_add("run", run.run, "Run the whole pipeline, skipping what is fresh.")
+_add("train", train.train, "Train a checkpoint on data.")
+_add("convert", convert.convert, "Convert weights of any dialect to a checkpoint.")
+_add("export", export.export, "Export a model to ONNX; adopt a foreign ONNX file.")
+_add("quantize", quantize.quantize, "Quantize an FP32 graph to FP16, INT8 or FP8.")
+_add("sensitivity", sensitivity.sensitivity, "Find the parts of a graph that cause its quantization error.")
+_add("build", build.build, "Build a TensorRT engine from an ONNX graph.")
+_add("bench", bench.bench, "Measure accuracy and latency, side by side.")
+_add("compare", compare.compare, "Compare two reports, with limits.")
+_add("diff", diff.diff, "Compare two artifacts tensor by tensor.")
 app.add_typer(calibration.app, name="calibration", short_help="Make, show and check calibration sets.")
-_add("package", package.package, "Graphs and engines to a bundle for devices.")
-_add("predict", predict.predict, "The classes of some images.")
-_add("inspect", inspect.inspect, "What a file is.")
-_add("verify", verify.verify, "Whether an artifact is what it says.")
-_add("models", models.models, "The models that can be named.")
-_add("doctor", doctor.doctor, "What this machine can do.")
+_add("package", package.package, "Package graphs and engines as a bundle for devices.")
+_add("predict", predict.predict, "Predict the classes of images.")
+_add("inspect", inspect.inspect, "Show what a file holds.")
+_add("verify", verify.verify, "Check that an artifact is intact and computes what it did.")
+_add("models", models.models, "List the models that can be named.")
+_add("doctor", doctor.doctor, "Show what this machine can run.")

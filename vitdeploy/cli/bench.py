@@ -78,7 +78,9 @@ def bench(
     ] = False,
     sustained: Annotated[
         float,
-        typer.Option("--sustained", min=0, metavar="SECONDS", help="Run each row that long without a pause as well."),
+        typer.Option(
+            "--sustained", min=0, metavar="SECONDS", help="Also run each row this many seconds without a pause."
+        ),
     ] = 0.0,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Profile the layers of each row, in calls beside the timed ones.")

@@ -27,7 +27,10 @@ def make(
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="How many images.")] = None,
     seed: Seed = 0,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="A calibration recipe (YAML) that says it all.")
+        Path | None,
+        typer.Option(
+            "--recipe", metavar="FILE", help="A calibration recipe (YAML): data, samples, seed and preprocessing."
+        ),
     ] = None,
     preprocess: Annotated[
         str | None,
@@ -46,7 +49,7 @@ def make(
 
     if recipe is not None:
         if samples is not None or preprocess is not None or seed != 0:
-            raise UsageError("--recipe says samples, seed and preprocessing: change them there, or leave --recipe out")
+            raise UsageError("--recipe sets samples, seed and preprocessing: change them there, or leave --recipe out")
         manifest = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
     else:
         if data is None or samples is None:

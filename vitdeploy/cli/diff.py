@@ -21,8 +21,8 @@ LOSSES = 3
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="What is taken as right, such as the FP32 graph.")],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", help="What is held against it.")],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="The reference, such as the FP32 graph.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="What is compared with it.")],
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
     runtime: Annotated[
         list[str] | None,
@@ -33,7 +33,7 @@ def diff(
             show_default="onnxruntime",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Take so many images.")] = 16,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Use this many images.")] = 16,
     seed: Seed = 0,
     limit: Annotated[
         float | None,

@@ -38,11 +38,13 @@ def export(
         typer.Option("--reference", metavar="DATA", help="Store PyTorch's logits of it, for machines without torch."),
     ] = None,
     golden: Annotated[
-        str | None, typer.Option("--golden", metavar="DATA", help="Where the samples come from that travel along.")
+        str | None, typer.Option("--golden", metavar="DATA", help="Data from which the golden samples are drawn.")
     ] = None,
     output_name: Annotated[
         str | None,
-        typer.Option("--output-name", metavar="NAME", help="Of an ONNX file with several outputs: the logits."),
+        typer.Option(
+            "--output-name", metavar="NAME", help="The output that holds the logits, where an ONNX file has several."
+        ),
     ] = None,
     fuse_preprocess: Annotated[
         Literal["nhwc", "nchw"] | None,

@@ -31,8 +31,8 @@ def package(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FOLDER", help="A report of bench on these artifacts.")
     ] = None,
-    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="On what terms the weights are.")] = "",
-    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where the weights come from.")] = "",
+    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Licence of the weights.")] = "",
+    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Origin of the weights, such as a URL.")] = "",
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign with this private key (Ed25519, PEM).")
     ] = None,
@@ -49,9 +49,9 @@ def package(
     from vitdeploy.text import size_text
 
     if output is None and triton is None:
-        raise UsageError("nothing was asked for: --output NAME or --triton FOLDER says what is written")
+        raise UsageError("there is nothing to write: pass --output NAME, --triton FOLDER or both")
     if storage_uri is not None and triton is None:
-        raise UsageError("--storage-uri says where the folder of --triton lies: name that too")
+        raise UsageError("--storage-uri is where the folder of --triton lies: pass --triton too")
     sealed = None
     if output is not None:
         sealed = bundle(artifacts, output, report=report, provenance=Provenance(licence, source), sign=sign)

@@ -29,7 +29,7 @@ def predict(
         Path, typer.Argument(metavar="ARTIFACT", help="A bundle, an ONNX model, an engine or a checkpoint.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes of each image.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of most likely classes of each image.")] = 5,
     device: Device = "auto",
     cpu_fallback: CpuFallback = False,
     as_json: Json = False,

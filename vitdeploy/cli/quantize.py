@@ -18,7 +18,9 @@ def quantize(
     output: Output,
     precision: Annotated[
         Literal["fp16", "int8", "int8-weight-only", "fp8"] | None,
-        typer.Option("--precision", help="What to make; with --max-drop where it may go, int8 by default."),
+        typer.Option(
+            "--precision", help="Precision of the graph; with --max-drop the lowest allowed, int8 by default."
+        ),
     ] = None,
     target: Annotated[
         Target | None,
@@ -31,7 +33,7 @@ def quantize(
         typer.Option(
             "--calibration",
             metavar="DATA|TABLE",
-            help="Images like those of use, or a CalibrationTable; int8 and fp8 need it.",
+            help="Images like those in use, or a CalibrationTable; int8 and fp8 need it.",
         ),
     ] = None,
     validation: Annotated[
@@ -75,7 +77,7 @@ def quantize(
         typer.Option("--effort", help="fast trusts estimates, best tries every step on images."),
     ] = "default",
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that goes before the profile.")
+        Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that overrides the profile.")
     ] = None,
     table: Annotated[
         Path | None, typer.Option("--table", metavar="FILE", help="Keep what was observed as a CalibrationTable.")

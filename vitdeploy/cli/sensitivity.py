@@ -15,7 +15,7 @@ def sensitivity(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 graph.")],
     calibration: Annotated[
         str | None,
-        typer.Option("--calibration", metavar="DATA|TABLE", help="Images like those of use, or a CalibrationTable."),
+        typer.Option("--calibration", metavar="DATA|TABLE", help="Images like those in use, or a CalibrationTable."),
     ] = None,
     data: Annotated[
         str | None,
@@ -28,7 +28,7 @@ def sensitivity(
     level: Annotated[
         Literal["groups", "kinds"], typer.Option("--level", help="kinds is quick: only all groups of a kind together.")
     ] = "groups",
-    images: Annotated[int, typer.Option("--images", min=1, help="Judge on at most so many images.")] = 128,
+    images: Annotated[int, typer.Option("--images", min=1, help="Judge on at most this many images.")] = 128,
     profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = ("linear"),
     method: Method = "auto",
     equalization: Equalization = "auto",

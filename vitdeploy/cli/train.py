@@ -81,7 +81,7 @@ def train(
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, in the folders' order.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from where a training stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an unfinished training.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model, or train one further; the weights that are best on the validation split are written."""

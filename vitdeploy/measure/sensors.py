@@ -231,7 +231,7 @@ def joules_of(
 ) -> tuple[float, float] | None:
     """Run ``work`` once and return (joules, seconds): by the counter, else by power that is sampled all the while.
 
-    None where there is neither, and then nothing is run; or where a sensor vanished or gave what cannot be.
+    None where there is neither, and then nothing is run; or where a sensor vanished or gave impossible values.
     """
     before = sensors.energy_j()
     if before is not None:

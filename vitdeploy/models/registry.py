@@ -46,7 +46,7 @@ def register_family(name: str, module: type[nn.Module], variants: Sequence[catal
         UsageError: Another family or variant has one of these names, or a variant is of another family.
     """
     if FAMILIES.get(name, module) is not module:
-        raise UsageError(f"there is a family {name!r} already: register another name")
+        raise UsageError(f"there already is a family {name!r}: register another name")
     for entry in variants:
         if entry.family != name:
             raise UsageError(f"variant {entry.name!r} is of family {entry.family!r}, expected {name!r}")

@@ -148,9 +148,7 @@ def preprocess_from_hf(config: Mapping[str, Any], source: str, model_type: str =
     _refuse_unknown(stated, processor, title, source)
     merged = {**processor.defaults, **stated}
     if merged.get("data_format") not in (None, "channels_first", "FIRST"):
-        raise DataError(
-            f"{source}: data_format {merged['data_format']!r} is not 'channels_first', which is carried out"
-        )
+        raise DataError(f"{source}: data_format {merged['data_format']!r} is not supported, expected 'channels_first'")
     values = {**_geometry(merged, processor, source), **_numbers(merged, processor.steps, source), "source": source}
     record = make_record({"crop_offset": "floor", **values}, source)
     _refuse_padding(merged, record, source)

@@ -72,8 +72,8 @@ def _possible(target: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     width, height = target
     if width < 1 or height < 1 or width * height > LARGEST_RESIZED:
         raise DataError(
-            f"an image of {size[0]}×{size[1]} pixels would be resized to {width}×{height}, which is no image that can "
-            f"be held: remove it, or cut it"
+            f"an image of {size[0]}×{size[1]} pixels would be resized to {width}×{height}, which does not fit in "
+            f"memory: remove the image, or crop it"
         )
     return target
 

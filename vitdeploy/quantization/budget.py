@@ -94,7 +94,7 @@ class BudgetSearch:
             f"{2 + len(levels(count))} run on {images} validation images"
         )
         if self.journal.restored:
-            self.progress.note(f"the search goes on after {self.journal.restored} measurements")
+            self.progress.note(f"the search resumes after {self.journal.restored} measurements")
         if images < self.least_images:
             self.progress.note(
                 f"{images} validation images cannot certify a drop of at most {self.max_drop_pp:g} pp: even with no "

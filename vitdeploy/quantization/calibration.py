@@ -110,7 +110,7 @@ class Calibration:
         """
         start, seen = (None, 0) if saved is None else saved.restore(part)
         if seen:
-            progress.note(f"calibration goes on after {seen} of {len(dataset)} images")
+            progress.note(f"calibration resumes after {seen} of {len(dataset)} images")
         rest = Subset(dataset, np.arange(seen, len(dataset)))
 
         def keep(observers: Observers, further: int) -> None:

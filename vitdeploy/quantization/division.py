@@ -74,7 +74,7 @@ def warn_of_few_images(dataset: Dataset) -> None:
     if len(dataset) < FEWEST_IMAGES:
         warn(
             f"the calibration set {dataset.uri!r} has {len(dataset)} images, fewer than {FEWEST_IMAGES}: ranges may be "
-            "too narrow, 100 to 500 images like those of use are usual",
+            "too narrow, 100 to 500 images like those in use are usual",
             CalibrationWarning,
         )
 

@@ -65,7 +65,9 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
         reason = obstacle or f"linear that reads {_source(group)}"
         entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
     for attention in attentions if intent.precision in ("int8", "fp8") else ():
-        obstacle = attention.obstacle or ("" if intent.profile == "mha" else "attention, which profile 'linear' leaves")
+        obstacle = attention.obstacle or (
+            "" if intent.profile == "mha" else "attention stays in high precision in profile 'linear'"
+        )
         precision = intent.remainder if obstacle else intent.precision
         reason = obstacle or "attention: q, k, v and the softmax in 8 bits"
         entries.append(PlanEntry(group=attention.name, nodes=attention.nodes, precision=precision, reason=reason))
@@ -87,7 +89,7 @@ class Edits:
         nodes that hold no weights.
 
         Raises:
-            GraphError: An entry names a group that the graph has not, or other nodes than the group has.
+            GraphError: An entry names a group that is not in the graph, or other nodes than the group has.
             UsageError: An entry wants a precision that the target has not.
         """
         known = {entry.group: entry for entry in plan.entries}
@@ -98,7 +100,9 @@ class Edits:
             if entry is None and not self._keeps_nodes(edit, node_names):
                 near = get_close_matches(edit.group, known, n=1, cutoff=0.0)
                 hint = f", the nearest is {near[0]!r}" if near else ""
-                raise GraphError(f"the plan {self.where} names the group {edit.group!r}, which the graph has not{hint}")
+                raise GraphError(
+                    f"the plan {self.where} names the group {edit.group!r}, which is not in the graph{hint}"
+                )
             if entry is not None and edit.nodes and edit.nodes != entry.nodes:
                 raise GraphError(
                     f"the plan {self.where} gives the group {edit.group!r} the nodes {list(edit.nodes)}, the graph has "
@@ -179,7 +183,9 @@ def plan_of_graph(model: OnnxModel) -> PrecisionPlan:
 
 def _check_precision(precision: NodePrecision, target: Target, where: str) -> None:
     if precision == "fp8" and target not in _FP8_TARGETS:
-        raise UsageError(f"{where} asks for 'fp8', which target {target!r} has not: take 'int8', or target 'tensorrt'")
+        raise UsageError(
+            f"{where} asks for 'fp8', which target {target!r} does not have: take 'int8', or target 'tensorrt'"
+        )
 
 
 def _target_obstacle(group: LinearGroup, intent: Intent) -> str:

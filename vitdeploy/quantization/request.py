@@ -104,7 +104,7 @@ class QuantizeOptions:
         if self.max_drop is not None and self.time_on is None:
             raise UsageError("max_drop finds the fastest graph, so say where with time_on, such as 'onnxruntime'")
         if self.time_on is not None and self.max_drop is None:
-            raise UsageError(f"time_on is {self.time_on!r} and there is no max_drop that it would be for")
+            raise UsageError(f"time_on is {self.time_on!r}, which is for a search only: set max_drop= too")
         if self.max_drop is not None and self.remainder == "bf16":
             raise UsageError("max_drop compares graphs beside FP32 or FP16, so it goes without remainder='bf16'")
         if isinstance(self.equalization, str):
@@ -164,7 +164,7 @@ class QuantizeInputs:
 
     @property
     def _bf16(self) -> bool:
-        """Return whether OpenVINO is to compute what is not in 8 bits in BF16, by the options, else by a plan made for it."""
+        """Return whether OpenVINO is to compute in BF16 what is not in 8 bits, by the options or a plan for it."""
         replayed = "fp32" if self.edits is None else self.edits.plan.remainder
         return self.target == "openvino" and self.precision != "fp16" and (self.options.remainder or replayed) == "bf16"
 
@@ -287,7 +287,7 @@ def open_inputs(
         what = f"precision {precision!r}" if edits is None else f"precision {precision!r} with the plan {edits.where}"
         raise CalibrationError(
             f"{what} needs calibration images, ranges are never invented: pass calibration='DATA' (100 to 500 images "
-            "like those of use), or take precision='int8-weight-only'"
+            "like those in use), or take precision='int8-weight-only'"
         )
     if validation is None and options.validation is not None:
         validation = open_dataset(options.validation)

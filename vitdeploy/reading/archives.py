@@ -40,8 +40,8 @@ def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
     claimed = sum(member.file_size for member in members)
     if claimed > max(ALWAYS_FINE, MOST_GROWTH * size):
         raise ArtifactError(
-            f"{str(path)!r} has {size_text(size)} and claims to unpack to {size_text(claimed)}: weights do not shrink "
-            f"so far, so it is refused"
+            f"{str(path)!r} has {size_text(size)} and claims to unpack to {size_text(claimed)}: weights do not "
+            f"compress so far, so it is refused"
         )
     return members
 

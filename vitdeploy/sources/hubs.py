@@ -95,7 +95,7 @@ def _same_but_positions(module: nn.Module, tensors: Mapping[str, Any], resized: 
 
 
 def _fetch_timm(timm: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    local = f"weights='FILE' takes weights that are on disk, random_weights=True none ({TIMM}{name})"
+    local = f"weights='FILE' loads weights from disk, random_weights=True uses none ({TIMM}{name})"
     if not timm.models.is_model_pretrained(name):
         raise CheckpointError(f"timm publishes no weights for {name!r}: {local}")
     with _hugging_face_hub() as hub:
@@ -218,8 +218,8 @@ def _fetch_torchvision(published: Any, name: str) -> Mapping[str, Any]:
         state: Mapping[str, Any] = published.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # urllib and the file system
         raise CheckpointError(
-            f"the weights of 'torchvision:{name}' cannot be fetched ({one_line(error)}): weights='FILE' takes "
-            "weights that are on disk, random_weights=True none"
+            f"the weights of 'torchvision:{name}' cannot be fetched ({one_line(error)}): weights='FILE' loads "
+            "weights from disk, random_weights=True uses none"
         ) from error
     return state
 

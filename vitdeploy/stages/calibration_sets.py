@@ -264,7 +264,7 @@ def _name_of(data: str, split: Split | None) -> str:
 
 def _labels_check(manifest: CalibrationSet) -> Check:
     if not manifest.classes:
-        return Check(name="labels", status="unchecked", detail="the set is unlabelled, which calibration does not mind")
+        return Check(name="labels", status="unchecked", detail="the set is unlabelled, which is enough for calibration")
     counts = Counter(entry.label for entry in manifest.entries)
     absent = [name for name in manifest.classes if name not in counts]
     if absent and manifest.samples >= len(manifest.classes):
@@ -301,7 +301,7 @@ def _origin_check(manifest: CalibrationSet) -> Check:
     missing = [name for name in ("source", "licence") if not getattr(manifest, name)]
     if missing:
         return Check(
-            name="origin", status="unchecked", detail=f"{' and '.join(missing)} not stated: a recipe can say it"
+            name="origin", status="unchecked", detail=f"{' and '.join(missing)} not stated: a recipe can state it"
         )
     return Check(name="origin", status="passed", detail=f"{manifest.source}; {manifest.licence}")
 

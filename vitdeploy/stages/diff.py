@@ -130,8 +130,8 @@ def diff(
     stays at a few hundred megabytes.
 
     Args:
-        first: What is taken as right, as a rule the FP32 graph.
-        second: What is held against it.
+        first: The reference, as a rule the FP32 graph.
+        second: What is compared with it.
         data: Images, of which labels do not matter.
         runtimes: What runs ONNX models, as for ``bench``: one name for both, or one each.
         samples: Take that many of the images, by ``seed``; None for all.

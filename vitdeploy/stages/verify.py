@@ -88,7 +88,7 @@ def verify(
             raise UsageError(f"{str(path)!r} is a bundle: name one of its artifacts to compare with stored logits")
         return _verify_bundle(read_bundle(path, public_key), public_key, rebuild_engine, shown(progress))
     if rebuild_engine is not None or public_key is not None:
-        raise UsageError(f"{str(path)!r} is no bundle, which alone is signed, and alone has engines to be rebuilt")
+        raise UsageError(f"{str(path)!r} is no bundle: only bundles are signed and hold engines that can be rebuilt")
     earlier, artifact = artifact, open_artifact(path)
     if isinstance(earlier, Artifact) and earlier != artifact:
         raise ArtifactError(f"{str(earlier.path)!r} was written anew since it was opened, and holds something else")

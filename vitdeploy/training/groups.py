@@ -64,9 +64,7 @@ def _layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
     from timm.models import group_parameters
 
     if not hasattr(module, "group_matcher"):
-        raise UsageError(
-            f"layer_decay needs a model with layers in order, and {type(module).__name__} does not say any"
-        )
+        raise UsageError(f"layer_decay needs a model with layers in order, and {type(module).__name__} has none")
     layers: dict[str, int] = group_parameters(module, module.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     top = max(layers.values())
     return {name: layer_decay ** (top - layer) for name, layer in layers.items()}

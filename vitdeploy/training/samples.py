@@ -314,7 +314,7 @@ class _TrainingImages:
             return _Unusable(text if name in text else f"image {name!r}: {text}")
         except Exception as error:  # a transform may raise anything, and a worker's traceback does not name the image
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return _Unusable(f"image {name!r} cannot be varied for training ({reason})")
+            return _Unusable(f"image {name!r} cannot be augmented ({reason})")
 
     def _tensor(self, place: int, index: int) -> Tensor:
         image = self.dataset.image(index)
