@@ -92,7 +92,10 @@ def _vit(tensors: Tensors, **changes: Any) -> Converted:
     )
 
 
-FC_NORM = "took the mean before fc_norm, as in all published models: timm:NAME builds another, with global_pool="
+FC_NORM = (
+    "took the mean before fc_norm, as in all published models: timm:NAME with arguments={'global_pool': 'token'} "
+    "builds another"
+)
 
 
 def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any]) -> Converted:

@@ -33,7 +33,7 @@ from vitdeploy.reading import require_regular
 from vitdeploy.records import Report, sha256_of
 from vitdeploy.remote.events import Replay
 from vitdeploy.remote.link import check_host, connect
-from vitdeploy.remote.shipping import LostLinkError, Parcel, ask, fetch, persist, ship
+from vitdeploy.remote.shipping import LostLinkError, Parcel, request_answer, fetch, persist, ship
 from vitdeploy.remote.wheel import make_wheel, requirements
 from vitdeploy.remote.worker import FINDINGS, PREDICTIONS
 from vitdeploy.sessions import BuildTarget
@@ -163,7 +163,7 @@ class Remote:
         return [*found, *(Finding.model_validate(finding) for finding in there)]
 
     def _look(self, progress: Progress) -> dict[str, Any]:
-        return ask(self.host, {"verb": "look", "requires": requirements()}, progress)
+        return request_answer(self.host, {"verb": "look", "requires": requirements()}, progress)
 
     def _missing_finding(self, board: Mapping[str, Any]) -> Finding:
         names = ", ".join(board["missing"])
@@ -200,7 +200,7 @@ class Remote:
         job = sha256_of({"task": task, "files": files, "package": wheel.sha256, "where": where})[:32]
         start = {"verb": "start", "job": job, "package": wheel.sha256, "files": files, "task": task}
         try:
-            if ask(self.host, start, progress)["taken_over"]:
+            if request_answer(self.host, start, progress)["taken_over"]:
                 progress.note(f"taking over what an earlier call has begun on {self.host}")
             with Replay(self.host, progress) as replay:
                 listed = self._follow(job, replay, progress)
@@ -230,7 +230,7 @@ class Remote:
 
     def _drop(self, job: str) -> None:
         with suppress(RemoteError):  # it is removed there in a month at the latest
-            ask(self.host, {"verb": "drop", "job": job}, SILENT)
+            request_answer(self.host, {"verb": "drop", "job": job}, SILENT)
 
 
 @dataclass(frozen=True)

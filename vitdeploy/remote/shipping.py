@@ -72,7 +72,7 @@ def persist(host: str, attempt: Callable[[], ResultT], progress: Progress, stand
             time.sleep(WAITS_S[failures - 1])
 
 
-def ask(host: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def request_answer(host: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Return the one answer to a short request.
 
     Raises:
