@@ -33,7 +33,7 @@ from vitdeploy.reading import require_regular
 from vitdeploy.records import Report, sha256_of
 from vitdeploy.remote.events import Replay
 from vitdeploy.remote.link import check_host, connect
-from vitdeploy.remote.shipping import LostLinkError, Parcel, request_answer, fetch, persist, ship
+from vitdeploy.remote.shipping import LostLinkError, Parcel, fetch, persist, request_answer, ship
 from vitdeploy.remote.wheel import make_wheel, requirements
 from vitdeploy.remote.worker import FINDINGS, PREDICTIONS
 from vitdeploy.sessions import BuildTarget
