@@ -181,6 +181,7 @@ class OnnxRuntimeSession(CheckedSession):
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
         if provider == PROVIDERS["tensorrt"] and not options.tf32:
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # it has no setting of its own (onnxruntime #26029)
+        self._tf32 = options.tf32
         self._file = source if isinstance(source, str) else None  # a graph in memory is not kept for it
         self._settings = functools.partial(session_settings, options, precision, exact_integers)
         try:
@@ -219,7 +220,7 @@ class OnnxRuntimeSession(CheckedSession):
             found.append(f"nodes of the graph: {shares}")
         if self.provider in ON_GPU:
             found.append("its device time is wall-clock time around a call, without copies")
-        if self.provider == PROVIDERS["tensorrt"]:
+        if self.provider == PROVIDERS["tensorrt"] and not self._tf32:
             found.append("TF32 is switched off by NVIDIA_TF32_OVERRIDE where CUDA was not used before in this process")
         return tuple(found)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Engine, OnnxModel
 from vitdeploy.backends.opening import census_of
 from vitdeploy.benching import probe
@@ -206,6 +207,11 @@ def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress:
             batch = next((batch for batch, _ in entry.blocks), (entry.candidate.limits or (1, 1))[0])
             request = probe.request_of(entry.candidate, batch=batch, threads=options.threads, tf32=options.tf32)
             entry.cost = measure_in_child(probe.MODULE, request, timeout_s=options.timeout_s)
+            if entry.candidate.device == "cuda" and environment.current().jetpack is not None:
+                entry.notes.append(
+                    "its peak memory is that of its process: on a Jetson, which has one memory for both, what the GPU "
+                    "takes may not be in it"
+                )
             if entry.cost.reason:
                 entry.notes.append(f"load time and memory are unknown: {entry.cost.reason}")
             task.advance()
