@@ -32,6 +32,7 @@ from vitdeploy.records import BundledGraph, BundleManifest, Preprocess, Report
 from vitdeploy.text import printable, size_text
 from vitdeploy.wording import ms_text, percent_text
 
+_OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 REPORT_FILES = (REPORT, "report.html", "report.md")
 
 
@@ -154,6 +155,8 @@ def _report_of(report: Path | str, opened: Sequence[Artifact]) -> Report:
 
 
 def _refuse_output(output: Path) -> None:
+    if output.suffix.lower() in _OTHER_ARCHIVES:
+        raise UsageError(f"{str(output)!r} is the name of another archive, expected one with .zip, or a folder's")
     if output.suffix == ZIP_SUFFIX:
         refuse_unwritable(output, "a bundle")
     elif output.is_file():
