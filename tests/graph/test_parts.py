@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ def test_parts_are_found_by_structure_whatever_nodes_are_called(tmp_path: Path, 
     assert set(found["residual"]) == {"Add"}
     assert ("QuantizeLinear" in found.get("conversion", ())) == (precision == "int8")
     assert "other" not in found
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "products", "additions"),
+    [
+        ("pvt", {"embedding": 2, "attention": 22, "mlp": 8, "head": 1}, 8),
+        ("swin_v2", {"embedding": 1, "attention": 16, "mlp": 8, "other": 1, "head": 1}, 8),
+    ],
+)
+def test_families_with_convolutions_and_norms_behind_blocks_have_their_parts_too(
+    tmp_path: Path, family: str, products: dict[str, int], additions: int
+) -> None:
+    from small_families import small_checkpoint
+
+    from vitdeploy.graph.precisions import PRODUCTS
+    from vitdeploy.stages.export import export
+
+    model = export(small_checkpoint(family, tmp_path / "model.safetensors"), tmp_path / "model.onnx").load()
+    parts = parts_of(model)
+    assert Counter(parts[str(node.name)] for node in model.graph if node.op_type in PRODUCTS) == products
+    assert sum(parts[str(node.name)] == "residual" for node in model.graph) == additions
 
 
 def test_a_layer_of_a_runtime_belongs_to_what_went_into_it() -> None:

@@ -29,6 +29,7 @@ _NONLINEAR = frozenset(
      "Clip", "Swish", "Mish")
 )  # fmt: skip
 _ORDER: tuple[Part, ...] = ("attention", "mlp", "head", "embedding", "norm", "residual", "conversion", "layout")
+_STREAM = ("norm", "residual", "embedding")  # of which two values meet only where the residual stream goes on
 _WORDS: tuple[tuple[Part, tuple[str, ...]], ...] = (
     ("embedding", ("patch_embed", "pos_embed", "cls_token", "embeddings", "conv_proj", "conv1")),
     ("norm", ("norm", "ln_", "layernorm")),
@@ -42,10 +43,10 @@ def parts_of(model: ir.Model) -> dict[str, Part]:
     """Return node or value → part, for every node that has a name and every value that a node gives.
 
     A linear belongs to the attention where its output reaches the products of one or its input comes from one, to the
-    MLP where a non-linear function stands before or behind it; arithmetic, shapes, selections and quantization between
-    do not count. What has one changing input belongs to where that comes from (bias, activation, scale); an addition of
-    two is ``residual``. What quantizes, converts or only moves values is ``conversion`` or ``layout``, wherever it
-    stands.
+    MLP where a non-linear function stands before or behind it, and where neither is so to what its name says;
+    arithmetic, shapes, selections and quantization between do not count. What has one changing input belongs to where
+    that comes from (bias, activation, scale); an addition of two is ``residual``. What quantizes, converts or only
+    moves values is ``conversion`` or ``layout``, wherever it stands.
     """
     products = [node for node in model.graph if node.op_type in PRODUCTS]
     linear = {node for node in products if any(_is_weight(value) for value in node.inputs[1:2])}
@@ -83,12 +84,16 @@ def part_of_layer(operator: str, sources: Iterable[str], parts: Mapping[str, Par
 def _known(name: str, parts: Mapping[str, Part]) -> Part | None:
     """Return the part of a source: a node, a value, or a name that a runtime made by adding to one of these."""
     if not parts:
-        return next((part for part, words in _WORDS if any(word in name.lower() for word in words)), None)
+        return _by_words(name)
     while name:
         if name in parts:
             return parts[name]
         name = name.rpartition("/")[0]
     return None
+
+
+def _by_words(name: str) -> Part | None:
+    return next((part for part, words in _WORDS if any(word in name.lower() for word in words)), None)
 
 
 def _part(node: ir.Node, parts: Mapping[ir.Node, Part], linear: set[ir.Node], attention: set[ir.Node]) -> Part:
@@ -102,9 +107,9 @@ def _part(node: ir.Node, parts: Mapping[ir.Node, Part], linear: set[ir.Node], at
     found = list(dict.fromkeys(parts[maker] for maker in makers if maker is not None and maker in parts))
     if not found:
         return "embedding"
-    if len(found) == 1:
-        return found[0]
-    return "residual" if node.op_type == "Add" else found[0]
+    if node.op_type == "Add" and len(makers) > 1 and (len(found) > 1 or found[0] in _STREAM):
+        return "residual"
+    return found[0]
 
 
 def _part_of_linear(node: ir.Node, linear: set[ir.Node], attention: set[ir.Node]) -> Part:
@@ -112,11 +117,11 @@ def _part_of_linear(node: ir.Node, linear: set[ir.Node], attention: set[ir.Node]
     before, starts = _first_nodes(node.inputs[:1], forward=False)
     if behind & attention or before & attention or any(one.op_type in ATTENTIONS for one in behind | before):
         return "attention"
-    if any(one.op_type in _NONLINEAR for one in behind | before):
-        return "mlp"
     if starts:
         return "embedding"
-    return "head" if ends and not behind else "other"
+    if any(one.op_type in _NONLINEAR for one in behind | before):
+        return "mlp"
+    return "head" if ends and not behind else _by_words(node.name or "") or "other"
 
 
 def _first_nodes(values: Iterable[ir.Value | None], *, forward: bool) -> tuple[set[ir.Node], bool]:
