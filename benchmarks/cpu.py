@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,7 +33,7 @@ from support_tables import read_results, write_results
 from vitdeploy import environment
 from vitdeploy.artifacts import read_onnx
 from vitdeploy.catalog import variant
-from vitdeploy.measure.load import OtherLoad, watch_other_load
+from vitdeploy.measure.load import watch_other_load
 from vitdeploy.measure.statistics import logits_sqnr_db, speedup
 from vitdeploy.stages.inspect import inspect
 
@@ -97,17 +98,21 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
     }
     blocks: Blocks = {title: [] for title in workers}
     random = np.random.default_rng(0)
-    with watch_other_load() as load:
-        for _ in range(arguments.rounds):
+    loads: list[float] = []
+    for _ in range(arguments.rounds):
+        start, used = time.perf_counter(), sum(worker.cpu_s() for worker in workers.values())
+        with watch_other_load() as load:
             for title in random.permutation(list(workers)):
                 blocks[title].append(workers[title].turn())
-            peaks = peaks_of(blocks, {title: arithmetic for title, (_, _, arithmetic) in products.items()})
-            rows = {
-                title: fixed[title] | timed(title, found[title], blocks, peaks, batch * variant(name).gmacs)
-                for title in outputs
-            }
-            row = {"candidates": rows, "left_out": reasons, "gemm_gmacs_per_s": peaks}
-            keep(f"{name}, batch {batch}, {arguments.threads} threads", row | conditions(load, len(blocks[BASELINE])))
+        used = sum(worker.cpu_s() for worker in workers.values()) - used
+        loads += [] if load.cores is None else [max(0.0, load.cores - used / (time.perf_counter() - start))]
+        peaks = peaks_of(blocks, {title: arithmetic for title, (_, _, arithmetic) in products.items()})
+        rows = {
+            title: fixed[title] | timed(title, found[title], blocks, peaks, batch * variant(name).gmacs)
+            for title in outputs
+        }
+        row = {"candidates": rows, "left_out": reasons, "gemm_gmacs_per_s": peaks}
+        keep(f"{name}, batch {batch}, {arguments.threads} threads", row | conditions(loads, len(blocks[BASELINE])))
     for worker in workers.values():
         worker.close()
     for title, one in sorted(rows.items(), key=lambda item: item[1]["p50_ms"]):
@@ -121,15 +126,15 @@ def keep(key: str, row: dict[str, Any]) -> None:
     write_results(CPU_RESULTS, {"rows": rows})
 
 
-def conditions(load: OtherLoad, rounds: int) -> dict[str, Any]:
+def conditions(loads: list[float], rounds: int) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "images_compared": CHECKED,
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "environment": environment.current().model_dump(mode="json", exclude_none=True),
         "versions": environment.versions(),
-        "adds_in_32_bits": environment.adds_in_32_bits(),
-        "other_load_cores": load.cores,
+        "cpu_integers": environment.cpu_integers(),
+        "other_load_cores": float(np.mean(loads)) if loads else None,
     }
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from matrix import made_images
 from numpy.typing import NDArray
 
-from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, write_checkpoint
 from vitdeploy.datasets import batches, open_dataset
 from vitdeploy.quantization.request import QuantizeOptions
@@ -199,7 +198,7 @@ def write_gemm(path: Path, integers: bool) -> Path:
 
 
 def our_int8(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"]) -> None:
-    options = QuantizeOptions(effort="fast", cpu="vnni" if environment.adds_in_32_bits() else "any")
+    options = QuantizeOptions(effort="fast", cpu="auto")
     quantize(sources.model, path, precision="int8", target=target, calibration=sources.calibration, options=options)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 TURN_S, LEAST_CALLS = 0.5, 3
@@ -38,6 +39,11 @@ class Worker:
     def turn(self) -> NDArray[np.float64]:
         """Return milliseconds of some calls, after one that does not count."""
         return np.asarray(json.loads(self._ask("turn")), np.float64)
+
+    def cpu_s(self) -> float:
+        """Return the seconds of processor time that it has used."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def outputs(self, images: Path) -> Images:
         return np.asarray(json.loads(self._ask(f"outputs {images}")), np.float32)

@@ -69,6 +69,24 @@ def test_any_distribution_of_a_library_counts(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
+    ("cpuinfo", "machine", "integers"),
+    [
+        ("flags\t\t: fpu avx2 avx512f", "x86_64", "any"),
+        ("flags\t\t: fpu avx2 avx_vnni", "x86_64", "vnni"),
+        ("flags\t\t: avx512_vnni amx_tile amx_int8", "AMD64", "amx"),
+        ("", "x86_64", None),
+        ("Features : asimd", "aarch64", "vnni"),
+    ],
+)
+def test_how_a_processor_multiplies_integers_is_read_from_its_flags(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, machine: str, integers: str | None
+) -> None:
+    monkeypatch.setattr(environment, "_read", lambda path: cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert environment.cpu_integers() == integers
+
+
+@pytest.mark.parametrize(
     ("text", "l4t", "jetpack"),
     [
         ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64", "36.4.3", "6.2"),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitdeploy.errors import UsageError
-from vitdeploy.records import Environment
+from vitdeploy.records import CpuIntegers, Environment
 
 # library → the distributions that bring it; the first that is installed gives the version
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
@@ -132,15 +132,19 @@ def cpu_name() -> str:
     return _read(DEVICE_TREE_MODEL).strip("\0\n ") or platform.processor() or platform.machine()
 
 
-def adds_in_32_bits() -> bool | None:
-    """Return whether the processor adds products of 8-bit integers in 32 bits: x86 with VNNI or AMX, and every ARM.
+def cpu_integers() -> CpuIntegers | None:
+    """Return how the processor multiplies 8-bit integers, None where the operating system does not tell.
 
-    Other x86 processors add two of them in 16 bits, which saturates. None where the operating system does not tell.
+    ``any``: x86 without VNNI, which adds two products in 16 bits, where they saturate. ``vnni``: x86 with VNNI, and
+    every ARM, which add in 32 bits. ``amx``: x86 with AMX, which multiplies signed integers as fast as unsigned ones.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
+        return "vnni"
     flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
-    return None if flags is None else bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags.group(1).split()))
+    if flags is None:
+        return None
+    found = set(flags.group(1).split())
+    return "amx" if "amx_int8" in found else "vnni" if {"avx512_vnni", "avx_vnni"} & found else "any"
 
 
 def usable_cores() -> int:

@@ -46,6 +46,7 @@ from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
 FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
+CPU_TARGETS: tuple[Target, ...] = ("openvino", "onnxruntime")
 TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
 
@@ -193,6 +194,30 @@ def test_weights_for_a_cpu_cannot_overflow_16_bits_and_those_for_tensorrt_use_al
     assert 255 * pairs["tensorrt"] > 2**15
 
 
+def test_for_amx_openvino_gets_signed_activations_and_another_processor_says_so(
+    source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_integers", lambda: "amx")
+    options = replace(FAST, cpu="auto")
+    graphs = {
+        target: quantize(
+            source, tmp_path / f"{target}.onnx", precision="int8", target=target, calibration="digits", options=options
+        )
+        for target in CPU_TARGETS
+    }
+    for target, (stored, cpu) in {"openvino": ({"INT8"}, "amx"), "onnxruntime": ({"UINT8"}, "vnni")}.items():
+        nodes = [node for node in graphs[target].load().graph if node.op_type == "QuantizeLinear"]
+        assert {node.outputs[0].dtype.name for node in nodes if node.outputs[0].dtype is not None} == stored
+        plan = graphs[target].manifest.plan
+        assert plan is not None
+        assert plan.cpu == cpu
+    assert check(graphs["openvino"], "logits SQNR").value > 25
+    candidate = of_artifact(graphs["openvino"], "openvino", "cpu")
+    assert candidate.notes() == ()
+    monkeypatch.setattr(environment, "cpu_integers", lambda: "vnni")
+    assert "its activations are signed, for CPUs with AMX" in " ".join(candidate.notes())
+
+
 def test_a_bf16_remainder_stands_in_the_plan_and_is_judged_as_openvino_computes_it(
     source: OnnxModel, made: Mapping[tuple[str, str], OnnxModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +302,8 @@ def test_weights_for_a_cpu_with_vnni_use_all_8_bits_and_the_plan_says_so(
         source, tmp_path / "again.onnx", precision="int8", target="onnxruntime", calibration="digits", options=again
     )
     assert replayed.digest == full.digest
-    for adds, words in ((True, False), (False, True), (None, False)):
-        monkeypatch.setattr(environment, "adds_in_32_bits", lambda adds=adds: adds)
+    for kind, words in (("vnni", False), ("amx", False), ("any", True), (None, False)):
+        monkeypatch.setattr(environment, "cpu_integers", lambda kind=kind: kind)
         notes = of_artifact(full, "onnxruntime", "cpu").notes()
         assert any("its weights are for CPUs with VNNI" in note for note in notes) is words
         assert of_artifact(made_for_all, "onnxruntime", "cpu").notes() == ()

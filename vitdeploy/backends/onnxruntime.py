@@ -105,7 +105,7 @@ class OnnxRuntimeBackend:
 
 def saturates_here(plan: PrecisionPlan | None) -> bool:
     """Return whether a graph's weights are for processors that add in 32 bits, and this one is known not to."""
-    return plan is not None and plan.cpu == "vnni" and environment.adds_in_32_bits() is False
+    return plan is not None and plan.cpu != "any" and environment.cpu_integers() == "any"
 
 
 def _quantizes_fp16(manifest: Manifest) -> bool:

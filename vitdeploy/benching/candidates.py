@@ -109,6 +109,9 @@ class Candidate:
                 "slower, other runtimes may saturate; vd.quantize(..., options=vd.QuantizeOptions(cpu='any')) makes a "
                 "graph for all"
             )
+        plan = None if self.artifact is None else self.artifact.manifest.plan
+        if plan is not None and plan.cpu == "amx" and environment.cpu_integers() not in ("amx", None):
+            found.append("its activations are signed, for CPUs with AMX, which this one has not: they take longer here")
         build = self.artifact.manifest.build if self.artifact is not None else None
         if build is not None:
             found.extend(build.notes)

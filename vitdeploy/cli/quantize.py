@@ -41,8 +41,11 @@ def quantize(
         typer.Option("--validation", metavar="DATA", help="Judge on these, not on a part of the calibration set."),
     ] = None,
     cpu: Annotated[
-        Literal["any", "vnni"] | None,
-        typer.Option("--cpu", help="Processors that INT8 weights are for: all, or those with VNNI or AMX (1 dB more)."),
+        Literal["any", "vnni", "amx", "auto"] | None,
+        typer.Option(
+            "--cpu",
+            help="CPUs that INT8 is for: all; with VNNI (1 dB more); with AMX (faster in OpenVINO); auto: this one.",
+        ),
     ] = None,
     remainder: Annotated[
         Literal["fp32", "bf16"] | None,

@@ -63,12 +63,14 @@ class Format:
     On a CPU weights keep clear of the overflow of ``pairwise_scale``, unless it is one with ``vnni``, and activations
     are unsigned: that is what the kernels of x86 multiply with signed weights. ONNX Runtime converts signed ones, but
     only where a single node reads them; linears that share a signed one (q, k, v of most exporters) run in FP32 there
-    without a word.
+    without a word. ``signed``: activations that can be negative are signed all the same, for OpenVINO on a
+    processor with AMX, which multiplies them as they are, while a zero point costs time.
     """
 
     scale_type: ScaleType = "float32"
     cpu: bool = False
     vnni: bool = False
+    signed: bool = False
 
     @property
     def clearance(self) -> bool:
@@ -127,6 +129,7 @@ def _quantize_narrow(x: NDArray[np.float32], scale: NDArray[np.float32], *, axis
 
 def activation_grid(interval: Interval, form: Format, *, fp8: bool = False, signed: bool = False) -> Grid:
     """Return the grid of an activation with values in ``interval``."""
+    signed = signed or (form.signed and interval[0] < 0)
     if form.cpu and not (fp8 or signed):
         return unsigned_grid(*interval)
     clip = max(abs(limit) for limit in interval)

@@ -50,7 +50,7 @@ from vitdeploy.quantization.scaling import (
     smoothing_factor,
     weight_amax,
 )
-from vitdeploy.records import CpuWeights, NodePrecision, PlanEntry, PrecisionPlan, Treatment
+from vitdeploy.records import CpuIntegers, NodePrecision, PlanEntry, PrecisionPlan, Treatment
 
 WITH_ACTIVATIONS = ("int8", "fp8")
 
@@ -139,8 +139,8 @@ class Realizer:
         return Realized(copy.graph, plan.model_copy(update=done), basis.prepared)
 
     @property
-    def _cpu(self) -> CpuWeights:
-        return "vnni" if self.form.vnni else "any"
+    def _cpu(self) -> CpuIntegers:
+        return "amx" if self.form.signed else "vnni" if self.form.vnni else "any"
 
     def _group(
         self,
@@ -199,7 +199,7 @@ def can_be_rounded_for_outputs(group: LinearGroup) -> bool:
 
 
 def _rounded_for(linear: Linear, nearest: QuantizedTensor, rows: NDArray[np.float32], form: Format) -> QuantizedTensor:
-    pairwise = form.cpu and nearest.values.ndim == 2
+    pairwise = form.clearance and nearest.values.ndim == 2
     found = round_for_outputs(matrix(linear), nearest.scale, rows, pairwise=pairwise)
     values = found if linear.channel_axis == 1 else np.ascontiguousarray(found.T)
     return replace(nearest, values=values.reshape(nearest.values.shape))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, InstanceOf, PlainValidator
 
+from vitdeploy import environment
 from vitdeploy.artifacts import CalibrationTable, OnnxModel, is_calibration_table, read_calibration_table
 from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, DataSource, open_dataset, overlap_text
@@ -18,7 +19,7 @@ from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
 from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
-from vitdeploy.records import CpuWeights, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
+from vitdeploy.records import CpuIntegers, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
 from vitdeploy.wording import adoption
 
@@ -43,8 +44,9 @@ class QuantizeOptions:
 
     profile: ``linear``: linears, with weights per channel and activations per tensor. ``mha``: the two products of
         attention as well, where TensorRT can fuse them.
-    cpu: For which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those that have
-        VNNI, AMX, or are not x86, where weights use all 8 bits. None: what a plan says, else any.
+    cpu: For which processors an INT8 graph for ONNX Runtime or OpenVINO is: ``any``; ``vnni``, those that have VNNI,
+        AMX, or are not x86, where weights use all 8 bits; ``amx``, where OpenVINO's activations are signed too;
+        ``auto``, the one of this machine. None: what a plan says, else any.
     remainder: For ``target='openvino'``: with ``bf16`` it computes in BF16, where the processor can, what is not in
         8 bits; with ``fp32`` it does not. None: what a plan says, else FP32. Other targets have one remainder each.
     lower: For ``target='onnxruntime'``: write ``NAME.lowered.onnx`` beside the graph too, with biases inside the
@@ -69,7 +71,7 @@ class QuantizeOptions:
     """
 
     profile: Profile = "linear"
-    cpu: CpuWeights | None = None
+    cpu: CpuIntegers | Literal["auto"] | None = None
     remainder: Literal["fp32", "bf16"] | None = None
     lower: bool = False
     method: Method = "auto"
@@ -92,7 +94,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         require_one_of("profile", self.profile, ("linear", "mha"))
-        require_one_of("cpu", self.cpu, (None, *get_args(CpuWeights)))
+        require_one_of("cpu", self.cpu, (None, "auto", *get_args(CpuIntegers)))
         require_one_of("remainder", self.remainder, (None, "fp32", "bf16"))
         require_one_of("method", self.method, ("auto", *METHODS))
         require_one_of("rounding", self.rounding, ("auto", "nearest", "gptq"))
@@ -112,11 +114,16 @@ class QuantizeOptions:
         elif not 0.0 <= self.equalization <= 1.0:
             raise UsageError(f"equalization {self.equalization!r} is out of range, expected 0 to 1, 'auto' or 'off'")
 
+    @property
+    def processor(self) -> CpuIntegers | None:
+        """What ``cpu`` asks for: with ``auto`` this machine's, ``any`` where the operating system does not tell."""
+        return (environment.cpu_integers() or "any") if self.cpu == "auto" else self.cpu
+
     def values(self) -> dict[str, Any]:
         """Return what decides the result, as JSON values; plan and validation count by content and are left out."""
         return {
             "profile": self.profile,
-            **({} if self.cpu is None else {"cpu": self.cpu}),
+            **({} if self.cpu is None else {"cpu": self.processor}),
             **({} if self.remainder is None else {"remainder": self.remainder}),
             **({"lower": True} if self.lower else {}),
             "method": self.method,
@@ -159,8 +166,13 @@ class QuantizeInputs:
         remainder = Intent(self.precision, self.target).remainder
         on_cpu = self.target != "tensorrt" and self.needs_ranges
         replayed = "any" if self.edits is None else self.edits.plan.cpu
-        vnni = on_cpu and (self.options.cpu or replayed) == "vnni"
-        return Format("float16" if remainder == "fp16" else "float32", cpu=on_cpu, vnni=vnni)
+        processor = (self.options.processor or replayed) if on_cpu else "any"
+        return Format(
+            "float16" if remainder == "fp16" else "float32",
+            cpu=on_cpu,
+            vnni=processor != "any",
+            signed=processor == "amx" and self.target == "openvino",
+        )
 
     @property
     def _bf16(self) -> bool:

@@ -19,7 +19,7 @@ from vitdeploy.records.manifest import (
 from vitdeploy.records.model import Activation, ModelSpec, Task
 from vitdeploy.records.precision import (
     CalibrationInfo,
-    CpuWeights,
+    CpuIntegers,
     NodePrecision,
     PlanEntry,
     Precision,
@@ -46,7 +46,7 @@ __all__ = [
     "CalibrationInfo",
     "Check",
     "Conditions",
-    "CpuWeights",
+    "CpuIntegers",
     "DepthPoint",
     "Effect",
     "Environment",

@@ -10,7 +10,7 @@ from vitdeploy.records.samples import SampleSet
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
-CpuWeights = Literal["any", "vnni"]
+CpuIntegers = Literal["any", "vnni", "amx"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 Rounding = Literal["nearest", "gptq"]
 Rotated = Literal["stream", "values"]
@@ -54,15 +54,15 @@ class PrecisionPlan(Record):
     """The precision of every quantizable group; ``remainder`` is what all other nodes run in.
 
     A BF16 remainder is FP32 in the graph, and OpenVINO is asked to compute it in BF16 where the processor can.
-    ``cpu`` says for which processors INT8 weights for ONNX Runtime and OpenVINO are: ``any``, or ``vnni`` for those
-    that add products of 8 bits in 32, where weights may use all their bits. ``rotated`` says which channels are in
-    another basis, by matrices that follow from their number: those of the residual streams, those of the attentions'
-    values within each head.
+    ``cpu`` says for which processors a graph for ONNX Runtime or OpenVINO is: ``any``; ``vnni``, those that add
+    products of 8 bits in 32, where weights may use all their bits; ``amx``, those that multiply signed activations too.
+    ``rotated`` says which channels are in another basis, by matrices that follow from their number: those of the
+    residual streams, those of the attentions' values within each head.
     """
 
     profile: str
     remainder: Literal["fp32", "fp16", "bf16"]
-    cpu: CpuWeights = "any"
+    cpu: CpuIntegers = "any"
     rotated: tuple[Rotated, ...] = ()
     entries: tuple[PlanEntry, ...] = ()
 
