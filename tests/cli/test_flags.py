@@ -18,7 +18,8 @@ from typer.main import get_command
 import vitdeploy as vd
 from vitdeploy.cli import main
 from vitdeploy.cli.app import app
-from vitdeploy.cli.flags import COMMANDS, in_flags, recipe_keys, set_command
+from vitdeploy.cli.flags import COMMANDS, RECIPE_KEYS, in_flags, recipe_keys, set_command
+from vitdeploy.pipeline import Recipe
 
 PACKAGE = Path(str(vd.__file__)).parent
 OPTIONS = (
@@ -236,6 +237,10 @@ def test_ranges_without_images_python_command_line_and_run(
         ("train", "go on with vd.train(..., resume=True)", "go on with 'vitdeploy train … --resume'"),
         ("run", "allow it with cpu_fallback=True", "allow it with --set bench.options.cpu_fallback=true"),
         ("run", "use a higher opset=", "use a higher export.opset"),
+        ("run", "raise workspace_bytes=, or leave it out", "raise build.workspace_mib, or leave it out"),
+        ("run", "lower workspace_bytes=268435456", "lower --set build.workspace_mib=256"),
+        ("run", "raise max_drop_pp=", "raise bench.max_drop"),
+        ("build", "raise it to workspace_bytes=1073741824", "raise it to --workspace-mib 1024"),
         ("calibration make", "pass data='DATA'", "pass DATA"),
         (
             "verify",
@@ -282,6 +287,19 @@ def test_stored_advice_is_python_in_the_record_and_flags_on_the_terminal(
     assert "'vitdeploy export … --reference DATA' stores them" in capsys.readouterr().out
     main(["verify", alone, "--data", "digits:test", "--json"])
     assert detail in capsys.readouterr().out
+
+
+def test_every_option_of_a_stage_is_a_key_of_the_recipe() -> None:
+    """An option that the recipe calls otherwise has its row in RECIPE_KEYS, and that row names a key there is."""
+    recipe = Recipe()
+    assert recipe.build.workspace_mib is None
+    assert recipe.bench.max_drop is None
+    assert set(RECIPE_KEYS.values()) == {"build.workspace_mib", "bench.max_drop"}
+    options = [recipe.quantize[0].options, recipe.bench.options, recipe.build, recipe.train.options]
+    known = {name for one in options for name in vars(one)}
+    stages = (vd.QuantizeOptions, vd.BuildTarget, vd.BenchOptions, vd.TrainOptions)
+    names = {name for one in stages for name in inspect.signature(one).parameters}
+    assert names - known - RECIPE_KEYS.keys() == set()
 
 
 def test_keys_of_the_recipe_that_stand_once_are_named_whole() -> None:

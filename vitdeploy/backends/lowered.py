@@ -47,7 +47,7 @@ def lower(portable: OnnxModel, progress: Progress = SILENT) -> OnnxModel | None:
     if not LowerIntegerMatMuls()(graph).modified:
         progress.note(f"{path.name} was not written: no integer product of {portable.path.name} has a constant bias")
         return None
-    made_for = Lowering(runtime="onnxruntime", version=version, cpu=environment.cpu_name(), portable=portable.path.name)
+    lowering = Lowering(runtime="onnxruntime", version=version, cpu=environment.cpu_name(), portable=portable.path.name)
     golden, preprocess = portable.golden, portable.manifest.preprocess
     name, renewed = "logits SQNR of the portable graph", None
     check = Check(name=name, status="unchecked", unit="dB", detail="the graph has no golden samples")
@@ -66,10 +66,10 @@ def lower(portable: OnnxModel, progress: Progress = SILENT) -> OnnxModel | None:
         check = Check(name=name, status="passed", value=value, limit=LEAST_SQNR_DB, unit="dB", detail=detail)
         renewed = Golden(golden.pixels, golden.reference, new)
     manifest = portable.manifest.model_copy(
-        update={"lowered": made_for, "parents": {"portable": portable.digest}, "checks": (check,)}
+        update={"lowered": lowering, "parents": {"portable": portable.digest}, "checks": (check,)}
     )
     progress.note(
-        f"wrote {path.name} for ONNX Runtime {version} on {made_for.cpu}: bench it beside {portable.path.name}"
+        f"wrote {path.name} for ONNX Runtime {version} on {lowering.cpu}: bench it beside {portable.path.name}"
     )
     return write_onnx(path, graph, manifest, renewed)
 
@@ -89,8 +89,8 @@ def refuse_lowered(model: OnnxModel, backend: str, version: str) -> None:
     if lowered is None:
         return
     here, cpu = f"{backend_title(backend)} {version}", environment.cpu_name()
-    made_for = (lowered.runtime, release_of(lowered.version), lowered.cpu)
-    if made_for != (backend, release_of(version), cpu):
+    lowering = (lowered.runtime, release_of(lowered.version), lowered.cpu)
+    if lowering != (backend, release_of(version), cpu):
         raise BackendError(
             f"{str(model.path)!r} was lowered for {backend_title(lowered.runtime)} {lowered.version} on "
             f"{lowered.cpu}, and this is {here} on {cpu}: take {lowered.portable!r}, which it was made from"

@@ -5,6 +5,7 @@
     arguments={'heads': 8}                                           --model-arg heads=8
     vd.export('vit.pth', options=vd.ExportOptions(opset=18))         'vitdeploy export vit.pth --opset 18'
     cpu_fallback=True, under 'vitdeploy run'                         --set bench.options.cpu_fallback=true
+    workspace_bytes=, under 'vitdeploy run'                          build.workspace_mib
 
 Which flag sets a keyword is read from the commands themselves: their parameters are called, in Python, as those of the
 public functions and of their options. What has no flag on the command that was called stays as it is, and so does what
@@ -32,6 +33,11 @@ COMMANDS = {
     "merge_calibration_tables": ("calibration", "merge"),
 }
 """Public functions whose command has another name than they have."""
+
+RECIPE_KEYS = {"workspace_bytes": "build.workspace_mib", "max_drop_pp": "bench.max_drop"}
+"""Keywords of Python that the recipe of ``run`` calls otherwise."""
+MEBIBYTES = "workspace_bytes"
+"""The keyword that counts bytes, where command line and recipe count MiB."""
 
 ELLIPSIS = "…"
 LONGEST_CALL = 32
@@ -73,7 +79,7 @@ def _keyword_text(name: str, value: str | None) -> str | None:
     """Return how the command that was called sets a keyword, None where it does not."""
     command = _command(_current.get())
     parameter = None if command is None else _parameters(command).get(name)
-    node = _parsed(value) if value else None
+    node = _in_unit(name, _parsed(value)) if value else None
     if parameter is not None:
         return " ".join(_words(parameter, node, in_command=False))
     found = _setting(name) if command is not None and "settings" in _parameters(command) else None
@@ -111,11 +117,16 @@ def _settings(command: Any, call: ast.Call) -> Iterator[tuple[Any, ast.expr]]:
     for index, value in enumerate(call.args):
         yield order[index] if index < len(order) else None, value
     for keyword in call.keywords:
-        if isinstance(keyword.value, ast.Call):  # options=vd.ExportOptions(...)
-            for inner in keyword.value.keywords:
-                yield named.get(str(inner.arg)), inner.value
-        else:
-            yield named.get(str(keyword.arg)), keyword.value
+        # options=vd.ExportOptions(...) holds options of its own
+        for one in keyword.value.keywords if isinstance(keyword.value, ast.Call) else [keyword]:
+            yield named.get(str(one.arg)), _in_unit(str(one.arg), one.value)
+
+
+def _in_unit(name: str, node: ast.expr) -> ast.expr:
+    """Return a keyword's value in the unit of its flag: MiB where Python counts bytes."""
+    if name == MEBIBYTES and isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return ast.Constant(node.value >> 20)
+    return node
 
 
 def _words(parameter: Any, node: ast.expr | None, *, in_command: bool) -> list[str]:
@@ -203,7 +214,7 @@ def _parameters(command: Any) -> dict[str, Any]:
 
 def _setting(name: str) -> tuple[str, bool] | None:
     """Return what ``--set`` of this command calls a keyword, and whether it reaches it, None for what it has not."""
-    path, settable = recipe_keys().get(name, ("", False))
+    path, settable = (RECIPE_KEYS[name], True) if name in RECIPE_KEYS else recipe_keys().get(name, ("", False))
     if _current.get()[0] == "run":
         return (path, settable) if path else None
     options = "train.options."
