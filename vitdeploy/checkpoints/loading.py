@@ -15,7 +15,6 @@ import numpy as np
 from vitdeploy import catalog
 from vitdeploy.catalog import Variant
 from vitdeploy.checkpoints.candidates import AVERAGES, Candidate, common_root, find_candidates, same_shapes, unknown
-from vitdeploy.checkpoints.conventions import by_convention
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.evidence import Evidence, evidence_of
 from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
@@ -23,6 +22,7 @@ from vitdeploy.checkpoints.layouts import swin
 from vitdeploy.checkpoints.layouts.vit import OTHER_BUILDER
 from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
+from vitdeploy.checkpoints.preprocessing import preprocess_of_weights
 from vitdeploy.checkpoints.stated import stated_arguments
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
@@ -154,8 +154,7 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     _check_tables(converted, module, request, file)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
     _assign(module, tensors, file, label, dialect.family)
-    preprocess = _preprocess(variant, converted, evidence, arguments, notes)
-    preprocess = _normalized_as_beside(preprocess, converted, evidence, file, notes)
+    preprocess = preprocess_of_weights(variant, converted, evidence, file, arguments, notes)
     return LoadedWeights(module.eval(), spec, preprocess, dialect.name, candidate.reason, ()), notes
 
 
@@ -489,53 +488,3 @@ def _is_other_depth(tensors: Tensors, expected: Mapping[str, object]) -> bool:
 
 # What else may take tensors that the family has no place for.
 _HINTS = {"vit": OTHER_BUILDER}
-
-
-def _preprocess(
-    variant: Variant | None, converted: Converted, evidence: Evidence, arguments: Mapping[str, Any], notes: list[str]
-) -> Preprocess:
-    """Return the file's own preprocessing, else the convention of its code base, fitted to the image's size."""
-    image_size = arguments["image_size"]
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    channels = int(arguments.get("channels", 3))
-    own = converted.preprocess or evidence.preprocess
-    if own is not None:
-        return _with_channels(own, channels, notes).at_size(size)
-    record, warning = by_convention(converted.convention, variant, size)
-    if evidence.changes:
-        record = _changed(record, evidence.changes, size)
-        notes.append(f"its args set the preprocessing: {', '.join(sorted(evidence.changes))}")
-    note = f"the file does not state its preprocessing: took {record.source}"
-    notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
-    return _with_channels(record, channels, notes)
-
-
-def _normalized_as_beside(
-    record: Preprocess, converted: Converted, evidence: Evidence, file: WeightFile, notes: list[str]
-) -> Preprocess:
-    """Return the record with the mean and standard deviation of a layer that the file has in front of the model."""
-    if file.normalization is None or converted.preprocess is not None or evidence.preprocess is not None:
-        return record
-    mean, std = (values * (record.channels // len(values)) for values in file.normalization)
-    notes.append("the file has a layer of mean and std in front of the model: took them for the preprocessing")
-    return record.model_copy(update={"mean": mean, "std": std, "source": f"{record.source}, mean and std of the file"})
-
-
-def _changed(record: Preprocess, changes: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
-    """Return a record with the arguments of timm's training script."""
-    update = {key: value for key, value in changes.items() if key != "crop_pct"}
-    if "crop_pct" in changes and record.resize == "shortest":
-        update["resize_size"] = math.floor(min(size) / changes["crop_pct"])
-    return record.model_copy(update={**update, "source": f"{record.source}, changed by its args"})
-
-
-def _with_channels(record: Preprocess, channels: int, notes: list[str]) -> Preprocess:
-    """Return the record for greyscale images where the model takes those: the mean of what each colour has."""
-    if channels == record.channels:
-        return record
-    if channels not in (1, 3):
-        raise CheckpointError(f"the weights take images of {channels} channels, only 1 and 3 can be read from files")
-    mean, std = (sum(values) / len(values) for values in (record.mean, record.std))
-    notes.append(f"the model takes {channels} channels: took mean {mean:.4g} and std {std:.4g}")
-    update = {"channels": channels, "mean": (mean,) * channels, "std": (std,) * channels, "fill": ()}
-    return record.model_copy(update=update)
