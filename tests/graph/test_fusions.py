@@ -72,7 +72,16 @@ GELUS = {
     "half first": "a = Div(input, c) e = Erf(a) o = Add(e, one) h = Mul(input, half) logits = Mul(h, o)",
     "half last": "a = Mul(input, i) e = Erf(a) o = Add(one, e) g = Mul(o, half) logits = Mul(g, input)",
 }
+TANH_GELUS = {
+    "GPT-2": "p = Pow(input, three) k = Mul(p, cube) s = Add(input, k) m = Mul(s, slope) t = Tanh(m) o = Add(t, one) "
+    "h = Mul(input, half) logits = Mul(h, o)",
+    "by products": "q = Mul(input, input) p = Mul(q, input) k = Mul(cube, p) s = Add(input, k) m = Mul(slope, s) "
+    "t = Tanh(m) o = Add(one, t) g = Mul(input, o) logits = Mul(g, half)",
+    "JAX": "q = Mul(input, input) k = Mul(q, cube) s = Add(k, one) r = Mul(input, slope) m = Mul(r, s) t = Tanh(m) "
+    "o = Add(t, one) g = Mul(o, half) logits = Mul(input, g)",
+}
 NUMBERS = {"c": np.sqrt(2), "i": np.sqrt(0.5), "one": 1.0, "half": 0.5}
+NUMBERS |= {"three": 3.0, "cube": 0.044715, "slope": np.sqrt(2 / np.pi)}
 
 
 def numbers(text, **replaced: Any):
@@ -91,6 +100,30 @@ def test_gelu_in_pieces_becomes_one_node(text: str) -> None:
     check(model)
     assert ops(model) == ["Gelu"]
     np.testing.assert_allclose(run(model, input=X)[0], expected, rtol=1e-5, atol=1e-6)
+    assert not FuseGelu()(model).modified
+
+
+@pytest.mark.parametrize("text", TANH_GELUS.values(), ids=TANH_GELUS)
+def test_gelu_with_tanh_in_pieces_becomes_one_node(text: str) -> None:
+    model = parse(text, **numbers(text))
+    expected = run(model, input=X)[0]
+    assert FuseGelu()(model).modified
+    check(model)
+    assert ops(model) == ["Gelu"]
+    assert model.graph[0].attributes["approximate"].as_string() == "tanh"
+    np.testing.assert_allclose(run(model, input=X)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("replaced", [{"cube": 0.05}, {"slope": 0.85}, {"three": 2.0}])
+def test_other_numbers_are_no_gelu_with_tanh(replaced: dict[str, float]) -> None:
+    text = TANH_GELUS["GPT-2"]
+    model = parse(text, **numbers(text, **replaced))
+    assert not FuseGelu()(model).modified
+
+
+def test_an_intermediate_result_that_is_read_elsewhere_keeps_a_gelu_in_pieces() -> None:
+    text = TANH_GELUS["GPT-2"].replace("logits = Mul(h, o)", "g = Mul(h, o) logits = Add(g, t)")
+    model = parse(text, **numbers(text))
     assert not FuseGelu()(model).modified
 
 

@@ -137,14 +137,16 @@ def test_a_treatment_that_a_plan_has_is_left_alone(prepared, plan, observers) ->
     assert found["qkv"] != own
 
 
-def test_large_graphs_are_rounded_so_with_effort_best_only(
+def test_weights_of_large_graphs_are_rotated_and_rounded_together_with_effort_best_only(
     prepared, plan, observers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitdeploy.quantization.search.MOST_ROUNDING_PRODUCTS", 1e3)
+    monkeypatch.setattr("vitdeploy.quantization.search.MOST_WEIGHT_PRODUCTS", 1e3)
     for effort, tried in (("default", False), ("best", True)):
         steps = proposals(prepared, observers, effort=effort)
         steps.start(plan)
-        assert ("rounding by GPTQ" in [step.name for step in steps.steps()]) == tried
+        names = [step.name for step in steps.steps()]
+        assert ("rounding by GPTQ" in names) == ("rotation of residual streams" in names) == tried
+        assert "channel scaling" in names
 
 
 def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observers) -> None:

@@ -77,7 +77,7 @@ def quantize(
     ] = "auto",
     effort: Annotated[
         Effort,
-        typer.Option("--effort", help="fast trusts estimates, best tries every step on images."),
+        typer.Option("--effort", help="fast trusts estimates, default tries steps on images, best all of them."),
     ] = "default",
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that overrides the profile.")

@@ -57,7 +57,8 @@ class QuantizeOptions:
         alpha to take for all groups.
     rounding: Of weights: ``nearest`` integers, ``gptq``: together, so that outputs keep values, ``auto`` compares.
     steps: Which steps may be tried, of ``STEPS``; ``auto``: all of them.
-    effort: ``fast`` trusts layer errors and tries nothing on images, ``best`` tries everything.
+    effort: ``fast`` trusts layer errors and tries nothing on images, ``default`` tries steps within a budget of work,
+        ``best`` tries all of them on more images.
     plan: A precision plan, the file of one, or a quantized graph, whose entries go before the profile's.
     validation: Images for the check, instead of a part of the calibration set.
     samples: Take that many of the calibration images, stratified, by ``seed``.

@@ -39,8 +39,8 @@ WORTH_A_ROTATION_DB = 1.0
 LEAST_GAIN_OF_MUL_DB = 6.0
 """A Mul in front of a linear must leave that much less error in the linear's outputs."""
 _WITHIN_A_GROUP_DB = 0.2
-MOST_ROUNDING_PRODUCTS = 3e10
-"""Weights of larger graphs are rounded for their outputs with effort ``best`` only, for the time it takes."""
+MOST_WEIGHT_PRODUCTS = 3e10
+"""Weights of larger graphs are rotated, and rounded together, with effort ``best`` only, for the time it takes."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class SearchOptions:
     scaling: ``auto`` chooses an alpha for each group, ``off`` does without, a number is the alpha of all.
     rounding: ``auto`` tries both ways, else the one to take.
     steps: Which steps may be tried beside those that the two before leave open.
-    effort: ``fast`` trusts the layer errors and tries nothing on images, ``default`` tries each step once, ``best``
-        tries more of them, on more images.
+    effort: ``fast`` trusts the layer errors and tries nothing on images, ``default`` tries each step once within a
+        budget of multiplications, ``best`` tries all of them on more images. What is tried never depends on a clock.
     """
 
     methods: tuple[RangeMethod, ...] = METHODS
@@ -136,10 +136,10 @@ class Proposals:
             yield self._step("channel shift", WORTHWHILE_DB, self._shift)
         if "mul" in allowed and self.options.scaling != "off":
             yield self._step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
-        if "rotation" in allowed and self._all_open:
+        if "rotation" in allowed and self._all_open and self._weights_are_few():
             for name, what in ROTATIONS.items():
                 yield self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
-        if "rounding" in allowed and self.options.rounding == "auto" and self._rounding_pays():
+        if "rounding" in allowed and self.options.rounding == "auto" and self._weights_are_few():
             yield self._step("rounding by GPTQ", WORTHWHILE_DB, self._rounding, by_layer_error=False)
         if "bias" in allowed:
             yield self._step("bias correction", WORTHWHILE_DB, self._bias, by_layer_error=False)
@@ -237,11 +237,11 @@ class Proposals:
         changed = _changed(plan, self._open, treat)
         return changed.model_copy(update={"rotated": rotated})
 
-    def _rounding_pays(self) -> bool:
-        """Return whether the time for it is small, or the effort worth it: K³ + K²·N multiplications a linear."""
+    def _weights_are_few(self) -> bool:
+        """Return whether work on all weights is quick or worth the effort: up to K³ + K²·N multiplications a linear."""
         linears = [linear for name in self._open & self._groups.keys() for linear in self._groups[name].linears]
         products = sum(float(one.in_features) ** 2 * (one.in_features + one.out_features) for one in linears)
-        return self.options.effort == "best" or products <= MOST_ROUNDING_PRODUCTS
+        return self.options.effort == "best" or products <= MOST_WEIGHT_PRODUCTS
 
     def _rounding(self, plan: PrecisionPlan) -> PrecisionPlan | None:
         def treat(entry: PlanEntry) -> Treatment:
