@@ -99,6 +99,7 @@ families: $(STAMP)
 matrix: $(STAMP)
 	$(BIN)/python benchmarks/matrix.py
 	$(BIN)/python benchmarks/graph_size.py
+	$(BIN)/python benchmarks/exporters.py
 
 clean:
 	rm -rf vitdeploy-run docs/_build docs/made build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

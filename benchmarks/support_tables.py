@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FAMILY_RESULTS, MATRIX_RESULTS, NODE_RESULTS = (RESULTS / f"{name}.json" for name in ("families", "matrix", "nodes"))
+EXPORTER_RESULTS = RESULTS / "exporters.json"
 SUPPORT_PAGE, SIZE_PAGE = ROOT / "docs" / "support-matrix.md", ROOT / "docs" / "graph-size.md"
 
 FAMILIES = {
@@ -32,6 +33,7 @@ TRAINED = tuple(name for name in FAMILIES if name != "hybrid")
 """Families with a small variant for the digits; a ResNet stem halves an image of 8×8 pixels five times."""
 
 LEAST_TOP1, MOST_TRAIN_S, MOST_DELTA_PP = 0.95, 300.0, 1.0
+MOST_EXPORTER_DB = 1.0
 INT8_GRAPHS = {"model.int8.onnx": "TensorRT", "model.int8.onnxruntime.onnx": "ONNX Runtime"}
 FORBIDDEN = ("Shape", "Expand", "Squeeze", "If", "Loop", "Resize", "Einsum", "ScatterND")
 COUNTED_WITH = ("torch", "onnxscript", "onnx-ir", "timm", "transformers")
@@ -80,21 +82,35 @@ def misses_of_stages(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def misses_of_exporters(row: Mapping[str, Any]) -> list[str]:
+    """Return in words which exports of a model are not quantized as the native one."""
+    native, misses = row["forms"]["native"], []
+    for name, form in row["forms"].items():
+        if "error" in form:
+            misses.append(f"{name}: {form['error']}")
+        elif form["groups"] != native["groups"]:
+            misses.append(f"{name}: {form['groups']} groups in INT8, native {native['groups']}")
+        elif abs(form["sqnr_db"] - native["sqnr_db"]) > MOST_EXPORTER_DB:
+            misses.append(f"{name}: {form['sqnr_db']:.1f} dB, native {native['sqnr_db']:.1f} dB")
+    return misses
+
+
 def misses_of_nodes(row: Mapping[str, Any]) -> list[str]:
     """Return which operators a family's graph has and should not have, and other departures from a legal graph."""
     operators = row["after"]["operators"]
     return [f"{operators[name]} × {name}" for name in FORBIDDEN if operators.get(name)] + row["after"]["findings"]
 
 
-def support_page(matrix: Results, families: Results) -> str:
+def support_page(matrix: Results, families: Results, exporters: Results) -> str:
     """Return ``docs/support-matrix.md``."""
-    return "\n\n".join([SUPPORT_HEAD, full_size(matrix), digits(families)]) + "\n"
+    return "\n\n".join([SUPPORT_HEAD, full_size(matrix), digits(families), other_exporters(exporters)]) + "\n"
 
 
 SUPPORT_HEAD = """# Support matrix
 
-Every family, every stage, with what was measured. This page is rendered from `benchmarks/results/matrix.json` and
-`families.json`; `make matrix` and `make families` measure again and renew it, and a test holds it against the JSON."""
+Every family, every stage, with what was measured. This page is rendered from `matrix.json`, `families.json` and
+`exporters.json` of `benchmarks/results`; `make matrix` and `make families` measure again and renew it, and a test holds
+it against the JSON."""
 
 
 def full_size(matrix: Results) -> str:
@@ -188,6 +204,35 @@ def digits(families: Results) -> str:
             conditions_line(good),
         ]
     )
+
+
+def other_exporters(results: Results) -> str:
+    """Return the section about graphs of other packages and exporters."""
+    rows = results["rows"]
+    forms = list(rows[0]["forms"])
+    misses = [f"* {row['model']}, {miss}" for row in rows for miss in misses_of_exporters(row)]
+    return "\n\n".join(
+        [
+            "## Graphs of other exporters",
+            prose(
+                f"""Small models of other packages with redrawn weights, exported with PyTorch's two exporters, and what
+                `onnxruntime.transformers` makes of them (optimised), each taken over by `vitdeploy export` and
+                quantized to INT8 for ONNX Runtime by min-max. Native: the same weights through our own model. In each
+                cell the groups of linears in INT8 and the logits SQNR against the FP32 graph; expected are the same
+                groups, and an SQNR within {MOST_EXPORTER_DB:g} dB. (`python benchmarks/exporters.py`)"""
+            ),
+            table(
+                ["model", *forms],
+                [[row["model"], *(fidelity_cell(row["forms"][name]) for name in forms)] for row in rows],
+            ),
+            "What fell short:\n\n" + "\n".join(misses) if misses else "All are as expected.",
+            conditions_line(rows),
+        ]
+    )
+
+
+def fidelity_cell(form: Mapping[str, Any]) -> str:
+    return "failed" if "error" in form else f"{form['groups']}, {form['sqnr_db']:.1f} dB"
 
 
 def digits_row(row: Mapping[str, Any]) -> list[str]:
@@ -338,8 +383,9 @@ def megabytes(engine: Mapping[str, Any]) -> str:
 def render_all() -> None:
     """Write both pages from the results that are there."""
     families, matrix, nodes = (read_results(path) for path in (FAMILY_RESULTS, MATRIX_RESULTS, NODE_RESULTS))
-    if families and matrix:
-        SUPPORT_PAGE.write_text(support_page(matrix, families), "utf8")
+    exporters = read_results(EXPORTER_RESULTS)
+    if families and matrix and exporters:
+        SUPPORT_PAGE.write_text(support_page(matrix, families, exporters), "utf8")
     if nodes:
         SIZE_PAGE.write_text(size_page(nodes), "utf8")
 

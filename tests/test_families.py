@@ -76,8 +76,8 @@ def test_every_family_that_is_trained_has_a_recipe(tables: ModuleType) -> None:
 
 
 def test_the_support_matrix_is_what_the_measured_results_render_to(tables: ModuleType) -> None:
-    matrix, families = (tables.read_results(path) for path in (tables.MATRIX_RESULTS, tables.FAMILY_RESULTS))
-    assert tables.SUPPORT_PAGE.read_text("utf8") == tables.support_page(matrix, families)
+    paths = tables.MATRIX_RESULTS, tables.FAMILY_RESULTS, tables.EXPORTER_RESULTS
+    assert tables.SUPPORT_PAGE.read_text("utf8") == tables.support_page(*map(tables.read_results, paths))
 
 
 def test_the_page_of_graph_sizes_is_what_the_counted_nodes_render_to(tables: ModuleType) -> None:
@@ -91,6 +91,13 @@ def test_each_family_is_in_each_table(tables: ModuleType) -> None:
     )
     assert families == list(tables.TRAINED)
     assert matrix == nodes == list(tables.FAMILIES)
+
+
+def test_graphs_of_other_exporters_are_quantized_as_the_native_ones(tables: ModuleType) -> None:
+    rows = tables.read_results(tables.EXPORTER_RESULTS)["rows"]
+    assert len(rows) == 8
+    assert all(len(row["forms"]) == 9 for row in rows)
+    assert [miss for row in rows for miss in tables.misses_of_exporters(row)] == []
 
 
 def test_the_measured_families_are_as_expected(tables: ModuleType) -> None:
