@@ -110,10 +110,27 @@ def test_a_family_that_falls_short_is_named_in_the_page(tables: ModuleType) -> N
     worse = json.loads(json.dumps(families))
     worse["rows"][0] |= {"top1": 0.9, "train_s": 400.0}
     worse["rows"][0]["rows"]["model.int8.onnx"]["delta_top1_pp"] = -1.5
-    page = tables.support_page(matrix, worse)
+    page = tables.support_page(matrix, worse, tables.read_results(tables.EXPORTER_RESULTS))
     assert "* ViT: top-1 is 0.9000, expected 0.95" in page
     assert "* ViT: training took 400 s, expected at most 300 s" in page
     assert "* ViT: INT8 for TensorRT changes top-1 by -1.50 pp, expected 1 at most" in page
+
+
+def test_an_export_that_is_quantized_otherwise_is_named_in_the_page(tables: ModuleType) -> None:
+    native = {"groups": 8, "sqnr_db": 33.0}
+    forms = {
+        "native": native,
+        "a": native | {"groups": 7},
+        "b": native | {"sqnr_db": 31.9},
+        "c": {"error": "it broke"},
+        "d": native | {"sqnr_db": 33.9},
+    }
+    row = {"model": "timm ViT", "forms": forms}
+    expected = ["a: 7 groups in INT8, native 8", "b: 31.9 dB, native 33.0 dB", "c: it broke"]
+    assert tables.misses_of_exporters(row) == expected
+    results = tables.read_results(tables.EXPORTER_RESULTS)
+    page = tables.other_exporters({"rows": [row | {"conditions": results["rows"][0]["conditions"]}]})
+    assert all(f"* timm ViT, {miss}" in page for miss in expected)
 
 
 def test_an_engine_that_was_built_and_not_executed_is_said_to_be_so(tables: ModuleType) -> None:
@@ -121,7 +138,9 @@ def test_an_engine_that_was_built_and_not_executed_is_said_to_be_so(tables: Modu
     for row in matrix["rows"]:
         for engine in row["engines"].values():
             engine["executed"] = False
-    assert "**The engines were built, never executed**" in tables.support_page(matrix, families)
+    assert "**The engines were built, never executed**" in tables.support_page(
+        matrix, families, tables.read_results(tables.EXPORTER_RESULTS)
+    )
 
 
 def test_a_forbidden_operator_is_a_miss(tables: ModuleType) -> None:
