@@ -159,8 +159,48 @@ def test_no_request_leaves_the_machine(page: Page, folder: Path) -> None:
 
 
 def test_nothing_in_the_report_becomes_markup(page: Page) -> None:
-    assert page.evaluate("document.scripts.length") == 0
+    assert page.evaluate("document.scripts.length") == 1, "our own, which sorts tables"
     assert "<script>alert(1)</script>" in page.evaluate("document.querySelector('#results').innerText")
+
+
+def _column(page: Page, table: str, column: int) -> list[str]:
+    return [cells[column].splitlines()[0] for cells in _rows(page, table)]
+
+
+def _click(page: Page, table: str, column: int) -> str | None:
+    head = f'document.querySelectorAll("#{table} thead th")[{column}]'
+    page.evaluate(f'{head}.querySelector("button").click()')
+    return page.evaluate(f'{head}.getAttribute("aria-sort")')
+
+
+def test_tables_are_sorted_by_number_size_or_word_and_go_back(page: Page) -> None:
+    before = _column(page, "results", 0)
+    assert _click(page, "results", 8) == "ascending"  # by bytes, not by the digits before the unit
+    sizes = _column(page, "results", 8)
+    assert [_bytes(text) for text in sizes[:-1]] == sorted(_bytes(text) for text in sizes[:-1])
+    assert sizes[-1] == "–"
+    assert _click(page, "results", 8) == "descending"
+    assert _column(page, "results", 8) == [*reversed(sizes[:-1]), "–"]  # what was not measured stays last
+    assert _click(page, "results", 8) is None
+    assert _column(page, "results", 0) == before
+    assert _click(page, "results", 0) == "ascending"
+    assert _column(page, "results", 0) == sorted(before, key=str.lower)
+    assert _click(page, "results", 5) == "ascending"
+    assert _numbers(_column(page, "results", 5)[0])[0] < 0  # a minus sign is a sign
+    _click(page, "results", 5)
+    _click(page, "results", 5)
+    assert _column(page, "results", 0) == before
+
+
+def test_the_policy_of_the_page_lets_no_other_script_run(folder: Path) -> None:
+    assert BROWSER is not None
+    with open_page(BROWSER, folder / "report.html") as page:  # of its own: the refusal is logged
+        ran = page.evaluate(
+            """(() => { const script = document.createElement("script"); script.textContent = "window.ran = true";
+                 document.body.append(script); script.remove(); return window.ran === true; })()"""
+        )
+        sorts = page.evaluate('document.querySelectorAll("#results thead button").length')
+    assert (ran, sorts) == (False, 9)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

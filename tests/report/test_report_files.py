@@ -158,7 +158,7 @@ def test_the_page_asks_for_nothing_outside_itself(report: Report) -> None:
 
 def test_names_and_reasons_are_escaped_on_the_page_and_in_markdown(report: Report) -> None:
     page, text = render_html(report), render_markdown(report)
-    assert "<script" not in page
+    assert page.count("<script") == 1, "our own, which sorts tables"
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert re.search(r"(?<!\\)<", text) is None
     assert r"\<script\>alert(1)\</script\>\|\_.onnx" in text
