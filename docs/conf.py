@@ -37,13 +37,15 @@ html_show_sourcelink = False
 html_static_path: list[str] = []
 
 FIELD = re.compile(r"[a-z]\w*: \S")
+EXAMPLE = re.compile(r"^\[[^\]]+\]\((\.\./examples/[^)]+)\)$", re.MULTILINE)
 CALIBRATION = "](../calibration/README.md"
 
 
 def _to_made_pages(app: Any, name: str, source: list[str]) -> None:
-    """Let links to files outside this folder lead to the pages that are made of them."""
+    """Let links to files outside this folder lead to the pages that are made of them, and show examples in place."""
     if not name.startswith("made/"):
-        source[0] = source[0].replace(CALIBRATION, "](made/calibration-sets.md")
+        text = source[0].replace(CALIBRATION, "](made/calibration-sets.md")
+        source[0] = EXAMPLE.sub(r"```{literalinclude} \1\n```", text)
 
 
 def _to_arguments(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

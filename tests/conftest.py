@@ -26,7 +26,7 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
 SLOW = (
     "conformance/", "models/test_vit.py", "test_families.py", "test_pipeline.py", "test_python_api.py",
-    "test_documentation.py", "test_opens_once.py", "test_contributing.py", "test_imports.py",
+    "test_examples.py", "test_documentation.py", "test_opens_once.py", "test_contributing.py", "test_imports.py",
     "training/test_photographs.py", "training/test_loop.py", "training/test_launch.py",
     "cli/test_bad_input.py", "cli/test_commands.py",
     "quantization/test_observers.py", "quantization/test_outlier_models.py", "graph/test_channel_places.py",
