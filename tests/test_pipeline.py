@@ -272,7 +272,7 @@ def test_killed_in_each_stage_and_started_again_it_completes(tmp_path: Path, qui
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert not list(folder.glob(".vitdeploy-*"))
-    assert {row.status for row in read_report(folder).rows} <= {"ok", "built"}
+    assert [row.status in {"ok", "built"} for row in read_report(folder).rows] == [True] * 5
 
 
 def test_a_killed_training_goes_on_where_it_stopped(tmp_path: Path, quick_changes: dict[str, Any]) -> None:

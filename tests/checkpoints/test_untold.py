@@ -87,16 +87,25 @@ def test_what_published_models_share_is_taken_and_said(
     assert apart(told.module, module, 32) < 1e-4
 
 
-def test_a_variant_that_is_told_by_shapes_alone_says_what_they_do_not_tell(tmp_path: Path) -> None:
-    torch.save(create_model("vit_base_patch32_224").state_dict(), tmp_path / "own.pth")
+@pytest.fixture(scope="module")
+def state() -> dict[str, Any]:
+    """Weights of ``vit_base_patch32_224``, whose shapes one variant of ours and several of timm's have."""
+    return create_model("vit_base_patch32_224").state_dict()
+
+
+def test_a_variant_that_is_told_by_shapes_alone_says_what_they_do_not_tell(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "own.pth")
     wanted = "took it for vit_base_patch32_224, the only one of its shapes in the catalogue, whose heads=12 the keys do"
     assert any(note.startswith(wanted) for note in load(tmp_path / "own.pth", None).notes)
 
 
 @pytest.mark.parametrize("key", ["args", "hyper_parameters"])
-def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(tmp_path: Path, key: str) -> None:
+def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(
+    state: dict[str, Any], tmp_path: Path, key: str
+) -> None:
     """Its shapes are those of a ViT of the catalogue, its activation or pooling is not."""
-    state = create_model("vit_base_patch32_224").state_dict()
     stated: Any = {"model": "vit_base_patch32_clip_quickgelu_224"}
     beside = argparse.Namespace(**stated) if key == "args" else stated
     torch.save({"state_dict": state, key: beside}, tmp_path / "own.pth")
@@ -107,7 +116,6 @@ def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["vit_small", "resnet_of_mine", "deit"])
-def test_a_name_that_nobody_knows_says_nothing(tmp_path: Path, name: str) -> None:
-    state = create_model("vit_base_patch32_224").state_dict()
+def test_a_name_that_nobody_knows_says_nothing(state: dict[str, Any], tmp_path: Path, name: str) -> None:
     torch.save({"state_dict": state, "args": argparse.Namespace(arch=name)}, tmp_path / "own.pth")
     assert load(tmp_path / "own.pth", None).spec.name == "vit_base_patch32_224"

@@ -218,8 +218,10 @@ def test_verify_prints_every_check(work: Path, capsys: pytest.CaptureFixture[str
 def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     text = say("models vit_*_patch16_224", capsys)
     assert text.splitlines()[0].split()[:2] == ["name", "family"]
-    assert "vit_base_patch16_224" in text
-    assert "B_16" in text or "timm:" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("vit_base_patch16_224 "))
+    assert line.split()[1:4] == ["vit", "3x224x224", "86.6"]
+    assert "ViT-B/16, B_16, vit_b_16" in line
+    assert "timm:vit_base_patch16_224.augreg_in21k_ft_in1k" in line
     printed = {entry["name"]: entry for entry in record("models vit_base_patch16_224", capsys)}
     assert printed["vit_base_patch16_224"]["parameters"] == 86_567_656
     assert main(["models", "nothing"]) == 1

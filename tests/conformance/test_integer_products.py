@@ -36,8 +36,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export(small_checkpoint(request.param, folder / "model.safetensors"), folder / "model.onnx")
 
 
-@pytest.mark.parametrize("batch", [None, 1, 8])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+# A fixed batch is a matter of the graph more than of the runtime: each of both sizes goes through one of them.
+@pytest.mark.parametrize(
+    ("runtime", "batch"), [("onnxruntime", None), ("openvino", None), ("onnxruntime", 1), ("openvino", 8)]
+)
 def test_every_planned_linear_runs_in_integers(
     exported: OnnxModel, tmp_path: Path, runtime: Runtime, batch: int | None
 ) -> None:

@@ -1,7 +1,4 @@
-"""Small models of other packages, the ways in which people export them, and the native graph of the same weights.
-
-Used by the tests and by ``benchmarks/exporters.py``, so that the table of the docs is of what the tests hold.
-"""
+"""Small models of other packages, the ways in which people export them, and the native graph of the same weights."""
 
 from __future__ import annotations
 
