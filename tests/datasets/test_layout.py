@@ -69,6 +69,19 @@ def test_names_of_splits(tmp_path: Path, train: str, other: str, split: str) -> 
     assert len(open_dataset(str(root))) == 16
 
 
+@pytest.mark.parametrize("splits", [("train", "test"), ("Training", "Validation"), ("train", "val", "test")])
+def test_splits_below_the_classes_are_not_mixed(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    root = fill(tmp_path, *(f"{name}/{split}" for name in ("cat", "dog") for split in splits))
+    for uri in (str(root), f"{root}:train", f"{root}:test"):
+        with pytest.raises(DataError, match=f"splits below the classes .'cat/{splits[0]}'.* move them above"):
+            open_dataset(uri)
+
+
+def test_one_class_with_a_folder_called_train_is_a_class(tmp_path: Path) -> None:
+    root = fill(tmp_path, "toys/train", "toys/test", "cat", "dog")
+    assert open_dataset(str(root)).classes == ("cat", "dog", "toys")
+
+
 def test_what_is_held_out_is_validation_beside_a_test_folder(tmp_path: Path) -> None:
     for held_out in ("eval", "holdout"):
         root = fill(tmp_path / held_out, *classes_in("train", held_out, "test"))

@@ -44,7 +44,7 @@ def preprocess_of_weights(
 
 def _normalized_as_beside(record: Preprocess, file: WeightFile, notes: list[str]) -> Preprocess:
     """Return the record with the mean and standard deviation of a layer that the file has in front of the model."""
-    if file.normalization is None:
+    if file.normalization is None or len(file.normalization[0]) not in (1, record.channels):
         return record
     mean, std = (values * (record.channels // len(values)) for values in file.normalization)
     notes.append("the file has a layer of mean and std in front of the model: took them for the preprocessing")

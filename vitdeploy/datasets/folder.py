@@ -22,7 +22,7 @@ from PIL import Image
 
 from vitdeploy.datasets.base import SPLITS, DatasetBase, Split, Subset
 from vitdeploy.datasets.class_names import class_numbers, loosely, plain
-from vitdeploy.datasets.layout import class_names, count_left_out, find_layout, images_below
+from vitdeploy.datasets.layout import class_names, count_left_out, find_layout, images_below, refuse_splits_below
 from vitdeploy.datasets.partition import partition
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
@@ -122,6 +122,8 @@ class ImageFolder:
         labels: list[int] = []
         classes = self._classes(folders)
         for folder in folders:
+            if not self.split_folders:
+                refuse_splits_below(self.root / folder, self._class_folders(folder))
             for name in self._class_folders(folder) or [""]:
                 found = [str(PurePosixPath(folder, name, file)) for file in images_below(self.root / folder / name)]
                 if not found and name and not self.split_folders:

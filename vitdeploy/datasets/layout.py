@@ -155,6 +155,21 @@ def has_images(folder: Path) -> bool:
     return next(images_below(folder), None) is not None
 
 
+def refuse_splits_below(folder: Path, classes: Sequence[str]) -> None:
+    """Refuse folders train and test within each class: classes alone would mix what somebody held apart.
+
+    Raises:
+        DataError: Every class has a train folder and another split below it.
+    """
+    below = [_split_names(folder / name, folders_in(folder / name)) for name in classes]
+    if len(below) > 1 and all("train" in found and len(found) > 1 for found in below):
+        names = " and ".join(repr(f"{classes[0]}/{name}") for name in below[0].values())
+        raise DataError(
+            f"{str(folder)!r} has its splits below the classes ({names}), where they would be mixed: move them above, "
+            f"as in {below[0]['train']!r} with {classes[0]!r} in it"
+        )
+
+
 def find_layout(root: Path) -> tuple[str, dict[Split, str]]:
     """Return the folder below ``root`` in which the classes or images are, and split → its folder, both within root.
 
