@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from vitdeploy.datasets.base import Split
+from vitdeploy.datasets.base import SPLITS, Split
 from vitdeploy.errors import DataError
 
 _SPLIT_WORDS: dict[str, tuple[Split, ...]] = {
@@ -163,7 +163,8 @@ def refuse_splits_below(folder: Path, classes: Sequence[str]) -> None:
     """
     below = [_split_names(folder / name, folders_in(folder / name)) for name in classes]
     if len(below) > 1 and all("train" in found and len(found) > 1 for found in below):
-        names = " and ".join(repr(f"{classes[0]}/{name}") for name in below[0].values())
+        first = (below[0][split] for split in SPLITS if split in below[0])
+        names = ", ".join(repr(f"{classes[0]}/{name}") for name in first)
         raise DataError(
             f"{str(folder)!r} has its splits below the classes ({names}), where they would be mixed: move them above, "
             f"as in {below[0]['train']!r} with {classes[0]!r} in it"
