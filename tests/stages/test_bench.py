@@ -27,6 +27,8 @@ from vitdeploy.errors import ArtifactError, BackendError, DataError, SeenDataWar
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import BuildInfo, CalibrationInfo, Check, Examination, Manifest, ModelSpec, Report
 from vitdeploy.records.samples import SampleSet, TrainingData
+from vitdeploy.report.html import render_html
+from vitdeploy.report.markdown import render_markdown
 from vitdeploy.sessions import TensorSpec
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench, open_test_data
 
@@ -454,6 +456,23 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         assert report.baseline.latency_rows == {second.name: first.name}
         assert second.logits_identical or second.logits_sqnr_db > 80
         assert second.delta_top1_pp == 0
+
+
+def test_several_numbers_of_threads_are_timed_at_each_batch(tmp_path: Path) -> None:
+    model = _onnx(tmp_path / "m.onnx")
+    options = BenchOptions(**{**QUICK.__dict__, "batches": (1, 4), "threads": 2, "thread_counts": (1, 2)})
+    report = bench([model.path], "digits", options=options)
+    timed = [(one.threads, one.batch) for one in _row(report, "m.onnx").by_threads]
+    assert timed == [(1, 1), (2, 1), (1, 4), (2, 4)]
+    for one in _row(report, "m.onnx").by_threads:
+        assert one.p50_ms > 0
+        assert one.images_per_s > 0
+    page, text = render_html(report), render_markdown(report)
+    assert page.count('<tr data-name="m.onnx"><th scope="row">m.onnx</th><td class="n">4</td>') == 2
+    assert all(f"Threads × artifact, batch {batch}" in page for batch in (1, 4))
+    assert "## Threads" in text
+    with pytest.raises(UsageError, match=r"the numbers of threads are \(1, 1\), expected each once"):
+        BenchOptions(thread_counts=(1, 1))
 
 
 def test_openvino_in_bf16_is_a_row_beside_its_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from vitdeploy.records import (
 )
 from vitdeploy.records.differences import Differences, DifferingImage, ShownPrediction
 from vitdeploy.records.layer_profile import Part
-from vitdeploy.records.report import ClassCount, Sustained, Throughput
+from vitdeploy.records.report import ClassCount, Sustained, ThreadTiming, Throughput
 from vitdeploy.records.scenario import ScenarioResult
 
 
@@ -190,6 +190,12 @@ def everything() -> Report:
             "provider": "CPUExecutionProvider",
             "scenarios": (scenario,),
             "throughput": (Throughput(batch=1, streams=2, scope="device", images_per_s=5120.0, seconds=3.0),),
+            "by_threads": tuple(
+                ThreadTiming(
+                    threads=threads, batch=1, p50_ms=ms, p50_ci95=(0.95 * ms, 1.1 * ms), images_per_s=1000 / ms
+                )
+                for threads, ms in ((1, 0.9), (2, 0.5), (4, 0.4))
+            ),
             "sustained": sustained,
             "error_profile": errors,
             "energy_mj_per_image": 3.2,

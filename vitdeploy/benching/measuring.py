@@ -25,7 +25,7 @@ from vitdeploy.measure.process import ProcessCost, measure_in_child
 from vitdeploy.measure.sensors import Reading
 from vitdeploy.progress import Progress
 from vitdeploy.records import BuildInfo, LayerProfile, OperatorCensus, Row, Timing
-from vitdeploy.records.report import Sustained, Throughput, TimedScope
+from vitdeploy.records.report import Sustained, ThreadTiming, Throughput, TimedScope
 from vitdeploy.records.scenario import ScenarioResult
 from vitdeploy.sessions import Feed, Session
 from vitdeploy.text import one_line
@@ -50,6 +50,7 @@ class Entry:
     readings: dict[tuple[int, TimedScope], list[Reading]] = field(default_factory=dict)
     feeds: dict[int, Feed] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
+    by_threads: list[ThreadTiming] = field(default_factory=list)
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
     layer_profile: LayerProfile | None = None
@@ -119,6 +120,7 @@ class Entry:
                 "reason": reason,
                 **asdict(self.accuracy),
                 "timings": tuple(self.timings),
+                "by_threads": tuple(self.by_threads),
                 "load_ms": self.cost.load_ms,
                 "first_inference_ms": self.cost.first_inference_ms,
                 "size_bytes": candidate.size_bytes(),

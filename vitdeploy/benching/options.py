@@ -33,6 +33,7 @@ class BenchOptions:
     how long each row runs to meter its energy, where the device has a meter; 0: not at all. ``sustained_s`` lets each
     row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
     ``streams`` are numbers of execution contexts that an engine is to be run with at once, for its throughput.
+    ``thread_counts`` are numbers of CPU threads that rows on the CPU are timed with as well, at each batch size.
     ``scenarios`` are those of MLPerf Inference that each row is put under, ``scenario_s`` is the time for one run of
     them, ``latency_bound_ms`` what a server keeps for 99 % of its queries.
     ``thumbnails`` puts small copies of images on which rows and baseline differ into the report.
@@ -63,6 +64,7 @@ class BenchOptions:
     sustained_s: NonNegative = 0.0
     per_layer: bool = False
     streams: tuple[Count, ...] = ()
+    thread_counts: tuple[Count, ...] = ()
     scenarios: tuple[ScenarioName, ...] = ()
     scenario_s: Positive = RULE_SECONDS
     latency_bound_ms: Positive = SERVER_BOUND_MS
@@ -73,6 +75,8 @@ class BenchOptions:
         check_fields(self)
         if not self.batches or len(set(self.batches)) != len(self.batches):
             raise UsageError(f"the batch sizes are {self.batches!r}, expected at least one, each once")
+        if len(set(self.thread_counts)) != len(self.thread_counts):
+            raise UsageError(f"the numbers of threads are {self.thread_counts!r}, expected each once")
         known = ("compile", "autocast-fp16", "autocast-bf16")
         wrong = [mode for mode in self.pytorch or () if mode not in known]
         if wrong:

@@ -37,7 +37,15 @@ def bench(
         list[str] | None,
         typer.Option("--batch", metavar="N[,N...]", help="Batch sizes to time; repeatable.", show_default="1"),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: the runtime's choice.")] = 0,
+    threads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threads",
+            metavar="N[,N...]",
+            help="CPU threads; of several, the most are those of the report, and all are compared.",
+            show_default="the runtime's choice",
+        ),
+    ] = None,
     device: Device = "auto",
     runtimes: Annotated[
         list[str] | None,
@@ -157,9 +165,11 @@ def bench(
     from vitdeploy.report import class_table, layer_table, scenario_lines
     from vitdeploy.report.mlflow_run import require_mlflow
 
+    counts = () if threads in (None, ["0"]) else parse_counts("--threads", threads)
     options = BenchOptions(
         batches=parse_counts("--batch", batches) or (1,),
-        threads=threads,
+        threads=max(counts, default=0),
+        thread_counts=counts if len(counts) > 1 else (),
         device=None if device == "auto" else device,
         runtimes=split_lists(runtimes) or ("onnxruntime",),
         rounds=rounds,

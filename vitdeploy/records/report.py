@@ -144,6 +144,16 @@ class Throughput(Record):
     seconds: float
 
 
+class ThreadTiming(Record):
+    """Latency of a candidate on the CPU with a number of threads, end to end, in turns with all others."""
+
+    threads: int
+    batch: int
+    p50_ms: float
+    p50_ci95: Interval | None = None
+    images_per_s: float
+
+
 class ClassCount(Record):
     """A class of the data, as the data calls it, and how many images it has."""
 
@@ -161,6 +171,7 @@ class Row(Record):
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its
     runtime does not tell.
+    ``by_threads`` are latencies with other numbers of threads, empty where none were asked for.
     ``scenarios`` are those of MLPerf Inference that were asked for.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
     """
@@ -189,6 +200,7 @@ class Row(Record):
     energy_mj_per_image: float | None = None
     sustained: Sustained | None = None
     throughput: tuple[Throughput, ...] = ()
+    by_threads: tuple[ThreadTiming, ...] = ()
     scenarios: tuple[ScenarioResult, ...] = ()
     inspected: bool | None = None
     precision_by_layer: dict[str, int] | None = None

@@ -17,7 +17,7 @@ from vitdeploy.records.report import BACKEND_TITLES
 from vitdeploy.report import view
 from vitdeploy.report.error_profiles import error_profiles
 from vitdeploy.report.layer_profiles import change_text, layer_profiles
-from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.plots import latency_bars, scatters, size_bars, thread_bars
 from vitdeploy.report.scenarios import shown_scenarios
 from vitdeploy.report.timeline import timelines
 from vitdeploy.text import size_text
@@ -49,6 +49,8 @@ def _context(report: Report) -> dict[str, Any]:
         "size_bars": size_bars(report),
         "error_profiles": error_profiles(report),
         "layer_profiles": layer_profiles(report, {row.name: view.runtime_text(row) for row in report.rows}),
+        "by_threads": [(row.name, one) for row in report.rows for one in row.by_threads],
+        "thread_bars": thread_bars(report),
         "throughput": [(row.name, one) for row in report.rows for one in row.throughput],
         "scenarios": shown_scenarios(report),
         "timelines": timelines(report),

@@ -53,6 +53,7 @@ def render_markdown(report: Report) -> str:
         "Load time, first inference and peak memory of a process that does nothing else.",
         _cost(report),
         *_throughput(report),
+        *_by_threads(report),
         *_scenarios(report),
         *_layers(report),
     ]
@@ -138,6 +139,17 @@ def _throughput(report: Report) -> list[str]:
     ]
     head = ("Artifact", "Scope", "Batch", "Streams", "Images/s")
     return ["## Throughput", "Several execution contexts at once.", _table(head, lines, right=3)] if lines else []
+
+
+def _by_threads(report: Report) -> list[str]:
+    """Return the section, which is left out where only one number of threads was timed."""
+    lines = [
+        (row.name, str(one.batch), str(one.threads), ms_text(one.p50_ms), f"{one.images_per_s:.0f}")
+        for row in report.rows
+        for one in row.by_threads
+    ]
+    head = ("Artifact", "Batch", "Threads", "p50, ms", "Images/s")
+    return ["## Threads", "On the CPU, all in turns.", _table(head, lines, right=4)] if lines else []
 
 
 def _scenarios(report: Report) -> list[str]:

@@ -251,6 +251,35 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
     return _chart(caption, bars, left, axis, lambda value: f"{_number(value)} ms")
 
 
+def thread_bars(report: Report) -> list[Bars]:
+    """Return p50 by the number of threads with a whisker to the slower end of its interval, one chart per batch."""
+    timed = [(row, one) for row in report.rows for one in row.by_threads]
+    charts = []
+    for batch in dict.fromkeys(one.batch for _, one in timed):
+        here = [(row, one) for row, one in timed if one.batch == batch]
+        slowest = [one.p50_ms if one.p50_ci95 is None else one.p50_ci95[1] for _, one in here]
+        limit = LONGEST_WHISKER * max(one.p50_ms for _, one in here)
+        labels = [f"{one.threads} × {row.name}" for row, one in here]
+        left = _left([row.model_copy(update={"name": label}) for (row, _), label in zip(here, labels, strict=True)])
+        axis = size_axis([min(ms, limit) for ms in slowest], left, BAR_WIDTH - 72)
+        bars = [
+            Bar(
+                y=_bar_y(index),
+                width=axis.at(one.p50_ms) - left,
+                precision=row.precision,
+                label=shortened(label, left),
+                value=f"{ms_text(one.p50_ms)} ms",
+                title=f"{row.name}, {runtime_text(row)}, {one.threads} threads: p50 {ms_text(one.p50_ms)} ms",
+                whisker=axis.at(min(ms, limit)),
+                cut=ms > limit,
+            )
+            for index, ((row, one), label, ms) in enumerate(zip(here, labels, slowest, strict=True))
+        ]
+        caption = f"Threads × artifact, batch {batch}: bar p50, line to the end of its 95 % interval"
+        charts.append(_chart(caption, bars, left, axis, lambda value: f"{_number(value)} ms"))
+    return charts
+
+
 def size_bars(report: Report) -> Bars | None:
     """Return the size of every file, those that were not run too; one that several runtimes opened is there once."""
     names: dict[str, list[Row]] = {}

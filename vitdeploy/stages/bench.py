@@ -25,6 +25,7 @@ from vitdeploy.benching.predictions import find_differences, refuse_unwritable_p
 from vitdeploy.benching.samples import SAMPLES, write_samples
 from vitdeploy.benching.scenarios import measure_scenarios
 from vitdeploy.benching.seen import note_seen_images
+from vitdeploy.benching.thread_counts import measure_thread_counts
 from vitdeploy.benching.throughput import measure_throughput
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
@@ -179,6 +180,8 @@ class BenchRequest:
             idle = measure_energy(entries, meters, options.energy_s, progress) if options.energy_s else {}
             if options.sustained_s:
                 measure_sustained(entries, meters, options.sustained_s, progress)
+            if options.thread_counts:
+                measure_thread_counts(entries, options, progress)
             if options.streams:
                 measure_throughput(entries, options, progress)
             if options.scenarios:
