@@ -559,3 +559,39 @@ def test_names_of_another_number_of_classes_are_left_out_and_said(tmp_path: Path
     loaded = load_foreign(tmp_path / "folder")
     assert loaded.spec.classes == ()
     assert any(f"names {count} classes and the model has 5" in note for note in loaded.notes)
+
+
+def _pruned(module: nn.Module) -> None:
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(module, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "change",
+    [
+        _pruned,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+    ids=["pruned", "weight norm of old", "weight norm", "spectral norm"],
+)
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": with_prefix(state, "model.")}])
+def test_weights_in_factors_are_multiplied_out(tmp_path: Path, change: Any, wrap: Any) -> None:
+    model: Any = vit()
+    change(model.blocks[0].mlp.fc1)
+    change(model.head)
+    torch.save(wrap(model.eval().state_dict()), tmp_path / "w.pth")
+    assert_loads(tmp_path / "w.pth", model)
+
+
+@pytest.mark.parametrize("names", [("model_best.pth.tar", "last.pth.tar"), ("epoch=1.ckpt",), ("1.pt", "2.pt")])
+def test_a_folder_of_checkpoints_is_no_folder_without_weights(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        torch.save(vit().state_dict(), tmp_path / name)
+    with pytest.raises(CheckpointError, match="name one of its files, such as") as caught:
+        load_foreign(tmp_path, "vit", HEADS)
+    advised = str(caught.value).rpartition("such as ")[2].strip("'")
+    assert_loads(Path(advised), vit())

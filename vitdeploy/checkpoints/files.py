@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.checkpoints.folding import Leaf, folded
 from vitdeploy.checkpoints.pickles import Inert, NumPyArray, StoredTensor, plain
 from vitdeploy.checkpoints.torch_files import read_torch_file
 from vitdeploy.errors import CheckpointError
@@ -41,17 +42,6 @@ DEEPEST_NEST = 8
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
-
-
-class Leaf(Protocol):
-    """A tensor that is read when it is asked for."""
-
-    @property
-    def shape(self) -> Shape:
-        """Its sizes."""
-
-    def array(self) -> NDArray[Any]:
-        """Return its values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +201,7 @@ def _of_tables(path: Path, container: str, content: Any) -> OpenedFile:
         place = WRAPPERS.sub("", f"{place}.").removesuffix(".")
         if COUNTERS.fullmatch(name) is None or leaf.shape not in ((), (1,)):
             leaves[full], places[full] = leaf, place
+    _fold(leaves, places)
     if not leaves:
         if not isinstance(content, Mapping | list | tuple):
             kind = str(content.name) if isinstance(content, Inert) else type(content).__name__
@@ -218,6 +209,14 @@ def _of_tables(path: Path, container: str, content: Any) -> OpenedFile:
         keys = ", ".join(repr(str(key)) for key in list(content)[:6]) if isinstance(content, Mapping) else "a list"
         raise CheckpointError(f"{str(path)!r} holds no tensors" + (f"; it has {keys}" if content else ""))
     return OpenedFile(path, container, leaves, places, _beside(content))
+
+
+def _fold(leaves: dict[str, Leaf], places: dict[str, str]) -> None:
+    """Put weights in place of the factors that torch stores, in place."""
+    for weight, (leaf, factors) in folded(leaves).items():
+        leaves[weight], places[weight] = leaf, places[factors[0]]
+        for factor in factors:
+            del leaves[factor], places[factor]
 
 
 def _walk(content: Any, place: str, depth: int) -> Iterator[tuple[str, str, Leaf]]:
@@ -321,6 +320,7 @@ def _open_folder(folder: Path) -> OpenedFile:
         leaves.update(opened.leaves)
         places.update(opened.places)
         beside.update(opened.beside)
+    _fold(leaves, places)  # factors may lie in several shards
     return OpenedFile(folder, "folder", leaves, places, beside, config, preprocessor)
 
 
@@ -355,6 +355,11 @@ def _folder_text(folder: Path, names: list[str], several: list[str]) -> str:
         return "holds an adapter and not a model: model.merge_and_unload().save_pretrained(…) of peft writes the whole"
     if "saved_model.pb" in names or "tf_model.h5" in names or "flax_model.msgpack" in names:
         return "has weights of TensorFlow or Flax only: save_pretrained of transformers writes model.safetensors"
+    saved = [name for name in names if name.endswith((".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".npz"))]
+    if saved and "config.json" not in names:
+        return (
+            f"is no model's folder (it has no config.json): name one of its files, such as {str(folder / saved[-1])!r}"
+        )
     steps = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     if steps:
         newest = max(steps, key=lambda name: int(name.removeprefix("checkpoint-")))
