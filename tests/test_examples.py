@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_backend import NAME, scripted
 
 import vitdeploy as vd
 from vitdeploy.cli import main
@@ -85,8 +86,12 @@ def test_a_hugging_face_folder_becomes_the_fastest_graph_within_its_budget(
         fit_head(module, photos)
     module.save_pretrained(folder)
     output = tmp_path / "fast.onnx"
-    code = run_example("huggingface_within_budget.py", monkeypatch, folder, photos, output, "--max-drop", 20)
+    with scripted():  # latencies of a script, by which 8 bits are the fastest
+        code = run_example(
+            "huggingface_within_budget.py", monkeypatch, folder, photos, output, "--max-drop", 20, "--time-on", NAME
+        )
     assert code == 0, capsys.readouterr().err
+    assert f"{output}: int8" in capsys.readouterr().out
     with vd.load(output) as model:
         assert model.predict(photos / "green" / "0.png")[0].classes[0].name == "green"
 
