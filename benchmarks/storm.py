@@ -1,6 +1,6 @@
 """A storm of damaged and hostile inputs over all commands: none may crash, hang, write, execute or inject anything.
 
-    python benchmarks/storm.py [--seed 0] [--rounds 1] [--only KIND] [--sample N] [--jobs 2]
+    python benchmarks/storm.py [--seed 0] [--rounds 1] [--kills 2] [--only KIND] [--sample N] [--jobs 2]
 
 Every case is one command in a process and a folder of its own, with 60 seconds of processor time and 2 GB. It is a
 finding if it prints a traceback or an "unexpected" error, is ended by a limit or a signal, prints a control character,
@@ -33,6 +33,8 @@ from typing import Any
 
 SECONDS, PATIENCE, MEMORY = 60, 240, 2 << 30
 """Seconds of processor time; seconds at all, as the machine may be busy; bytes."""
+FIRST_KILL_S, KILLS_WITHIN_S = 0.2, 1.6
+"""When the first kill comes, and over how long they are spread: what takes longer is killed at its beginning."""
 RESULTS = Path(__file__).parent / "results" / "storm.json"
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 SMUGGLED = "smuggled"
@@ -65,6 +67,7 @@ class Outcome:
     code: int | None = None
     seconds: float = 0.0
     memory: int = 0
+    killed: bool = False
     findings: list[str] = field(default_factory=list)
 
 
@@ -454,8 +457,8 @@ def _hostile_classes(folder: Path, rng: random.Random) -> None:
     (folder / "names.txt").write_text("\n".join(f"{HOSTILE}{index}" for index in range(10)))
 
 
-def all_cases(rounds: int) -> Iterator[Case]:
-    """Yield every case of the storm."""
+def all_cases(rounds: int, kills: int = 2) -> Iterator[Case]:
+    """Yield every case of the storm; the moments of ``kills`` are spread over the first seconds of each command."""
     for name, commands in READERS.items():
         for command in commands:
             for damage in (flipped, cut, scrambled):
@@ -488,8 +491,8 @@ def all_cases(rounds: int) -> Iterator[Case]:
     for command in WRITERS:
         for limit in (0, 4096, 60_000):
             yield Case("full disk", f"{limit} bytes", command, limit=limit)
-        for turn in range(2):
-            yield Case("killed", f"{turn}", command, kill=0.3 + 0.7 * turn)
+        for turn in range(kills):
+            yield Case("killed", f"{turn}", command, kill=FIRST_KILL_S + KILLS_WITHIN_S * turn / kills)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -599,6 +602,7 @@ class Storm:
         os.killpg(one.pid, signal.SIGKILL)
         os.waitpid(one.pid, 0)
         if one.outcome.case.kill is not None and not one.outcome.findings:  # and once more: nothing stands in the way
+            one.outcome.killed = True
             one.pid = self.fork(one.outcome.case, one.folder)
             one.outcome.code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
 
@@ -669,6 +673,7 @@ def main() -> int:
     """Run the storm and return 1 where it found anything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=2, help="moments at which each command that writes is killed")
     parser.add_argument("--rounds", type=int, default=1, help="damaged copies of each file, command and kind of damage")
     parser.add_argument("--only", default="", help="only kinds that contain this text")
     parser.add_argument("--sample", type=int, default=0, help="a seeded choice of so many cases")
@@ -686,7 +691,7 @@ def main() -> int:
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         return 1
-    cases = [case for case in all_cases(options.rounds) if options.only in case.kind]
+    cases = [case for case in all_cases(options.rounds, options.kills) if options.only in case.kind]
     if options.sample:
         cases = random.Random(options.seed).sample(cases, min(options.sample, len(cases)))
     started = time.monotonic()
@@ -698,6 +703,7 @@ def main() -> int:
         "cases": len(outcomes),
         "kinds": dict(sorted(Counter(outcome.case.kind for outcome in outcomes).items())),
         "exit_codes": dict(sorted(Counter(str(outcome.code) for outcome in outcomes).items())),
+        "killed_before_their_end": sum(outcome.killed for outcome in outcomes),
         "findings": len(found),
         "slowest_s": round(slowest.seconds, 1),
         "slowest": f"{slowest.case.kind}, {slowest.case.name}: {slowest.case.command[0]}",
