@@ -11,7 +11,12 @@ from vitdeploy.artifacts import (
 from vitdeploy.artifacts.bundle import Bundle as Bundle, read_bundle as read_bundle
 from vitdeploy.backends import register_backend as register_backend
 from vitdeploy.catalog import Variant as Variant, list_models as list_models
-from vitdeploy.datasets import CalibrationSet as CalibrationSet, Dataset as Dataset, open_dataset as open_dataset
+from vitdeploy.datasets import (
+    CalibrationFiles as CalibrationFiles,
+    CalibrationSet as CalibrationSet,
+    Dataset as Dataset,
+    open_dataset as open_dataset,
+)
 from vitdeploy.errors import (
     ArtifactError as ArtifactError,
     BackendError as BackendError,

@@ -177,6 +177,16 @@ def test_every_keyword_in_a_message_is_public_and_a_flag_of_the_command_that_sho
     assert len(seen) > 25
 
 
+def test_each_command_has_an_example_and_device_means_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    devices = set()
+    for name in commands():
+        assert main([*name.split(), "--help"]) == 0
+        text = capsys.readouterr().out
+        assert f"Example: vitdeploy {name}" in text, name
+        devices |= set(re.findall(r"--device <?(\S+?)>?\s", text))
+    assert devices == {"auto|cpu|cuda"}
+
+
 def test_positional_parameters_of_a_command_are_those_of_its_function() -> None:
     """What translates ``vd.build('m.onnx', 'm.engine')`` relies on it."""
     names = {name: name for name in VERBS} | {verb: " ".join(path) for verb, path in COMMANDS.items()}

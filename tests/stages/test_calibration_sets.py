@@ -64,8 +64,8 @@ def change_entry(manifest, **update):
 def test_the_committed_digits_set_is_what_its_recipe_makes(tmp_path: Path) -> None:
     made = make_from_recipe(read_calibration_recipe(RECIPES / "digits.yaml"), tmp_path / "digits")
     committed = show_calibration_set(DIGITS)
-    assert committed.set_sha256 == made.set_sha256
-    for ours, theirs in zip(made.entries, committed.entries, strict=True):
+    assert committed.set_sha256 == made.digest
+    for ours, theirs in zip(made.manifest.entries, committed.entries, strict=True):
         assert (ours.path, ours.label, ours.sample_id) == (theirs.path, theirs.label, theirs.sample_id)
         # Pixels, not bytes: another version of Pillow may compress otherwise.
         with Image.open(tmp_path / "digits" / ours.path) as one, Image.open(DIGITS / theirs.path) as other:
@@ -107,13 +107,13 @@ def test_the_readme_shows_what_was_measured_and_links_what_is_there() -> None:
 def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(str(root), tmp_path / "set", samples=6, seed=3)
-    for entry in made.entries:
+    for entry in made.manifest.entries:
         assert (tmp_path / "set" / entry.path).read_bytes() == (root / entry.original).read_bytes()
         assert entry.original.startswith(f"{entry.label}/")
-    assert [entry.label for entry in made.entries] == ["cat"] * 3 + ["dog"] * 3
+    assert [entry.label for entry in made.manifest.entries] == ["cat"] * 3 + ["dog"] * 3
     dataset = open_dataset(str(tmp_path / "set"))
-    assert dataset.digest == made.set_sha256 == open_dataset(str(root), split="train", samples=6, seed=3).digest
-    assert made.data == "photos:train"
+    assert dataset.digest == made.digest == open_dataset(str(root), split="train", samples=6, seed=3).digest
+    assert made.manifest.data == "photos:train"
     assert statuses(tmp_path / "set", against=f"{root}:all")["overlap"] == "failed"
     assert statuses(tmp_path / "set", against=str(root))["overlap"] == "passed"
 
@@ -121,14 +121,14 @@ def test_files_of_an_image_folder_are_copied_byte_for_byte(tmp_path: Path) -> No
 def test_the_manifest_does_not_tell_where_the_folder_was(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(f"{root}@1:train", tmp_path / "set", samples=4)
-    assert made.data == "photos@1:train"
+    assert made.manifest.data == "photos@1:train"
     assert str(tmp_path) not in (tmp_path / "set" / "manifest.json").read_text()
 
 
 def test_an_unlabelled_folder_gives_an_unlabelled_set(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     made = make_calibration_set(str(root / "cat"), tmp_path / "set", samples=3)
-    assert {entry.label for entry in made.entries} == {None}
+    assert {entry.label for entry in made.manifest.entries} == {None}
     assert open_dataset(str(tmp_path / "set")).labels is None
     assert statuses(tmp_path / "set")["labels"] == "unchecked"
 
@@ -136,8 +136,8 @@ def test_an_unlabelled_folder_gives_an_unlabelled_set(tmp_path: Path) -> None:
 def test_without_a_split_the_training_split_is_taken(tmp_path: Path) -> None:
     made = make_calibration_set("digits", tmp_path / "set", samples=20)
     train = set(open_dataset("digits:train").sample_ids)
-    assert {entry.sample_id for entry in made.entries} <= train
-    assert made.data == "digits:train"
+    assert {entry.sample_id for entry in made.manifest.entries} <= train
+    assert made.manifest.data == "digits:train"
 
 
 def test_making_the_same_set_again_writes_nothing_and_another_set_replaces_it(tmp_path: Path) -> None:
@@ -403,4 +403,13 @@ def test_a_recipe_takes_its_data_from_the_caller_and_gives_source_and_licence(tm
     with pytest.raises(UsageError, match=r"the recipe names no data"):
         make_from_recipe(recipe, tmp_path / "set")
     made = make_from_recipe(recipe, tmp_path / "set", data=str(photos(tmp_path / "photos")))
-    assert (made.source, made.licence, made.samples) == ("my camera", "CC0-1.0", 4)
+    assert (made.source, made.licence, len(made)) == ("my camera", "CC0-1.0", 4)
+
+
+def test_the_set_that_was_made_is_the_data_of_the_next_verb(tmp_path: Path) -> None:
+    made = make_calibration_set("digits:train", tmp_path / "set", samples=20)
+    again = make_calibration_set("digits:train", tmp_path / "set", samples=20)
+    assert open_dataset(made) is made
+    assert made.sample_ids == again.sample_ids == open_dataset(str(tmp_path / "set")).sample_ids
+    assert show_calibration_set(str(tmp_path / "set")) == made.manifest == again.manifest
+    assert made.image(0).size == (8, 8)

@@ -150,9 +150,9 @@ def test_a_calibration_set_is_known_as_a_folder_and_by_its_manifest(tmp_path: Pa
 
     made = make_calibration_set("digits:train", tmp_path / "set", samples=40)
     found = inspect(tmp_path / "set")
-    assert (found.kind, found.payload_sha256) == ("calibration-set", made.set_sha256)
+    assert (found.kind, found.payload_sha256) == ("calibration-set", made.digest)
     assert inspect(tmp_path / "set" / "manifest.json") == found
-    image = tmp_path / "set" / made.entries[0].path
+    image = tmp_path / "set" / made.manifest.entries[0].path
     image.write_bytes(image.read_bytes()[:-20])
     with pytest.raises(ArtifactError, match="damaged calibration set: "):
         inspect(tmp_path / "set")

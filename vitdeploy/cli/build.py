@@ -42,9 +42,9 @@ def build(
             "--compute-capability", metavar="X.Y", help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx)."
         ),
     ] = None,
-    device: Annotated[
+    gpu: Annotated[
         int | None,
-        typer.Option("--device", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them."),
+        typer.Option("--gpu", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them."),
     ] = None,
     workspace_bytes: Annotated[
         int | None,
@@ -96,10 +96,10 @@ def build(
 
     if timing_cache is not None and no_timing_cache:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other: leave one of the two out")
-    if device is not None and on is not None:
-        raise UsageError("--device chooses among the GPUs of this machine: leave it out with --on")
-    if device is not None:
-        environment.select_gpu(device)
+    if gpu is not None and on is not None:
+        raise UsageError("--gpu chooses among the GPUs of this machine: leave it out with --on")
+    if gpu is not None:
+        environment.select_gpu(gpu)
     target = BuildTarget(
         batch=batch_profiles(batch or ["1"]),
         compute_capabilities=tuple(compute_capabilities or ()),

@@ -50,18 +50,18 @@ def make(
     if recipe is not None:
         if samples is not None or preprocess is not None or seed != 0:
             raise UsageError("--recipe sets samples, seed and preprocessing: change them there, or leave --recipe out")
-        manifest = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
+        images = make_from_recipe(read_calibration_recipe(recipe), output, data=data, progress=make_progress())
     else:
         if data is None or samples is None:
             raise UsageError("name the DATA and how many --samples, or a --recipe")
         spec = None if preprocess is None else preprocess_from(preprocess)
-        manifest = make_calibration_set(
+        images = make_calibration_set(
             data, output, samples=samples, seed=seed, preprocess=spec, progress=make_progress()
         )
     if as_json:
-        print_json(manifest)
+        print_json(images.manifest)
     else:
-        print_line(f"wrote {output}: {manifest.samples} images of {manifest.data}")
+        print_line(f"wrote {output}: {images.manifest.samples} images of {images.manifest.data}")
 
 
 @app.command(epilog="Example: vitdeploy calibration show calibration-512")
@@ -109,7 +109,7 @@ def check(
         raise CalibrationError(f"{str(path)!r} failed: {', '.join(failed)}")
 
 
-@app.command()
+@app.command(epilog="Example: vitdeploy calibration observe vit.onnx ./photos:train --shard 1/8 -o 1.calib.json")
 def observe(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 graph.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
@@ -135,7 +135,7 @@ def observe(
     print_artifact(observe_calibration(model, data, output, options=options, progress=make_progress()), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: vitdeploy calibration merge 1.calib.json 2.calib.json -o vit.calib.json")
 def merge(
     tables: Annotated[list[Path], typer.Argument(metavar="TABLE…", help="Tables of disjoint images of one graph.")],
     output: Annotated[

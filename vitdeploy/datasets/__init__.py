@@ -1,7 +1,7 @@
 """Datasets: digits, image folders, calibration sets and timm's datasets, behind one ``open_dataset(uri)``."""
 
 from vitdeploy.datasets.base import SPLITS, Dataset, DataSource, Split, content_digest, pixels_id
-from vitdeploy.datasets.calibration_set import CalibrationSet, is_calibration_set
+from vitdeploy.datasets.calibration_set import CalibrationFiles, CalibrationSet, is_calibration_set
 from vitdeploy.datasets.imagenet import imagenet_classes, imagenet_labels
 from vitdeploy.datasets.labels import match_labels, read_label_map, rename_classes, require_labels
 from vitdeploy.datasets.layout import images_below
@@ -12,6 +12,7 @@ from vitdeploy.datasets.uri import refuse_output_in_data
 
 __all__ = [
     "SPLITS",
+    "CalibrationFiles",
     "CalibrationSet",
     "DataSource",
     "Dataset",

@@ -79,16 +79,16 @@ class CalibrationSet(Record):
 
 
 class CalibrationFiles(ImageFiles):
-    """The images of a calibration set as a dataset; ids and labels are those of the manifest."""
+    """The images of a calibration set as a dataset; ids and labels are those of its ``manifest``."""
 
     def __init__(self, root: Path, manifest: CalibrationSet) -> None:
         names = [entry.path for entry in manifest.entries]
         super().__init__(str(root), root, names, manifest.labels(), list(manifest.classes))
         self.preprocess, self.source, self.licence = manifest.preprocess, manifest.source, manifest.licence
-        self._entries = manifest.entries
+        self.manifest = manifest
 
     def sample_id(self, index: int) -> str:
-        return self._entries[index].sample_id
+        return self.manifest.entries[index].sample_id
 
 
 def is_calibration_set(root: Path) -> bool:

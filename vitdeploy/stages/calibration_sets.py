@@ -16,7 +16,15 @@ from pydantic import ConfigDict, Field
 
 from vitdeploy import __version__
 from vitdeploy.artifacts import atomic_folder
-from vitdeploy.datasets import CalibrationSet, Dataset, Split, is_calibration_set, open_dataset, refuse_output_in_data
+from vitdeploy.datasets import (
+    CalibrationFiles,
+    CalibrationSet,
+    Dataset,
+    Split,
+    is_calibration_set,
+    open_dataset,
+    refuse_output_in_data,
+)
 from vitdeploy.datasets.calibration_set import (
     MANIFEST_NAME,
     CalibrationEntry,
@@ -73,13 +81,14 @@ def make_calibration_set(
     preprocess: Preprocess | None = None,
     origin: Origin = Origin(),
     progress: Progress | None = AUTO,
-) -> CalibrationSet:
+) -> CalibrationFiles:
     """Choose at most ``samples`` images, stratified and seeded, and write them to ``output`` with a manifest.
 
     ``data`` is what ``open_dataset`` takes, unlabelled folders included; without a split it means the training split
     where it has one, else all of it. ``preprocess`` (the dataset's own where None) is kept in the manifest, and every
     image is put through it, so that one which does not fit is found now. A folder that already holds the same set is
-    left as it is, and another calibration set is replaced, as a whole, when the new one is complete.
+    left as it is, and another calibration set is replaced, as a whole, when the new one is complete. The set is
+    returned as an open dataset, for ``calibration=`` of ``quantize`` and ``sensitivity``, with its ``manifest``.
 
     Raises:
         CalibrationError: ``data`` is a test split.
@@ -97,7 +106,7 @@ def make_calibration_set(
     preprocess = preprocess or dataset.preprocess
     if (there := _same_set(output, dataset, preprocess)) is not None:
         progress.note(f"{output} already holds this set")
-        return there
+        return CalibrationFiles(output, there)
     with atomic_folder(output) as folder:
         count = len(dataset)
         with progress.task(f"writing {count} calibration images", total=count) as task:
@@ -118,12 +127,12 @@ def make_calibration_set(
             set_sha256=dataset.digest,
         ).sealed()
         (folder / MANIFEST_NAME).write_text(manifest.text(), encoding="utf8")
-    return manifest
+    return CalibrationFiles(output, manifest)
 
 
 def make_from_recipe(
     recipe: CalibrationRecipe, output: Path | str, *, data: str | None = None, progress: Progress | None = AUTO
-) -> CalibrationSet:
+) -> CalibrationFiles:
     """Make the set that a recipe describes; ``data`` here takes the place of the recipe's.
 
     Raises:
@@ -163,7 +172,7 @@ def read_calibration_recipe(path: Path) -> CalibrationRecipe:
         raise RecipeError(f"the recipe {str(path)!r} is not valid: {first_problem(error)}; keys are {known}") from error
 
 
-def show_calibration_set(path: Path) -> CalibrationSet:
+def show_calibration_set(path: Path | str) -> CalibrationSet:
     """Return the manifest of a calibration set, verified against itself but not against the images.
 
     Raises:
@@ -172,7 +181,7 @@ def show_calibration_set(path: Path) -> CalibrationSet:
     return read_calibration_manifest(_existing(path))
 
 
-def check_calibration_set(path: Path, *, against: str | None = None) -> tuple[Check, ...]:
+def check_calibration_set(path: Path | str, *, against: str | None = None) -> tuple[Check, ...]:
     """Check a calibration set: files, ids, labels, duplicates, size, and that none of it is in a test set.
 
     ``against`` is a dataset that must share no image with the set, such as ``digits:test``; where it names no split,
@@ -201,7 +210,7 @@ def _notes(dataset: Dataset, samples: int) -> list[str]:
     return notes
 
 
-def _existing(path: Path) -> Path:
+def _existing(path: Path | str) -> Path:
     path = Path(path)
     if not is_calibration_set(path):
         raise ArtifactError(
