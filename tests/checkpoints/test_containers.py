@@ -595,3 +595,36 @@ def test_a_folder_of_checkpoints_is_no_folder_without_weights(tmp_path: Path, na
         load_foreign(tmp_path, "vit", HEADS)
     advised = str(caught.value).rpartition("such as ")[2].strip("'")
     assert_loads(Path(advised), vit())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["float8", "sparse", "quantized"])
+def test_tensors_in_another_form_are_told_the_call_that_makes_them_plain(tmp_path: Path, kind: str) -> None:
+    model = vit()
+    state: dict[str, Any] = dict(model.state_dict())
+    if kind == "float8":
+        stored = {name: value.to(torch.float8_e4m3fn) for name, value in state.items()}
+        plain = {name: value.float() for name, value in stored.items()}
+    elif kind == "sparse":
+        stored = {name: value.to_sparse() for name, value in state.items()}
+        plain = {name: value.to_dense() for name, value in stored.items()}
+    else:
+        stored = {name: torch.quantize_per_tensor(value, 0.01, 0, torch.qint8) for name, value in state.items()}
+        plain = {name: value.dequantize() for name, value in stored.items()}
+    torch.save(stored, tmp_path / "w.pth")
+    call = {"float8": "value.float()", "sparse": "value.to_dense()", "quantized": "value.dequantize()"}[kind]
+    with pytest.raises(CheckpointError, match="stores tensors in a form that is not read") as caught:
+        load_foreign(tmp_path / "w.pth", "vit", HEADS)
+    assert call in str(caught.value)
+    torch.save(plain, tmp_path / "w.pth")
+    model.load_state_dict(plain)
+    assert_loads(tmp_path / "w.pth", model)
+
+
+def test_adapters_are_named(tmp_path: Path) -> None:
+    state = with_prefix(vit().state_dict(), "base_model.model.")
+    state = {name.replace("attn.qkv.", "attn.qkv.base_layer."): value for name, value in state.items()}
+    state["base_model.model.blocks.0.attn.qkv.lora_A.default.weight"] = torch.ones(4, 24)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"adapters beside its weights, which model\.merge_and_unload\(\)"):
+        load_foreign(tmp_path / "w.pth", "vit", HEADS)

@@ -70,6 +70,10 @@ def detect(file: WeightFile) -> tuple[Dialect, str]:
 
 
 OTHERS = (
+    (
+        r"(.*\.)?lora_[AB]\.",
+        "a model with adapters beside its weights, which model.merge_and_unload() of peft puts into them",
+    ),
     (r"(.*\.)?transformer\.resblocks\.\d+\.attn\.in_proj_weight", "a CLIP of open_clip or OpenAI, which is not built"),
     (r"(.*\.)?trunk\.blocks\.\d+\.", "an image tower of open_clip around a timm model, which is not built"),
     (r"(.*\.)?vision_model\.encoder\.layers\.\d+\.self_attn", "a CLIP or SigLIP of Hugging Face, which is not built"),

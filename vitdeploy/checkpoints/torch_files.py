@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import tarfile
 import zipfile
 import zlib
@@ -67,6 +68,13 @@ def read_torch_file(path: Path, head: bytes) -> Any:
     return value
 
 
+_OTHER_NUMBERS = re.compile(
+    r"torch\.(float8_\w+|q?u?int\d+x?\d*|per_\w+|Q\w+Storage|sparse_\w+|serialization\._get_layout|Float8\w*Storage"
+    r"|_utils\._rebuild_(qtensor|sparse_\w*tensor))"
+)
+"""What torch stores tensors as that are no plain numbers: quantized, sparse, in 8-bit floating point."""
+
+
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     shown = ", ".join(repr(name) for name in names[:SHOWN_NAMES])
     shown += f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
@@ -74,6 +82,11 @@ def _refusal(path: Path, names: list[str]) -> CheckpointError:
         return CheckpointError(
             f"{str(path)!r} is a whole pickled module and holds {shown}, which is code and not weights: refused; in "
             "the code that made it, torch.save(model.state_dict(), 'weights.pth') writes the weights alone"
+        )
+    if all(_OTHER_NUMBERS.fullmatch(name) for name in names):
+        return CheckpointError(
+            f"{str(path)!r} stores tensors in a form that is not read ({shown}): in the code that made it, save them "
+            "as plain numbers, with value.dequantize(), value.to_dense() or value.float() for each"
         )
     return CheckpointError(
         f"{str(path)!r} holds {shown}, which is not weights and could run code: refused; in the code that made it, "
