@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,9 @@ class Calibration:
         realizer = Realizer(self.prepared, observers, self.form)
 
         def score(plan: PrecisionPlan) -> float:
-            return logits_sqnr_db(self._logits(realizer.realize(plan).model, images), reference)
+            logits = self._logits(realizer.realize(plan).model, images)
+            gc.collect()  # a graph refers to itself, so its weights would stay until Python looks for that
+            return logits_sqnr_db(logits, reference)
 
         proposals = Proposals(realizer.bases, options)
         return search(self.plan, proposals, score, progress)

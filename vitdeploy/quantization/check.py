@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from vitdeploy.measure.heads import predicted_classes
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import to_input
 from vitdeploy.progress import Progress
+from vitdeploy.quantization.collector import batch_for
 from vitdeploy.quantization.division import Division
 from vitdeploy.quantization.error_profile import MOST_IMAGES, profile_errors
 from vitdeploy.quantization.overflow import extended, find_overflows, keeping
@@ -122,6 +124,7 @@ def judge(
     Raises:
         GraphError: The runtime refuses the new graph, or its logits are NaN or infinite.
     """
+    gc.collect()  # graphs refer to themselves, so the weights of those that were tried are still there
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
     with open_graph(before) as old, _opened(open_after or open_graph, after) as new:
         renewed = None
@@ -132,7 +135,7 @@ def judge(
                 raise GraphError(f"{error}{_overflow_text(before, inputs, open_graph)}") from error
             renewed = Golden(golden.pixels, golden.reference, outputs)
         if images is not None and preprocess is not None:
-            found = collect_logits({"before": old, "after": new}, images, preprocess, batch=CHECK_BATCH)
+            found = collect_logits({"before": old, "after": new}, images, preprocess, batch=_batch(before))
             if found.failures:
                 raise GraphError(f"the {inputs.precision} graph is unfit: {next(iter(found.failures.values()))}")
             what = f"{len(images)} images of {images.uri!r} that calibration has not seen"
@@ -148,6 +151,7 @@ def error_profile(
     before: Prepared, realized: Realized, images: Dataset | None, inputs: QuantizeInputs, open_graph: Opener
 ) -> ErrorProfile | None:
     """Return where the error arises, on a few images of the check or on golden samples; None: none is in 8 bits."""
+    gc.collect()
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
     if preprocess is None or not any(entry.precision in ("int8", "fp8") for entry in realized.plan.entries):
         return None
@@ -164,6 +168,12 @@ def _opened(open_graph: Opener, model: ir.Model) -> Session:
         return open_graph(model)
     except BackendError as error:
         raise GraphError(f"the quantized graph does not load: {error}") from error
+
+
+def _batch(model: ir.Model) -> int:
+    """Return how many images to compare at once: fewer the larger the tensors are, of which two sessions hold some."""
+    read = [node.inputs[0] for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+    return min(CHECK_BATCH, 4 * batch_for(model, [str(value.name) for value in read if value is not None]))
 
 
 def _logits_of(session: Session, golden: Golden, inputs: QuantizeInputs) -> NDArray[np.float32]:

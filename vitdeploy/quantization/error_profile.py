@@ -91,9 +91,13 @@ def profile_errors(
     count = 0
     if not wanted:
         return ErrorProfile(images=0)
-    with open_graph(with_outputs(after, wanted)) as new, _opened(prepared.graph, sums, open_graph) as old:
-        for image in images:
-            found, reference = _run(new, image), _run(old, image)
+    # one session after the other: the sums of a few images are smaller than the weights of a second session
+    kept = [np.array(image) for image in images]
+    with _opened(prepared.graph, sums, open_graph) as old:
+        references = [_run(old, image) for image in kept]
+    with open_graph(with_outputs(after, wanted)) as new:
+        for image, reference in zip(kept, references, strict=True):
+            found = _run(new, image)
             for name, power in depth.items():
                 power.add(found[name], reference[name])
             for pair in pairs:
