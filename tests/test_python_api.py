@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 import shutil
@@ -82,6 +83,22 @@ def test_every_verb_takes_an_artifact_a_path_and_a_text(tmp_path: Path) -> None:
         quick = vd.BenchOptions(rounds=1, iterations=1, warmup=1, samples=20, processes=False)
         report = vd.bench([one, int8], "digits", baseline=one, options=quick)
         assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
+NAMED = {"artifact", "artifacts", "baseline", "file", "first", "model", "second", "source", "teacher"}
+"""Parameters that name an artifact, whatever the verb."""
+
+
+def test_what_names_an_artifact_is_annotated_so_in_every_verb() -> None:
+    verbs = ("train", "convert", "export", "quantize", "sensitivity", "build", "bench", "diff", "package", "predict")
+    functions = [*verbs, "inspect", "verify", "load", "load_source", "observe_calibration", "write_triton_repository"]
+    seen = set()
+    for function in functions:
+        for name, parameter in inspect.signature(getattr(vd, function)).parameters.items():
+            if name in NAMED:
+                assert "Artifact | Path | str" in str(parameter.annotation), f"{function}: {name}"
+                seen.add(function)
+    assert seen == set(functions)
 
 
 def test_an_open_dataset_is_taken_wherever_data_is_named(tmp_path: Path) -> None:
