@@ -661,7 +661,7 @@ def test_options_that_make_no_sense_are_refused(arguments: dict[str, Any], messa
         ({"precision": "int4"}, UsageError, "precision is 'int4', expected one of fp16"),
         ({"precision": "fp32"}, UsageError, "precision is 'fp32', expected one of fp16"),
         ({"precision": "int8", "target": "tflite"}, UsageError, "target is 'tflite', expected one of tensorrt"),
-        ({"precision": "fp8", "target": "onnxruntime"}, UsageError, "'fp8', which target 'onnxruntime' has not"),
+        ({"precision": "fp8", "target": "onnxruntime"}, UsageError, "'fp8', which target 'onnxruntime' does not have"),
         ({"precision": "int8", "calibration": "absent-folder"}, DataError, "absent-folder"),
         ({"precision": "int8", "calibration": "absent.calib.json"}, ArtifactError, "there is no file"),
     ],
