@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -64,12 +65,20 @@ MADE = os.environ.get("VITDEPLOY_TEST_ARTIFACTS")
 
 @pytest.fixture(scope="session")
 def _shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the run once, however many processes the tests are spread over."""
     if MADE is not None:
         return Path(MADE, "run")
     from vitdeploy.pipeline import read_recipe, run
 
-    folder = tmp_path_factory.mktemp("shared") / "run"
-    run(read_recipe(None, QUICK), folder)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, whole = shared / "shared" / "run", shared / "shared" / "whole"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.parent / "lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            run(read_recipe(None, QUICK), folder)
+            whole.touch()
     return folder
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def labelled(*classes: str) -> DatasetBase:
     return DatasetBase("photos", [str(index) for index in range(len(labels))], labels, classes)
 
 
-def matched(dataset: DatasetBase, classes, **options) -> list[int]:
+def matched(dataset: DatasetBase, classes: Sequence[str], **options: Any) -> list[int]:
     return match_labels(dataset, classes, **options)[::2].tolist()
 
 

@@ -4,6 +4,7 @@ import importlib.machinery
 import io
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
@@ -59,13 +60,13 @@ def test_a_readers_images_are_decoded_here_so_that_none_is_skipped_silently(monk
         files = (png(10), png(20)[:-30], png(30))
         class_to_idx = MappingProxyType({"dog": 1, "cat": 0})
 
-        def __getitem__(self, index):
+        def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
             return io.BytesIO(self.files[index]), index % 2
 
         def __len__(self) -> int:
             return 3
 
-        def iter_targets(self):
+        def iter_targets(self) -> Iterator[int]:
             return iter([0, 1, 0])
 
     monkeypatch.setattr(

@@ -104,7 +104,7 @@ def test_pool_is_the_adaptive_average(grid: tuple[int, int]) -> None:
 def test_linear_attention_reads_every_token() -> None:
     attention = PooledAttention(8, 2, (5, 5), pool=2)
     x = torch.randn(1, 25, 8, requires_grad=True)
-    attention.reduce(x).square().sum().backward()
+    attention.reduce(x).square().sum().backward()  # type: ignore[no-untyped-call]
     assert (x.grad.abs().sum(dim=2) > 0).all()
 
 
