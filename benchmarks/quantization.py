@@ -11,7 +11,7 @@ quantizes in a process of its own, at the settings that its documentation gives 
 ONNX Runtime. Top-1, agreement and SQNR of logits are of the whole test split, which nobody calibrated on; latency is
 measured in turns, ours against each (``measure.statistics.speedup``), and nobody is called faster whose interval
 touches 1. Wall time and peak memory are those of the whole process. Results go to
-``benchmarks/results/quantization.json`` model by model, and ``docs/peers.md`` is rendered from it.
+``benchmarks/results/quantization.json`` model by model, and ``docs/accuracy.md`` is rendered from it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy_page import OURS, QUANTIZATION_RESULTS, render_accuracy
 from numpy.typing import NDArray
-from peer_tables import OURS, QUANTIZATION_RESULTS, render_peers
 from peers import PEERS
 from support_tables import ROOT, read_results, write_results
 
@@ -83,7 +83,7 @@ def main() -> None:
             row = measure(subject, Path(folder) / subject.name, interpreters)
             models = read_results(QUANTIZATION_RESULTS).get("models", {}) | {subject.name: row}
             write_results(QUANTIZATION_RESULTS, {"models": models})
-            render_peers()
+            render_accuracy()
             print(f"{subject.name}: FP32 {row['fp32_top1']:.2%}", flush=True)
             for title, one in row["candidates"].items():
                 print(f"  {title}: " + (one.get("error") or f"{one['top1']:.2%}, {one['sqnr_db']:.1f} dB"), flush=True)
