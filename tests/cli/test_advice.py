@@ -78,7 +78,7 @@ MAXIMUM = {"arch": NAME, "args": argparse.Namespace(model=NAME, gp="max", model_
 
 Case = tuple[Callable[[Path], None], list[str], Callable[[str], list[str]]]
 CASES: dict[str, Case] = {
-    "heads that no key tells": (save, more(), lambda text: more(*flags(text, r"as in (--model-arg \S+)"))),
+    "heads that no key tells": (save, more(), lambda text: more(*flags(text, r"pass (--model-arg \S+)"))),
     "no head: features": (
         lambda path: save(path, num_classes=0),
         more(*HEADS),

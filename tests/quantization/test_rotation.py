@@ -23,6 +23,7 @@ from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import observed_tensors
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.quantization.rotation import Bases
+from vitdeploy.quantization.search import STEPS
 from vitdeploy.stages.quantize import quantize
 
 TRAINED = Path(__file__).parent / "trained"
@@ -130,7 +131,7 @@ def test_a_stream_that_something_else_reads_stays(op_type: str, tmp_path: Path) 
 def test_outliers_behind_norms_are_spread_by_it_alone(family: str, tmp_path: Path) -> None:
     model = opened(family, tmp_path)
     model = write_onnx(tmp_path / "a.onnx", norm_outliers(model.load()), model.manifest, model.golden)
-    first = made(model, tmp_path / "first.onnx", steps=("rotation",), rounding="nearest", method="minmax")
+    first = made(model, tmp_path / "first.onnx", steps=("streams", "rotation"), rounding="nearest", method="minmax")
     plan, calibration = first.manifest.plan, first.manifest.calibration
     assert plan is not None
     assert calibration is not None
@@ -144,7 +145,7 @@ def test_outliers_behind_norms_are_spread_by_it_alone(family: str, tmp_path: Pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_tried_and_kept_only_where_it_gains(family: str, tmp_path: Path) -> None:
-    made_with = made(opened(family, tmp_path), tmp_path / "int8.onnx")
+    made_with = made(opened(family, tmp_path), tmp_path / "int8.onnx", steps=STEPS)
     plan, calibration = made_with.manifest.plan, made_with.manifest.calibration
     assert plan is not None
     assert calibration is not None

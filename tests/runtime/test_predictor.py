@@ -235,6 +235,17 @@ def test_features_of_a_quantized_graph_feed_its_own_head(
     np.testing.assert_allclose(features @ weight.T + bias, logits, atol=0.02 * np.ptp(logits))
 
 
+def test_features_of_a_rotated_stream_are_refused(tiny_onnx: OnnxModel, tmp_path: Path) -> None:
+    from vitdeploy.artifacts import write_onnx
+    from vitdeploy.records import PrecisionPlan
+
+    plan = PrecisionPlan(profile="linear", remainder="fp32", rotated=("stream",))
+    manifest = tiny_onnx.manifest.model_copy(update={"plan": plan})
+    rotated = write_onnx(tmp_path / "rotated.onnx", tiny_onnx.load(), manifest, tiny_onnx.golden)
+    with load(rotated) as opened, pytest.raises(GraphError, match="in another basis"):
+        opened.embed(np.zeros((1, 8, 8, 1), np.uint8))
+
+
 HEADS = {
     "two heads": ("a = Gemm(x, w) b = Gemm(x, w) logits = Add(a, b)", "a sum of several tensors"),
     "pooled after the head": ("y = MatMul(x, w) logits = Mul(y, y)", "come from Mul node"),

@@ -177,7 +177,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
     [
         (
             "timm:vit_tiny_patch16_224",
-            r"cannot be fetched \(the hub does not answer.*\): weights='FILE' takes weights",
+            r"cannot be fetched \(the hub does not answer.*\): weights='FILE' loads weights",
         ),
         (
             "hf:google/vit",
@@ -185,7 +185,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
         ),
         (
             "torchvision:vit_b_32",
-            r"cannot be fetched \(.*Name or service not known.*\): weights='FILE' takes weights",
+            r"cannot be fetched \(.*Name or service not known.*\): weights='FILE' loads weights",
         ),
     ],
 )

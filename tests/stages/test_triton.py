@@ -185,4 +185,4 @@ def test_the_command_writes_a_repository_a_bundle_or_both(
     assert (bundle / "manifest.json").is_file()
     assert (tmp_path / "more" / "tiny" / "config.pbtxt").read_text() == (models / "tiny" / "config.pbtxt").read_text()
     assert main(["package", graph]) == 2
-    assert "--output NAME or --triton FOLDER" in capsys.readouterr().err
+    assert "pass --output NAME, --triton FOLDER or both" in capsys.readouterr().err

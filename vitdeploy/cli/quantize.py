@@ -72,7 +72,9 @@ def quantize(
     steps: Annotated[
         str,
         typer.Option(
-            "--steps", metavar="auto|none|NAMES", help="Try only ranges,scaling,shift,mul,rotation,rounding,bias."
+            "--steps",
+            metavar="auto|none|NAMES",
+            help="Try only ranges,scaling,shift,mul,streams,rotation,rounding,bias.",
         ),
     ] = "auto",
     effort: Annotated[

@@ -18,7 +18,7 @@ from vitdeploy.quantization.division import Division, divide, warn_of_few_images
 from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
-from vitdeploy.quantization.search import STEPS, Effort, SearchOptions, StepName
+from vitdeploy.quantization.search import AUTOMATIC, STEPS, Effort, SearchOptions, StepName
 from vitdeploy.records import CpuIntegers, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
 from vitdeploy.wording import adoption
@@ -56,7 +56,7 @@ class QuantizeOptions:
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
         alpha to take for all groups.
     rounding: Of weights: ``nearest`` integers, ``gptq``: together, so that outputs keep values, ``auto`` compares.
-    steps: Which steps may be tried, of ``STEPS``; ``auto``: all of them.
+    steps: Which steps may be tried, of ``STEPS``; ``auto``: all but ``streams``.
     effort: ``fast`` trusts layer errors and tries nothing on images, ``default`` tries steps within a budget of work,
         ``best`` tries all of them on more images.
     plan: A precision plan, the file of one, or a quantized graph, whose entries go before the profile's.
@@ -209,7 +209,7 @@ class QuantizeInputs:
         options = self.options
         known: tuple[RangeMethod, ...] = ("minmax",) if self.precision == "fp8" else METHODS
         methods = known if options.method == "auto" else (options.method,)
-        steps: frozenset[StepName] = frozenset(STEPS if options.steps == "auto" else options.steps)
+        steps: frozenset[StepName] = frozenset(AUTOMATIC if options.steps == "auto" else options.steps)
         return SearchOptions(methods, options.percentile, options.equalization, options.rounding, steps, options.effort)
 
     def plan_of(self, prepared: Prepared) -> PrecisionPlan:

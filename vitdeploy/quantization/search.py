@@ -25,9 +25,10 @@ from vitdeploy.quantization.scaling import is_matrix
 from vitdeploy.records import PlanEntry, PrecisionPlan, RangeMethod, Rotated, Rounding, Treatment, Trial
 
 Effort = Literal["fast", "default", "best"]
-StepName = Literal["ranges", "scaling", "shift", "mul", "rotation", "rounding", "bias"]
+StepName = Literal["ranges", "scaling", "shift", "mul", "streams", "rotation", "rounding", "bias"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
-ROTATIONS: dict[str, Rotated] = {"rotation of residual streams": "stream", "rotation of values": "values"}
+AUTOMATIC: tuple[StepName, ...] = tuple(step for step in STEPS if step != "streams")
+"""What is tried unless steps are named. A turned residual stream also turns the features in front of the head."""
 ALPHAS = (0.25, 0.5, 0.65, 0.8, 1.0)
 FP8_ALPHA = 0.5
 WORTHWHILE_DB = 0.25
@@ -60,7 +61,7 @@ class SearchOptions:
     percent: float = 99.99
     scaling: Literal["auto", "off"] | float = "auto"
     rounding: Literal["auto"] | Rounding = "auto"
-    steps: frozenset[StepName] = frozenset(STEPS)
+    steps: frozenset[StepName] = frozenset(AUTOMATIC)
     effort: Effort = "default"
 
     @property
@@ -136,13 +137,18 @@ class Proposals:
             yield self._step("channel shift", WORTHWHILE_DB, self._shift)
         if "mul" in allowed and self.options.scaling != "off":
             yield self._step("scaling by Muls", WORTH_A_NODE_DB, self._muls)
-        if "rotation" in allowed and self._all_open and self._weights_are_few():
-            for name, what in ROTATIONS.items():
-                yield self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
+        if self._all_open and self._weights_are_few():
+            if "streams" in allowed:
+                yield self._turn("rotation of residual streams", "stream")
+            if "rotation" in allowed:
+                yield self._turn("rotation of values", "values")
         if "rounding" in allowed and self.options.rounding == "auto" and self._weights_are_few():
             yield self._step("rounding by GPTQ", WORTHWHILE_DB, self._rounding, by_layer_error=False)
         if "bias" in allowed:
             yield self._step("bias correction", WORTHWHILE_DB, self._bias, by_layer_error=False)
+
+    def _turn(self, name: str, what: Rotated) -> Step:
+        return self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
 
     def _step(
         self,

@@ -157,6 +157,12 @@ class Predictor:
             raise GraphError(
                 f"{str(self.artifact.path)!r} gives its classes alone: load its ONNX model, or a bundle of both"
             )
+        plan = self._graph.manifest.plan
+        if plan is not None and "stream" in plan.rotated:
+            raise GraphError(
+                f"the features of {str(self._graph.path)!r} are in another basis, because its stream is rotated: "
+                "take them from its FP32 graph, or quantize without the step 'streams'"
+            )
         from vitdeploy.backends.onnxruntime import open_graph
         from vitdeploy.graph.head_input import find_head_input
 
