@@ -546,21 +546,6 @@ def test_sizes_of_hugging_face_may_be_lists(tmp_path: Path, changes: dict[str, A
         torch.testing.assert_close(loaded.module(x), module(x).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [3, 9])
-def test_names_of_another_number_of_classes_are_left_out_and_said(tmp_path: Path, count: int) -> None:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
-    module = ViTForImageClassification(ViTConfig(**config, image_size=32, patch_size=8, num_labels=5))
-    module.save_pretrained(tmp_path / "folder")
-    stated = json.loads((tmp_path / "folder/config.json").read_text())
-    stated |= {"id2label": {str(index): f"k{index}" for index in range(count)}, "label2id": None}
-    (tmp_path / "folder/config.json").write_text(json.dumps(stated))
-    loaded = load_foreign(tmp_path / "folder")
-    assert loaded.spec.classes == ()
-    assert any(f"names {count} classes and the model has 5" in note for note in loaded.notes)
-
-
 def _pruned(module: nn.Module) -> None:
     from torch.nn.utils import prune
 

@@ -40,6 +40,7 @@ SHOWN_BY = {
     "backends/onnxruntime.py": ("bench", "predict"),
     "backends/tensorrt": ("build",),
     "artifacts/lineage.py": ("bench",),
+    "datasets/class_names.py": ("export", "convert"),
     "datasets/labels.py": ("bench",),
     "checkpoints/": ("export", "convert"),
     "sources/": ("export", "convert"),

@@ -327,9 +327,19 @@ def test_a_state_of_other_options_is_refused_or_dropped(tmp_path: Path, monkeypa
         with pytest.raises(RuntimeError, match="power failure"):
             train("digits", output, arguments=TINY, options=replace(QUICK, save_every_s=0.0))
     assert state_path(output).exists()
+    cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+        ("digits", {}, {"seed": 5}, "seed=0 and not 5"),
+        ("digits", {}, {"epochs": 3, "batch": 32}, f"epochs={QUICK.epochs} and not 3, batch={QUICK.batch} and not 32"),
+        ("digits", {}, {"hardware": Hardware(precision="bf16-mixed")}, "hardware.precision='32-true' and not 'bf16-"),
+        ("digits", {}, {"augmentation": Augmentation(mixup=0.3)}, "augmentation.mixup=0.0 and not 0.3"),
+        ("digits", {"depth": 3}, {}, "arguments={'depth': 1} and not 3"),
+        ("digits@1", {}, {}, "other data, another preprocessing"),
+    ]
+    for data, changes, options, difference in cases:
+        with pytest.raises(TrainingError, match=re.escape(f"belongs to a training with {difference}")) as caught:
+            train(data, output, arguments={**TINY, **changes}, options=replace(QUICK, **options), resume=True)
+        assert str(caught.value).endswith(": train again without resume=True")
     other = replace(QUICK, seed=5)
-    with pytest.raises(TrainingError, match="other data, model or options: train again without resume=True"):
-        train("digits", output, arguments=TINY, options=other, resume=True)
     notes = Notes()
     train("digits", output, arguments=TINY, options=other, progress=notes)
     assert any("starting anew" in line for line in notes.lines)

@@ -12,7 +12,10 @@ import torch
 
 from vitdeploy.errors import ArtifactError, TrainingError
 from vitdeploy.training.evaluation import Score
+from vitdeploy.training.identity import Identity
 from vitdeploy.training.state import Best, State, read_state, write_state
+
+IDENTITY = Identity("key")
 
 
 class Evil:
@@ -26,8 +29,8 @@ def state() -> State:
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    write_state(tmp_path / "a.state.pt", "key", state(), {"model": {"w": torch.ones(2)}})
-    found, parts = read_state(tmp_path / "a.state.pt", "key")
+    write_state(tmp_path / "a.state.pt", IDENTITY, state(), {"model": {"w": torch.ones(2)}})
+    found, parts = read_state(tmp_path / "a.state.pt", IDENTITY)
     assert torch.equal(parts["model"]["w"], torch.ones(2))
     assert torch.equal(found.best.weights["w"], torch.arange(4.0))
     assert (found.update, found.loss_sum, found.history) == (7, 2.5, [{"epoch": 1, "loss": 2.0}])
@@ -51,7 +54,7 @@ def damage_pickle(path: Path) -> None:
 
 
 def damage_content(path: Path) -> None:
-    torch.save({"version": 1}, path)
+    torch.save({"version": 2}, path)
 
 
 def after(*epochs: tuple[float, float], images: int = 100) -> int:
@@ -88,27 +91,27 @@ def test_a_new_peak_disqualifies_a_best_that_is_now_too_low() -> None:
 @pytest.mark.parametrize("damage", [damage_half, damage_empty, damage_text, damage_pickle, damage_content])
 def test_a_damaged_state_is_refused_and_nothing_in_it_is_executed(tmp_path: Path, damage: Callable[..., Any]) -> None:
     path = tmp_path / "a.state.pt"
-    write_state(path, "key", state(), {})
+    write_state(path, IDENTITY, state(), {})
     damage(path)
     with pytest.raises(TrainingError, match=re.escape(f"{str(path)!r}, is damaged: train again without resume=True")):
-        read_state(path, "key")
+        read_state(path, IDENTITY)
     assert not Path("/tmp/vitdeploy-was-executed").exists()
 
 
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
-    write_state(tmp_path / "a.state.pt", "key", state(), {})
+    write_state(tmp_path / "a.state.pt", IDENTITY, state(), {})
     with pytest.raises(TrainingError, match="belongs to a training with other data, model or options"):
-        read_state(tmp_path / "a.state.pt", "other key")
+        read_state(tmp_path / "a.state.pt", Identity("other key"))
 
 
 def test_a_missing_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="there is no state to go on from"):
-        read_state(tmp_path / "a.state.pt", "key")
+        read_state(tmp_path / "a.state.pt", IDENTITY)
 
 
 def test_a_write_that_fails_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.state.pt"
-    write_state(path, "key", state(), {})
+    write_state(path, IDENTITY, state(), {})
     before = path.read_bytes()
 
     def full(content, file) -> None:
@@ -117,6 +120,6 @@ def test_a_write_that_fails_leaves_the_state_before(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(ArtifactError, match="the disk is full"):
-        write_state(path, "key", state(), {})
+        write_state(path, IDENTITY, state(), {})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.state.pt"]

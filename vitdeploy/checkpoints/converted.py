@@ -34,7 +34,6 @@ class Converted:
     tables: Tensors = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
     position_tokens: Mapping[str, int] = field(default_factory=dict)
     resize_rule: ResizeRule = "bicubic"
     table_rule: Literal["bicubic", "geometric"] = "bicubic"

@@ -10,7 +10,6 @@ from typing import Any
 from vitdeploy import catalog
 from vitdeploy.catalog import Variant
 from vitdeploy.checkpoints.files import WeightFile
-from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
 from vitdeploy.reading import read_json
 from vitdeploy.records import Preprocess
@@ -21,7 +20,7 @@ SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "opti
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a file says: the model's name and where it stands, the preprocessing, and the classes; empty if nothing.
+    """What a file says: the model's name and where it stands, and the preprocessing; empty if nothing.
 
     ``elsewhere`` is a name that the catalogue does not know and timm does, and where it stands. ``arguments`` are those
     with which timm built the model, under its own names.
@@ -31,7 +30,6 @@ class Evidence:
     where: str = ""
     preprocess: Preprocess | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
     elsewhere: tuple[str, str] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,7 +52,6 @@ def evidence_of(file: WeightFile) -> Evidence:
             str(config.get("architecture") or ""),
             source,
             preprocess_from_timm_config(config["pretrained_cfg"], source),
-            classes=class_names_of(config, source),
             arguments={**_pool(config.get("global_pool")), **_table(config.get("model_args"))},
         )
     changes, built_with = _changes(file.beside), _built_with(file.beside)
@@ -124,12 +121,12 @@ def _changes(beside: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TimmFolder:
-    """What timm's config.json says: the model and its arguments, preprocessing and classes."""
+    """What timm's config.json says: the model, its arguments and preprocessing; ``config`` is all of it."""
 
     architecture: str
     arguments: Mapping[str, Any]
     preprocess: Preprocess
-    classes: tuple[str, ...]
+    config: Mapping[str, Any]
 
 
 def timm_folder(path: Path) -> TimmFolder | None:
@@ -150,4 +147,4 @@ def timm_folder(path: Path) -> TimmFolder | None:
     if isinstance(config.get("num_classes"), int):
         arguments["num_classes"] = config["num_classes"]
     record = preprocess_from_timm_config(config["pretrained_cfg"], source)
-    return TimmFolder(config["architecture"], arguments, record, class_names_of(config, source))
+    return TimmFolder(config["architecture"], arguments, record, config)

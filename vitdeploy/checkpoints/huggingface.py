@@ -8,7 +8,6 @@ from typing import Any
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.files import Tensors, WeightFile
 from vitdeploy.checkpoints.layouts import pvt, swin, vit
-from vitdeploy.datasets.class_names import class_names_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.preprocess import preprocess_from_hf
 from vitdeploy.records import Preprocess
@@ -61,7 +60,6 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
         arguments,
         overrides={**overrides, **_classes(arguments)} if config else {"eps": 1e-12, **overrides},
         complete=bool(config),
-        classes=class_names_of(config, "config.json"),
         proven={} if config or size is None else {"image_size": (size, "pos_embed")},
         unknown=() if config else ("heads",),
         position_tokens={"pos_embed": 2 if "dist_token" in tensors else 1},
@@ -115,7 +113,6 @@ def pvt_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> 
         complete=bool(config),
         proven={} if size is None else {"image_size": (size, "pos_embed1")},
         unknown=() if config else ("heads",),
-        classes=class_names_of(config, "config.json"),
         position_tokens=positions,
         resize_rule="bilinear",
         preprocess=preprocess_of(file),
@@ -154,7 +151,6 @@ def swin_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) ->
         proven=proven,
         tables=tables,
         unknown=("window", "pretrained_windows") if second and not config else (),
-        classes=class_names_of(config, "config.json"),
         dropped=swin.dropped(tables),
         preprocess=preprocess_of(file),
     )

@@ -24,6 +24,7 @@ from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
 from vitdeploy.checkpoints.preprocessing import preprocess_of_weights
 from vitdeploy.checkpoints.stated import stated_arguments
+from vitdeploy.datasets.class_names import usable_class_names
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.wording import adoption
@@ -39,8 +40,9 @@ class LoadRequest:
     ``image_size`` resizes position tables once, by the rule of the checkpoint's own code. ``num_classes`` other than
     the file's needs ``reset_head``, which draws a fresh head; ``head_for`` is the number of classes of a training,
     which keeps a head for as many and draws any other. ``headless`` takes weights without a head, or with one that the
-    model does not have, as they are: features in place of logits. ``arguments`` replace constructor ones
-    (``qk_scale``, ``heads`` where the keys cannot tell).
+    model does not have, as they are: features in place of logits. ``named_classes`` says that the names of the classes
+    come from elsewhere, whatever the configuration calls them. ``arguments`` replace constructor ones (``qk_scale``,
+    ``heads`` where the keys cannot tell).
     """
 
     image_size: int | tuple[int, int] | None = None
@@ -48,6 +50,7 @@ class LoadRequest:
     reset_head: bool = False
     head_for: int | None = None
     headless: bool = False
+    named_classes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,18 +141,11 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     variant = _variant(name, dialect.family, converted, evidence, file, notes)
     arguments = _arguments(variant, converted, request, file, notes)
     label = variant.name if variant is not None else file.path.resolve().name
-    classes = converted.classes or evidence.classes
-    if classes and len(classes) != arguments["num_classes"]:
-        notes.append(
-            f"its configuration names {len(classes)} classes and the model has {arguments['num_classes']}: the names "
-            "are left out"
-        )
-    spec = ModelSpec(
-        family=dialect.family,
-        name=label,
-        arguments=arguments,
-        classes=classes if len(classes) == arguments["num_classes"] else (),
-    )
+    spec = ModelSpec(family=dialect.family, name=label, arguments=arguments)
+    if not request.named_classes and spec.arguments["num_classes"]:
+        classes, problem = usable_class_names(file.config, "config.json", spec.arguments["num_classes"])
+        spec = spec.model_copy(update={"classes": classes})
+        notes += [problem] * bool(problem)
     module = model_from_spec(spec)
     _check_tables(converted, module, request, file)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)

@@ -67,6 +67,25 @@ def class_names_of(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     return _table(names, f"label_names of {source}")
 
 
+def usable_class_names(config: Mapping[str, Any], source: str, *counts: int) -> tuple[tuple[str, ...], str]:
+    """Return the class names of a model's configuration, or none and a note on why they are of no use.
+
+    A model is of use without names, and whoever knows them can give them: so what cannot be used refuses nothing.
+
+    Args:
+        config: As for ``class_names_of``.
+        source: What notes call it.
+        counts: How many names the model can have; the first is that of its outputs.
+    """
+    try:
+        names = class_names_of(config, source)
+    except DataError as error:
+        return (), f"the model has no class names ({error}); labels='FILE' gives them"
+    if not names or len(names) in counts:
+        return names, ""
+    return (), f"{source} names {len(names)} classes and the model has {counts[0]}: no names; labels='FILE' gives them"
+
+
 def _refuse_contradiction(names: Sequence[str], label2id: Any, source: str) -> None:
     """Compare with ``label2id``, which may lack names: ImageNet has two classes called crane."""
     for name, index in label2id.items() if isinstance(label2id, Mapping) else ():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.datasets.class_names import class_names_of, read_class_names
+from vitdeploy.datasets.class_names import read_class_names, usable_class_names
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.records.model import Activation, Task
 
@@ -108,13 +108,11 @@ def _names(task: Task, evidence: HeadEvidence) -> tuple[tuple[str, ...], tuple[s
             noun = "outputs" if task != "binary" else "classes"
             raise DataError(f"{str(evidence.labels)!r} has {len(names)} class names, the model has {wanted} {noun}")
         return _both(task, names), ()
-    names = class_names_of(evidence.config, evidence.where) if evidence.config else ()
-    names = names or evidence.known
-    if not names or task == "features":
+    if task == "features":
         return (), ()
-    if _fits(task, names, wanted):
-        return _both(task, names), ()
-    return (), (f"{evidence.where} names {len(names)} classes and the model has {wanted}: the names are not taken",)
+    counts = (wanted, 1) if task == "binary" else (wanted,)
+    names, problem = usable_class_names(evidence.config or {}, evidence.where, *counts)
+    return _both(task, names or evidence.known), (problem,) * bool(problem)
 
 
 def _fits(task: Task, names: tuple[str, ...], wanted: int) -> bool:

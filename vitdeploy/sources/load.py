@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts import Artifact, Checkpoint
+from vitdeploy.datasets.class_names import usable_class_names
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.preprocess import read_config
 from vitdeploy.progress import SILENT, Progress
@@ -67,6 +68,10 @@ def load(source: Source, progress: Progress = SILENT) -> LoadedModel:
         CheckpointError: The weights do not fit, or cannot be fetched.
         ArtifactError: The file was changed since it was opened, or is damaged.
     """
+    if source.hub == HUGGING_FACE and source.file is None:
+        from vitdeploy.sources.hubs import hugging_face_folder
+
+        source = replace(source, file=hugging_face_folder(source.text.removeprefix(HUGGING_FACE)))
     if source.options.headless:
         source = _for_features(source)
     loaded = _with_preprocess(_with_head(_load(source), source), source)
@@ -144,13 +149,10 @@ def _load(source: Source) -> LoadedModel:
         return _refitted(_load_checkpoint(source.checkpoint), options)
     if source.hub in (TIMM, TORCHVISION):
         return _load_hub(source)
-    if source.hub == HUGGING_FACE:
-        from vitdeploy.sources.hubs import hugging_face_folder
-
-        return _load_foreign(hugging_face_folder(source.text.removeprefix(HUGGING_FACE)), None, options)
     if source.file is None:
         return _load_random(source.text, arguments, options.seed)
-    return _load_foreign(source.file, source.name or None, options)
+    name = None if source.hub == HUGGING_FACE else source.name
+    return _load_foreign(source.file, name or None, options)
 
 
 def _load_hub(source: Source) -> LoadedModel:
@@ -243,6 +245,7 @@ def _load_foreign(path: Path, name: str | None, options: SourceOptions) -> Loade
         reset_head=options.reset_head,
         head_for=options.head_for,
         headless=options.headless,
+        named_classes=options.labels is not None or options.head_for is not None,
         arguments=rest,
     )
     with torch.random.fork_rng(devices=[]):
@@ -264,13 +267,16 @@ def _load_timm_folder(path: Path, model: TimmFolder, options: SourceOptions) -> 
 
     arguments = {**model.arguments, **options.arguments}
     loaded = load_timm(model.architecture, Weights(path, False, options.seed), arguments)
-    classes = model.classes if len(model.classes) == loaded.spec.arguments["num_classes"] else ()
-    note = f"{path}: timm builds it, as its config.json says that it is {model.architecture}"
+    notes = [f"{path}: timm builds it, as its config.json says that it is {model.architecture}"]
+    classes: tuple[str, ...] = ()
+    if options.labels is None and options.head_for is None and loaded.spec.arguments["num_classes"]:
+        classes, problem = usable_class_names(model.config, "config.json", loaded.spec.arguments["num_classes"])
+        notes += [problem] * bool(problem)
     return replace(
         loaded,
         spec=loaded.spec.model_copy(update={"classes": classes or loaded.spec.classes}),
         preprocess=model.preprocess.at_size(loaded.preprocess.size),
-        notes=(note, *loaded.notes),
+        notes=(*notes, *loaded.notes),
     )
 
 

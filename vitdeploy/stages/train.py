@@ -248,13 +248,14 @@ class TrainRequest:
 
     def _state_fits(self, progress: Progress) -> bool:
         """Return whether a killed training left a state from which this one can go on."""
+        from vitdeploy.training.identity import Identity
         from vitdeploy.training.state import read_state
 
         path = state_path(self.output)
         if not path.exists():
             return False
         try:
-            read_state(path, self.key)
+            read_state(path, Identity(self.key))
         except TrainingError:
             return False
         progress.note("train: going on from where the last one stopped")

@@ -28,6 +28,7 @@ from vitdeploy.training.augment import Mixing
 from vitdeploy.training.estimate import FORWARD_SHARE, duration_text, loading_seconds, seconds_per_image
 from vitdeploy.training.evaluation import Evaluation, Score
 from vitdeploy.training.groups import freeze, parameter_groups
+from vitdeploy.training.identity import Identity
 from vitdeploy.training.interrupts import Interrupt, deferred_interrupts
 from vitdeploy.training.journal import Journal
 from vitdeploy.training.loss import Criterion, Teacher
@@ -355,11 +356,11 @@ class Trainer:
         parts["scaler"] = self.fabric.strategy.precision.state_dict()
         if self.average is not None:
             parts["average"] = self.average.state_dict()
-        write_state(state_path(self.job.output), self.job.manifest.key, self.state, parts)
+        write_state(state_path(self.job.output), Identity.of(self.job.manifest), self.state, parts)
 
     def _restore(self) -> None:
         """Take up the state that an interrupted training left."""
-        self.state, parts = read_state(state_path(self.job.output), self.job.manifest.key)
+        self.state, parts = read_state(state_path(self.job.output), Identity.of(self.job.manifest))
         self.module.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.fabric.strategy.precision.load_state_dict(parts["scaler"])

@@ -16,9 +16,10 @@ from torch import Tensor
 from vitdeploy.artifacts import atomic_path
 from vitdeploy.errors import TrainingError
 from vitdeploy.training.evaluation import Score
+from vitdeploy.training.identity import Identity
 from vitdeploy.training.journal import Row
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -56,19 +57,19 @@ class State:
         return self.best is None or self.best.top1 < threshold or score.loss < self.best.loss
 
 
-def write_state(path: Path, key: str, state: State, parts: dict[str, Any]) -> None:
+def write_state(path: Path, identity: Identity, state: State, parts: dict[str, Any]) -> None:
     """Write the state atomically; ``parts`` are state dicts of model, optimizer, scaler and average.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written; the state before is untouched.
     """
-    content = {"version": VERSION, "key": key, **vars(state), "parts": parts}
+    content = {"version": VERSION, "identity": vars(identity), **vars(state), "parts": parts}
     content["best"] = None if state.best is None else vars(state.best)
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
-def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
+def read_state(path: Path, identity: Identity) -> tuple[State, dict[str, Any]]:
     """Return the state and its parts, on the CPU; nothing in the file is executed.
 
     Raises:
@@ -79,14 +80,20 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
-        version, its_key, parts = content.pop("version"), content.pop("key"), content.pop("parts")
-        best = content.pop("best")
+        version = content.pop("version")
+        if version != VERSION:
+            raise TrainingError(
+                f"{str(path)!r} is a state of version {version}, this vitdeploy reads {VERSION}: {again}"
+            )
+        earlier, parts, best = Identity(**content.pop("identity")), content.pop("parts"), content.pop("best")
         state = State(**content, best=None if best is None else Best(**best))
+        difference = identity.difference(earlier) or "other data, model or options"
     except (
         UnpicklingError,
         zipfile.BadZipFile,
         RuntimeError,
         EOFError,
+        AttributeError,
         KeyError,
         TypeError,
         ValueError,
@@ -94,8 +101,6 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, Any]]:
         raise TrainingError(f"the state of the unfinished training, {str(path)!r}, is damaged: {again}") from error
     except OSError as error:
         raise TrainingError(f"there is no state to go on from, {str(path)!r} cannot be read: {again}") from error
-    if version != VERSION:
-        raise TrainingError(f"{str(path)!r} is a state of version {version}, this vitdeploy reads {VERSION}: {again}")
-    if its_key != key:
-        raise TrainingError(f"{str(path)!r} belongs to a training with other data, model or options: {again}")
+    if earlier.key != identity.key:
+        raise TrainingError(f"{str(path)!r} belongs to a training with {difference}: {again}")
     return state, parts
