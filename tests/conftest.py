@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +25,19 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what tests leave in the cache folder away from the user's."""
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+FROZEN_AT = 100_000
+"""Objects that have outlived two collections; so many are modules and test items, which stay."""
+atexit.register(gc.unfreeze)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected_once() -> None:
+    """Let garbage collection, which the package asks for after each trial, pass over all modules and test items."""
+    if len(gc.get_objects(generation=2)) > FROZEN_AT:
+        gc.collect()
+        gc.freeze()
 
 
 SLOW = (

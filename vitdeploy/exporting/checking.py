@@ -55,10 +55,10 @@ def staged(holder: list[ir.Model], output: Path) -> Iterator[tuple[ir.Model, Ses
     import onnx_ir as ir
 
     from vitdeploy.backends.onnxruntime import OnnxRuntimeSession, open_graph
+    from vitdeploy.graph.values import weight_bytes
 
     model = holder.pop()
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= LARGE_BYTES:
+    if weight_bytes(model) <= LARGE_BYTES:
         with open_graph(model, CPU) as session:
             yield model, session
         return

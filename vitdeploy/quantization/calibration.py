@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.datasets import Dataset, batches
 from vitdeploy.datasets.base import Subset
+from vitdeploy.graph.values import collect_graphs_like
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
@@ -134,7 +134,7 @@ class Calibration:
 
         def score(plan: PrecisionPlan) -> float:
             logits = self._logits(realizer.realize(plan).model, images)
-            gc.collect()  # a graph refers to itself, so its weights would stay until Python looks for that
+            collect_graphs_like(self.prepared.graph)  # the graph that was just tried
             return logits_sqnr_db(logits, reference)
 
         proposals = Proposals(realizer.bases, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from vitdeploy.artifacts import Golden
 from vitdeploy.datasets import Dataset, batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import BackendError, GateError, GraphError, warn
+from vitdeploy.graph.values import collect_graphs_like
 from vitdeploy.measure.accuracy import collect_logits, run_batch
 from vitdeploy.measure.heads import predicted_classes
 from vitdeploy.measure.statistics import logits_sqnr_db
@@ -124,7 +124,7 @@ def judge(
     Raises:
         GraphError: The runtime refuses the new graph, or its logits are NaN or infinite.
     """
-    gc.collect()  # graphs refer to themselves, so the weights of those that were tried are still there
+    collect_graphs_like(before)  # the graphs that were tried
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
     with open_graph(before) as old, _opened(open_after or open_graph, after) as new:
         renewed = None
@@ -151,7 +151,7 @@ def error_profile(
     before: Prepared, realized: Realized, images: Dataset | None, inputs: QuantizeInputs, open_graph: Opener
 ) -> ErrorProfile | None:
     """Return where the error arises, on a few images of the check or on golden samples; None: none is in 8 bits."""
-    gc.collect()
+    collect_graphs_like(before.graph)
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
     if preprocess is None or not any(entry.precision in ("int8", "fp8") for entry in realized.plan.entries):
         return None
