@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import sample_reports
 from notes import Notes
 from PIL import Image
 
@@ -49,6 +51,26 @@ def quick(changes: Mapping[str, Any], **more: Any) -> Recipe:
 
 def test_the_printed_recipe_is_the_default() -> None:
     assert Recipe.model_validate(parse_yaml(default_text())) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        ({"bench.min_accuracy_ratio": 0.99}, r"keeps 0\.9\d+ of the baseline's top-1, at least 0\.99 is asked for"),
+        ({"bench.max_drop": 1}, r"lost .* pp of top-1, allowed 1"),
+        ({"bench.min_accuracy_ratio": 0.9, "bench.max_drop": 5}, None),
+        ({}, None),
+    ],
+)
+def test_limits_of_a_recipe_are_those_of_a_report(limits: dict[str, Any], refused: str | None) -> None:
+    row = sample_reports.rows()[1].model_copy(update={"top1": 0.95, "delta_top1_pp": -2.0})
+    report = sample_reports.build((row,))
+    section = read_recipe(None, limits).bench
+    if refused is None:
+        section.hold(report)
+    else:
+        with pytest.raises(GateError, match=refused):
+            section.hold(report)
 
 
 def test_the_printed_recipe_shows_every_key() -> None:
@@ -427,6 +449,10 @@ def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path,
     limited = read_recipe(recipe, {"bench.max_drop": 0, "bench.max_drop_by": "interval"})
     with pytest.raises(GateError, match=r"of top-1 \(95 % interval\), allowed 0"):  # 15 images show no such thing
         run(limited, tmp_path / "run")
+    listed = run(read_recipe(recipe, {"bench.predictions": True}), tmp_path / "run")
+    assert listed.stages[-1].reason == "predictions.parquet is gone"
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    assert set(table["row"]) == {row.name for row in listed.report.rows if row.status == "ok"}
     extra = photos / "class_0" / "more.png"
     Image.new("L", (40, 40), 77).save(extra)
     notes = Notes()

@@ -305,6 +305,7 @@ def test_every_option_of_a_stage_is_a_key_of_the_recipe() -> None:
     recipe = Recipe()
     assert recipe.build.workspace_mib is None
     assert recipe.bench.max_drop is None
+    assert recipe.bench.min_accuracy_ratio is None
     assert set(RECIPE_KEYS.values()) == {"build.workspace_mib", "bench.max_drop"}
     options = [recipe.quantize[0].options, recipe.bench.options, recipe.build, recipe.train.options]
     known = {name for one in options for name in vars(one)}

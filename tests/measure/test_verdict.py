@@ -153,6 +153,31 @@ def test_of_two_that_are_as_fast_in_floating_point_the_smaller_is_shipped() -> N
     assert said[0].startswith("On this CPU, ship small.onnx")
 
 
+def test_an_interval_that_says_nothing_makes_no_tie_and_is_said() -> None:
+    said = _verdict(
+        TORCH,
+        _row("fast.onnx", timings=(_timing(0.75, 19.0, (15.0, 560.0)),), size_bytes=900),
+        _row("slow.onnx", timings=(_timing(17.6, 0.8, (0.18, 260.0)),), size_bytes=450),
+    )
+    assert said[0].startswith("On this CPU, ship fast.onnx")
+    assert said[1] == (
+        "On this CPU, the intervals at batch 1 are too wide to say whether fast.onnx (0.750 ms) is faster than "
+        "slow.onnx (17.6 ms): bench again on an idle machine, with more rounds."
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"), [((0.9, 2.5), False), ((1.0, 2.5), False), ((1.1, 2.5), True), (None, True)]
+)
+def test_what_is_not_shown_to_be_faster_than_the_baseline_is_said(
+    interval: tuple[float, float] | None, shown: bool
+) -> None:
+    said = _verdict(TORCH, _row("vit.onnx", timings=(_timing(6.0, 1.7, interval),)))
+    assert said[0].startswith("On this CPU, ship vit.onnx")
+    assert ("it is not shown to be faster than the baseline" in said[0]) is not shown
+    assert any("too wide to say" in text for text in said) is not shown
+
+
 def test_when_nothing_is_faster_the_baseline_is_kept() -> None:
     said = _verdict(TORCH, _row("vit.onnx", timings=(_timing(12.0, 0.83, (0.8, 0.86)),)))
     assert said[0] == (

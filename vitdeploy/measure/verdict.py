@@ -24,6 +24,8 @@ from vitdeploy.wording import (
 MAX_DROP_PP = 1.0
 MIN_AGREEMENT = 0.99
 MEDIAN_MARGIN = 0.05
+# medians further apart than this are no tie, however wide their intervals are: then those say nothing
+WIDEST_TIE = 1.25
 MOST_PARTS = 3
 BUSY_CORES = 0.25
 # Of n images without one event: with 95 % confidence the event is rarer than 3/n (Hanley and Lippman-Hand 1983).
@@ -147,6 +149,7 @@ def _recommendations(rows: Sequence[Row], device: Device, baseline: Baseline, co
             previous = best
         elif len(conditions.batches) > 1:
             sentences.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
+        sentences.extend(_too_wide(fit, batch, baseline, where))
     return sentences
 
 
@@ -182,22 +185,36 @@ def _rows_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
 
 
 def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
-    """Return the fastest, or of those that may be as fast the one that keeps most.
+    """Return the fastest, or of those that tie with it the one that keeps most.
 
-    That is: no loss of accuracy before a small one, floating point before integers, then the smaller file.
+    That is: no loss of accuracy before a small one, floating point before integers, then the smaller file. A tie is
+    one by intervals and, since those may be so wide that they say nothing, by medians too.
     """
 
     def p50(row: Row) -> float:
-        timing = timing_of(row, batch)
-        assert timing is not None
-        return timing.p50_ms
+        return _p50(row, batch)
 
     def worth(row: Row) -> tuple[bool, bool, float, float]:
         lossless = accuracy_kept(row, baseline) == "kept"
         return not lossless, row.precision not in ("fp32", "fp16"), row.size_bytes or math.inf, p50(row)
 
     fastest = min(rows, key=p50)
-    return min((row for row in rows if row is fastest or not is_faster(fastest, row, batch, baseline)), key=worth)
+    near = [row for row in rows if p50(row) <= WIDEST_TIE * p50(fastest)]
+    return min((row for row in near if row is fastest or not is_faster(fastest, row, batch, baseline)), key=worth)
+
+
+def _too_wide(rows: Sequence[Row], batch: int, baseline: Baseline, where: str) -> list[str]:
+    """Say so where intervals do not even tell rows apart whose medians are far from each other."""
+    fastest = min(rows, key=lambda row: _p50(row, batch))
+    far = [row for row in rows if _p50(row, batch) > WIDEST_TIE * _p50(fastest, batch)]
+    lost = [row for row in far if is_faster(fastest, row, batch, baseline) is None]
+    if not lost:
+        return []
+    listed = _list([f"{row.name} ({_ms(row, batch)})" for row in lost])
+    return [
+        f"{where}, the intervals at batch {batch} are too wide to say whether {fastest.name} "
+        f"({_ms(fastest, batch)}) is faster than {listed}: bench again on an idle machine, with more rounds."
+    ]
 
 
 def _recommendation(
@@ -226,6 +243,9 @@ def _recommendation(
     other = next((row for row in fit if is_baseline(row, baseline)), None)
     if best.size_bytes and other is not None and other.size_bytes:
         parts.append(f"{size_text(best.size_bytes)} instead of {size_text(other.size_bytes)}")
+    timing = timing_of(best, batch)
+    if timing is not None and timing.speedup_ci95 is not None and timing.speedup_ci95[0] <= 1:
+        parts.append("it is not shown to be faster than the baseline")
     if accuracy_kept(best, baseline) == "small loss":
         parts.append("the loss is small but real")
     return "; ".join(parts) + "."
@@ -449,10 +469,14 @@ def _speed(row: Row, batch: int) -> str:
     return f"{ratio_text(timing.speedup)} as fast as the baseline{interval}, {_ms(row, batch)}"
 
 
-def _ms(row: Row, batch: int) -> str:
+def _p50(row: Row, batch: int) -> float:
     timing = timing_of(row, batch)
     assert timing is not None
-    return f"{ms_text(timing.p50_ms)} ms"
+    return timing.p50_ms
+
+
+def _ms(row: Row, batch: int) -> str:
+    return f"{ms_text(_p50(row, batch))} ms"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -158,20 +158,28 @@ class BuildSection(Section):
 
 
 class BenchSection(Section):
-    """Options of ``bench``. ``data`` None is the test split of the run's data; limits are those of ``Report.check``."""
+    """Options of ``bench``.
+
+    ``data`` None is the test split of the run's data; limits are those of ``Report.check``. ``predictions`` writes
+    ``predictions.parquet`` beside the report.
+    """
 
     data: str | None = None
     max_drop: Annotated[float, Field(ge=0)] | None = None
     max_drop_by: DropBy = "point"
+    min_accuracy_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    predictions: bool = False
     options: BenchOptions = BenchOptions()
 
     def hold(self, report: Report) -> None:
-        """Pass where a report is within the limit.
+        """Pass where a report is within the limits.
 
         Raises:
             GateError: It is not.
         """
-        report.check(max_drop_pp=self.max_drop, max_drop_by=self.max_drop_by)
+        report.check(
+            max_drop_pp=self.max_drop, max_drop_by=self.max_drop_by, min_accuracy_ratio=self.min_accuracy_ratio
+        )
 
 
 class Recipe(Section):

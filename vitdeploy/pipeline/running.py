@@ -23,6 +23,7 @@ from vitdeploy.records import Report, Row
 from vitdeploy.terminal_progress import AUTO, shown
 
 FOLDER = Path("vitdeploy-run")
+PREDICTIONS = "predictions.parquet"
 MIB = 1 << 20
 Result = TypeVar("Result", Artifact, Checkpoint, OnnxModel, Engine, Report)
 Result_co = TypeVar("Result_co", covariant=True)
@@ -92,7 +93,7 @@ def run(
     Raises:
         RecipeError: The recipe is not valid.
         BackendError: A stage needs torch, or a backend that the recipe names, and it is not installed.
-        GateError: A candidate lost more top-1 than ``bench.max_drop`` allows; everything is written all the same.
+        GateError: A candidate lost more top-1 than the limits of ``bench`` allow; everything is written all the same.
         UsageError: ``folder`` lies inside the data.
         VitdeployError: What the stages raise.
     """
@@ -130,6 +131,10 @@ class _Run:
     def all(self) -> RunResult:
         if self.recipe.bench.data is not None:
             _ = self.sources.bench  # what is not there is found before anything is trained
+        if self.predictions is not None:
+            from vitdeploy.benching.predictions import refuse_unwritable_predictions
+
+            refuse_unwritable_predictions(self.predictions)
         for section in self.recipe.quantize:
             if section.options.time_on is not None:
                 TimingPlace.parse(section.options.time_on).require()
@@ -141,6 +146,11 @@ class _Run:
         artifacts = [*([checkpoint] if checkpoint else []), model, *others, *engines]
         report = self.bench(artifacts)
         return RunResult(self.folder, report, self.folder / "report.html", tuple(self.outcomes))
+
+    @property
+    def predictions(self) -> Path | None:
+        """The file of what each row says of each image, None where the recipe wants none."""
+        return self.folder / PREDICTIONS if self.recipe.bench.predictions else None
 
     def train(self) -> Checkpoint:
         from vitdeploy.stages.train import TrainRequest
@@ -272,13 +282,15 @@ class _Run:
             options=options,
             not_built=self.not_built,
             keep=self.folder,
+            predictions=self.predictions,
         )
         provenance = Provenance(
             options={"data": self.sources.bench.uri, **options.identity(), "baseline": self.recipe.source},
             parents={artifact.path.name: artifact.digest for artifact in artifacts},
         )
         output = self.folder / "report.json"
-        beside = (self.folder / "report.md", self.folder / "report.html")
+        pages = (self.folder / "report.md", self.folder / "report.html")
+        beside = pages if self.predictions is None else (*pages, self.predictions)
         reason = "the data, the machine, a runtime or the engines that could not be built changed"
         step = Step("bench", request, output, read_report, provenance, reason, beside)
         return self.run_step(step, lambda report: report.key, lambda report: write_report(report, self.folder))
