@@ -84,6 +84,34 @@ def test_every_module_is_named_for_what_it_does() -> None:
     assert [path for path in SOURCES if path.stem in vague] == []
 
 
+def private_chain(source: str) -> list[str]:
+    """Return the longest chain of calls within a module from one function of it to private ones."""
+    functions = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+    private = {name for name in functions if name.startswith("_") and not name.startswith("__")}
+
+    def longest(name: str, above: list[str]) -> list[str]:
+        named = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(functions[name])}
+        chains = [longest(called, [*above, name]) for called in sorted(named & private - {*above, name})]
+        return max(chains, key=len, default=[*above, name])
+
+    return max((longest(name, []) for name in functions), key=len, default=[])
+
+
+def test_the_search_for_private_chains_finds_the_longest() -> None:
+    source = "def verb():\n    _a()\n    _c()\ndef _a():\n    self._b()\ndef _b():\n    _a()\n    _c()\ndef _c(): ..."
+    assert private_chain(source) == ["verb", "_a", "_b", "_c"]
+    assert private_chain("def verb():\n    other()\ndef other(): ...") == ["verb"]
+
+
+def test_verbs_are_read_without_long_descents() -> None:
+    """From a verb of ``stages/`` down to what does the work, at most three private functions follow each other."""
+    chains = {
+        path.name: private_chain(path.read_text("utf8"))
+        for path in sorted((ROOT / "vitdeploy" / "stages").glob("*.py"))
+    }
+    assert {name: chain for name, chain in chains.items() if len(chain) > 4} == {}
+
+
 def tracked_files() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode:

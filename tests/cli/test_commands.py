@@ -217,11 +217,14 @@ def test_verify_prints_every_check(work: Path, capsys: pytest.CaptureFixture[str
 
 def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     text = say("models vit_*_patch16_224", capsys)
-    assert text.splitlines()[0].split()[:2] == ["name", "family"]
+    assert text.splitlines()[0].split()[:2] == ["name", "input"]
     (line,) = (line for line in text.splitlines() if line.startswith("vit_base_patch16_224 "))
-    assert line.split()[1:4] == ["vit", "3x224x224", "86.6"]
+    assert line.split()[1:4] == ["3x224x224", "86.6", "17.56"]
     assert "ViT-B/16, B_16, vit_b_16" in line
     assert "timm:vit_base_patch16_224.augreg_in21k_ft_in1k" in line
+    one = say("models S60", capsys).splitlines()
+    assert one[0] == "patchconvnet_s60"
+    assert "  also called  S60, PatchConvNet-S60" in one
     printed = {entry["name"]: entry for entry in record("models vit_base_patch16_224", capsys)}
     assert printed["vit_base_patch16_224"]["parameters"] == 86_567_656
     assert main(["models", "nothing"]) == 1

@@ -57,6 +57,30 @@ def test_lines_and_tables_have_escapes(capsys: pytest.CaptureFixture[str]) -> No
     assert len(set(map(len, lines[1:]))) == 1
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(25, 3), (24, 2), (17, 2), (16, 1), (2, 1)])
+def test_a_table_leaves_out_the_columns_that_a_terminal_has_no_room_for(
+    columns: int, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    head = ["model", "parameters", "also"]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    assert output.print_table(head, [["vit", "22.1", "DeiT-S"]]) == head[shown:]
+    assert [line.split() for line in terminal.getvalue().splitlines()] == [
+        head[:shown],
+        ["vit", "22.1", "DeiT-S"][:shown],
+    ]
+
+
+def test_a_table_in_a_log_has_all_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "10")
+    assert output.print_table(["model", "also called"], [["vit", "DeiT-S"]]) == []
+    assert capsys.readouterr().out == "model  also called\nvit    DeiT-S\n"
+
+
 def test_progress_has_escapes() -> None:
     log = io.StringIO()
     LogProgress(log).note(EVIL)

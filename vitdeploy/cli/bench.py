@@ -74,8 +74,8 @@ def bench(
         typer.Option(
             "--pytorch",
             metavar="MODE",
-            help="PyTorch rows beside eager FP32: compile, autocast-fp16, autocast-bf16; repeatable. Default: on a GPU "
-            "autocast-fp16 and compile.",
+            help="PyTorch rows beside eager FP32: compile, autocast-fp16, autocast-bf16; repeatable.",
+            show_default="on a GPU autocast-fp16 and compile",
         ),
     ] = None,
     image_to_label: Annotated[

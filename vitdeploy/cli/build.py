@@ -25,26 +25,33 @@ def build(
     output: Output,
     backend: Annotated[
         Literal["tensorrt", "tensorrt-rtx"] | None,
-        typer.Option("--backend", help="Default: tensorrt where it is installed and has a GPU, else tensorrt-rtx."),
+        typer.Option(
+            "--backend", help="What builds and runs it.", show_default="tensorrt where it has a GPU, else tensorrt-rtx"
+        ),
     ] = None,
     batch: Annotated[
         list[str] | None,
         typer.Option(
             "--batch",
             metavar="N|MIN:OPT:MAX",
-            help="Batch sizes that the engine takes, 1 by default; several, also with commas, make one engine with a "
-            "profile for each.",
+            help="Batch sizes of the engine; several, also with commas, make one engine with a profile for each.",
+            show_default="1",
         ),
     ] = None,
     compute_capabilities: Annotated[
         list[str] | None,
         typer.Option(
-            "--compute-capability", metavar="X.Y", help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx)."
+            "--compute-capability",
+            metavar="X.Y",
+            help="A GPU to build for, as in 8.9; repeatable (tensorrt-rtx).",
+            show_default="this GPU's, else Ampere and newer",
         ),
     ] = None,
     gpu: Annotated[
         int | None,
-        typer.Option("--gpu", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them."),
+        typer.Option(
+            "--gpu", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them.", show_default="0"
+        ),
     ] = None,
     workspace_bytes: Annotated[
         int | None,
@@ -53,11 +60,14 @@ def build(
             min=1,
             callback=_bytes_of,
             help="Most scratch memory that a kernel may use, building and running.",
+            show_default="all of the GPU's",
         ),
     ] = None,
     optimization_level: Annotated[
         int | None,
-        typer.Option("--optimization-level", min=0, max=5, help="0 builds fastest, 5 searches longest; default: 3."),
+        typer.Option(
+            "--optimization-level", min=0, max=5, help="0 builds fastest, 5 searches longest.", show_default="3"
+        ),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 layers use TF32.")] = False,
     hardware_compatibility: Annotated[
@@ -81,7 +91,9 @@ def build(
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and renew; default: kept per GPU."),
+        typer.Option(
+            "--timing-cache", metavar="FILE", help="Kernel timings to read and renew.", show_default="kept per GPU"
+        ),
     ] = None,
     no_timing_cache: Annotated[bool, typer.Option("--no-timing-cache", help="Time every kernel again.")] = False,
     on: On = None,

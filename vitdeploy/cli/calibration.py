@@ -19,7 +19,10 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A calibration set.")]
 
 
-@app.command(epilog="Example: vitdeploy calibration make ./photos:train --samples 512 -o calibration-512")
+@app.command(
+    short_help="Choose images and write them with a manifest.",
+    epilog="Example: vitdeploy calibration make ./photos:train --samples 512 -o calibration-512",
+)
 def make(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
     *,
@@ -64,7 +67,10 @@ def make(
         print_line(f"wrote {output}: {images.manifest.samples} images of {images.manifest.data}")
 
 
-@app.command(epilog="Example: vitdeploy calibration show calibration-512")
+@app.command(
+    short_help="Show what a set holds and where it is from.",
+    epilog="Example: vitdeploy calibration show calibration-512",
+)
 def show(path: Folder, as_json: Json = False) -> None:
     """Show what a calibration set holds, where it is from, and on what terms."""
     from collections import Counter
@@ -85,7 +91,10 @@ def show(path: Folder, as_json: Json = False) -> None:
     print_line(f"digest: {found.set_sha256}")
 
 
-@app.command(epilog="Example: vitdeploy calibration check calibration-512 --against ./photos:test")
+@app.command(
+    short_help="Check files, labels, size and overlap.",
+    epilog="Example: vitdeploy calibration check calibration-512 --against ./photos:test",
+)
 def check(
     path: Folder,
     against: Annotated[
@@ -109,7 +118,10 @@ def check(
         raise CalibrationError(f"{str(path)!r} failed: {', '.join(failed)}")
 
 
-@app.command(epilog="Example: vitdeploy calibration observe vit.onnx ./photos:train --shard 1/8 -o 1.calib.json")
+@app.command(
+    short_help="Keep a graph's ranges over images as a table.",
+    epilog="Example: vitdeploy calibration observe vit.onnx ./photos:train --shard 1/8 -o 1.calib.json",
+)
 def observe(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 graph.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
@@ -135,7 +147,10 @@ def observe(
     print_artifact(observe_calibration(model, data, output, options=options, progress=make_progress()), as_json)
 
 
-@app.command(epilog="Example: vitdeploy calibration merge 1.calib.json 2.calib.json -o vit.calib.json")
+@app.command(
+    short_help="Merge the tables of shards.",
+    epilog="Example: vitdeploy calibration merge 1.calib.json 2.calib.json -o vit.calib.json",
+)
 def merge(
     tables: Annotated[list[Path], typer.Argument(metavar="TABLE…", help="Tables of disjoint images of one graph.")],
     output: Annotated[

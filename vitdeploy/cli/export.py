@@ -38,7 +38,13 @@ def export(
         typer.Option("--reference", metavar="DATA", help="Store PyTorch's logits of it, for machines without torch."),
     ] = None,
     golden: Annotated[
-        str | None, typer.Option("--golden", metavar="DATA", help="Data from which the golden samples are drawn.")
+        str | None,
+        typer.Option(
+            "--golden",
+            metavar="DATA",
+            help="Data from which the golden samples are drawn.",
+            show_default="that of --reference, else random pixels",
+        ),
     ] = None,
     output_name: Annotated[
         str | None,

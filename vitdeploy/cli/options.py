@@ -90,5 +90,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
 Samples = Annotated[
-    int | None, typer.Option("--samples", min=1, help="Use this many images: a seeded, stratified subset.")
+    int | None,
+    typer.Option("--samples", min=1, help="Use this many images: a seeded, stratified subset.", show_default="all"),
 ]

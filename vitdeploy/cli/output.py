@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -82,17 +84,26 @@ class _InFlags:
         self._progress.note(in_flags(text))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print left-aligned columns, numbers right-aligned, as plain text."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Print left-aligned columns, numbers right-aligned, as plain text.
+
+    On a terminal the last columns are left out where they would wrap; returns their heads.
+    """
     header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     right = [all(_numeric(row[column]) for row in rows) for column in range(len(header))]
+    shown = len(header)
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        while shown > 1 and sum(widths[:shown]) + 2 * (shown - 1) > columns:
+            shown -= 1
     for row in [header, *rows]:
         cells = [
             cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, right, strict=True)
+            for cell, width, number in list(zip(row, widths, right, strict=True))[:shown]
         ]
         typer.echo("  ".join(cells).rstrip())
+    return header[shown:]
 
 
 def _numeric(cell: str) -> bool:

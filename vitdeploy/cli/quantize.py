@@ -25,7 +25,7 @@ def quantize(
     target: Annotated[
         Target | None,
         typer.Option(
-            "--target", help="The runtime that the graph is for; it decides the remainder. Default: tensorrt."
+            "--target", help="The runtime that the graph is for; it decides the remainder.", show_default="tensorrt"
         ),
     ] = None,
     calibration: Annotated[
@@ -38,19 +38,24 @@ def quantize(
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option("--validation", metavar="DATA", help="Judge on these, not on a part of the calibration set."),
+        typer.Option(
+            "--validation", metavar="DATA", help="Images to judge on.", show_default="a part of the calibration set"
+        ),
     ] = None,
     cpu: Annotated[
         Literal["any", "vnni", "amx", "auto"] | None,
         typer.Option(
             "--cpu",
             help="CPUs that INT8 is for: all; with VNNI (1 dB more); with AMX (faster in OpenVINO); auto: this one.",
+            show_default="any",
         ),
     ] = None,
     remainder: Annotated[
         Literal["fp32", "bf16"] | None,
         typer.Option(
-            "--remainder", help="What OpenVINO computes in beside 8 bits; bf16 on CPUs that have it. Default: fp32."
+            "--remainder",
+            help="What OpenVINO computes in beside 8 bits; bf16 on CPUs that have it.",
+            show_default="fp32",
         ),
     ] = None,
     lower: Annotated[
@@ -59,10 +64,10 @@ def quantize(
             "--lower", help="Write NAME.lowered.onnx too: faster, for ONNX Runtime and the CPU of this machine alone."
         ),
     ] = False,
-    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes are quantized.")] = ("linear"),
+    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes are quantized.")] = "linear",
     method: Method = "auto",
     percentile: Annotated[
-        float | None, typer.Option("--percentile", help="For --method percentile; default 99.99.")
+        float | None, typer.Option("--percentile", help="For --method percentile.", show_default="99.99")
     ] = None,
     equalization: Equalization = "auto",
     rounding: Annotated[

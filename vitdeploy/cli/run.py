@@ -13,7 +13,8 @@ from vitdeploy.cli.output import print_line
 
 def run(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE.yaml", help="Default: a ViT on handwritten digits.")
+        Path | None,
+        typer.Argument(metavar="RECIPE.yaml", help="What to do.", show_default="a ViT on handwritten digits"),
     ] = None,
     folder: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where everything is written.")

@@ -19,7 +19,9 @@ def sensitivity(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DATA", help="Images to judge on, not a part of the calibration set."),
+        typer.Option(
+            "--data", metavar="DATA", help="Images to judge on.", show_default="a part of the calibration set"
+        ),
     ] = None,
     precision: Annotated[
         Literal["int8", "int8-weight-only", "fp8"], typer.Option("--precision", help="What groups are quantized to.")
@@ -29,7 +31,7 @@ def sensitivity(
         Literal["groups", "kinds"], typer.Option("--level", help="kinds is quick: only all groups of a kind together.")
     ] = "groups",
     images: Annotated[int, typer.Option("--images", min=1, help="Judge on at most this many images.")] = 128,
-    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = ("linear"),
+    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = "linear",
     method: Method = "auto",
     equalization: Equalization = "auto",
     effort: Annotated[

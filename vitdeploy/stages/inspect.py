@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -58,7 +58,7 @@ InspectedKind = Literal[
     "plan",
 ]
 Runtime = Literal["onnxruntime", "openvino"]
-_Found = TypeVar("_Found", bound=Record)
+Fact = tuple[str, str]
 _MOST_PARTS = 5
 ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
@@ -111,7 +111,7 @@ class Inspection(Record):
     weights: WeightsInfo | None = None
     census: OperatorCensus | None = None
     golden_samples: int = 0
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[Fact, ...] = ()
     remedy: str = ""
 
 
@@ -169,6 +169,8 @@ def _inspect(path: Path) -> Inspection:
         found = _inspect_record(path)
         if found is not None:
             return found
+    if path.name.endswith((".engine.json", ".plan.json")):
+        return _inspect_artifact(read_engine(path.with_suffix("")))
     if path.is_file() and is_safetensors(path) and REFERENCE_KEY in safetensors_metadata(path):
         return _inspect_reference(path)
     if path.is_dir() or _is_foreign_weights(path):
@@ -180,32 +182,30 @@ def _inspect(path: Path) -> Inspection:
 
 def _inspect_record(path: Path) -> Inspection | None:
     """Return what a folder or a JSON file of ours is; None for what its name and content do not tell."""
+    if path.is_dir() and (path / FRONT).is_file():
+        path /= FRONT
     folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
-    content = _content(path) if name and not name.endswith(CALIBRATION_TABLE) else {}
-    for keys, read in _FINDINGS.items():
-        if content.keys() >= set(keys):
-            return read(path, content)
-    if not name and (folder / FRONT).is_file():
-        return _inspect_record(folder / FRONT)
-    if name.endswith((".engine.json", ".plan.json")):
-        return _inspect_artifact(read_engine(path.with_suffix("")))
+    content: Any = {} if not name or name.endswith(CALIBRATION_TABLE) else read_json(path)
+    keys = content.keys() if isinstance(content, dict) else set()
+    for kind, (known, record, facts_of) in _RECORDS.items():
+        if keys >= known:
+            try:
+                facts = facts_of(record.model_validate(content))
+            except ValidationError as error:
+                problem = first_problem(error)
+                raise ArtifactError(f"{str(path)!r} is damaged, or from another version: {problem}") from error
+            return Inspection(path=str(path), kind=kind, size_bytes=path.stat().st_size, facts=tuple(facts))
     if name == RUN or (not name and (folder / RUN).is_file()):
         return _inspect_run(folder)
     if name in ("", CALIBRATION_SET) and is_calibration_set(folder):
         return _inspect_calibration_set(folder)
     if not name:
         return _inspect_report(folder / REPORT) if (folder / REPORT).is_file() else None
-    return _inspect_report(path) if name == REPORT or DIGEST_KEY in content else None
+    return _inspect_report(path) if name == REPORT or DIGEST_KEY in keys else None
 
 
-def _content(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
-
-
-def _inspect_sensitivity(path: Path, content: dict[str, Any]) -> Inspection:
-    found = _valid(Sensitivity, path, content)
-    facts = [
+def _facts_of_sensitivity(found: Sensitivity) -> list[Fact]:
+    return [
         ("model", found.model),
         ("precision", f"{found.precision} for {found.target}"),
         ("calibration", f"{found.calibration_images} images of {found.calibration}"),
@@ -217,47 +217,35 @@ def _inspect_sensitivity(path: Path, content: dict[str, Any]) -> Inspection:
             if part.share is not None
         ),
     ]
-    return Inspection(path=str(path), kind="sensitivity", size_bytes=path.stat().st_size, facts=tuple(facts))
 
 
-def _inspect_front(path: Path, content: dict[str, Any]) -> Inspection:
-    found = _valid(Front, path, content)
-    facts = [
+def _facts_of_front(found: Front) -> list[Fact]:
+    return [
         ("model", f"{found.model}, for {found.target}"),
         ("timed on", f"{found.runtime}, batch {found.batch}"),
         ("data", f"{found.data}, {found.images} images"),
         ("candidates", f"{len(found.candidates)}, {sum(one.certified for one in found.candidates)} of them certified"),
         *(("verdict", sentence) for sentence in found.verdict),
     ]
-    return Inspection(path=str(path), kind="front", size_bytes=path.stat().st_size, facts=tuple(facts))
 
 
-def _inspect_plan(path: Path, content: dict[str, Any]) -> Inspection:
-    found = _valid(PrecisionPlan, path, content)
+def _facts_of_plan(found: PrecisionPlan) -> list[Fact]:
     counts = Counter(entry.precision for entry in found.entries)
     treated = [entry.treatment for entry in found.entries if entry.treatment is not None]
-    facts = [
+    return [
         ("profile", f"{found.profile}, beside {found.remainder}"),
         *(("groups", f"{count} in {precision}") for precision, count in counts.most_common()),
         ("treatments", f"{len(treated)} of {len(found.entries)} groups have one"),
         *(("rotated", what) for what in found.rotated),
     ]
-    return Inspection(path=str(path), kind="plan", size_bytes=path.stat().st_size, facts=tuple(facts))
 
 
-_FINDINGS: dict[tuple[str, ...], Callable[[Path, dict[str, Any]], Inspection]] = {
-    ("groups", "kinds", "trials"): _inspect_sensitivity,
-    ("candidates", "max_drop_pp"): _inspect_front,
-    ("entries", "remainder"): _inspect_plan,
+_RECORDS: dict[InspectedKind, tuple[set[str], type[Record], Callable[[Any], list[Fact]]]] = {
+    "sensitivity": ({"groups", "kinds", "trials"}, Sensitivity, _facts_of_sensitivity),
+    "front": ({"candidates", "max_drop_pp"}, Front, _facts_of_front),
+    "plan": ({"entries", "remainder"}, PrecisionPlan, _facts_of_plan),
 }
-"""Keys by which a JSON file without a name of its own is known."""
-
-
-def _valid(record: type[_Found], path: Path, content: dict[str, Any]) -> _Found:
-    try:
-        return record.model_validate(content)
-    except ValidationError as error:
-        raise ArtifactError(f"{str(path)!r} is damaged, or from another version: {first_problem(error)}") from error
+"""JSON files without a name of their own: the keys by which each is known, its record, and what it states."""
 
 
 def _inspect_report(path: Path) -> Inspection:
@@ -285,7 +273,7 @@ def _inspect_run(folder: Path) -> Inspection:
         precision = "" if found.manifest is None else f", {found.manifest.precision}"
         facts.append((found.kind, f"{file.name}{precision}, {size_text(found.size_bytes)}"))
     if (folder / REPORT).is_file():
-        facts += [fact for fact in _inspect_report(folder / REPORT).facts if fact[0] == "verdict"]
+        facts += [("verdict", sentence) for sentence in read_report(folder / REPORT).verdict]
     return Inspection(path=str(folder), kind="run", size_bytes=size, facts=tuple(facts))
 
 

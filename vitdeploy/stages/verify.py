@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
@@ -24,7 +22,6 @@ from vitdeploy.preprocess import to_input
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Record
 from vitdeploy.runtime.choosing import choose, rebuild
-from vitdeploy.sessions import Session
 from vitdeploy.terminal_progress import AUTO, shown
 
 TOLERANCES: dict[Precision, float] = {
@@ -201,7 +198,7 @@ def _check_golden(artifact: OnnxModel) -> Check:
         return Check(name=name, status="unchecked", detail=reason or "the artifact carries no preprocessing")
     try:
         with open_session(artifact) as session:
-            logits = _run(session, to_input(golden.pixels, spec), artifact)
+            logits = run_batch(session, to_input(golden.pixels, spec), artifact.manifest.batch_limits)
     except BackendError as error:
         return Check(name=name, status="unchecked", detail=str(error))
     expected = golden.outputs
@@ -283,11 +280,11 @@ def _check_agreement(artifact: Artifact, data: DataSource, progress: Progress) -
         with open_session(artifact) as session, progress.task("verify", total=len(dataset)) as task:
             parts = []
             for images in batches(dataset, spec, BATCH):
-                parts.append(_run(session, images, artifact))
+                parts.append(run_batch(session, images, artifact.manifest.batch_limits))
                 task.advance(len(images))
     except BackendError as error:
         return Check(name=name, status="unchecked", detail=str(error))
-    agreement = _agreement(parts, expected)
+    agreement = float(np.mean(np.concatenate(parts).argmax(axis=1) == expected.argmax(axis=1)))
     return Check(
         name=name,
         status="passed" if agreement >= AGREEMENT else "failed",
@@ -296,11 +293,3 @@ def _check_agreement(artifact: Artifact, data: DataSource, progress: Progress) -
         unit="of the images",
         detail=f"same top-1 class as PyTorch on {agreement:.2%} of {len(expected)} images",
     )
-
-
-def _agreement(parts: Sequence[NDArray[np.float32]], expected: NDArray[np.float32]) -> float:
-    return float(np.mean(np.concatenate(parts).argmax(axis=1) == expected.argmax(axis=1)))
-
-
-def _run(session: Session, images: NDArray[np.float32], artifact: Artifact) -> NDArray[np.float32]:
-    return run_batch(session, images, artifact.manifest.batch_limits)
