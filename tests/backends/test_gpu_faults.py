@@ -18,7 +18,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, read_engine
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
-from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.errors import BackendError, BuildError, UsageError
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
 ANY_BATCH = BuildTarget(batch=(1, 2, 8))
@@ -47,6 +47,33 @@ def test_launch_that_cannot_be_recorded_is_launched_kernel_by_kernel_and_said(
         (note,) = session.notes
         assert "could not be recorded as a CUDA graph (operation not permitted when stream is capturing)" in note
     assert not gpu.cuda.alive
+
+
+def test_graph_that_holds_nothing_is_not_launched(
+    gpu, engine, expected: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work on another stream or device is not recorded, no call fails, and each launch would leave the old outputs."""
+    monkeypatch.setattr(gpu.cuda, "records_nothing", True)
+    with get_backend("tensorrt").open(engine) as session:
+        for seed in range(4):
+            feed = images(2, seed=seed)
+            np.testing.assert_allclose(session.run({"input": feed})["logits"], expected(feed), atol=1e-5)
+        assert session.launch_mode(2) == "stream"
+        (note,) = session.notes
+        assert "could not be recorded as a CUDA graph (nothing was recorded)" in note
+    assert not gpu.cuda.alive
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_the_launch_that_is_recorded_is_not_timed(gpu, engine, warmup: int) -> None:
+    with get_backend("tensorrt").open(engine) as session:
+        before = gpu.cuda.calls.count("cudaEventRecord")
+        assert before == 0
+        times = session.time({"input": images(2)}, warmup=warmup, iterations=6, scope="device")
+        first = gpu.cuda.calls.index("cudaEventRecord")
+        assert "cudaStreamBeginCapture" in gpu.cuda.calls[:first]
+        assert "cudaStreamBeginCapture" not in gpu.cuda.calls[first:]
+        assert np.ptp(times) < 1e-6, "all are launches of the graph"
 
 
 def test_after_a_sticky_error_the_first_cause_is_named_and_later_rows_say_the_same(gpu, engine) -> None:
@@ -181,6 +208,16 @@ def test_timings_of_kernels_are_kept_and_a_damaged_file_is_left_out(gpu, model: 
     assert cache.read_bytes() == kept
 
 
+def test_timings_of_another_program_are_not_overwritten(gpu, model: OnnxModel, tmp_path: Path) -> None:
+    cache = tmp_path / "trtexec.cache"
+    cache.write_bytes(b"ptrt\x00 what trtexec keeps")
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"trtexec.cache' is no timing cache of vitdeploy"):
+            get_backend("tensorrt").build(model, tmp_path / "a.engine", BuildTarget(timing_cache=cache))
+    assert cache.read_bytes() == b"ptrt\x00 what trtexec keeps"
+    assert not (tmp_path / "a.engine").exists()
+
+
 def test_compatible_engine_has_no_host_code_and_runs_under_the_lean_runtime(
     monkeypatch: pytest.MonkeyPatch, model: OnnxModel, engine_path: Path, expected: Callable[[Any], Any]
 ) -> None:
@@ -250,6 +287,7 @@ def test_stripped_engine_takes_its_weights_from_the_model_beside_it(
 )
 def test_accelerator_is_used_where_the_board_has_one(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     model: OnnxModel,
     engine_path: Path,
     capability: str,
@@ -264,9 +302,17 @@ def test_accelerator_is_used_where_the_board_has_one(
         with pytest.raises(BuildError, match=message):
             backend.build(model, engine_path, target)
         return
-    backend.build(model, engine_path, target)
+    half = write_small_vit(tmp_path / "half.onnx", "fp16")
+    engine = backend.build(half, engine_path, target)
     assert gpu.trt.record.configs[-1].DLA_core == 1
     assert "GPU_FALLBACK" in gpu.trt.record.set
+    with backend.open(engine):
+        assert gpu.trt.record.dla_runtimes[-1] == 1, "the runtime would take core 0"
+    with pytest.raises(BuildError, match=r"computes in FP16 and INT8, and .* is FP32, so all of it"):
+        backend.build(model, engine_path, target)
+    for batch in ((1, 2, 4), ((1, 1, 1), (2, 2, 2))):
+        with pytest.raises(UsageError, match=r"a deep-learning accelerator \(DLA\) runs one batch size"):
+            backend.build(half, engine_path, replace(target, batch=batch))
     with pytest.raises(BuildError, match="there is no DLA core 5: this board has 0, 1"):
         backend.build(model, engine_path, replace(target, dla_core=5))
 

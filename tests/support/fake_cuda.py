@@ -97,6 +97,7 @@ class FakeRuntime(types.ModuleType):
 
     ``fail`` makes a function return an error, ``fault_at_drain`` is an error that the next kernel leaves behind,
     ``driver_error`` is what ``cudaFree(0)`` says on a machine whose driver cannot serve this runtime.
+    ``records_nothing`` leaves captures empty.
     """
 
     cudaMemcpyKind = cudaMemcpyKind
@@ -115,6 +116,7 @@ class FakeRuntime(types.ModuleType):
         self.last_error = 0
         self.devices = devices
         self.device_bytes = 1 << 30
+        self.records_nothing = False
         self.current_device: dict[int, int] = {}
         self._numbers = 1000
 
@@ -301,8 +303,11 @@ class FakeRuntime(types.ModuleType):
             stream.invalidated = False
             return CAPTURE_INVALIDATED, None
         graph = self._new(Handle)
-        graph.work = work
+        graph.work = [] if self.records_nothing else work
         return 0, graph
+
+    def cudaGraphGetNodes(self, graph: Any, numNodes: int = 0) -> tuple[int, list[Any], int]:
+        return 0, [], len(graph.work)
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:
         executable = self._new(Handle)

@@ -122,6 +122,7 @@ class Record:
     threads: list[int] = field(default_factory=list)
     kernels_compiled: int = 0
     dla_cores: int = 0
+    dla_runtimes: list[int] = field(default_factory=list)
     fault: str = ""
     start: str = ""
     inspector: str | None = None
@@ -528,6 +529,7 @@ def classes(module: Any) -> list[type]:
                 log(self._logger, text, "WARNING")
             engine = module.ICudaEngine()
             engine._open(plan, self._logger)
+            record.dla_runtimes.append(getattr(self, "DLA_core", -1))
             return engine
 
     class ICudaEngine:

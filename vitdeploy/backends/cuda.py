@@ -201,7 +201,8 @@ class Stream:
         """Return what was recorded as a graph that can be launched.
 
         Raises:
-            BackendError: The capture was invalidated by something that cannot be recorded.
+            BackendError: The capture was invalidated by something that cannot be recorded, or nothing was recorded:
+                work on another stream or device leaves an empty graph, whose launches would leave old outputs.
         """
         return Graph(self._cuda, self._cuda.call("cudaStreamEndCapture", self._stream))
 
@@ -224,6 +225,8 @@ class Graph:
     def __init__(self, cuda: Cuda, graph: Any) -> None:
         self._cuda = cuda
         try:
+            if int(cuda.call("cudaGraphGetNodes", graph)[-1]) == 0:
+                raise BackendError("nothing was recorded")
             self.executable = cuda.call("cudaGraphInstantiate", graph, NO_FLAGS)
         finally:
             release(lambda: cuda.call("cudaGraphDestroy", graph))

@@ -13,7 +13,7 @@ from vitdeploy.artifacts import Artifact, Engine, OnnxModel, write_engine
 from vitdeploy.artifacts.lineage import find_beside
 from vitdeploy.backends.cuda import cuda_problem
 from vitdeploy.backends.tensorrt_builder import PlanRequest, build_plan
-from vitdeploy.backends.tensorrt_caches import cache_path, read_cache, write_cache
+from vitdeploy.backends.tensorrt_caches import cache_path, read_cache, refuse_foreign, write_cache
 from vitdeploy.backends.tensorrt_check import compare_golden, unchecked
 from vitdeploy.backends.tensorrt_inspector import judge_precision, precision_by_layer, read_layers
 from vitdeploy.backends.tensorrt_options import check_target
@@ -174,14 +174,25 @@ class PlanBackend(ABC):
         trt = self.library()
 
         def deserialize(runtime: Any, data: bytes) -> Any:
-            loaded = self.runtime_for(runtime, engine.manifest)
-            opened = loaded.deserialize_cuda_engine(data)
+            opened = self.deserialize(runtime, engine.manifest, data)
             stripped = engine.manifest.build is not None and engine.manifest.build.stripped
             if opened is not None and stripped:
                 refit(self.name, trt, opened, weights_of(engine))
             return opened
 
         return EngineRequest(self.name, trt, engine.path, deserialize, lambda _, opened: self.make_context(opened))
+
+    def deserialize(self, runtime: Any, manifest: Manifest, plan: bytes) -> Any:
+        """Return the engine, None where the library refuses the plan.
+
+        The core of a deep-learning accelerator is the runtime's to choose: an engine that was built for core 1 would
+        else run on core 0.
+        """
+        loaded = self.runtime_for(runtime, manifest)
+        core = manifest.options.get("dla_core")
+        if isinstance(core, int):
+            loaded.DLA_core = core
+        return loaded.deserialize_cuda_engine(plan)
 
     def mismatch(self, engine: Engine) -> str | None:
         """Return why this engine cannot run here, by its manifest alone; None where it can."""
@@ -248,12 +259,21 @@ class BuildingBackend(PlanBackend):
         trt = self.library()
         self.refuse_unfit(progress)
         capabilities = self.capabilities(trt, target)
+
+        def configure(builder: Any, config: Any) -> None:
+            self.configure(trt, builder, config, target, capabilities)
+            if target.dla_core is not None and model.manifest.precision == "fp32":
+                raise BuildError(
+                    f"a deep-learning accelerator (DLA) computes in FP16 and INT8, and {str(model.path)!r} is FP32, so "
+                    "all of it would run on the GPU: take its FP16 or INT8 graph"
+                )
+
         request = PlanRequest(
             self.name,
             trt,
             model.path,
             target,
-            lambda builder, config: self.configure(trt, builder, config, target, capabilities),
+            configure,
             self.timing_cache(target),
         )
         plan = build_plan(request, progress)
@@ -285,7 +305,7 @@ class BuildingBackend(PlanBackend):
         request = self.request(engine, plan, SessionOptions())
 
         def deserialize(runtime: Any, data: bytes) -> Any:
-            opened = runtime.deserialize_cuda_engine(data)
+            opened = self.deserialize(runtime, engine.manifest, data)
             if opened is not None:
                 refit(self.name, self.library(), opened, model.path)
             return opened
@@ -334,10 +354,15 @@ class BuildingBackend(PlanBackend):
         )
 
     def timing_cache(self, target: BuildTarget) -> Path | None:
-        """Return the file of kernel timings that a build reads and renews; None for none."""
+        """Return the file of kernel timings that a build reads and renews; None for none.
+
+        Raises:
+            UsageError: The file that is named is another program's, as trtexec's.
+        """
         if target.timing_cache == "off":
             return None
         if isinstance(target.timing_cache, Path):
+            refuse_foreign(target.timing_cache)
             return target.timing_cache
         machine = environment.current()
         return cache_path("timing", self.name, self.version(), machine.gpu, machine.compute_capability, machine.driver)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitdeploy.artifacts.files import write_atomically
 from vitdeploy.environment import cache_folder
-from vitdeploy.errors import ArtifactError
+from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.records.base import sha256_of
 
 MAGIC = b"vitdeploy cache 1\n"
@@ -22,6 +22,24 @@ DIGEST_BYTES = 32
 def cache_path(kind: str, *parts: str | None) -> Path:
     """Return the file of a cache of ``kind`` whose content depends on ``parts``."""
     return cache_folder() / kind / f"{sha256_of({'kind': kind, 'parts': list(parts)})[:32]}.bin"
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise where a file is there that vitdeploy did not write: renewing it would destroy it.
+
+    Raises:
+        UsageError: In one line.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError:  # absent, or unreadable: then it is left out with a note
+        return
+    if start and start != MAGIC[: len(start)]:
+        raise UsageError(
+            f"{str(path)!r} is no timing cache of vitdeploy, which checks what it wrote and would write it anew: name "
+            "another file with timing_cache="
+        )
 
 
 def read_cache(path: Path, note: Callable[[str], object]) -> bytes:

@@ -57,6 +57,11 @@ def check_target(target: BuildTarget) -> None:
         raise UsageError(f"profiling {target.profiling!r}: expected one of {', '.join(VERBOSITIES)}")
     if target.dla_core is not None and target.dla_core < 0:
         raise UsageError(f"DLA core {target.dla_core!r}: expected 0 or more")
+    if target.dla_core is not None and len({size for profile in target.profiles for size in profile}) > 1:
+        raise UsageError(
+            f"batch {batches_text(target.profiles)}: a deep-learning accelerator (DLA) runs one batch size, and layers "
+            "with a range would run on the GPU: name one"
+        )
     if target.dla_core is not None and target.hardware_compatibility != "none":
         raise UsageError("an engine for a DLA core runs on the board that builds it: leave out hardware compatibility")
 
@@ -132,8 +137,6 @@ def equivalent_command(
     words += ["--stripWeights"] if target.strip else []
     if target.dla_core is not None:
         words += [f"--useDLACore={target.dla_core}", "--allowGPUFallback"]
-    if isinstance(target.timing_cache, Path):
-        words.append(f"--timingCacheFile={target.timing_cache}")
     return " ".join(map(shlex.quote, words))
 
 
