@@ -6,6 +6,8 @@ import atexit
 import gc
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +81,46 @@ MADE = os.environ.get("VITDEPLOY_TEST_ARTIFACTS")
 
 
 @pytest.fixture(scope="session")
-def _shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the run once, however many processes the tests are spread over."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function (name, make) → folder that lets ``make`` fill it once, over all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = shared / name, shared / f"{name}.whole"
+        with FileLock(shared / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                make(folder)
+                whole.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def _shared_run(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     if MADE is not None:
         return Path(MADE, "run")
     from vitdeploy.pipeline import read_recipe, run
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, whole = shared / "shared" / "run", shared / "shared" / "whole"
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.parent / "lock"):
-        if not whole.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            run(read_recipe(None, QUICK), folder)
-            whole.touch()
-    return folder
+    return once("run", lambda folder: run(read_recipe(None, QUICK), folder))
+
+
+@pytest.fixture(scope="session")
+def small_export(once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], OnnxModel]:
+    """A function family → the graph of its small model with redrawn weights; it is exported once, and only read."""
+    from small_families import small_checkpoint
+
+    from vitdeploy.stages.export import export
+
+    def make(family: str, folder: Path) -> None:
+        folder.mkdir()
+        checkpoint = small_checkpoint(family, folder / "model.safetensors")
+        export(checkpoint, folder / "model.onnx", progress=None)
+
+    return lambda family: read_onnx(once(f"small-{family}", partial(make, family)) / "model.onnx")
 
 
 @pytest.fixture

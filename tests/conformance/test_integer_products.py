@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from small_families import FAMILIES, small_checkpoint
+from small_families import FAMILIES
 
 from vitdeploy.artifacts import OnnxModel, write_onnx
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import OperatorCensus, Target
-from vitdeploy.stages.export import export
 from vitdeploy.stages.inspect import Runtime, inspect
 from vitdeploy.stages.quantize import quantize
 
@@ -31,9 +31,8 @@ def with_batch(model: OnnxModel, batch: int, path: Path) -> OnnxModel:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    folder = tmp_path_factory.mktemp(request.param)
-    return export(small_checkpoint(request.param, folder / "model.safetensors"), folder / "model.onnx")
+def exported(request: pytest.FixtureRequest, small_export: Callable[[str], OnnxModel]) -> OnnxModel:
+    return small_export(request.param)
 
 
 # A fixed batch is a matter of the graph more than of the runtime: each of both sizes goes through one of them.

@@ -8,8 +8,9 @@ activations, where one value at a tie moves all that follows, by a tenth of the 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ import onnx_ir as ir
 import pytest
 from present import present
 from reference_executor import along, execute
-from small_families import FAMILIES, small_checkpoint
+from small_families import FAMILIES
 
 from vitdeploy.artifacts import OnnxModel
 from vitdeploy.backends.onnxruntime import open_graph
@@ -27,7 +28,6 @@ from vitdeploy.preprocess import normalize
 from vitdeploy.quantization.collector import with_outputs
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Precision, Target
-from vitdeploy.stages.export import export
 from vitdeploy.stages.quantize import quantize
 
 QUICK = QuantizeOptions(method="minmax", equalization="off", effort="fast", samples=24, threads=1)
@@ -54,18 +54,23 @@ FORMS = {
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    folder = tmp_path_factory.mktemp(request.param)
-    model = small_checkpoint(request.param, folder / "model.safetensors")
-    return export(model, folder / "model.onnx", progress=None)
+def exported(request: pytest.FixtureRequest, small_export: Callable[[str], OnnxModel]) -> OnnxModel:
+    return small_export(request.param)
 
 
-def quantized(model: OnnxModel, form: Form, folder: Path) -> ir.Model:
-    made = quantize(
-        model, folder / "out.onnx", precision=form.precision, target=form.target, options=form.options, progress=None,
-        calibration=None if form.precision == "int8-weight-only" else "digits:train",
-    )  # fmt: skip
-    return made.load()
+@pytest.fixture(scope="module")
+def quantized(exported: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ir.Model]:
+    """A function form → the family's graph in that form, quantized once."""
+
+    @functools.cache
+    def graph_of(name: str) -> OnnxModel:
+        form, path = FORMS[name], tmp_path_factory.mktemp(name) / "out.onnx"
+        return quantize(
+            exported, path, precision=form.precision, target=form.target, options=form.options, progress=None,
+            calibration=None if form.precision == "int8-weight-only" else "digits:train",
+        )  # fmt: skip
+
+    return lambda name: graph_of(name).load()
 
 
 def images(model: OnnxModel) -> np.ndarray:
@@ -99,8 +104,10 @@ def near_ties(graph: ir.Model, found: dict[str, np.ndarray], name: str) -> np.nd
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_node_gives_what_its_definition_says(exported: OnnxModel, form: str, tmp_path: Path) -> None:
-    graph, pixels = quantized(exported, FORMS[form], tmp_path), images(exported)
+def test_every_node_gives_what_its_definition_says(
+    exported: OnnxModel, quantized: Callable[[str], ir.Model], form: str
+) -> None:
+    graph, pixels = quantized(form), images(exported)
     theirs = computed(graph, pixels)
     ours = execute(graph, pixels, theirs)
     assert len(theirs) > 20
@@ -121,8 +128,10 @@ def test_every_node_gives_what_its_definition_says(exported: OnnxModel, form: st
 
 
 @pytest.mark.parametrize("form", ["cpu", "weights"])
-def test_fused_in_integer_kernels_it_gives_the_same_logits(exported: OnnxModel, form: str, tmp_path: Path) -> None:
-    graph, pixels = quantized(exported, FORMS[form], tmp_path), images(exported)
+def test_fused_in_integer_kernels_it_gives_the_same_logits(
+    exported: OnnxModel, quantized: Callable[[str], ir.Model], form: str
+) -> None:
+    graph, pixels = quantized(form), images(exported)
     (logits,) = (present(value.name) for value in graph.graph.outputs)
     expected = execute(graph, pixels)[logits]
     exact = execute(exported.load(), pixels)[logits]

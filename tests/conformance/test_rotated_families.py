@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,14 @@ import onnx_ir as ir
 import pytest
 from exporters import adopt, export_foreign
 from readout_vit import run
-from small_families import small_checkpoint
 
+from vitdeploy.artifacts import OnnxModel
 from vitdeploy.graph.attention_values import find_attention_values
 from vitdeploy.graph.residual_streams import find_residual_streams
 from vitdeploy.graph.rotation import rotation, rotation_that_keeps_means
 from vitdeploy.quantization.layer_scale import fold_layer_scales
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
-from vitdeploy.stages.export import export
 
 TURNED = {
     "vit": (7, 3),
@@ -59,8 +59,8 @@ def distance(before: ir.Model, after: ir.Model) -> float:
 
 
 @pytest.mark.parametrize("family", TURNED)
-def test_a_family_turns_where_its_structure_allows_it(family: str, tmp_path: Path) -> None:
-    model = export(small_checkpoint(family, tmp_path / "small.safetensors"), tmp_path / "small.onnx", progress=None)
+def test_a_family_turns_where_its_structure_allows_it(family: str, small_export: Callable[[str], OnnxModel]) -> None:
+    model = small_export(family)
     after = model.load()
     nodes = len(Prepared.of(model.load()).graph.graph)
     assert turned(after) == TURNED[family]

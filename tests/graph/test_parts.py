@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_vit import write_small_vit
 
+from vitdeploy.artifacts import OnnxModel
 from vitdeploy.graph.parts import part_of_layer, parts_of
 from vitdeploy.records import Precision
 from vitdeploy.records.layer_profile import Part
@@ -51,14 +53,11 @@ def test_parts_are_found_by_structure_whatever_nodes_are_called(tmp_path: Path, 
     ],
 )
 def test_families_with_convolutions_and_norms_behind_blocks_have_their_parts_too(
-    tmp_path: Path, family: str, products: dict[str, int], additions: int
+    small_export: Callable[[str], OnnxModel], family: str, products: dict[str, int], additions: int
 ) -> None:
-    from small_families import small_checkpoint
-
     from vitdeploy.graph.precisions import PRODUCTS
-    from vitdeploy.stages.export import export
 
-    model = export(small_checkpoint(family, tmp_path / "model.safetensors"), tmp_path / "model.onnx").load()
+    model = small_export(family).load()
     parts = parts_of(model)
     assert Counter(parts[str(node.name)] for node in model.graph if node.op_type in PRODUCTS) == products
     assert sum(parts[str(node.name)] == "residual" for node in model.graph) == additions
