@@ -209,6 +209,7 @@ def engine(path: Path, name: str = "vit") -> vd.Engine:
 def test_each_value_is_one_short_line(tmp_path: Path, tiny_checkpoint: Any) -> None:
     made = engine(tmp_path / "vit.engine")
     assert repr(made) == f"<Engine {str(made.path)!r}: vit, int8 for tensorrt, 6 B, {made.digest[:12]}>"
+    assert repr(read_engine(made.path).golden) == "<Golden: 8 samples of 224×224×3, 1000 classes>"
     model = readout(tmp_path / "vit.onnx")
     loaded = vd.load_source(tiny_checkpoint)
     report = small_report()

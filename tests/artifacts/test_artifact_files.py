@@ -19,6 +19,7 @@ from onnx import helper
 from vitdeploy.artifacts import (
     Golden,
     OnnxModel,
+    atomic_folder,
     atomic_path,
     open_artifact,
     read_onnx,
@@ -260,6 +261,33 @@ def test_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_fails_leaves_the_old_one_and_no_debris(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "folder"
+    if there:
+        path.mkdir()
+        (path / "old").write_text("old")
+
+    def interrupted() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "half").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="disk is full"):
+        interrupted()
+    assert [entry.relative_to(tmp_path).as_posix() for entry in sorted(tmp_path.rglob("*"))] == (
+        ["folder", "folder/old"] if there else []
+    )
+
+
+def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "new").write_text("new")
+    assert [entry.relative_to(tmp_path).as_posix() for entry in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
 
 
 def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:

@@ -99,6 +99,31 @@ SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "dept
 
 
 @pytest.mark.parametrize(
+    ("stated", "changed"),
+    [
+        ({"mean": [0.1, 0.2, 0.3], "std": [0.4]}, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.4, 0.4)}),
+        ({"interpolation": "bilinear"}, {"interpolation": "bilinear"}),
+        ({"crop_pct": 0.8}, {"resize_size": 40}),
+        ({}, {}),
+    ],
+)
+def test_arguments_of_timms_script_set_the_preprocessing(
+    tmp_path: Path, stated: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    state = timm.models.VisionTransformer(**SMALL, num_classes=5).state_dict()
+
+    def load(args: argparse.Namespace) -> LoadedModel:
+        torch.save({"state_dict": state, "args": args}, tmp_path / "last.pth.tar")
+        return load_source("vit", weights=tmp_path / "last.pth.tar", arguments={"heads": 3, "pool": "cls"})
+
+    script = {"mean": None, "std": None, "crop_pct": None, "interpolation": ""}  # its defaults: the model's own
+    plain, loaded = load(argparse.Namespace()).preprocess, load(argparse.Namespace(**{**script, **stated}))
+    changes = {**changed, "source": f"{plain.source}, changed by its args"} if changed else {}
+    assert loaded.preprocess == plain.model_copy(update=changes)
+    assert (f"its args set the preprocessing: {', '.join(sorted(stated))}" in loaded.notes) is bool(changed)
+
+
+@pytest.mark.parametrize(
     ("changes", "note", "arguments"),
     [
         ({"global_pool": "avg", "fc_norm": False}, "took pool=cls, as all published", {"pool": "mean"}),

@@ -18,6 +18,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "deit": {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "num_classes": 5},
     "t2t": {"image_size": 32, "token_width": 16, "width": 24, "depth": 2, "num_classes": 5},
     "tnt": {"image_size": 32, "width": 24, "inner_width": 8, "depth": 2, "num_classes": 5},
+    "pvt_v2": {"image_size": 96, "widths": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_classes": 5},
     "pvt": {"image_size": 64, "widths": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_classes": 5},
 }
 
@@ -74,6 +75,12 @@ def test_heads_are_asked_for_and_decide_the_logits(
             {"inner_stride": 2, "patch": 8},
             "took inner_stride=4, as all published",
         ),
+        (
+            "pvt_v2",
+            {"heads": [1, 2, 3, 4], "image_size": 96, "linear": True},
+            {"pool": 3},
+            "took pool=7, as all published models have it",
+        ),
     ],
 )
 def test_what_published_models_share_is_taken_and_said(
@@ -84,7 +91,14 @@ def test_what_published_models_share_is_taken_and_said(
     assert any(one.startswith(note) for one in loaded.notes)
     told = load(tmp_path / "own.pth", family, **heads, **argument)
     assert not any(one.startswith("took " + next(iter(argument))) for one in told.notes)
-    assert apart(told.module, module, 32) < 1e-4
+    assert apart(told.module, module, SIZES[family]["image_size"]) < 1e-4
+
+
+def test_a_pvt_v2_without_linear_attention_has_no_pooled_grid(tmp_path: Path) -> None:
+    written(tmp_path / "own.pth", "pvt_v2", heads=[1, 2, 3, 4])
+    assert not any(
+        "pool" in note for note in load(tmp_path / "own.pth", "pvt_v2", heads=[1, 2, 3, 4], image_size=96).notes
+    )
 
 
 @pytest.fixture(scope="module")

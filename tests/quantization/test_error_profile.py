@@ -87,6 +87,13 @@ def test_the_report_shows_it(source: OnnxModel, tmp_path: Path) -> None:
     page = render_html(report)
     assert "Where 8 bits lose" in page
     assert f'<th scope="row">{CLIPPED}' in page
+    worst, lost = shown.tensors[0], profile_of(model).tensors[0]
+    assert worst[0] == CLIPPED
+    assert worst[2:5] == (
+        f"{lost.low:.3g} to {lost.high:.3g}".replace("-", "−"),
+        f"{lost.least:.3g} to {lost.most:.3g}".replace("-", "−"),
+        f"{100 * lost.clipped:.3f} %",
+    )
     row = next(row for row in report.rows if row.name == "made.onnx")
     assert row.error_profile is not None
     assert np.isfinite([present(point.sqnr_db) for point in row.error_profile.depth]).all()

@@ -50,6 +50,10 @@ def test_probabilities_are_those_of_the_stored_logits(tiny_onnx: OnnxModel, imag
         assert one.probability == pytest.approx(expected[one.index], rel=1e-3, abs=1e-6)
 
 
+def test_five_classes_unless_another_number_is_named(tiny_onnx: OnnxModel, images) -> None:
+    assert [len(found.classes) for found in predict(tiny_onnx, images[:3])] == [5, 5, 5]
+
+
 def test_more_classes_than_there_are_give_all(tiny_onnx: OnnxModel, images) -> None:
     assert len(predict(tiny_onnx, images[:1], top=99)[0].classes) == 10
 
