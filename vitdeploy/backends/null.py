@@ -51,7 +51,11 @@ class NullBackend:
         if not isinstance(artifact, (Checkpoint, Engine, OnnxModel)):
             raise BackendError(f"null opens checkpoints, ONNX models and engines, got {artifact.manifest.kind!r}")
         spec, preprocess = artifact.manifest.model, artifact.manifest.preprocess
-        size = (None, None, None) if preprocess is None else (preprocess.channels, *preprocess.size)
+        size = (
+            (None, None, None)
+            if preprocess is None
+            else (preprocess.channels, *(preprocess.pixel_size or (None, None)))
+        )
         classes = spec.arguments.get("num_classes") or len(spec.classes) or DEFAULT_CLASSES
         return NullSession((None, *size), int(classes))
 

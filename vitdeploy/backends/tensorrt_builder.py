@@ -202,7 +202,8 @@ def _input_shape(request: PlanRequest, name: str, shape: tuple[int, ...]) -> tup
     if any(size < 0 for size in shape[1:]):
         raise BuildError(
             f"input {name!r} of {str(request.path)!r} has shape {shape!r}, but only the batch may be dynamic: "
-            "export it again at a fixed image size"
+            "export it again at a fixed image size, where the graph resizes images with "
+            "vd.export(..., options=vd.ExportOptions(fuse_resize=(480, 640)))"
         )
     wanted = {size for profile in request.target.profiles for size in profile}
     if shape[0] >= 0 and wanted != {shape[0]}:

@@ -17,6 +17,7 @@ from vitdeploy.backends.openvino import Mode
 from vitdeploy.benching.labels import NO_TOP1
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
+from vitdeploy.preprocess import to_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
 from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.sessions import Feed, Session, SessionOptions
@@ -219,9 +220,13 @@ def with_unique_names(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def make_feed(session: Session, preprocess: Preprocess, batch: int, seed: int = 0) -> Feed:
-    """Return one seeded input [batch, C, H, W] of a session, as normalised images are distributed."""
-    spec = only_input(session)
-    images = np.random.default_rng(seed).standard_normal((batch, preprocess.channels, *preprocess.size))
+    """Return one seeded input of a session: bytes, or [batch, C, H, W] as normalised images are distributed."""
+    spec, rng = only_input(session), np.random.default_rng(seed)
+    if preprocess.is_fused:
+        size = preprocess.pixel_size or preprocess.resized_to
+        pixels = rng.integers(0, 256, (batch, *size, preprocess.channels), np.uint8)
+        return {spec.name: to_input(pixels, preprocess)}
+    images = rng.standard_normal((batch, preprocess.channels, *preprocess.size))
     return {spec.name: images.astype(spec.dtype)}
 
 

@@ -9,7 +9,7 @@ from vitdeploy.backends.session import wall_clock_ms
 from vitdeploy.datasets import Dataset
 from vitdeploy.measure.accuracy import BatchLimits, run_batch
 from vitdeploy.measure.heads import predicted_classes
-from vitdeploy.preprocess import to_input, to_pixels
+from vitdeploy.preprocess import stacked, to_input, to_pixels
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sessions import Feed, Scope, Session
 
@@ -40,6 +40,9 @@ class ImageToLabel:
     def _classify(self) -> NDArray[np.int64] | None:
         chosen = [(self._next + offset) % len(self._dataset) for offset in range(self._batch)]
         self._next = (chosen[-1] + 1) % len(self._dataset)
-        pixels = np.stack([to_pixels(self._dataset.image(index), self._preprocess) for index in chosen])
-        outputs = run_batch(self._session, to_input(pixels, self._preprocess), self._limits)
-        return predicted_classes(outputs, self._model)
+        pixels = (to_pixels(self._dataset.image(index), self._preprocess) for index in chosen)
+        outputs = [
+            run_batch(self._session, to_input(several, self._preprocess), self._limits)
+            for several in stacked(pixels, self._batch)
+        ]
+        return predicted_classes(np.concatenate(outputs), self._model)

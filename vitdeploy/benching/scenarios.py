@@ -56,6 +56,7 @@ def measure_scenarios(entries: Sequence[Entry], dataset: Dataset, options: Bench
 
 def _library(dataset: Dataset, preprocess: Preprocess) -> NDArray[np.float32]:
     """Return the images that queries are drawn from, as many as a quarter of a gigabyte holds."""
-    size = 4 * preprocess.channels * preprocess.size[0] * preprocess.size[1]
+    height, width = preprocess.pixel_size or preprocess.size
+    size = 4 * preprocess.channels * height * width
     count = min(len(dataset), MOST_SAMPLES, max(STREAMS, MOST_BYTES // size))
     return next(batches(dataset, preprocess, count))

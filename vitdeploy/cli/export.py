@@ -56,6 +56,14 @@ def export(
         Literal["nhwc", "nchw"] | None,
         typer.Option("--fuse-preprocess", help="Take pixels as uint8 of this layout and normalise them in the graph."),
     ] = None,
+    fuse_resize: Annotated[
+        str | None,
+        typer.Option(
+            "--fuse-resize",
+            metavar="HxW|any",
+            help="Take whole images of this size, or of any, and resize and crop them in the graph too.",
+        ),
+    ] = None,
     preprocess: PreprocessName = None,
     labels: Labels = None,
     task: TaskName = None,
@@ -66,7 +74,7 @@ def export(
     from vitdeploy import ExportOptions
     from vitdeploy import export as to_onnx
     from vitdeploy.cli.output import make_progress, print_artifact
-    from vitdeploy.cli.values import parse_pairs
+    from vitdeploy.cli.values import parse_frame, parse_pairs
     from vitdeploy.errors import UsageError
 
     if output.suffix == ".safetensors":
@@ -84,6 +92,7 @@ def export(
         preprocess=preprocess,
         output_name=output_name,
         fuse_preprocess=fuse_preprocess,
+        fuse_resize=parse_frame("--fuse-resize", fuse_resize),
         task=task,
     )
     print_artifact(to_onnx(source, output, options=options, progress=make_progress()), as_json)

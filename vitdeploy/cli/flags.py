@@ -39,6 +39,8 @@ RECIPE_KEYS = {"workspace_bytes": "build.workspace_mib", "max_drop_pp": "bench.m
 MEBIBYTES = "workspace_bytes"
 """The keyword that counts bytes, where command line and recipe count MiB."""
 
+SIZE = "HxW"
+"""How the metavar of a height and width begins."""
 ELLIPSIS = "…"
 LONGEST_CALL = 32
 """Closing brackets within which a call ends."""
@@ -159,6 +161,8 @@ def _is_range(parameter: Any, node: ast.Tuple | ast.List) -> bool:
 def _word(parameter: Any, node: ast.expr) -> str:
     if isinstance(node, ast.Tuple | ast.List):
         parts = [_plain(one) for one in node.elts]
+        if (parameter.metavar or "").startswith(SIZE):
+            return "x".join(parts)
         return parts[0] if len(set(parts)) == 1 else (":" if _is_range(parameter, node) else ",").join(parts)
     text = _plain(node)
     return text if text in (parameter.metavar, ELLIPSIS) else shlex.quote(text)

@@ -154,6 +154,10 @@ def _input(spec: Preprocess) -> str:
     parts.append(f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
     if spec.channel_order == "bgr":
         parts.append("channels as BGR")
-    if spec.is_fused:
-        parts.append(f"all but the resizing in the graph, which takes {spec.input.replace('-', ' ')}")
+    takes = spec.input.replace("-", " ")
+    if spec.frame is not None:
+        images = "any size" if spec.frame == "any" else "×".join(map(str, spec.frame))
+        parts.append(f"all of it in the graph, which takes images of {images} as {takes}")
+    elif spec.is_fused:
+        parts.append(f"all but the resizing in the graph, which takes {takes}")
     return ", ".join(parts)

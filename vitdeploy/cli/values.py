@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitdeploy.records.preprocess import Frame
 
 
 def parse_pairs(option: str, pairs: Iterable[str] | None) -> dict[str, Any]:
@@ -62,6 +65,22 @@ def parse_counts(option: str, texts: Iterable[str] | None) -> tuple[int, ...]:
         if not (entry.isascii() and entry.isdigit() and int(entry) >= 1):
             raise UsageError(f"{option} names {entry!r}, expected a whole number of at least 1, as in 1,8,32")
     return tuple(map(int, entries))
+
+
+def parse_frame(option: str, text: str | None) -> Frame | None:
+    """Return the size that ``480x640`` names, as (height, width); ``any`` as it is.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    from vitdeploy.errors import UsageError
+
+    if text is None or text == "any":
+        return text  # type: ignore[return-value]
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise UsageError(f"{option} is {text!r}, expected height and width, such as 480x640, or 'any'")
+    return int(sides[0]), int(sides[1])
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:

@@ -36,7 +36,7 @@ def smooth_random_pixels(spec: Preprocess, count: int, seed: int) -> NDArray[np.
     transformer, so that a wrong order of patches would not be noticed.
     """
     rng = np.random.default_rng(seed)
-    height, width = spec.size
+    height, width = spec.pixel_size or spec.size
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     images = np.full((count, height, width, spec.channels), 128.0)
     for image in images:
@@ -50,6 +50,6 @@ def smooth_random_pixels(spec: Preprocess, count: int, seed: int) -> NDArray[np.
 
 def golden_count(spec: Preprocess, available: int) -> int:
     """Return how many samples travel with a model: up to 8, about 0.6 MB of pixels, at least one."""
-    height, width = spec.size
+    height, width = spec.pixel_size or spec.size
     fit = GOLDEN_BYTES // (height * width * spec.channels)
     return max(1, min(fit, MOST_GOLDEN, available))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.datasets.base import Dataset
 from vitdeploy.errors import DataError
-from vitdeploy.preprocess import to_input, to_pixels
+from vitdeploy.preprocess import stacked, to_input, to_pixels
 from vitdeploy.preprocess.ahead import map_ahead, thread_count
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Preprocess
@@ -46,23 +46,23 @@ def load_pixels(dataset: Dataset, spec: Preprocess, progress: Progress = SILENT)
 def batches(dataset: Dataset, spec: Preprocess, batch: int) -> Iterator[NDArray[Any]]:
     """Yield network inputs in the dataset's order, [b, C, H, W] or as ``spec.input`` says; the last may be smaller.
 
-    Memory does not grow with the dataset.
+    A graph that takes images of any size gets those together that follow each other and have one size. Memory does not
+    grow with the dataset.
 
     Raises:
         DataError: An image cannot be read, or ``batch`` is less than 1.
     """
     if batch < 1:
         raise DataError(f"a batch of {batch} images was asked for, expected at least 1")
-    held: list[NDArray[np.uint8]] = []
-    for outcome in _outcomes(dataset, spec):
+    for pixels in stacked(_readable(_outcomes(dataset, spec)), batch):
+        yield to_input(pixels, spec)
+
+
+def _readable(outcomes: Iterator[NDArray[np.uint8] | DataError]) -> Iterator[NDArray[np.uint8]]:
+    for outcome in outcomes:
         if isinstance(outcome, DataError):
             raise outcome
-        held.append(outcome)
-        if len(held) == batch:
-            yield to_input(np.stack(held), spec)
-            held.clear()
-    if held:
-        yield to_input(np.stack(held), spec)
+        yield outcome
 
 
 def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] | DataError]:

@@ -2,7 +2,7 @@
 
 from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.images import open_image, plain_image
-from vitdeploy.preprocess.pixels import denormalized, normalize, to_input, to_pixels
+from vitdeploy.preprocess.pixels import denormalized, normalize, stacked, to_input, to_pixels
 from vitdeploy.preprocess.record import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD, image_size
 from vitdeploy.preprocess.sources import CONFIG, PREPROCESSOR, preprocess_from, preprocess_of_folder, read_config
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm_config
@@ -23,6 +23,7 @@ __all__ = [
     "preprocess_from_timm_config",
     "preprocess_of_folder",
     "read_config",
+    "stacked",
     "to_input",
     "to_pixels",
 ]

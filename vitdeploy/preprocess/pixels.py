@@ -6,7 +6,7 @@ transforms and transformers' Pillow processors give; ``normalize`` gives their f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,18 @@ _RESAMPLING = {
 def to_pixels(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
     """Return the image resized and cropped as ``spec`` says, [H, W, C] in 0…255; ``Preprocess`` has the rules.
 
+    For a graph that resizes images itself, the image as it is.
+
     Raises:
-        DataError: Nothing resizes or crops the image and it has another size than ``size``, or its aspect ratio is so
-            extreme that a side vanishes or the resized image would not fit into memory.
+        DataError: The graph takes images of one size and this has another. Or nothing resizes or crops the image and it
+            has another size than ``size``, or its aspect ratio is so extreme that a side vanishes or the resized image
+            would not fit into memory.
     """
     image = image.convert("L" if spec.channels == 1 else "RGB")
+    if spec.frame is not None:
+        return _whole(image, spec)
     height, width = spec.size
-    target = _resized_size(image.size, spec)
+    target = resized_size(image.size, spec)
     if target != image.size:
         image = image.resize(_possible(target, image.size), _RESAMPLING[spec.interpolation])
     if spec.crop == "center" and image.size != (width, height):
@@ -51,7 +56,32 @@ def to_pixels(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8).reshape(height, width, spec.channels)
 
 
-def _resized_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+def stacked(images: Iterable[NDArray[np.uint8]], batch: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield up to ``batch`` images at a time, [b, H, W, C], in order; another size of image begins another batch."""
+    held: list[NDArray[np.uint8]] = []
+    for image in images:
+        if held and image.shape != held[0].shape:
+            yield np.stack(held)
+            held.clear()
+        held.append(image)
+        if len(held) == batch:
+            yield np.stack(held)
+            held.clear()
+    if held:
+        yield np.stack(held)
+
+
+def _whole(image: Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+    if isinstance(spec.frame, tuple) and (image.height, image.width) != spec.frame:
+        height, width = spec.frame
+        raise DataError(
+            f"an image of {image.width}×{image.height} pixels does not fit a graph that resizes images of "
+            f"{width}×{height}: vd.export(..., options=vd.ExportOptions(fuse_resize='any')) makes one for any size"
+        )
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
+
+
+def resized_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
     """Return (width, height) after resizing an image of (width, height)."""
     width, height = size
     if spec.resize == "none":
@@ -81,7 +111,7 @@ def _possible(target: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
 def _center_crop(image: Image.Image, spec: Preprocess) -> Image.Image:
     """Crop the centre of an image that may be smaller than the crop."""
     height, width = spec.size
-    top, left = _start(image.height, height, spec), _start(image.width, width, spec)
+    top, left = crop_start(image.height, height, spec), crop_start(image.width, width, spec)
     if image.height >= height and image.width >= width:
         return image.crop((left, top, left + width, top + height))
     fill = spec.fill or (0,) * spec.channels
@@ -90,7 +120,7 @@ def _center_crop(image: Image.Image, spec: Preprocess) -> Image.Image:
     return canvas
 
 
-def _start(side: int, crop: int, spec: Preprocess) -> int:
+def crop_start(side: int, crop: int, spec: Preprocess) -> int:
     """Return where the crop starts on an axis; negative where that lies before the image."""
     if spec.crop_offset == "floor":
         return (side - crop) // 2

@@ -57,7 +57,9 @@ def make_record(values: Mapping[str, Any], source: str) -> Preprocess:
     ):
         values = {**values, "resize_size": size[0]}
     try:
-        # how bytes come in is a property of one graph, not of how images are made into its pixels
-        return Preprocess.model_validate({name: value for name, value in values.items() if name != "input"})
+        # how bytes come in, and of which images, is a property of one graph, not of how images are made into its pixels
+        return Preprocess.model_validate(
+            {name: value for name, value in values.items() if name not in ("input", "frame")}
+        )
     except ValidationError as error:
         raise DataError(f"{source!r} is not a valid Preprocess: {first_problem(error)}") from error

@@ -290,6 +290,7 @@ def open_inputs(
         raise GraphError(
             f"{str(source.path)!r} is {source.manifest.precision} already: quantize the FP32 graph that it came from"
         )
+    refuse_resizing(source)
     edits = open_plan(options.plan)
     opened = open_calibration(calibration, options.samples, options.seed)
     table = opened if isinstance(opened, CalibrationTable) else None
@@ -319,6 +320,19 @@ def open_inputs(
         data=data,
         validation=validation,
     )
+
+
+def refuse_resizing(source: OnnxModel) -> None:
+    """Refuse a graph that resizes its images: the weights of its filters are no weights of the model.
+
+    Raises:
+        GraphError: It does.
+    """
+    if source.manifest.preprocess is not None and source.manifest.preprocess.frame is not None:
+        raise GraphError(
+            f"{str(source.path)!r} resizes its images itself: quantize the graph that it was made from, and put the "
+            "resizing into the result with vd.export(..., options=vd.ExportOptions(fuse_resize=(480, 640)))"
+        )
 
 
 def open_calibration(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -11,9 +11,11 @@ from vitdeploy.records.base import Record
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 InputForm = Literal["float32-nchw", "uint8-nhwc", "uint8-nchw"]
+Frame: TypeAlias = "tuple[int, int] | Literal['any']"
+"""(height, width) of the images that a graph resizes, or ``any``."""
 Resize = Literal["shortest", "cover", "contain", "squash", "none"]
 
-_STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order", "input")
+_STEPS = ("crop_offset", "fill", "scale", "offset", "channel_order", "input", "frame")
 LARGEST_SIDE = 16384
 LARGEST_AREA = 4096 * 4096
 """Beyond it a size is a typing error, or an attack on memory."""
@@ -40,7 +42,8 @@ class Preprocess(Record):
     A pixel p in 0…255 becomes (p · ``scale`` + ``offset`` − ``mean``) / ``std``, with one mean and one std per channel
     of the image. Last, ``channel_order`` ``bgr`` reverses the channels. ``source`` says where the values come from.
     ``input`` is what the network takes: these values, or the pixels as bytes in RGB, where a graph normalises them
-    itself (``ExportOptions.fuse_preprocess``).
+    itself (``ExportOptions.fuse_preprocess``). ``frame`` is for graphs that resize and crop too
+    (``ExportOptions.fuse_resize``): (height, width) of the whole images that they take, or ``any``.
     """
 
     size: tuple[int, int]
@@ -58,11 +61,13 @@ class Preprocess(Record):
     std: tuple[float, ...]
     source: str = ""
     input: InputForm = "float32-nchw"
+    frame: tuple[int, int] | Literal["any"] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocess:
         resized = () if self.resize_size is None else self.resized_to
-        for side in (*self.size, *resized):
+        frame = self.frame if isinstance(self.frame, tuple) else ()
+        for side in (*self.size, *resized, *frame):
             if not 1 <= side <= LARGEST_SIDE:
                 raise ValueError(f"a side of {side} pixels is out of range, expected 1 to {LARGEST_SIDE}")
         if self.size[0] * self.size[1] > LARGEST_AREA:
@@ -81,6 +86,8 @@ class Preprocess(Record):
             raise ValueError(f"resize_size {self.resize_size} must be one number with resize 'shortest'")
         if self.crop == "none" and self.resize == "squash" and self.resized_to != self.size:
             raise ValueError(f"resize 'squash' to {self.resize_size} and no crop never give the size {self.size}")
+        if self.frame is not None and not self.is_fused:
+            raise ValueError("frame needs an input of bytes")
         if self.channels == 1 and self.channel_order == "bgr":
             raise ValueError("channel_order 'bgr' needs 3 channels")
         return self
@@ -99,6 +106,11 @@ class Preprocess(Record):
     def is_fused(self) -> bool:
         """Return whether the network takes pixels as bytes and normalises them itself."""
         return self.input != "float32-nchw"
+
+    @property
+    def pixel_size(self) -> tuple[int, int] | None:
+        """(height, width) of the pixels that the network is given; None where it takes images of any size."""
+        return self.size if self.frame is None else self.frame if isinstance(self.frame, tuple) else None
 
     @property
     def resized_to(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitdeploy.artifacts import Artifact, open_artifact
 from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
 from vitdeploy.errors import ArtifactError, DataError, UsageError
+from vitdeploy.preprocess import stacked
 from vitdeploy.runtime.prediction import predictions
 from vitdeploy.runtime.predictor import BATCH, Predictor, load
 from vitdeploy.sessions import SessionOptions
@@ -80,10 +81,7 @@ class BatchPredictor:
         errors = np.array([str(one) if isinstance(one, DataError) else "" for one in outcomes], dtype=object)
         pixels = [one for one in outcomes if not isinstance(one, DataError)]
         others = {name: values for name, values in batch.items() if name != self.column}
-        parts = [
-            model.run(np.stack(pixels[start : start + BATCH]), features=self.features)
-            for start in range(0, len(pixels), BATCH)
-        ]
+        parts = [model.run(several, features=self.features) for several in stacked(pixels, BATCH)]
         return {**others, **self._columns(model, parts, errors == ""), "error": errors}
 
     def _columns(

@@ -207,7 +207,7 @@ class Predictor:
     def _batches(
         self, images: Images, batch: int, on_error: OnError | None
     ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
-        """Yield names and pixels [b, H, W, C] of up to ``batch`` images."""
+        """Yield names and pixels [b, H, W, C] of up to ``batch`` images, which all have one size."""
         names: list[str] = []
         held: list[NDArray[np.uint8]] = []
         for name, outcome in self.read(images, batch):
@@ -216,6 +216,9 @@ class Predictor:
                     raise outcome
                 on_error(name, outcome)
                 continue
+            if held and outcome.shape != held[0].shape:
+                yield names, np.stack(held)
+                names, held = [], []
             names.append(name)
             held.append(outcome)
             if len(held) == batch:

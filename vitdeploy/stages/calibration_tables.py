@@ -20,6 +20,7 @@ from vitdeploy.progress import Progress
 from vitdeploy.quantization.calibration import Calibration
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, Profile, make_plan
+from vitdeploy.quantization.request import refuse_resizing
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
 from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
@@ -82,6 +83,7 @@ def observe_calibration(
     preprocess = source.manifest.preprocess
     if source.manifest.precision != "fp32":
         raise GraphError(f"{str(source.path)!r} is {source.manifest.precision} already: calibrate the FP32 graph")
+    refuse_resizing(source)
     if preprocess is None:
         raise CalibrationError(
             f"{str(source.path)!r} has no preprocessing in its manifest, so no image can be prepared for it: "

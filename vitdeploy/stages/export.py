@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,22 @@ from vitdeploy.datasets import Dataset, DataSource, load_pixels, open_dataset
 from vitdeploy.datasets.check_images import CHECKED_BATCH, check_dataset, golden_count, smooth_random_pixels
 from vitdeploy.errors import UsageError, require_one_of
 from vitdeploy.exporting.adoption import AdoptionOptions, adopt, adoption_key, is_onnx
-from vitdeploy.exporting.checking import compare, describe_graph, staged
-from vitdeploy.exporting.fusing import fuse, fusing_key
+from vitdeploy.exporting.checking import GATE, compare, describe_graph, staged
+from vitdeploy.exporting.fusing import (
+    RESIZED,
+    Fusion,
+    Samples,
+    frame_samples,
+    fuse,
+    fusing_key,
+    require_frame,
+)
 from vitdeploy.exporting.logits import reference_logits, torch_logits
 from vitdeploy.graph.lower_opset import NEWEST, OLDEST
 from vitdeploy.preprocess import normalize
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Manifest, stage_key
-from vitdeploy.records.preprocess import InputForm
+from vitdeploy.records import Check, Manifest, Preprocess, stage_key
+from vitdeploy.records.preprocess import Frame
 from vitdeploy.sources.source import Source, SourceOptions, open_source, place_of
 from vitdeploy.terminal_progress import AUTO, shown
 
@@ -43,6 +52,9 @@ class ExportOptions(SourceOptions):
     golden: A dataset from which the samples come that travel with the model; default ``reference``, else made ones.
     output_name: Which output of a foreign ONNX file are the logits.
     fuse_preprocess: The graph takes pixels as bytes, [N, H, W, C] or [N, C, H, W], and normalises them itself.
+    fuse_resize: It takes whole images, of this (height, width) or ``any``, and resizes and crops them too; the layout
+        is that of ``fuse_preprocess``, ``nhwc`` where it is None. Such a graph is not quantized any more, and of one
+        for ``any`` size no engine is built.
     """
 
     opset: int = 20
@@ -50,6 +62,7 @@ class ExportOptions(SourceOptions):
     golden: DataSource | None = None
     output_name: str | None = None
     fuse_preprocess: Literal["nhwc", "nchw"] | None = None
+    fuse_resize: Frame | None = None
 
 
 DEFAULTS = ExportOptions()
@@ -66,8 +79,8 @@ def export(
 
     The graph is compared with PyTorch under ONNX Runtime at batch 1, at the traced batch and at another one; if logits
     differ by more than ``checking.GATE`` of their range, nothing is written. An ``.onnx`` as source is adopted:
-    cleaned the same way, compared with itself as it was, and given a manifest; with ``fuse_preprocess``, one of
-    vitdeploy, of any precision, gets the normalisation inside.
+    cleaned the same way, compared with itself as it was, and given a manifest; with ``fuse_preprocess`` or
+    ``fuse_resize``, one of vitdeploy, of any precision, gets the preprocessing inside.
 
     Args:
         source: A checkpoint, or what else ``load_source`` takes; or an ONNX file.
@@ -109,6 +122,7 @@ class ExportRequest:
             VitdeployError: As ``export``, where source or options are unfit or the output cannot be written.
         """
         require_one_of("fuse_preprocess", options.fuse_preprocess, (None, "nhwc", "nchw"))
+        require_frame(options.fuse_resize)
         output = Path(output) if output is not None else output_beside(place_of(source), ".onnx")
         if not OLDEST <= options.opset <= NEWEST:
             raise UsageError(f"opset {options.opset!r} is not offered, expected {OLDEST} to {NEWEST}")
@@ -133,6 +147,8 @@ class ExportRequest:
                 raise UsageError("output_name= is for ONNX files, and the source is none: leave it out")
             found = open_source(source, options)
         reference = None if options.reference is None else open_dataset(options.reference)
+        if options.golden is not None and options.fuse_resize is not None:
+            raise UsageError("golden= has no place with fuse_resize=, whose samples are made: leave it out")
         golden = options.golden if options.golden is not None else reference
         few = None if golden is None else check_dataset(golden, seed=options.seed)
         return cls(found, output, options, reference, few)
@@ -153,14 +169,15 @@ class ExportRequest:
             "reference": None if self.reference is None else self.reference.digest,
             "golden": None if self.golden is None else self.golden.digest,
             **({} if options.fuse_preprocess is None else {"fuse_preprocess": options.fuse_preprocess}),
+            **({} if options.fuse_resize is None else {"fuse_resize": options.fuse_resize}),
         }
 
     @property
     def key(self) -> str:
         """The freshness key of the result."""
         if isinstance(self.source, Path):
-            if (form := self._form) is not None:
-                return fusing_key(read_onnx(self.source), form)
+            if (fusion := self._fusion) is not None:
+                return fusing_key(read_onnx(self.source), fusion)
             return adoption_key(self.source, self._adoption())
         return stage_key("export", self.values, self.parents)
 
@@ -175,9 +192,9 @@ class ExportRequest:
         from vitdeploy.sources.load import load
 
         if isinstance(self.source, Path):
-            if (form := self._form) is not None:
+            if (fusion := self._fusion) is not None:
                 source = read_onnx(self.source)
-                return fuse(source, self.output, form, self.golden, self.options.seed, progress)
+                return fuse(source, self.output, fusion, self.golden, self.options.seed, progress)
             return adopt(self.source, self.output, self._adoption(), progress)
         with progress.task("export", total=4) as task:
             task.describe("loading")
@@ -197,31 +214,34 @@ class ExportRequest:
             )
             task.advance()
             task.describe("running PyTorch")
-            if self.golden is None:
-                pixels = smooth_random_pixels(spec, CHECKED_BATCH, self.options.seed)
-            else:
-                pixels = load_pixels(self.golden, spec)
-            expected = torch_logits(loaded, pixels)
+            samples = list(self._samples(spec))
+            expected = [torch_logits(loaded, one.pixels) for one in samples]
             reference = None if self.reference is None else reference_logits(loaded, self.reference, progress)
             task.advance()
             task.describe("tracing")
+            pixels = samples[0].pixels
             images = normalize(np.resize(pixels, (TRACED_BATCH, *pixels.shape[1:])), spec)
             holder = [trace(loaded.module, images, loaded.origin, opset=self.options.opset)]
-            if (form := self._form) is not None:
-                spec = fuse_preprocess(holder[0], spec, form)
+            if (fusion := self._fusion) is not None:
+                spec = fuse_preprocess(holder[0], spec, fusion.form, fusion.frame)
                 manifest = manifest.model_copy(update={"preprocess": spec})
             del loaded  # a large model's weights go to disk now, and ONNX Runtime gets the memory
             gc.collect()
             with staged(holder, self.output) as (model, session):
                 task.advance()
                 task.describe("comparing with PyTorch")
-                checks, outputs = compare(session, spec, pixels, expected, "PyTorch")
+                checks: tuple[Check, ...] = ()
+                for one, logits in zip(samples, expected, strict=True):
+                    limit = GATE if spec.frame is None else RESIZED
+                    found, outputs = compare(session, spec, one.taken, logits, f"PyTorch{one.subject}", limit)
+                    checks += found
                 session.close()
                 gc.collect()
                 task.describe("writing")
                 manifest = manifest.model_copy(update={"checks": checks, "metrics": describe_graph(model, progress)})
-                count = golden_count(spec, len(pixels))
-                golden = Golden(pixels[:count], expected[:count], outputs[:count])
+                taken = samples[-1].taken
+                count = golden_count(spec, len(taken))
+                golden = Golden(taken[:count], expected[-1][:count], outputs[:count])
                 beside: AbstractContextManager[object] = nullcontext()
                 if reference is not None:
                     info, logits = reference
@@ -233,10 +253,23 @@ class ExportRequest:
         return written
 
     @property
-    def _form(self) -> InputForm | None:
-        """How bytes go in; None for a graph of normalised images."""
-        forms: dict[str, InputForm] = {"nhwc": "uint8-nhwc", "nchw": "uint8-nchw"}
-        return None if self.options.fuse_preprocess is None else forms[self.options.fuse_preprocess]
+    def _fusion(self) -> Fusion | None:
+        """What goes into the graph; None where it takes normalised images."""
+        layout, frame = self.options.fuse_preprocess, self.options.fuse_resize
+        if layout is None and frame is None:
+            return None
+        return Fusion("uint8-nchw" if layout == "nchw" else "uint8-nhwc", frame)
+
+    def _samples(self, spec: Preprocess) -> Iterator[Samples]:
+        """Yield what the graph is checked with, once it is as it will be."""
+        if (fusion := self._fusion) is not None and fusion.frame is not None:
+            yield from frame_samples(spec, fusion, self.options.seed)
+            return
+        if self.golden is None:
+            pixels = smooth_random_pixels(spec, CHECKED_BATCH, self.options.seed)
+        else:
+            pixels = load_pixels(self.golden, spec)
+        yield Samples(pixels, pixels)
 
     def _adoption(self) -> AdoptionOptions:
         options = self.options

@@ -47,7 +47,7 @@ def write_triton_repository(
     Requests are batched dynamically, up to the largest batch of an engine or ``options.largest_batch`` for a graph; a
     full queue turns requests away. The warm-up runs a golden sample before a model counts as ready. Triton preprocesses
     nothing: a model takes what ``preprocess`` of its manifest gives, or pixels as bytes where a graph normalises them
-    itself (``ExportOptions.fuse_preprocess``).
+    itself (``ExportOptions.fuse_preprocess``), or whole images where it resizes them too (``fuse_resize``).
 
     Args:
         artifacts: ONNX models, which Triton's ONNX Runtime serves, and engines of TensorRT (not of TensorRT-RTX).
@@ -128,7 +128,8 @@ class _Model:
         """Return the model's configuration in protobuf's text format."""
         spec, is_engine = self.preprocess, isinstance(self.artifact, Engine)
         dtype = "TYPE_UINT8" if spec.is_fused else "TYPE_FP32"
-        image = [*spec.size, spec.channels] if spec.input == "uint8-nhwc" else [spec.channels, *spec.size]
+        sides = spec.pixel_size or (-1, -1)
+        image = [*sides, spec.channels] if spec.input == "uint8-nhwc" else [spec.channels, *sides]
         front = [] if self.fixed_batch is None else [self.fixed_batch]
         labels = ', label_filename: "labels.txt"' if has_labels else ""
         lines = [
