@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_tensorrt import LAYER_MS, releases
+from fake_tensorrt_runtime import LAYER_MS
 from machine import fake_gpu
 from small_vit import images, write_small_vit
+from tensorrt_signatures import releases
 
 from vitdeploy.artifacts import OnnxModel
 from vitdeploy.backends import get_backend

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_tensorrt import api_names, fake_module, releases, signatures
+from fake_tensorrt import fake_module
+from tensorrt_signatures import api_names, releases, signatures
 
 import vitdeploy.backends
 from vitdeploy.backends.tensorrt_builder import network_flags

@@ -11,10 +11,10 @@ from typing import Any
 
 import onnx
 import pytest
-from fake_tensorrt import releases
 from machine import be, fake_gpu, machine
 from onnx import TensorProto, helper
 from small_vit import small_vit, write_graph, write_small_vit
+from tensorrt_signatures import releases
 
 from vitdeploy.artifacts import OnnxModel, read_engine
 from vitdeploy.backends import get_backend

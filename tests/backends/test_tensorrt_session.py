@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conformance import SessionConformance
 from fake_cuda import COPY_MS, LAUNCH_MS, FakeRuntime
-from fake_tensorrt import releases
 from machine import be, fake_gpu, machine
 from small_vit import images, write_small_vit
+from tensorrt_signatures import releases
 
 from vitdeploy.artifacts import Engine, OnnxModel, read_engine
 from vitdeploy.backends import get_backend
