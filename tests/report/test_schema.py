@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vitdeploy.report.files import report_json
 from vitdeploy.report.schema import report_schema, schema_text
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "report.schema.json"
+MEASURING = Path(__file__).parents[2] / "docs" / "measuring.md"
 
 
 def _check(content: Any) -> None:
@@ -56,3 +58,18 @@ def test_what_is_no_report_does_not_fit(report: Report, change: Callable[[dict[s
     change(content)
     with pytest.raises(ValidationError):
         _check(content)
+
+
+def test_every_number_of_a_report_is_explained() -> None:
+    """docs/measuring.md has the name of every number, in a table or in the text on its subject."""
+    explained = set(re.findall(r"[a-z]\w*", " ".join(re.findall(r"`([^`\n]+)`", MEASURING.read_text("utf8")))))
+    schema = report_schema()
+    records = [schema, *schema["$defs"].values()]
+    numbers = {
+        name
+        for record in records
+        for name, property_ in record.get("properties", {}).items()
+        if re.search(r'"type": "(?:number|integer)"', json.dumps(property_))
+    }
+    assert len(numbers) > 80
+    assert numbers - explained == set()

@@ -149,6 +149,7 @@ def build(found: tuple[Row, ...], **fields: object) -> Report:
         "created": "2026-11-21T01:38:51+00:00",
         "producer": "vitdeploy 0.1.0",
         "key": "ab" * 32,
+        "command": "vitdeploy bench digits.onnx 'my model.onnx' --data digits:test --batch 1,8",
         "model": "digits-vit",
         "environment": machine,
         "versions": {"onnxruntime": "1.31.1", "torch": "2.15.0", "vitdeploy": "0.1.0"},

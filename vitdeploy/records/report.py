@@ -270,7 +270,8 @@ class Report(Record):
     """``report.json``; ``created`` is UTC in ISO 8601, the only clock time in any record.
 
     ``differences`` are images on which a row and the baseline predict different classes; None where there is no
-    baseline, or no single class.
+    baseline, or no single class. ``command`` measures the same again, where the artifacts lie: for the shell, or in
+    Python where it needs options that have no flag.
     """
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
@@ -279,6 +280,7 @@ class Report(Record):
     created: str
     producer: str
     key: str = ""
+    command: str = ""
     model: str
     environment: Environment
     versions: dict[str, str] = {}

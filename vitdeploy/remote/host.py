@@ -144,7 +144,7 @@ class Remote:
                 result.fetch(SAMPLES, Path(keep) / SAMPLES)
             if predictions is not None:
                 result.fetch(PREDICTIONS, Path(predictions))
-        return report
+        return report.model_copy(update={"command": request.command})
 
     def doctor(self, *, progress: Progress | None = AUTO) -> list[Finding]:
         """Return what the host can do; where packages are missing there, what it is and what they are.

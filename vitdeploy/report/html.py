@@ -60,6 +60,7 @@ def _context(report: Report) -> dict[str, Any]:
         "timings": view.latency_lines(report),
         "remarks": view.remarks(report.rows),
         "conditions": view.condition_facts(report),
+        "digests": view.digest_facts(report),
         "machine": view.environment_facts(report.environment),
         "precisions": list(dict.fromkeys(row.precision for row in report.rows)),
         "shapes_used": {SHAPE_TITLES[point.shape] for plot in plots for point in plot.points},

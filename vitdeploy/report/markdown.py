@@ -14,6 +14,7 @@ from vitdeploy.report.view import (
     Fact,
     class_lines,
     condition_facts,
+    digest_facts,
     environment_facts,
     interval_text,
     latency_lines,
@@ -61,8 +62,16 @@ def render_markdown(report: Report) -> str:
     if sentences:
         parts += ["## Remarks", "\n".join(f"- **{_escape(name)}**: {_escape(text)}" for name, text in sentences)]
     parts += ["## Conditions", _facts(condition_facts(report))]
+    if report.command or digest_facts(report):
+        parts += ["## Provenance", *_provenance(report)]
     parts += ["## Machine", _facts([*environment_facts(report.environment), *_versions(report)])]
     return "\n\n".join(parts) + "\n"
+
+
+def _provenance(report: Report) -> list[str]:
+    command = f"    {report.command}"  # by its indent a line of code, whatever is in it
+    again = ["To measure it again, where the artifacts lie:", command] if report.command else []
+    return [*again, _facts(digest_facts(report))]
 
 
 def _results(report: Report) -> str:

@@ -15,6 +15,7 @@ from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, list_rivals, with_unique_names
+from vitdeploy.benching.command import bench_command
 from vitdeploy.benching.endurance import measure_energy, measure_sustained
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
@@ -37,7 +38,7 @@ from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, Row, stage_key
 from vitdeploy.records.report import Device, SelfCheck
-from vitdeploy.sources.source import Source
+from vitdeploy.sources.source import Source, SourceOptions
 from vitdeploy.terminal_progress import AUTO, shown
 
 __all__ = ["BenchOptions", "BenchRequest", "bench", "open_test_data"]
@@ -134,6 +135,19 @@ class BenchRequest:
         return {str(index): artifact.digest for index, artifact in enumerate(self.artifacts)}
 
     @property
+    def command(self) -> str:
+        """The command that measures this again, where the artifacts lie; "" where a name is not all of the baseline."""
+        base = self.baseline
+        if isinstance(base, Source) and base.options != SourceOptions():
+            return ""
+        files = [artifact.path for artifact in (*self.artifacts, *([base] if isinstance(base, Artifact) else []))]
+        names = {path: path.name for path in files}
+        if len(set(names.values())) < len(names):
+            names = {path: f"{path.absolute().parent.name}/{path.name}" for path in files}
+        named = base.text if isinstance(base, Source) else None if base is None else names[base.path]
+        return bench_command([names[one.path] for one in self.artifacts], self.dataset.uri, named, self.options)
+
+    @property
     def values(self) -> dict[str, Any]:
         """What else a number in the report depends on, as JSON: data, options, machine, versions of the runtimes."""
         machine, versions = environment.current(), environment.versions()
@@ -199,6 +213,7 @@ class BenchRequest:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             producer=f"vitdeploy {__version__}",
             key=self.key,
+            command=self.command,
             model=self.artifacts[0].manifest.model.title,
             environment=environment.current(),
             versions=environment.versions(),
