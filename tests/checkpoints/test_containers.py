@@ -18,43 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
+from timm_vit import HEADS, assert_loads, vit, with_prefix
 from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.load import load, load_source
-from vitdeploy.sources.source import SourceOptions, open_source
-
-SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
-HEADS = LoadRequest(arguments={"heads": 3})
-
-
-def vit(seed: int = 0, **changes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    model = timm.models.vision_transformer.VisionTransformer(**{**SIZE, **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.2)
-    return model.eval()
-
-
-def assert_loads(path, reference: nn.Module, request: LoadRequest = HEADS):
-    loaded = load_foreign(path, "vit", request)
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.module(x), reference(x), atol=1e-4, rtol=1e-4)
-    return loaded
 
 
 class Mode(enum.Enum):
     FAST = "fast"
-
-
-def with_prefix(state, prefix):
-    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def as_mmpretrain(state):
@@ -243,37 +217,6 @@ def test_bfloat16_half_and_views_keep_their_values(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read[name], value.float().numpy())
 
 
-HEAD_SHAPES = {
-    "a linear": lambda w, b: {"head.weight": w, "head.bias": b},
-    "after dropout": lambda w, b: {"head.1.weight": w, "head.1.bias": b},
-    "without a bias": lambda w, _: {"head.0.weight": w},
-    "named": lambda w, b: {"head.fc.weight": w, "head.fc.bias": b},
-}
-
-
-@pytest.mark.parametrize("kind", HEAD_SHAPES)
-def test_heads_as_people_change_them(kind: str, tmp_path: Path) -> None:
-    reference = vit()
-    state = reference.state_dict()
-    weight, bias = state.pop("head.weight"), state.pop("head.bias")
-    if kind == "without a bias":
-        bias = torch.zeros_like(bias)
-        reference.head.bias.data = bias
-    torch.save({**state, **HEAD_SHAPES[kind](weight, bias)}, tmp_path / "m.pth")
-    assert_loads(tmp_path / "m.pth", reference)
-
-
-@pytest.mark.parametrize("extra", [{"head.3.weight": torch.ones(5, 7)}, {"head.0.weight": torch.ones(24)}])
-def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra: dict[str, Any], tmp_path: Path) -> None:
-    state = vit().state_dict()
-    weight, bias = state.pop("head.weight"), state.pop("head.bias")
-    torch.save({**state, "head.1.weight": weight, "head.1.bias": bias, **extra}, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match=r"taken whole: its head has .*reset_head=True with .*'num_classes'"):
-        load_foreign(tmp_path / "m.pth", "vit", HEADS)
-    request = LoadRequest(arguments={"heads": 3}, num_classes=4, reset_head=True)
-    assert load_foreign(tmp_path / "m.pth", "vit", request).module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
-
-
 class Launcher:
     def __reduce__(self):
         return print, ("this must never be printed",)
@@ -348,82 +291,6 @@ def test_files_that_are_no_weights_are_named_for_what_they_are(data: bytes, mess
         load_foreign(tmp_path / "m.pth", "vit", HEADS)
 
 
-@pytest.mark.parametrize(("window", "other"), [(4, 8), (8, 4)])
-def test_stored_tables_of_swin_v2_prove_the_window(window: int, other: int, tmp_path: Path) -> None:
-    """torchvision and Microsoft store the coordinates; a variant with another window would load silently."""
-    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
-
-    torch.manual_seed(0)
-    reference = SwinTransformer(
-        patch_size=[2, 2], embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=[window] * 2, num_classes=7,
-        block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
-    ).eval()  # fmt: skip
-    torch.save(reference.state_dict(), tmp_path / "m.pth")
-    loaded = load_foreign(tmp_path / "m.pth", "swin_v2", LoadRequest(image_size=32))
-    assert loaded.spec.arguments["window"] == window
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.module(x), reference(x), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("prefix", ["", "local-dir:", "timm:local-dir:", "hf:"])
-def test_folders_of_timm_bring_name_preprocessing_and_classes(prefix: str, tmp_path: Path) -> None:
-    """In the layout that timm's push to the hub and its save_for_hf write."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    pretrained = {"input_size": [3, 224, 224], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "label_names": ["a", "b", "c"]}
-    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": pretrained}))
-    loaded = load_source(f"{prefix}{folder}")
-    assert (loaded.spec.name, loaded.spec.classes) == ("vit_tiny_patch16_224", ("a", "b", "c"))
-    assert (loaded.preprocess.mean, loaded.preprocess.resize_size) == ((0.1, 0.2, 0.3), 280)
-
-
-def test_a_variant_with_another_window_than_the_tables_prove_is_refused_by_name(tmp_path: Path) -> None:
-    """The weights of both variants have the same shapes: without the tables one loads as the other."""
-    from vitdeploy.checkpoints.layouts.swin import computed_tables
-    from vitdeploy.models import create_model
-
-    model = create_model("swinv2_tiny_patch4_window8_256", depths=[1, 1, 1, 1], num_classes=5)
-    tables = {name: torch.from_numpy(np.array(table)) for name, table in computed_tables(model).items()}
-    torch.save({"model": {**model.state_dict(), **tables}}, tmp_path / "swin.pth")
-    request = LoadRequest(arguments={"depths": [1, 1, 1, 1]})
-    with pytest.raises(CheckpointError, match=r"made with window=8, as its table .*relative_coords_table proves"):
-        load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window16_256", request)
-    loaded = load_foreign(tmp_path / "swin.pth", "swinv2_tiny_patch4_window8_256", request)
-    assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
-
-
-def dino(state):
-    """Return what the script of DINO leaves: a backbone and a projection head that classifies nothing."""
-    projection = {
-        f"head.{name}": torch.ones(5, 24 if name == "mlp.0.weight" else 5)
-        for name in ("mlp.0.weight", "mlp.2.weight", "mlp.4.weight", "last_layer.weight_v")
-    }
-    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
-    return {**with_prefix(backbone, "backbone."), **projection}
-
-
-def test_a_backbone_with_a_projection_is_taken_for_its_features(tmp_path: Path) -> None:
-    reference = vit()
-    stored = {
-        "teacher": dino(reference.state_dict()),
-        "student": with_prefix(dino(vit(1).state_dict()), "module."),
-        "dino_loss": {"center": torch.ones(1, 9)}, "epoch": 3, "args": argparse.Namespace(arch="vit_small"),
-    }  # fmt: skip
-    torch.save(stored, tmp_path / "dino.pth")
-    with pytest.raises(CheckpointError, match="no classification head: task='features' takes it as it is"):
-        load_foreign(tmp_path / "dino.pth", "vit", HEADS)
-    options = SourceOptions(weights=tmp_path / "dino.pth", arguments={"heads": 3}, task="features")
-    loaded = load(open_source("vit", options))
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        expected = reference.forward_head(reference.forward_features(x), pre_logits=True)
-        torch.testing.assert_close(loaded.module(x), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -437,16 +304,6 @@ def test_models_of_no_family_are_named_with_the_way_out(keys: list[str], message
     torch.save({"model": {key: torch.ones(2, 2) for key in keys}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=f"{message}.*torch.onnx.export, and vd.export"):
         load_foreign(tmp_path / "other.pth", "vit", HEADS)
-
-
-@pytest.mark.parametrize("beside", [("trainer_state.json", "training_args.bin"), ("optimizer.bin", "scheduler.bin")])
-def test_folders_of_trainers_hold_more_than_weights(beside: tuple[str, str], tmp_path: Path) -> None:
-    """Of Hugging Face's Trainer and of Accelerate, which has no config.json."""
-    reference = vit()
-    save_file(reference.state_dict(), tmp_path / "model.safetensors")
-    for name in beside:
-        (tmp_path / name).write_bytes(b"{}")
-    assert_loads(tmp_path, reference)
 
 
 class WithNormalization(nn.Module):
@@ -479,73 +336,6 @@ def test_a_layer_of_mean_and_std_before_the_model_is_its_preprocessing(tmp_path:
     assert any("layer of mean and std" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("place", ["1", "probe", "module.my_output.linear"])
-def test_the_only_linear_beside_a_backbone_is_its_head_whatever_it_is_called(tmp_path: Path, place: str) -> None:
-    backbone, linear = vit(num_classes=0), nn.Linear(24, 5)
-    beside = {f"{place}.weight": linear.weight.detach(), f"{place}.bias": linear.bias.detach()}
-    torch.save({**with_prefix(backbone.state_dict(), "0."), **beside}, tmp_path / "w.pth")
-    loaded = assert_loads(tmp_path / "w.pth", nn.Sequential(backbone, linear))
-    assert f"took {place!r}, which stands beside the model, for its head" in loaded.notes
-
-
-@pytest.mark.parametrize(
-    "beside",
-    [
-        {"projector.weight": torch.ones(5, 24), "projector.bias": torch.ones(5)},
-        {"out.weight": torch.ones(5, 23), "out.bias": torch.ones(5)},
-        {name: torch.ones(24, 24)[:, : 24 if "w" in name else 1] for name in ("a.weight", "b.weight")},
-    ],
-    ids=["a projection", "another width", "two layers"],
-)
-def test_what_stands_beside_a_backbone_and_is_no_head_is_none(tmp_path: Path, beside: dict[str, Any]) -> None:
-    torch.save({**with_prefix(vit(num_classes=0).state_dict(), "encoder."), **beside}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="has no classification head"):
-        load_foreign(tmp_path / "w.pth", "vit", HEADS)
-
-
-@pytest.mark.parametrize(
-    ("name", "config", "taken"),
-    [("vit", {}, False), ("deit", {}, False), ("vit", {"architectures": ["ViTForImageClassification"]}, True)],
-)
-def test_a_pooler_before_a_head_of_ones_own_is_not_passed_by_in_silence(
-    tmp_path: Path, name: str, config: dict[str, Any], taken: bool
-) -> None:
-    from transformers import DeiTConfig, DeiTModel, ViTConfig, ViTModel
-
-    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
-    size |= {"image_size": 32, "patch_size": 8}
-    backbone = ViTModel(ViTConfig(**size)) if name == "vit" else DeiTModel(DeiTConfig(**size))
-    state = {**with_prefix(backbone.state_dict(), f"{name}."), "classifier.weight": torch.ones(5, 24)}
-    state["classifier.bias"] = torch.ones(5)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": name, **size, **config}))
-    if taken:
-        assert load_foreign(folder).spec.arguments["num_classes"] == 5
-        return
-    with pytest.raises(CheckpointError, match="keys do not tell whether the head reads it"):
-        load_foreign(folder)
-    assert load_source(folder, arguments={"num_classes": 2}, reset_head=True).spec.arguments["num_classes"] == 2
-
-
-@pytest.mark.parametrize(
-    ("changes", "size"),
-    [({"image_size": [32, 48]}, (32, 48)), ({"image_size": [32, 32]}, (32, 32)), ({"patch_size": [8, 8]}, (32, 32))],
-)
-def test_sizes_of_hugging_face_may_be_lists(tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]) -> None:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 48}
-    config |= {"image_size": 32, "patch_size": 8, "num_labels": 5, **changes}
-    module = ViTForImageClassification(ViTConfig(**config)).eval()
-    module.save_pretrained(tmp_path / "folder")
-    loaded = load_foreign(tmp_path / "folder")
-    x = torch.randn(1, 3, *size)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.module(x), module(x).logits, atol=1e-4, rtol=1e-4)
-
-
 def _pruned(module: nn.Module) -> None:
     from torch.nn.utils import prune
 
@@ -570,16 +360,6 @@ def test_weights_in_factors_are_multiplied_out(tmp_path: Path, change: Any, wrap
     change(model.head)
     torch.save(wrap(model.eval().state_dict()), tmp_path / "w.pth")
     assert_loads(tmp_path / "w.pth", model)
-
-
-@pytest.mark.parametrize("names", [("model_best.pth.tar", "last.pth.tar"), ("epoch=1.ckpt",), ("1.pt", "2.pt")])
-def test_a_folder_of_checkpoints_is_no_folder_without_weights(tmp_path: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        torch.save(vit().state_dict(), tmp_path / name)
-    with pytest.raises(CheckpointError, match="name one of its files, such as") as caught:
-        load_foreign(tmp_path, "vit", HEADS)
-    advised = str(caught.value).rpartition("such as ")[2].strip("'")
-    assert_loads(Path(advised), vit())
 
 
 @pytest.mark.filterwarnings("ignore")
