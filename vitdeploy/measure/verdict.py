@@ -188,7 +188,8 @@ def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
     """Return the fastest, or of those that tie with it the one that keeps most.
 
     That is: no loss of accuracy before a small one, floating point before integers, then the smaller file. A tie is
-    one by intervals and, since those may be so wide that they say nothing, by medians too.
+    one by intervals and, since those may be so wide that they say nothing, by medians too. What another row beats in
+    every respect is never returned.
     """
 
     def p50(row: Row) -> float:
@@ -200,7 +201,20 @@ def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
 
     fastest = min(rows, key=p50)
     near = [row for row in rows if p50(row) <= WIDEST_TIE * p50(fastest)]
+    near = [row for row in near if not any(_dominates(other, row, batch, baseline) for other in rows)]
     return min((row for row in near if row is fastest or not is_faster(fastest, row, batch, baseline)), key=worth)
+
+
+def _dominates(one: Row, other: Row, batch: int, baseline: Baseline) -> bool:
+    """Return whether ``one`` has the smaller median, is no larger a file, and keeps at least as much."""
+    if _p50(one, batch) >= _p50(other, batch) or (one.size_bytes or math.inf) > (other.size_bytes or math.inf):
+        return False
+    kept: tuple[Kept, ...] = ("kept", "small loss", "loss", "unknown")
+    grades = [kept.index(accuracy_kept(row, baseline)) for row in (one, other)]
+    if one.top1 is not None and other.top1 is not None:
+        return grades[0] <= grades[1] and one.top1 >= other.top1
+    shares = [1.0 if is_baseline(row, baseline) else row.agreement or 0.0 for row in (one, other)]
+    return grades[0] <= grades[1] and shares[0] >= shares[1]
 
 
 def _too_wide(rows: Sequence[Row], batch: int, baseline: Baseline, where: str) -> list[str]:
