@@ -132,24 +132,28 @@ def finished_run(_shared_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A small checkpoint with redrawn weights, made once."""
+def _tiny(once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        from vitdeploy.stages.export import ExportOptions, export
+
+        folder.mkdir()
+        checkpoint = write_tiny_checkpoint(folder / "tiny.safetensors")
+        chosen = ExportOptions(golden="digits:validation", reference="digits:test")
+        export(checkpoint.path, folder / "tiny.onnx", options=chosen)
+
     folder = tmp_path_factory.mktemp("tiny")
-    if MADE is not None:
-        for file in Path(MADE).glob("tiny.*"):
-            shutil.copy(file, folder)
-        return read_checkpoint(folder / "tiny.safetensors")
-    return write_tiny_checkpoint(folder / "tiny.safetensors")
+    for file in (Path(MADE) if MADE is not None else once("tiny", make)).glob("tiny.*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(tiny_checkpoint: Checkpoint) -> OnnxModel:
-    """The graph of ``tiny_checkpoint``, with the logits of PyTorch on the test digits beside it."""
-    from vitdeploy.stages.export import ExportOptions, export
+def tiny_checkpoint(_tiny: Path) -> Checkpoint:
+    """A small checkpoint with redrawn weights, made once."""
+    return read_checkpoint(_tiny / "tiny.safetensors")
 
-    path = tiny_checkpoint.path.with_name("tiny.onnx")
-    if MADE is not None:
-        return read_onnx(path)
-    return export(
-        tiny_checkpoint.path, path, options=ExportOptions(golden="digits:validation", reference="digits:test")
-    )
+
+@pytest.fixture(scope="session")
+def tiny_onnx(_tiny: Path) -> OnnxModel:
+    """The graph of ``tiny_checkpoint``, with the logits of PyTorch on the test digits beside it."""
+    return read_onnx(_tiny / "tiny.onnx")

@@ -63,7 +63,7 @@ def test_every_verb_takes_an_artifact_a_path_and_a_text(tmp_path: Path) -> None:
     model = readout(tmp_path / "vit.onnx")
     image = tmp_path / "digit.png"
     vd.open_dataset("digits:test").image(0).save(image)
-    options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
+    options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
     ways: tuple[vd.Artifact | Path | str, ...] = (model, model.path, str(model.path))
     for number, one in enumerate(ways):
         int8 = vd.quantize(
@@ -78,7 +78,9 @@ def test_every_verb_takes_an_artifact_a_path_and_a_text(tmp_path: Path) -> None:
         assert found == vd.predict(model, str(image), top=1)
         assert vd.inspect(one).payload_sha256 == model.digest
         assert vd.verify(int8 if number == 0 else one).passed
-        plan = vd.QuantizeOptions(threads=1, plan=int8 if number == 0 else int8.path, samples=60, equalization="off")
+        plan = vd.QuantizeOptions(
+            threads=1, plan=int8 if number == 0 else int8.path, samples=60, equalization="off", effort="fast"
+        )
         vd.quantize(model, tmp_path / "again.onnx", precision="int8", calibration="digits", options=plan)
         quick = vd.BenchOptions(rounds=1, iterations=1, warmup=1, samples=20, processes=False)
         report = vd.bench([one, int8], "digits", baseline=one, options=quick)
@@ -104,7 +106,9 @@ def test_what_names_an_artifact_is_annotated_so_in_every_verb() -> None:
 def test_an_open_dataset_is_taken_wherever_data_is_named(tmp_path: Path) -> None:
     model = readout(tmp_path / "vit.onnx")
     train, test = vd.open_dataset("digits", split="train"), vd.open_dataset("digits:test")
-    options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", validation=test)
+    options = vd.QuantizeOptions(
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", validation=test
+    )
     int8 = vd.quantize(model, precision="int8", calibration=train, options=options)
     assert int8.path == tmp_path / "vit.int8.onnx"
     quick = vd.BenchOptions(rounds=1, iterations=1, warmup=1, processes=False)
@@ -303,7 +307,7 @@ def test_one_argument_silences_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
     model = readout(tmp_path / "vit.onnx")
-    options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off")
+    options = vd.QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
     vd.quantize(model, precision="int8", calibration="digits", options=options, progress=None)
     assert terminal.getvalue() == ""
     vd.quantize(model, precision="int8", calibration="digits", options=options)
