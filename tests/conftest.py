@@ -50,6 +50,7 @@ SLOW = (
     "quantization/test_observers.py", "quantization/test_outlier_models.py", "graph/test_channel_places.py",
     "backends/test_tensorrt_session.py", "backends/test_tensorrt_build.py",
     "stages/test_export.py", "stages/test_bench.py", "stages/test_quantize.py", "stages/test_train.py",
+    "stages/test_bench_baseline.py",
     "stages/test_budget.py", "stages/test_seen_images.py", "stages/test_inspect.py", "stages/test_verify.py",
     "stages/test_calibration_tables.py", "stages/test_package.py", "exporting/test_fused_preprocess.py",
     "cli/test_shell.py", "exporting/test_foreign_graphs.py", "checkpoints/test_containers.py",

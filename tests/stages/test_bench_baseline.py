@@ -1,0 +1,188 @@
+"""What the bench compares with: the checkpoint behind the artifacts, a named source, stored logits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from digits_linear import (
+    BIAS,
+    PREPROCESS,
+    QUICK,
+    SPEC,
+    WEIGHT,
+    ScriptedBackend,
+    in_steps,
+    linear_logits,
+    linear_manifest,
+    row_of,
+    write_linear,
+)
+
+from vitdeploy.artifacts import write_checkpoint
+from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
+from vitdeploy.benching import probe
+from vitdeploy.benching.candidates import of_loaded
+from vitdeploy.datasets import load_pixels, open_dataset
+from vitdeploy.errors import BackendError
+from vitdeploy.preprocess import normalize
+from vitdeploy.records import ModelSpec
+from vitdeploy.stages.bench import BenchOptions, bench
+
+
+def test_a_checkpoint_among_the_artifacts_is_the_baseline(tmp_path: Path, checkpoint, script) -> None:
+    script(ScriptedBackend("pytorch", call_ms={"cpu": 100.0}))
+    report = bench([write_linear(tmp_path / "m.onnx").path, checkpoint.path], "digits", options=QUICK)
+    assert [row.name for row in report.rows] == ["linear.safetensors", "m.onnx"]
+    assert report.baseline.row == "linear.safetensors"
+    assert report.baseline.accuracy_against == "PyTorch eager FP32 of linear.safetensors"
+    assert report.baseline.payload_sha256 == checkpoint.digest
+    row = row_of(report, "m.onnx")
+    assert row.delta_top1_pp == 0
+    assert row.timings[0].speedup > 10
+    assert report.baseline.latency_rows == {"m.onnx": "linear.safetensors"}
+
+
+def test_the_checkpoint_that_an_artifact_was_made_from_is_found_beside_it_over_all_links(
+    tmp_path: Path, checkpoint, script
+) -> None:
+    script(ScriptedBackend("pytorch"))
+    fp32 = write_linear(tmp_path / "m.onnx", parents={"checkpoint": checkpoint.digest})
+    int8 = write_linear(
+        tmp_path / "m.int8.onnx", in_steps(WEIGHT, 127), precision="int8", parents={"onnx": fp32.digest}
+    )
+    report = bench([int8.path], "digits", options=QUICK)
+    assert [row.name for row in report.rows] == ["linear.safetensors", "m.int8.onnx"]
+
+
+def test_a_checkpoint_of_another_digest_or_a_damaged_one_is_not_taken(tmp_path: Path, checkpoint, script) -> None:
+    script(ScriptedBackend("pytorch"))
+    model = write_linear(tmp_path / "m.onnx", parents={"checkpoint": checkpoint.digest})
+    data = bytearray(checkpoint.path.read_bytes())
+    data[-1] ^= 1
+    checkpoint.path.write_bytes(data)
+    write_checkpoint(tmp_path / "other.safetensors", {"weight": WEIGHT * 2}, linear_manifest(kind="checkpoint"))
+    report = bench([model.path], "digits", options=QUICK)
+    assert [row.name for row in report.rows] == ["m.onnx"]
+    assert "not PyTorch" in report.baseline.accuracy_against
+
+
+def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path: Path, checkpoint, script) -> None:
+    script(ScriptedBackend("pytorch"))
+    shutil.copy(checkpoint.path, tmp_path / "copy.safetensors")
+    other = write_checkpoint(tmp_path / "o.safetensors", {"weight": WEIGHT * 2}, linear_manifest(kind="checkpoint"))
+    model = write_linear(tmp_path / "m.onnx")
+    report = bench([model.path, checkpoint.path], "digits", baseline=str(other.path), options=QUICK)
+    assert [row.name for row in report.rows] == ["o.safetensors", "linear.safetensors", "m.onnx"]
+    graph = bench([checkpoint.path], "digits", baseline=str(model.path), options=QUICK)
+    assert graph.baseline.row == "m.onnx"
+    assert graph.baseline.accuracy_against == "m.onnx under ONNX Runtime, as named"
+
+
+def test_a_named_checkpoint_needs_torch_and_the_line_says_how_to_get_it(tmp_path: Path, checkpoint, script) -> None:
+    absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
+    script(absent)
+    model = write_linear(tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match=r"needs PyTorch: torch cannot be imported.*pip install"):
+        bench([model.path], "digits", baseline=str(checkpoint.path), options=QUICK)
+    report = bench([model.path, checkpoint.path], "digits", options=QUICK)
+    assert row_of(report, "linear.safetensors").status == "skipped"
+    assert "pip install" in row_of(report, "linear.safetensors").reason
+    assert "torch is not installed" in report.baseline.accuracy_against
+    assert report.baseline.row == "m.onnx"
+
+
+def test_without_torch_stored_logits_stand_in_for_pytorch_and_latency_is_against_the_fp32_graph(
+    tmp_path: Path, script
+) -> None:
+    absent = ScriptedBackend("pytorch", missing="torch cannot be imported: pip install 'vitdeploy[torch]'")
+    script(absent)
+    fp32 = write_linear(tmp_path / "m.onnx")
+    int8 = write_linear(
+        tmp_path / "m.int8.onnx", in_steps(WEIGHT, 127), precision="int8", parents={"onnx": fp32.digest}
+    )
+    test = open_dataset("digits:test")
+    stored = linear_logits(normalize(load_pixels(test, PREPROCESS), PREPROCESS)) + np.float32(0.01)
+    info = ReferenceInfo(
+        onnx_sha256=fp32.digest, data_sha256=test.digest, sample_ids=test.sample_ids, origin="", logits_sha256=""
+    )
+    write_reference(fp32.path, info, stored)
+    for artifacts in ([fp32.path, int8.path], [int8.path]):
+        report = bench(artifacts, "digits", options=QUICK)
+        assert report.baseline.row is None
+        assert "PyTorch's logits as export stored them (torch is not installed)" in report.baseline.accuracy_against
+        row = row_of(report, "m.int8.onnx")
+        assert row.delta_top1_pp is not None
+        assert 20 < row.logits_sqnr_db < 60
+    report = bench([fp32.path, int8.path], "digits", options=QUICK)
+    assert 40 < row_of(report, "m.onnx").logits_sqnr_db < 80
+    assert report.baseline.latency_against == "the FP32 graph on the same runtime and device"
+    assert report.baseline.latency_rows == {"m.int8.onnx": "m.onnx"}
+    other = bench([fp32.path], "digits:validation", options=QUICK)  # samples that were not stored
+    assert other.baseline.row == "m.onnx"
+
+
+@pytest.mark.torch
+def test_the_checkpoint_under_pytorch_is_the_baseline_of_what_was_exported_from_it(tmp_path: Path) -> None:
+    """Nothing scripted: PyTorch, its process of its own, and a graph that export wrote."""
+    import torch
+
+    from vitdeploy.models.registry import create_model
+    from vitdeploy.stages.export import export
+
+    arguments = {"image_size": 8, "patch": 4, "channels": 1, "num_classes": 10, "width": 32, "depth": 1, "heads": 2}
+    torch.manual_seed(0)
+    module = create_model("vit", **arguments)
+    spec = ModelSpec(family="vit", name="small", arguments=arguments, classes=SPEC.classes)
+    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    checkpoint = write_checkpoint(tmp_path / "vit.safetensors", weights, linear_manifest(kind="checkpoint", model=spec))
+    model = export(str(checkpoint.path), tmp_path / "vit.onnx")
+    options = BenchOptions(**{**QUICK.__dict__, "processes": True, "threads": 1})
+    report = bench([model.path], "digits", options=options)
+    base, row = report.rows
+    assert (base.name, base.backend, base.provider) == ("vit.safetensors", "pytorch", "eager-cpu")
+    assert base.peak_memory_bytes > row.peak_memory_bytes  # torch is the larger library
+    assert row.logits_sqnr_db > 90
+    assert row.agreement == 1.0
+    assert row.delta_top1_pp == 0.0
+    assert row.timings[0].speedup_ci95 is not None
+    assert report.baseline.latency_rows == {"vit.onnx": "vit.safetensors"}
+
+
+@pytest.mark.torch
+def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from vitdeploy.sources import load as sources
+    from vitdeploy.sources.load import LoadedModel
+
+    linear = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(WEIGHT.T.copy()))
+        linear.bias.copy_(torch.from_numpy(BIAS))
+    loaded = LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), linear), SPEC, PREPROCESS, "d" * 64, "a hub")
+    asked = []
+
+    def load(source):
+        asked.append(source.text)
+        return loaded
+
+    monkeypatch.setattr(sources, "_load", load)
+
+    report = bench([write_linear(tmp_path / "m.onnx").path], "digits", baseline="timm:linear", options=QUICK)
+    base, row = report.rows
+    assert (base.name, base.backend, base.size_bytes, base.status) == ("timm:linear", "pytorch", None, "ok")
+    assert base.payload_sha256 == "d" * 64
+    assert report.baseline.accuracy_against == "PyTorch eager FP32 of timm:linear"
+    assert row.logits_identical or row.logits_sqnr_db > 90
+
+    candidate = of_loaded("timm:linear", loaded, "cpu")
+    cost = probe.probe(probe.request_of(candidate, batch=2, threads=1, tf32=False))
+    assert cost.reason == ""
+    assert cost.load_ms > 0
+    assert cost.first_inference_ms > 0
+    assert asked == ["timm:linear", "timm:linear"]
