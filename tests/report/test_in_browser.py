@@ -270,3 +270,32 @@ def test_report_read_back_gives_the_same_page(folder: Path, tmp_path: Path) -> N
     report = Report.model_validate_json((folder / "report.json").read_text())
     again = write_report(report, tmp_path)
     assert again.read_text() == (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    "name", ["a_name_without_any_break_" * 8 + ".onnx", "MODEL (OpenVINO, CPU) WWWWWWWWW.onnx", "m" * 22, "漢字" * 40]
+)
+def test_long_names_widen_nothing_and_are_not_cut_off(tmp_path: Path, name: str, width: int) -> None:
+    from sample_reports import everything
+
+    assert BROWSER is not None
+    report = everything()
+    renamed = {row.name: f"{number}{name}" for number, row in enumerate(report.rows)}
+    rows = tuple(row.model_copy(update={"name": renamed[row.name]}) for row in report.rows)
+    base = report.baseline.model_copy(update={"row": renamed[report.baseline.row or ""], "latency_rows": {}})
+    page_file = write_report(report.model_copy(update={"rows": rows, "baseline": base}), tmp_path)
+    with open_page(BROWSER, page_file) as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cut = page.evaluate(
+            "[...document.querySelectorAll('svg text')].filter(text => text.getBoundingClientRect().left < "
+            "text.ownerSVGElement.getBoundingClientRect().left - 1).map(text => text.textContent)"
+        )
+        assert cut == []
+
+
+def test_the_command_is_whole_when_it_is_copied(page: Page, raw: Any) -> None:
+    assert raw["command"]
+    assert page.evaluate("document.querySelector('#command').textContent.trim()") == raw["command"]

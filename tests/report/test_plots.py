@@ -8,7 +8,8 @@ from sample_reports import build, rows, timing
 from vitdeploy.records.report import Sustained
 from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
 from vitdeploy.report.html import render_html
-from vitdeploy.report.plots import LETTER_WIDTH, latency_bars, scatters, size_bars
+from vitdeploy.report.labels import shortened, text_width
+from vitdeploy.report.plots import latency_bars, scatters, size_bars
 from vitdeploy.report.timeline import timelines
 
 
@@ -170,7 +171,7 @@ def test_a_sustained_run_is_a_line_over_time_whose_labels_do_not_cover_each_othe
 def test_a_label_of_a_sustained_run_stays_within_the_picture(name: str) -> None:
     row = rows()[0].model_copy(update={"name": name, "sustained": _sustained((2.0, 3.0))})
     (plot,) = timelines(build((row,)))
-    assert plot.frame[2] + 8 + len(plot.lines[0].label) * LETTER_WIDTH <= plot.width
+    assert plot.frame[2] + 8 + text_width(plot.lines[0].label) <= plot.width
     assert plot.lines[0].label.startswith("+50% ")
     assert plot.frame[2] - plot.frame[0] >= 0.45 * plot.width
 
@@ -178,3 +179,17 @@ def test_a_label_of_a_sustained_run_stays_within_the_picture(name: str) -> None:
 def test_a_report_without_a_sustained_run_has_no_such_chart() -> None:
     assert timelines(build(rows())) == []
     assert "without a pause" not in render_html(build(rows()))
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "W" * 60, "i" * 60, "漢" * 60, "a" * 200 + ".onnx", "é" * 3])
+@pytest.mark.parametrize("width", [60.0, 140.0, 400.0])
+def test_a_shortened_name_fits_and_keeps_both_ends(name: str, width: float) -> None:
+    short = shortened(name, width)
+    assert text_width(short) <= width
+    if text_width(name) <= width:
+        assert short == name
+    else:
+        head, tail = short.split("…")
+        assert name.startswith(head)
+        assert name.endswith(tail)
+        assert len(tail) - len(head) in (0, 1)

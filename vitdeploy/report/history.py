@@ -13,7 +13,8 @@ from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Record, Report, Row, printable_record
 from vitdeploy.records.report import Device, Interval
 from vitdeploy.report.axes import Axis, percent_axis, size_axis
-from vitdeploy.report.plots import LETTER_WIDTH, Tick, shortened
+from vitdeploy.report.labels import LABEL_MARGIN, shortened, text_width
+from vitdeploy.report.plots import Tick
 from vitdeploy.report.timeline import HEIGHT, WIDTH, Line, Timeline, apart
 from vitdeploy.text import UNKNOWN, printable
 from vitdeploy.wording import ms_text, percent_text
@@ -202,7 +203,7 @@ def _chart(
     drawn = [row for row in rows if len(courses[row.name]) > 1]
     if not drawn:
         return None
-    room = min(max(len(row.name) for row in drawn) * LETTER_WIDTH + 24, WIDTH * 0.45)
+    room = min(max(text_width(row.name) for row in drawn) + LABEL_MARGIN, WIDTH * 0.45)
     frame = (64.0, 10.0, WIDTH - room, HEIGHT - 52.0)
     x_axis = Axis(0.0, len(found.reports) - 1, frame[0] + 20, frame[2] - 20)
     y_axis = make_axis([number for row in drawn for _, number in courses[row.name]], frame[3], frame[1])
@@ -212,7 +213,7 @@ def _chart(
         steps = ", ".join(f"{when(found.reports[index].created)}: {text(number)}" for index, number in course)
         path = "M" + "L".join(f"{x_axis.at(index)} {y_axis.at(number)}" for index, number in course)
         marks = tuple((x_axis.at(index), y_axis.at(number)) for index, number in course)
-        label = shortened(row.name, room)
+        label = shortened(row.name, room - LABEL_MARGIN)
         lines.append(Line(path, row.precision, label, y_axis.at(course[-1][1]), f"{row.name}: {steps}", marks))
     every = max(1, -(-len(found.reports) // 8))
     return Timeline(

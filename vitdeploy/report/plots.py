@@ -9,6 +9,7 @@ from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Report, Row, Timing
 from vitdeploy.records.report import Device
 from vitdeploy.report.axes import Axis, latency_axis, percent_axis, plain_axis, size_axis
+from vitdeploy.report.labels import shortened, text_width
 from vitdeploy.report.view import DEVICES, runtime_text
 from vitdeploy.text import size_text
 from vitdeploy.wording import ms_text
@@ -18,7 +19,8 @@ SCATTER_HEIGHT = 410
 BAR_HEIGHT, BAR_GAP = 22, 12
 ARROW = " (arrow: further than drawn)"
 LONGEST_WHISKER = 2.5  # times the longest bar: a busy machine's tail must not squeeze what is compared
-LETTER_WIDTH, LINE_HEIGHT = 6.9, 16
+LINE_HEIGHT = 16
+BAR_MARGIN = 12  # between a label and its bar, and before the label
 SHAPES = {"pytorch": "circle", "onnxruntime": "square", "openvino": "diamond"}
 
 
@@ -112,7 +114,7 @@ class _Placer:
 
     def place(self, point: Point) -> tuple[float, float, str]:
         """Return x, baseline and anchor of a point's label: the place that covers least, the nearest of those."""
-        width = len(point.label) * LETTER_WIDTH
+        width = text_width(point.label)
         offers: list[tuple[float, float, str]] = []
         for lift in (0, -18, 18, -36, 36, -54, 54, -72, 72):
             right = point.x_whisker[1] if lift == 0 else point.x
@@ -190,7 +192,7 @@ def _point(row: Row, timing: Timing, height: Height, axes: tuple[Axis, Axis], wh
         y_whisker=(y_axis.at(low), y_axis.at(high)) if low != high else None,
         precision=row.precision,
         shape=SHAPES.get(row.backend, "triangle"),
-        label=row.name,
+        label=shortened(row.name, (SCATTER_WIDTH - 64.0) / 2 - 24),  # fits beside a point in the middle
         label_x=x,
         label_y=y,
         anchor="start",
@@ -229,7 +231,7 @@ def latency_bars(report: Report) -> list[Bars]:
 
 def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
     times = [timing for row in rows if (timing := timing_of(row, batch)) is not None]
-    left = _left(rows)
+    left = _left([row.name for row in rows])
     limit = LONGEST_WHISKER * max(timing.p50_ms for timing in times)
     axis = size_axis([min(timing.p99_ms, limit) for timing in times], left, BAR_WIDTH - 72)
     bars = [
@@ -237,7 +239,7 @@ def _latency_chart(rows: Sequence[Row], device: Device, batch: int) -> Bars:
             y=_bar_y(index),
             width=axis.at(timing.p50_ms) - left,
             precision=row.precision,
-            label=shortened(row.name, left),
+            label=shortened(row.name, left - BAR_MARGIN),
             value=f"{ms_text(timing.p50_ms)} ms",
             title=f"{row.name}, {runtime_text(row)}: p50 {ms_text(timing.p50_ms)}, p90 {ms_text(timing.p90_ms)}, "
             f"p99 {ms_text(timing.p99_ms)} ms over {timing.calls or 0} calls",
@@ -260,14 +262,14 @@ def thread_bars(report: Report) -> list[Bars]:
         slowest = [one.p50_ms if one.p50_ci95 is None else one.p50_ci95[1] for _, one in here]
         limit = LONGEST_WHISKER * max(one.p50_ms for _, one in here)
         labels = [f"{one.threads} × {row.name}" for row, one in here]
-        left = _left([row.model_copy(update={"name": label}) for (row, _), label in zip(here, labels, strict=True)])
+        left = _left(labels)
         axis = size_axis([min(ms, limit) for ms in slowest], left, BAR_WIDTH - 72)
         bars = [
             Bar(
                 y=_bar_y(index),
                 width=axis.at(one.p50_ms) - left,
                 precision=row.precision,
-                label=shortened(label, left),
+                label=shortened(label, left - BAR_MARGIN),
                 value=f"{ms_text(one.p50_ms)} ms",
                 title=f"{row.name}, {runtime_text(row)}, {one.threads} threads: p50 {ms_text(one.p50_ms)} ms",
                 whisker=axis.at(min(ms, limit)),
@@ -294,14 +296,14 @@ def size_bars(report: Report) -> Bars | None:
     ]
     if not rows:
         return None
-    left = _left(rows)
+    left = _left([row.name for row in rows])
     axis = size_axis([row.size_bytes or 0 for row in rows], left, BAR_WIDTH - 72)
     bars = [
         Bar(
             y=_bar_y(index),
             width=axis.at(row.size_bytes or 0) - left,
             precision=row.precision,
-            label=shortened(row.name, left),
+            label=shortened(row.name, left - BAR_MARGIN),
             value=size_text(row.size_bytes),
             title=f"{row.name}: {row.size_bytes} bytes",
             faded=row.status != "ok",
@@ -365,14 +367,14 @@ class BarItem:
 
 def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], str], most: float = 0.0) -> Bars:
     """Return a chart of bars from zero; ``text`` writes the numbers of the axis, which reaches ``most`` at least."""
-    left = min(max(len(item.label) for item in items) * LETTER_WIDTH + 16, BAR_WIDTH * 0.42)
+    left = _left([item.label for item in items])
     axis = size_axis([most, *(max(item.value, 0.0) for item in items)], left, BAR_WIDTH - 72)
     bars = [
         Bar(
             y=_bar_y(index),
             width=axis.at(item.value) - left,
             precision=item.precision,
-            label=shortened(item.label, left),
+            label=shortened(item.label, left - BAR_MARGIN),
             value=item.text,
             title=item.title,
             faded=item.faded,
@@ -400,17 +402,9 @@ def _agreement(row: Row, report: Report) -> float | None:
     return 1.0 if row.name == report.baseline.row else row.agreement
 
 
-def _left(rows: Sequence[Row]) -> float:
-    return min(max(len(row.name) for row in rows) * LETTER_WIDTH + 16, BAR_WIDTH * 0.42)
-
-
-def shortened(name: str, width: float) -> str:
-    """Return a name cut in its middle to what fits ``width`` pixels: both ends tell files apart."""
-    letters = round((width - 16) / LETTER_WIDTH)
-    if len(name) <= letters:
-        return name
-    head = (letters - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (letters - 1 - head) :]}"
+def _left(labels: Sequence[str]) -> float:
+    """Return where bars begin: after the longest label, which gets less than half of the drawing."""
+    return min(max(map(text_width, labels)) + BAR_MARGIN, BAR_WIDTH * 0.42)
 
 
 def _bar_y(index: int) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from vitdeploy.records import Report, Row
 from vitdeploy.records.report import Device, Sustained
 from vitdeploy.report.axes import Axis, size_axis
-from vitdeploy.report.plots import LETTER_WIDTH, Box, Tick, shortened
+from vitdeploy.report.labels import LABEL_MARGIN, shortened, text_width
+from vitdeploy.report.plots import Box, Tick
 from vitdeploy.report.view import DEVICES
 from vitdeploy.wording import ms_text
 
@@ -53,11 +54,11 @@ def timelines(report: Report) -> list[Timeline]:
 
 
 def _timeline(ran: list[tuple[Row, Sustained]], device: Device) -> Timeline:
-    room = min(max(len(_label(row, one)) for row, one in ran) * LETTER_WIDTH + 24, WIDTH * 0.45)
+    room = min(max(text_width(_label(row, one)) for row, one in ran) + LABEL_MARGIN, WIDTH * 0.45)
     frame = (64.0, 10.0, WIDTH - room, HEIGHT - 52.0)
     x_axis = Axis(0.0, max(one.seconds for _, one in ran), frame[0], frame[2])
     y_axis = size_axis([value for _, one in ran for value in one.p50_ms], frame[3], frame[1])
-    lines = [_line(row, one, x_axis, y_axis, shortened(_label(row, one), room)) for row, one in ran]
+    lines = [_line(row, one, x_axis, y_axis, shortened(_label(row, one), room - LABEL_MARGIN)) for row, one in ran]
     return Timeline(
         caption=f"Median latency while each row ran without a pause on the {DEVICES[device]}",
         y_name="p50 latency, ms",
