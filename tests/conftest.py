@@ -42,32 +42,6 @@ def _collected_once() -> None:
         gc.freeze()
 
 
-SLOW = (
-    "conformance/", "models/test_vit.py", "test_families.py", "test_pipeline.py", "test_python_api.py",
-    "test_examples.py", "test_documentation.py", "test_opens_once.py", "test_contributing.py", "test_imports.py",
-    "training/test_photographs.py", "training/test_loop.py", "training/test_launch.py",
-    "cli/test_bad_input.py", "cli/test_commands.py",
-    "quantization/test_observers.py", "quantization/test_outlier_models.py", "graph/test_channel_places.py",
-    "backends/test_tensorrt_session.py", "backends/test_tensorrt_build.py",
-    "stages/test_export.py", "stages/test_bench.py", "stages/test_quantize.py", "stages/test_train.py",
-    "stages/test_bench_baseline.py",
-    "stages/test_budget.py", "stages/test_seen_images.py", "stages/test_inspect.py", "stages/test_verify.py",
-    "stages/test_calibration_tables.py", "stages/test_package.py", "exporting/test_fused_preprocess.py",
-    "cli/test_shell.py", "exporting/test_foreign_graphs.py", "checkpoints/test_containers.py",
-    "checkpoints/test_loading.py", "quantization/test_scaling.py", "quantization/test_search.py",
-    "graph/test_linear_groups.py", "models/test_swin.py", "backends/test_backends.py", "remote/",
-)  # fmt: skip
-"""Files that take most of the time of all tests (``--durations=0``); ``make quick`` leaves them out."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files, before ``-m`` selects."""
-    for item in items:
-        if item.path.relative_to(config.rootpath / "tests").as_posix().startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def quick_changes() -> dict[str, Any]:
     """Changes to the default recipe that make a run take seconds."""

@@ -14,6 +14,8 @@ import vitdeploy as vd
 from vitdeploy import backends, catalog
 from vitdeploy.models.registry import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text("utf8")
 
 

@@ -25,6 +25,8 @@ from vitdeploy.reading import parse_yaml
 from vitdeploy.records import Preprocess
 from vitdeploy.report import read_report
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf8")
 
@@ -225,7 +227,6 @@ def test_a_command_that_fails_is_counted_and_one_that_works_is_not(
     assert re.findall(r"page.md:(\d+) +[\d.]+ s  (ok|exit \d)", printed) == outcomes
 
 
-@pytest.mark.slow  # it goes through five stages, an engine among them
 def test_the_five_lines_of_the_readme_take_foreign_weights_that_name_no_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

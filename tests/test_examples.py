@@ -19,7 +19,7 @@ from vitdeploy.cli import main
 from vitdeploy.reading import parse_yaml
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 
 def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -19,6 +19,8 @@ from vitdeploy.pipeline import Recipe, read_recipe
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.sessions import BuildTarget
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "vitdeploy" / "recipes" / "families"
 TARGET = BuildTarget(compute_capabilities=("8.9",))

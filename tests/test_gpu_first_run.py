@@ -12,6 +12,8 @@ import pytest
 from machine import be, fake_gpu, machine
 from small_vit import write_small_vit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitdeploy"
 BLOCKED = ("torch", "torchvision", "timm", "lightning_fabric", "transformers", "vit_pytorch")

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 COUNTED = """
 import json, os, sys
 from collections import Counter
@@ -96,7 +98,6 @@ def test_on_digits(finished_run: Path, quick_changes: dict[str, Any]) -> None:
     assert set(opened.values()) == {1}, opened
 
 
-@pytest.mark.slow
 def test_on_a_folder_of_images_that_several_stages_read(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for label in range(2):

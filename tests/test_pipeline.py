@@ -30,6 +30,8 @@ from vitdeploy.pipeline.folder import changes, locked
 from vitdeploy.reading import parse_yaml
 from vitdeploy.report import read_report
 
+pytestmark = pytest.mark.slow
+
 STAGES = (
     "train",
     "export",
@@ -272,7 +274,6 @@ def start(folder: Path, quick_changes: Mapping[str, Any]) -> subprocess.Popen[st
     )
 
 
-@pytest.mark.slow
 def test_killed_in_each_kind_of_stage_and_started_again_it_completes(
     tmp_path: Path, quick_changes: dict[str, Any]
 ) -> None:

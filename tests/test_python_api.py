@@ -24,6 +24,8 @@ from vitdeploy.artifacts.golden import Golden as StoredGolden
 from vitdeploy.records import Baseline, Conditions, Manifest, ModelSpec, Report, Row
 from vitdeploy.terminal_progress import AUTO
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 THOUSAND = tuple(f"class number {index}" for index in range(1000))
 

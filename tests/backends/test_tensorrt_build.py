@@ -24,6 +24,8 @@ from vitdeploy.errors import BuildError, UsageError
 from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget
 
+pytestmark = pytest.mark.slow
+
 needs_rtx = pytest.mark.skipif(
     get_backend("tensorrt-rtx").unavailable() is not None,
     reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'",

@@ -23,6 +23,8 @@ from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
+pytestmark = pytest.mark.slow
+
 ANY_BATCH = BuildTarget(batch=(1, 2, 8))
 LIBRARIES = [release for release in releases() if release != "10.4"] + ["rtx"]  # 10.4 is refused
 

@@ -16,6 +16,8 @@ from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.load import load_source
 from vitdeploy.sources.loaded import LoadedModel
 
+pytestmark = pytest.mark.slow
+
 NAME = "vit_tiny_patch16_224"
 BUILT: dict[str, dict[str, Any]] = {
     "another number of heads": {"num_heads": 6},

@@ -13,6 +13,8 @@ from vitdeploy.checkpoints import LoadedWeights, LoadRequest, load_foreign
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models import create_model
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, dict[str, Any]] = {
     "vit": {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "num_classes": 5},
     "deit": {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "num_classes": 5},

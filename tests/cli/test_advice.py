@@ -17,6 +17,8 @@ from torch import nn
 
 from vitdeploy.cli import main
 
+pytestmark = pytest.mark.slow
+
 SIZE: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"
 

@@ -23,6 +23,8 @@ from vitdeploy.cli import main
 from vitdeploy.report import read_report
 from vitdeploy.report.files import report_json
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., str]
 
 

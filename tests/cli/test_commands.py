@@ -13,6 +13,8 @@ from vitdeploy.artifacts import open_artifact
 from vitdeploy.cli import main
 from vitdeploy.records import Report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def work(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

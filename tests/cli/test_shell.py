@@ -20,6 +20,8 @@ from vitdeploy.cli import main, options, shell
 from vitdeploy.errors import DataError, GateError, UsageError
 from vitdeploy.terminal_progress import LogProgress, TerminalProgress
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = (
     "run",
     "train",

@@ -16,6 +16,8 @@ from vitdeploy.catalog.deit import VARIANTS
 from vitdeploy.catalog.variant import Variant
 from vitdeploy.models import create_model
 
+pytestmark = pytest.mark.slow
+
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7}
 
 

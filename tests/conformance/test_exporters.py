@@ -16,6 +16,8 @@ from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 QUICK = QuantizeOptions(method="minmax", equalization="off", effort="fast")
 WITHIN_DB = 1.0
 FORMS = {

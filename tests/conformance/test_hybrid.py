@@ -26,6 +26,8 @@ from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.hybrid import SamePool, StandardisedConv
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5
 TINY: dict[str, Any] = {
     "units": [1, 2, 1], "stem_width": 16, "groups": 8, "width": 24, "depth": 2, "heads": 3, "num_classes": 7,

@@ -15,6 +15,8 @@ from vitdeploy.records import OperatorCensus, Target
 from vitdeploy.stages.inspect import Runtime, inspect
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 QUICK = QuantizeOptions(method="minmax", equalization="off", effort="fast", samples=24)
 
 

@@ -24,6 +24,8 @@ from vitdeploy.checkpoints.layouts import pvt as layouts
 from vitdeploy.checkpoints.positions import FAMILY_RULES, resize_positions
 from vitdeploy.models import create_model
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5
 SHAPE: dict[str, Any] = {
     "widths": [8, 16, 20, 32],

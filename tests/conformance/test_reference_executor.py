@@ -30,6 +30,8 @@ from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Precision, Target
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 QUICK = QuantizeOptions(method="minmax", equalization="off", effort="fast", samples=24, threads=1)
 BOUNDS = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2.0**-9}
 TIE = 1e-5

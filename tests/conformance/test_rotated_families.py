@@ -19,6 +19,8 @@ from vitdeploy.quantization.layer_scale import fold_layer_scales
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 
+pytestmark = pytest.mark.slow
+
 TURNED = {
     "vit": (7, 3),
     "deit": (7, 3),

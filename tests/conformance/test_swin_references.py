@@ -30,6 +30,8 @@ from vitdeploy.checkpoints.layouts import swin as layouts
 from vitdeploy.models import create_model
 from vitdeploy.models.derived import DerivedConstants
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5
 TINY = {
     "image_size": 32,

@@ -26,6 +26,8 @@ from vitdeploy.catalog import list_models
 from vitdeploy.catalog.variant import Variant
 from vitdeploy.models import create_model
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "t2t performer": (

@@ -17,6 +17,8 @@ from vit_pytorch import ViT
 from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "image_size": [16, 24], "patch": 8, "channels": 2, "width": 20, "depth": 2, "heads": 3, "head_width": 12,
     "hidden": 28, "num_classes": 7,

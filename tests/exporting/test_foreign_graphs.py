@@ -21,6 +21,8 @@ from vitdeploy.records import Task
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.predict import predict
 
+pytestmark = pytest.mark.slow
+
 ADOPT = ExportOptions(preprocess="digits")
 IMAGE, SCORES = "float[N, 1, 8, 8] pixel_values", "float[N, 10] scores"
 PIXELS = np.random.default_rng(1).integers(0, 256, (8, 8), np.uint8)

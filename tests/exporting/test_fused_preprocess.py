@@ -28,6 +28,8 @@ from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.quantize import quantize
 from vitdeploy.stages.verify import verify
 
+pytestmark = pytest.mark.slow
+
 SPECS = {
     "imagenet": Preprocess(size=(5, 7), resize_size=8, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     "bgr": Preprocess(size=(5, 7), resize_size=8, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), channel_order="bgr"),

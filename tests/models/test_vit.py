@@ -22,6 +22,8 @@ from vitdeploy.errors import ModelError
 from vitdeploy.models import create_model
 from vitdeploy.models.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "image_size": 8,
     "patch": 2,

@@ -19,6 +19,8 @@ from vitdeploy.report.html import render_html
 from vitdeploy.stages.bench import BenchOptions, bench
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
+pytestmark = pytest.mark.slow
+
 CLIPPED = "blocks.1.mlp.fc1"
 
 

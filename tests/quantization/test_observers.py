@@ -9,6 +9,8 @@ from vitdeploy.quantization.affine import dequantize_affine, quantize_affine, sc
 from vitdeploy.quantization.observers import BINS, METHODS, HistogramObserver, TensorObserver
 from vitdeploy.records.precision import RangeMethod
 
+pytestmark = pytest.mark.slow
+
 streams = st.lists(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(3)), elements=st.floats(-1e6, 1e6, width=32)),
     min_size=1,

@@ -26,6 +26,8 @@ from vitdeploy.quantization.prepared import prepare
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
+pytestmark = pytest.mark.slow
+
 TRAINED = Path(__file__).parent / "trained"
 FAMILIES = ("vit", "deit", "t2t")
 PLANTED = {"a": norm_outliers, "b": gelu_outliers, "c": None}

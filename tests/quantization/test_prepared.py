@@ -15,6 +15,8 @@ from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_clone_has_the_same_groups_in_its_own_graph() -> None:
     first = Prepared.of(ir.serde.deserialize_model(small_vit(depth=2)))

@@ -26,6 +26,8 @@ from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.search import STEPS
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 TRAINED = Path(__file__).parent / "trained"
 FAMILIES = ("vit", "deit", "t2t")
 

@@ -16,6 +16,8 @@ from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.quantization.rounding import round_for_outputs
 from vitdeploy.stages.quantize import quantize
 
+pytestmark = pytest.mark.slow
+
 TRAINED = Path(__file__).parent / "trained"
 
 

@@ -24,7 +24,7 @@ from vitdeploy.remote import shipping
 from vitdeploy.remote.link import check_host
 from vitdeploy.remote.shipping import LostLinkError, Parcel, ship
 
-pytestmark = pytest.mark.skipif(why_none() is not None, reason=why_none() or "")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_none() is not None, reason=why_none() or "")]
 needs_rtx = pytest.mark.skipif(
     get_backend("tensorrt-rtx").unavailable() is not None,
     reason="tensorrt-rtx is an extra: pip install 'vitdeploy[tensorrt-rtx]'",

@@ -32,6 +32,7 @@ def test_a_report_fits_the_schema(report: Report) -> None:
     _check(json.loads(report_json(report)))
 
 
+@pytest.mark.slow
 def test_a_finished_run_fits_the_schema(finished_run: Path) -> None:
     _check(json.loads((finished_run / "report.json").read_text("utf8")))
 

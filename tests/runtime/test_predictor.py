@@ -24,6 +24,8 @@ from vitdeploy.measure.heads import softmax
 from vitdeploy.records import Manifest
 from vitdeploy.runtime.predictor import Predictor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tiny_onnx: OnnxModel) -> Iterator[Predictor]:

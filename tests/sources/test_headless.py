@@ -24,6 +24,8 @@ from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.training.small import small_member
 
+pytestmark = pytest.mark.slow
+
 AS_IT_IS, FEATURES = SourceOptions(), SourceOptions(task="features")
 SIZE = (32, 32)
 

@@ -15,6 +15,8 @@ from torchvision.models import get_model
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.load import load_source
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, torch.Tensor]
 WRAPPED: dict[str, Callable[[State], Any]] = {
     "plain": lambda state: state,

@@ -34,6 +34,8 @@ from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 REQUIRED_OF_ROWS = set(
     """name backend provider target precision status reason top1 top1_ci95 delta_top1_pp delta_ci95_pp agreement

@@ -31,6 +31,8 @@ from vitdeploy.preprocess import normalize
 from vitdeploy.records import ModelSpec
 from vitdeploy.stages.bench import BenchOptions, bench
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_checkpoint_among_the_artifacts_is_the_baseline(tmp_path: Path, checkpoint, script) -> None:
     script(ScriptedBackend("pytorch", call_ms={"cpu": 100.0}))

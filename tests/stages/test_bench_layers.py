@@ -23,6 +23,8 @@ from vitdeploy.report.markdown import render_markdown
 from vitdeploy.stages.bench import BenchOptions, bench
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
+pytestmark = pytest.mark.slow
+
 QUICK = BenchOptions(
     rounds=3, iterations=4, warmup=1, fill_s=0.0, samples=40, threads=1, processes=False, image_to_label=False,
     energy_s=0.0, per_layer=True,

@@ -19,6 +19,8 @@ from vitdeploy.records import Report, Row
 from vitdeploy.report import read_report, write_report
 from vitdeploy.stages.bench import BenchOptions, bench
 
+pytestmark = pytest.mark.slow
+
 QUICK = BenchOptions(rounds=6, iterations=4, warmup=1, fill_s=0.0, samples=40, processes=False)
 
 

@@ -28,6 +28,8 @@ from vitdeploy.report import front_table, read_front, write_front_page
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
+pytestmark = pytest.mark.slow
+
 BAD = "blocks.1.mlp.fc1"
 GROUPS = {f"blocks.{index}.{part}" for index in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
 IMAGES = 1097

@@ -17,6 +17,8 @@ from vitdeploy.quantization import saved_observations
 from vitdeploy.stages.calibration_tables import ObserveOptions, merge_calibration_tables, observe_calibration
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
+pytestmark = pytest.mark.slow
+
 ONE = ObserveOptions(threads=1)
 
 

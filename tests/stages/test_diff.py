@@ -22,6 +22,8 @@ from vitdeploy.cli.diff import summary_lines, table_lines
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 
+pytestmark = pytest.mark.slow
+
 DATA = "digits:test"
 OPTIONS = QuantizeOptions(samples=64, threads=1)
 Edit = Callable[[ir.Model], None]

@@ -32,6 +32,8 @@ from vitdeploy.sources.source import SourceOptions
 from vitdeploy.stages.convert import convert
 from vitdeploy.stages.export import ExportOptions, ExportRequest, export
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_graph_is_small_and_legal(tiny_onnx: OnnxModel) -> None:
     model = tiny_onnx.load()

@@ -14,6 +14,8 @@ from vitdeploy.records import PrecisionPlan
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
+pytestmark = pytest.mark.slow
+
 GREAT = "z1 = Add(b, y) z2 = Mul(z1, big) z3 = Mul(z2, big) z4 = Div(z3, big) scores = Div(z4, big)"
 LARGE = FOREIGN.replace("scores = Add(b, y)", GREAT).replace("float two =", "float big = {900.0}, float two =")
 

@@ -13,6 +13,8 @@ from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.stages.inspect import Inspection, inspect
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_onnx_model_of_ours(tiny_onnx: OnnxModel) -> None:
     found = inspect(tiny_onnx.path)

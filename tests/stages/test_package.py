@@ -31,6 +31,8 @@ from vitdeploy.stages.predict import predict
 from vitdeploy.stages.quantize import quantize
 from vitdeploy.stages.verify import verify
 
+pytestmark = pytest.mark.slow
+
 TERMS = Provenance(licence="Apache-2.0", source="redrawn for a test")
 
 

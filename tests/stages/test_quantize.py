@@ -43,6 +43,8 @@ from vitdeploy.records.manifest import Check
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
+pytestmark = pytest.mark.slow
+
 DEPTH = 2
 ONE_THREAD = QuantizeOptions(threads=1, samples=200)
 FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")

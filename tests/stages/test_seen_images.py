@@ -22,6 +22,8 @@ from vitdeploy.stages.quantize import quantize
 from vitdeploy.stages.train import train
 from vitdeploy.training.options import Hardware, TrainOptions
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainOptions(epochs=1, hardware=Hardware(accelerator="cpu", workers=0))
 TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4, "image_size": [16, 16]}
 FAST = BenchOptions(rounds=1, warmup=1, iterations=2, processes=False)

@@ -28,6 +28,8 @@ from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 from vitdeploy.stages.sensitivity import sensitivity
 
+pytestmark = pytest.mark.slow
+
 PLAIN = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", steps=(), effort="fast")
 TRAIN, VALIDATION = "digits:train", "digits:validation"
 

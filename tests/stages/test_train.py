@@ -28,6 +28,8 @@ from vitdeploy.stages.train import TrainRequest, train
 from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
 from vitdeploy.training.paths import metrics_path
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainOptions(epochs=1, hardware=Hardware(accelerator="cpu", workers=0))
 TINY = {"width": 16, "depth": 1, "heads": 2, "patch": 4}
 

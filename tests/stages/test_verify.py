@@ -22,6 +22,8 @@ from vitdeploy.records import BuildInfo
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 def by_name(result):
     return {check.name: check for check in result.checks}

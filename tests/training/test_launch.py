@@ -14,6 +14,8 @@ from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.training.launch import launch, make_fabric
 from vitdeploy.training.options import Hardware
 
+pytestmark = pytest.mark.slow
+
 TWO = Hardware(accelerator="cpu", devices=2, threads=1)
 
 

@@ -25,6 +25,8 @@ from vitdeploy.training.loss import Teacher
 from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainPrecision
 from vitdeploy.training.paths import last_path, metrics_path, state_path, tensorboard_path
 
+pytestmark = pytest.mark.slow
+
 
 class KilledError(Exception):
     """Stands for a process that ends between two statements."""

@@ -15,6 +15,8 @@ from vitdeploy.training.options import Augmentation, TrainOptions
 from vitdeploy.training.photographs import photograph_transform
 from vitdeploy.training.recipe import read_training_recipe, recipe_names
 
+pytestmark = pytest.mark.slow
+
 POLICIES = (
     "rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "rand-m0", "rand-m10-mstd101-inc1", "rand-m30-n3-mmax30-mstd5-inc1",
     "rand-m9-n3-tweights-p0.9", "rand-t3a", "rand-t3aw", "augmix-m5-w4-d2", "augmix-m10-b1-mstd2",
