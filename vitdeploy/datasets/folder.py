@@ -3,6 +3,7 @@
     photos/cat/1.jpg  photos/cat/more/2.png  photos/dog/3.JPEG          three images, two classes
     photos/train/cat/1.jpg  photos/val/cat/2.jpg  photos/test/dog/3.jpg the same in splits
     photos/1.jpg  photos/2.jpg                                          unlabelled
+    test/cat/1.jpg  test/dog/2.jpg                                      a test split by itself
 
 Order is that of the names, folder by folder, so it is the same on every machine; classes called by numbers come in the
 order of these. Class names are compared and kept in Unicode's composed form. ``layout`` says which folders are splits
@@ -22,7 +23,14 @@ from PIL import Image
 
 from vitdeploy.datasets.base import SPLITS, DatasetBase, Split, Subset
 from vitdeploy.datasets.class_names import class_numbers, loosely, plain
-from vitdeploy.datasets.layout import class_names, count_left_out, find_layout, images_below, refuse_splits_below
+from vitdeploy.datasets.layout import (
+    class_names,
+    count_left_out,
+    find_layout,
+    images_below,
+    refuse_splits_below,
+    split_of_folder,
+)
 from vitdeploy.datasets.partition import partition
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
@@ -71,20 +79,30 @@ class ImageFolder:
         """Folder of each split within ``root``; empty where it holds classes or images itself."""
         return self._layout[1]
 
+    @cached_property
+    def only_split(self) -> Split | None:
+        """The split that the folder is by its own name, as one called ``test``; None where it may hold any images."""
+        found = None if self.split_folders else split_of_folder(self.root)
+        return None if found is None else found[0]
+
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that the folders define, in order."""
+        if self.only_split is not None:
+            return (self.only_split,)
         return tuple(split for split in SPLITS if split in self.split_folders)
 
     @cached_property
     def labelled_splits(self) -> tuple[Split, ...]:
         """The splits that have class folders; a test split may hold images alone."""
+        if self.only_split is not None:
+            return self.splits
         return tuple(split for split in self.splits if self._class_folders(self.split_folders[split]))
 
     @cached_property
     def is_divisible(self) -> bool:
         """Return whether there are classes, no split folders, and enough images of each class to divide them."""
-        if self.split_folders:
+        if self.splits:
             return False
         dataset = self._files(str(self.root), [self._layout[0]])
         return dataset.labels is not None and min(_counts(dataset)) >= _SMALLEST_CLASS
@@ -94,16 +112,23 @@ class ImageFolder:
 
         A split is its folder. Where there is a train folder and none for validation, one in five training images,
         chosen by ``seed`` and stratified, is the validation split and not in the training split. Where there are no
-        split folders, ``seed`` divides the images: about 60, 15 and 25 % of every class. Everything is every image
-        that has a label, where some have.
+        split folders, ``seed`` divides the images: about 60, 15 and 25 % of every class; but a folder that is a split
+        by its own name is that split and no other. Everything is every image that has a label, where some have.
 
         Raises:
             DataError: The folder holds no images, lacks the split, or has classes too small to divide.
         """
         folders = self.split_folders
+        if self.only_split is not None and split not in (None, self.only_split):
+            raise DataError(
+                f"{str(self.root)!r} is a {self.only_split} split by its name, so it has no {split} split: name "
+                "the folder above it, with folders train, val and test, or give it another name"
+            )
         if not folders:
             dataset = self._files(uri, [self._layout[0]])
-            return dataset if split is None else _part(dataset, split, seed, sizes=None, smallest=_SMALLEST_CLASS)
+            if split is None or split == self.only_split:
+                return dataset
+            return _part(dataset, split, seed, sizes=None, smallest=_SMALLEST_CLASS)
         if split is None:
             return self._files(uri, [folders[split] for split in self.labelled_splits or self.splits])
         if split in folders and (split != "train" or "validation" in self.labelled_splits):

@@ -193,6 +193,27 @@ def find_layout(root: Path) -> tuple[str, dict[Split, str]]:
     return base, {}
 
 
+def split_of_folder(folder: Path) -> tuple[Split, Path | None] | None:
+    """Return which split a folder is by itself, and the root whose layout has it as that; None for any other folder.
+
+    ``ds/test`` is the test split of ``ds`` where ``ds/train`` is there too. Where it is not, class folders in a folder
+    that is called as a validation or test split is are that split, which no root has.
+    """
+    for inner in (folder, folder.parent) if folder.name.lower() in _WRAPPERS else (folder,):
+        root, word = inner.parent, _split_word(inner.name)
+        if word is None:
+            continue
+        split, siblings = word[1][0], [_split_word(name) for name in folders_in(root)]
+        kinds = {other[1][0] for other in siblings if other is not None and other[0] == word[0]}
+        if "train" in kinds and len(kinds) > 1:
+            for known, path in find_layout(root)[1].items():
+                if folder in (root / path, inner if path.partition("/")[0] == inner.name else None):
+                    return known, root
+        if inner == folder and split != "train" and (not word[0] or len(kinds) > 1) and class_names(folder):
+            return split, None
+    return None
+
+
 def _split_names(folder: Path, names: Sequence[str]) -> dict[Split, str]:
     """Return split → name of its folder; empty where the folders are classes.
 

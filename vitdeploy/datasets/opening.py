@@ -73,6 +73,9 @@ def _existing(where: str) -> Path:
         if root.is_dir():
             return root
         raise DataError(f"{where!r} is a file, expected a folder of images, 'digits', or 'timm:NAME'")
+    head, colon, tail = where.rpartition(":")
+    if colon and (head == "digits" or head.startswith(TIMM) or exists(head)):
+        raise DataError(f"there is no split {tail!r} of {head!r}, expected one of {', '.join(SPLITS)}, or all")
     raise DataError(f"there is no dataset {where!r}, expected 'digits', a folder of images, or 'timm:NAME'")
 
 
@@ -102,6 +105,11 @@ def calibration_split(data: DataSource) -> Split | None:
         return None
     if parsed.split is not None or parsed.is_all:
         return parsed.split
+    if splits_of(data) == ("test",):
+        raise CalibrationError(
+            f"{text!r} is a test split by its name, which calibration must not see: take training images, or "
+            f"'{text}:all' where it is none"
+        )
     return "train" if "train" in splits_of(data) or _is_divisible(parsed) else None
 
 

@@ -5,6 +5,7 @@ digits:test                 its test split
 digits@1:test               the test split of another partition, number 1
 photos                      a folder
 photos:all                  all of it, for a command that would take a part of it
+photos/test                 photos:test, where photos/train is there too
 photos:train                its folder train/, or where it has none the training part of a seeded partition
 timm:torch/cifar10?root=/data:validation
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitdeploy.datasets.base import SPLITS, DataSource, Split
+from vitdeploy.datasets.layout import split_of_folder
 from vitdeploy.errors import DataError, UsageError
 
 _ALIASES: dict[str, Split | None] = {
@@ -46,7 +48,8 @@ class DatasetUri:
 def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
     """Take a dataset's text apart; ``split`` is the one asked for beside it.
 
-    A path that exists as it stands is a path, whatever it ends in.
+    A path that exists as it stands is a path, whatever it ends in. The folder of a split is that split of the folder
+    above it.
 
     Raises:
         DataError: The text is empty, ``split`` is not a split, or it contradicts the split in the text.
@@ -62,9 +65,29 @@ def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
             where, named, is_all = head, _ALIASES[tail], tail == "all"
         if (match := re.fullmatch(r"(.+)@(\d{1,9})", where)) and not exists(where):
             where, number = match[1], int(match[2])
+    if (found := _split_above(where)) is not None:
+        above, its_split = found
+        if any(one not in (None, its_split) for one in (split, named)):
+            raise DataError(
+                f"{where!r} is the {its_split} split of {above!r}, not its {split or named} split: name "
+                f"{f'{above}:{named}' if named else above!r} instead"
+            )
+        return DatasetUri(above, number, its_split)
     if split is not None and (is_all or (named is not None and split != named)):
         raise DataError(f"the split {split!r} was asked for, but {uri!r} names another: leave one of the two out")
     return DatasetUri(where, number, split or named, is_all)
+
+
+def _split_above(where: str) -> tuple[str, Split] | None:
+    """Return the folder of which ``where`` is the folder of a split, and the split; None for anything else."""
+    folder = Path(where)
+    if where == "digits" or not exists(where) or not folder.is_dir():
+        return None
+    found = split_of_folder(folder if folder.name not in ("", "..") else folder.absolute())
+    if found is None or found[1] is None:
+        return None
+    above = str(found[1])
+    return f"./{above}" if above == "digits" else above, found[0]
 
 
 def refuse_output_in_data(output: Path, *data: DataSource) -> None:
@@ -74,7 +97,8 @@ def refuse_output_in_data(output: Path, *data: DataSource) -> None:
         UsageError: ``output`` is a folder of one of the ``data``, or lies in it.
     """
     for one in data:
-        where = parse_uri(str(one) if isinstance(one, str | Path) else one.uri).where
+        text = str(one) if isinstance(one, str | Path) else one.uri
+        where = text if exists(text) else parse_uri(text).where
         if where != "digits" and exists(where) and output.resolve().is_relative_to(Path(where).resolve()):
             raise UsageError(f"the output {str(output)!r} lies inside the data {where!r}: choose a folder beside it")
 
