@@ -36,6 +36,8 @@ TESTS = (
     "stages/test_inspect.py",
     "stages/test_predict.py",
     "stages/test_quantize.py",
+    "stages/test_quantize_inputs.py",
+    "stages/test_quantize_refusals.py",
     "stages/test_verify.py",
 )
 """What runs without torch; tests among these that need it carry the marker ``torch``."""

@@ -1,8 +1,7 @@
-"""``quantize`` from end to end on a transformer that reads digits: what it writes, what it checks, what it refuses."""
+"""``quantize`` from end to end on a transformer that reads digits: what it writes and what it checks."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,40 +13,23 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from notes import Notes
-from present import present
+from quantized import DEPTH, FAST, ONE_THREAD, check, ops
 from readout_vit import digits, run, write_readout_vit
-from small_vit import small_vit, write_graph, write_small_vit
 
 from vitdeploy import environment
-from vitdeploy.artifacts import OnnxModel, read_calibration_table, read_onnx, write_onnx
+from vitdeploy.artifacts import OnnxModel, read_onnx, write_onnx
 from vitdeploy.backends import get_backend
 from vitdeploy.benching.candidates import of_artifact
-from vitdeploy.errors import (
-    ArtifactError,
-    CalibrationError,
-    CalibrationWarning,
-    DataError,
-    FidelityWarning,
-    GateError,
-    GraphError,
-    UsageError,
-)
+from vitdeploy.errors import GraphError, UsageError
 from vitdeploy.graph.legality import count_unsorted
-from vitdeploy.graph.linear_groups import find_linear_groups
-from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import normalize
-from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, Precision, PrecisionPlan, Target
-from vitdeploy.records.manifest import Check
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 
 pytestmark = pytest.mark.slow
 
-DEPTH = 2
-ONE_THREAD = QuantizeOptions(threads=1, samples=200)
-FAST = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
 CPU_TARGETS: tuple[Target, ...] = ("openvino", "onnxruntime")
 TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
@@ -74,14 +56,6 @@ def made(source: OnnxModel, tmp_path_factory: pytest.TempPathFactory):
 
 def key_of(source: OnnxModel, **options: Any) -> str:
     return QuantizeRequest.open(source, "unwritten.onnx", **options).key
-
-
-def ops(model: ir.Model) -> Counter:
-    return Counter(node.op_type for node in model.graph)
-
-
-def check(artifact: OnnxModel, name: str) -> Check:
-    return next(found for found in artifact.manifest.checks if found.name == name)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -398,179 +372,6 @@ def test_fast_tries_nothing_on_images(source: OnnxModel, tmp_path: Path) -> None
     assert check(artifact, "logits SQNR").status == "passed"
 
 
-def test_treatments_are_recorded_for_the_groups_that_take_them_and_replayed_from_the_plan(
-    source: OnnxModel, tmp_path: Path
-) -> None:
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization=0.5, steps=("bias",))
-    first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
-    treated = {entry.group.rpartition(".")[2]: entry.treatment for entry in first.manifest.plan.entries}
-    assert [treated[name].scaling for name in ("qkv", "proj", "fc1", "fc2")] == [0.5, 0.5, 0.5, None]
-    assert {name for name, treatment in treated.items() if treatment} == {"qkv", "proj", "fc1", "fc2"}
-    replay = QuantizeOptions(threads=1, samples=60, plan=first.path)
-    second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration="digits", options=replay)
-    assert second.digest == first.digest
-    assert second.manifest.plan.entries == first.manifest.plan.entries
-
-
-def test_profile_mha_rounds_the_factors_of_attention(source: OnnxModel, tmp_path: Path) -> None:
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", profile="mha")
-    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-    counts = ops(artifact.load())
-    assert counts["QuantizeLinear"] == (4 + 4) * DEPTH
-    softmax = [node for node in artifact.load().graph if node.op_type == "QuantizeLinear" and _of_softmax(node)]
-    assert [float(node.inputs[1].const_value.numpy()) for node in softmax] == pytest.approx([1 / 127] * DEPTH, rel=2e-3)
-    assert check(artifact, "logits SQNR").value > 25
-
-
-def _of_softmax(node) -> bool:
-    return node.inputs[0].producer() is not None and node.inputs[0].producer().op_type == "Softmax"
-
-
-def test_a_plan_takes_groups_out_and_brings_others_in(source: OnnxModel, tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    entries = [
-        {"group": "blocks.0.mlp.fc2", "precision": "fp16"},
-        {"group": "blocks.1.attn.qkv", "precision": "fp32"},
-        {"group": "readout", "precision": "int8"},
-        {"group": "blocks.1.mlp.fc1", "precision": "int8-weight-only"},
-    ]
-    path.write_text(json.dumps({"profile": "hand", "remainder": "fp16", "entries": entries}))
-    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", plan=path)
-    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-    model = artifact.load()
-    assert ops(model)["QuantizeLinear"] == 4 * DEPTH - 2
-    assert ops(model)["DequantizeLinear"] - ops(model)["QuantizeLinear"] == 4 * DEPTH - 1
-    found = {entry.group: entry.precision for entry in artifact.manifest.plan.entries}
-    assert {entry["group"]: entry["precision"] for entry in entries}.items() <= found.items()
-    kept = next(node for node in model.graph if node.name == _node(source, "blocks.1.attn.qkv"))
-    assert kept.inputs[1].const_value.dtype == ir.DataType.FLOAT
-
-
-def _node(source: OnnxModel, group: str) -> str:
-    (found,) = [each for each in find_linear_groups(prepare(source.load())) if each.name == group]
-    return found.nodes[0]
-
-
-def test_a_plan_with_an_unknown_group_writes_nothing(source: OnnxModel, tmp_path: Path) -> None:
-    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="blocks.9.fc", precision="int8"),))
-    with pytest.raises(GraphError, match=r"names the group 'blocks\.9\.fc', which is not in the graph"):
-        quantize(
-            source, tmp_path / "x.onnx", precision="int8", calibration="digits",
-            options=QuantizeOptions(threads=1, plan=plan),
-        )  # fmt: skip
-    assert not (tmp_path / "x.onnx").exists()
-
-
-def test_a_table_gives_the_graph_that_its_images_gave(source: OnnxModel, tmp_path: Path) -> None:
-    table = tmp_path / "vit.calib.json"
-    options = QuantizeOptions(threads=1, samples=200, table=table)
-    first = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
-    second = quantize(source, tmp_path / "b.onnx", precision="int8", calibration=table, options=ONE_THREAD)
-    assert second.digest == first.digest
-    stored = read_calibration_table(table)
-    assert stored.manifest.calibration.samples == 160
-    assert stored.manifest.parents["onnx"] == source.digest
-    assert second.manifest.parents["calibration"] == stored.digest
-    assert second.manifest.calibration.held_out == 0
-
-
-def test_a_table_of_another_graph_is_refused(source: OnnxModel, tmp_path: Path) -> None:
-    table = tmp_path / "vit.calib.json"
-    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
-    quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
-    other = write_small_vit(tmp_path / "other.onnx")
-    with pytest.raises(CalibrationError, match="made for another graph"):
-        quantize(other, tmp_path / "b.onnx", precision="int8", calibration=table)
-    assert not (tmp_path / "b.onnx").exists()
-
-
-def test_a_table_has_no_images_so_the_golden_samples_are_compared(source: OnnxModel, tmp_path: Path) -> None:
-    table = tmp_path / "vit.calib.json"
-    options = QuantizeOptions(threads=1, samples=60, table=table, method="minmax", equalization="off", effort="fast")
-    quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
-    artifact = quantize(source, tmp_path / "b.onnx", precision="int8", calibration=table)
-    assert "4 golden samples" in check(artifact, "logits SQNR").detail
-
-
-def test_validation_images_replace_the_held_out_ones(source: OnnxModel, tmp_path: Path) -> None:
-    options = QuantizeOptions(
-        threads=1, samples=60, method="minmax", equalization="off", effort="fast", validation="digits:validation"
-    )
-    artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-    assert artifact.manifest.calibration.samples == 60
-    assert artifact.manifest.calibration.held_out == 0
-    assert "digits:validation" in check(artifact, "logits SQNR").detail
-    assert set(artifact.manifest.parents) == {"onnx", "calibration", "validation"}
-
-
-def test_without_images_and_golden_samples_the_check_says_that_it_was_not_made(tmp_path: Path) -> None:
-    bare = write_graph(tmp_path / "bare.onnx", small_vit(), golden=False)
-    artifact = quantize(bare, tmp_path / "x.onnx", precision="fp16")
-    assert check(artifact, "logits SQNR").status == "unchecked"
-    assert "no images" in check(artifact, "logits SQNR").detail
-
-
-def test_an_older_opset_works_and_is_told_that_it_costs_casts(source: OnnxModel, tmp_path: Path) -> None:
-    model = prepare(source.load())
-    LowerOpset(17)(model)
-    older = write_onnx(tmp_path / "older.onnx", model, source.manifest)
-    notes = Notes()
-    artifact = quantize(
-        older, tmp_path / "x.onnx", precision="int8", calibration="digits", options=FAST, progress=notes
-    )
-    assert check(artifact, "logits SQNR").value > 20
-    assert [line for line in notes.lines if line.startswith("the graph has opset 17, where scales are FP32")]
-    with pytest.raises(GraphError, match="FP8 needs opset 19 or newer, the graph has 17"):
-        quantize(older, tmp_path / "y.onnx", precision="fp8", calibration="digits", options=FAST)
-
-
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_no_calibration_data_is_an_error_never_random_data(
-    source: OnnxModel, tmp_path: Path, precision: Precision
-) -> None:
-    with pytest.raises(CalibrationError, match=f"precision '{precision}' needs calibration images"):
-        quantize(source, tmp_path / "x.onnx", precision=precision)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_plan_that_rounds_activations_needs_images_whatever_the_precision(source: OnnxModel, tmp_path: Path) -> None:
-    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group="readout", precision="int8"),))
-    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
-    for precision in ("fp16", "int8-weight-only"):
-        with pytest.raises(CalibrationError, match=f"precision '{precision}' with the plan given needs calibration"):
-            quantize(source, tmp_path / "x.onnx", precision=precision, options=options)
-    artifact = quantize(source, tmp_path / "x.onnx", precision="fp16", calibration="digits", options=options)
-    assert ops(artifact.load())["QuantizeLinear"] == 1
-
-
-def test_attention_has_no_weights_to_be_quantized_alone(source: OnnxModel, tmp_path: Path) -> None:
-    group = next(entry.group for entry in _plan(source) if entry.group.endswith("attention"))
-    plan = PrecisionPlan(profile="x", remainder="fp16", entries=(PlanEntry(group=group, precision="int8-weight-only"),))
-    options = QuantizeOptions(threads=1, plan=plan, samples=60, method="minmax", equalization="off", effort="fast")
-    with pytest.raises(UsageError, match="holds no weights"):
-        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-
-
-def _plan(source: OnnxModel):
-    request = QuantizeRequest.open(source, "plan.onnx", precision="int8", calibration="digits", options=FAST)
-    return request.plan_of(Prepared.of(source.load())).entries
-
-
-def test_the_model_is_not_written_over_itself(source: OnnxModel) -> None:
-    with pytest.raises(ArtifactError, match=r"is the input .* itself"):
-        quantize(source, source.path, precision="fp16")
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(source: OnnxModel, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a folder, expected the name of an ONNX file"):
-        quantize(source, tmp_path, precision="int8", calibration="digits")
-
-
-def test_calibrating_on_the_test_split_is_refused(source: OnnxModel, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="is a test split"):
-        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits:test")
-
-
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_quantized_graph_is_not_quantized_again(made, tmp_path: Path, precision: Precision) -> None:
     for artifact in made.values():
@@ -582,110 +383,6 @@ def test_q_dq_that_somebody_else_put_in_is_seen(made, source: OnnxModel, tmp_pat
     foreign = write_onnx(tmp_path / "foreign.onnx", made["int8", "onnxruntime"].load(), source.manifest)
     with pytest.raises(GraphError, match="quantized already, it has QuantizeLinear"):
         quantize(foreign, tmp_path / "x.onnx", precision="int8", calibration="digits")
-
-
-def test_a_graph_with_nothing_to_quantize_is_refused_in_one_line(source: OnnxModel, tmp_path: Path) -> None:
-    text = """<ir_version: 10, opset_import: ["" : 20]>
-    g (float[batch, 1, 8, 8] input) => (float[batch, 64] logits) {
-        flat = Reshape (input, shape) logits = Abs (flat)
-    }"""
-    model = ir.from_onnx_text(text)
-    shape = next(node for node in model.graph if node.op_type == "Reshape").inputs[1]
-    shape.const_value = ir.tensor(np.array([-1, 64]), name="shape")
-    model.graph.register_initializer(present(shape))
-    bare = write_onnx(tmp_path / "bare.onnx", model, source.manifest)
-    with pytest.raises(GraphError, match="has no node to quantize") as caught:
-        quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "x.onnx").exists()
-
-
-def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source: OnnxModel, tmp_path: Path) -> None:
-    model = source.load()
-    weight = model.graph.initializers["blocks.0.mlp.fc1.weight"]
-    broken = weight.const_value.numpy().copy()
-    broken[0, 0] = np.nan
-    weight.const_value = ir.tensor(broken, name=weight.name)
-    artifact = write_onnx(tmp_path / "nan.onnx", model, source.manifest)
-    with pytest.raises(CalibrationError, match=r"tensor '.*' has NaN during calibration"):
-        quantize(artifact, tmp_path / "x.onnx", precision="int8", calibration="digits", options=FAST)
-    with pytest.raises(GraphError, match=r"weight 'blocks\.0\.mlp\.fc1\.weight' cannot be quantized"):
-        quantize(artifact, tmp_path / "x.onnx", precision="int8-weight-only", options=FAST)
-    assert not (tmp_path / "x.onnx").exists()
-
-
-def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source: OnnxModel, tmp_path: Path) -> None:
-    options = QuantizeOptions(
-        threads=1, samples=60, method="minmax", equalization="off", effort="fast", min_sqnr_db=90.0
-    )
-    with pytest.raises(GateError, match=r"logits SQNR \d+\.\d dB is below 90 dB"):
-        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_graph_far_from_the_original_is_written_with_a_warning(source: OnnxModel, tmp_path: Path) -> None:
-    options = QuantizeOptions(
-        threads=1, samples=60, method="percentile", percentile=51.0, equalization="off", effort="fast"
-    )
-    with pytest.warns(FidelityWarning, match="below 20 dB.*bench it before it ships") as caught:
-        artifact = quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-    assert check(artifact, "logits SQNR").status == "failed"
-    assert [Path(one.filename) for one in caught] == [Path(__file__)], "it points at the caller"
-
-
-def test_a_tiny_calibration_set_is_warned_of(source: OnnxModel, tmp_path: Path) -> None:
-    options = QuantizeOptions(threads=1, samples=20, method="minmax", equalization="off")
-    with pytest.warns(CalibrationWarning, match="'digits:train' has 20 images, fewer than 32"):
-        quantize(source, tmp_path / "x.onnx", precision="int8", calibration="digits", options=options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"profile": "all"}, "profile is 'all', expected one of linear, mha"),
-        ({"method": "average"}, "method is 'average', expected one of auto, minmax"),
-        ({"percentile": 5.0}, "percentile is 5.0, expected more than 50 and at most 100"),
-        ({"min_sqnr_db": float("nan")}, "min_sqnr_db is nan, expected a finite number"),
-        ({"percentile": 100.5}, "percentile is 100.5, expected more than 50"),
-        ({"equalization": "smooth"}, "equalization is 'smooth', expected one of auto, off"),
-        ({"equalization": 1.5}, "equalization 1.5 is out of range"),
-        ({"table": Path("vit.json")}, r"table 'vit\.json' must be called NAME\.calib\.json"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        QuantizeOptions(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"precision": "int4"}, UsageError, "precision is 'int4', expected one of fp16"),
-        ({"precision": "fp32"}, UsageError, "precision is 'fp32', expected one of fp16"),
-        ({"precision": "int8", "target": "tflite"}, UsageError, "target is 'tflite', expected one of tensorrt"),
-        ({"precision": "fp8", "target": "onnxruntime"}, UsageError, "'fp8', which target 'onnxruntime' does not have"),
-        ({"precision": "int8", "calibration": "absent-folder"}, DataError, "absent-folder"),
-        ({"precision": "int8", "calibration": "absent.calib.json"}, ArtifactError, "there is no file"),
-    ],
-)
-def test_requests_that_cannot_be_met_write_nothing(
-    source: OnnxModel, tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        quantize(source, tmp_path / "x.onnx", **{"calibration": "digits", **arguments})
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"there is no file '.*absent\.onnx'"):
-        quantize(tmp_path / "absent.onnx", tmp_path / "x.onnx", precision="fp16")
-
-
-def test_images_cannot_be_prepared_for_a_model_without_preprocessing(source: OnnxModel, tmp_path: Path) -> None:
-    manifest = source.manifest.model_copy(update={"preprocess": None})
-    bare = write_onnx(tmp_path / "bare.onnx", source.load(), manifest)
-    with pytest.raises(CalibrationError, match="no preprocessing in its manifest"):
-        quantize(bare, tmp_path / "x.onnx", precision="int8", calibration="digits")
 
 
 def test_tensorrt_takes_every_graph_made_for_it(made) -> None:
