@@ -38,6 +38,22 @@ def test_heads_as_people_change_them(kind: str, tmp_path: Path) -> None:
     assert_loads(tmp_path / "m.pth", reference)
 
 
+@pytest.mark.parametrize(
+    ("beside", "listed"),
+    [
+        ("a", "head.a beside"),
+        ("abc", "head.a, head.b, head.c beside"),
+        ("abcde", "head.a, head.b, head.c and 2 more beside"),
+    ],
+)
+def test_what_stands_in_a_head_beside_its_linear_is_listed(beside: str, listed: str, tmp_path: Path) -> None:
+    state = {**vit().state_dict(), **{f"head.{name}": torch.ones(7) for name in beside}}
+    state["head.1.weight"], state["head.1.bias"] = state.pop("head.weight"), state.pop("head.bias")
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=f"its head has {listed} the linear 'head.1'"):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+
+
 @pytest.mark.parametrize("extra", [{"head.3.weight": torch.ones(5, 7)}, {"head.0.weight": torch.ones(24)}])
 def test_a_head_that_keys_do_not_tell_is_refused_and_the_advice_works(extra: dict[str, Any], tmp_path: Path) -> None:
     state = vit().state_dict()

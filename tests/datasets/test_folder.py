@@ -228,6 +228,21 @@ def test_unreadable_images_are_all_named_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (64, [3])])
+def test_batches_hold_what_is_asked_for_and_the_last_one_the_rest(tmp_path: Path, batch: int, sizes: list[int]) -> None:
+    dataset = open_dataset(str(classes_of(tmp_path, {"cat": 2, "dog": 1})))
+    found = list(batches(dataset, SPEC, batch))
+    assert [part.shape for part in found] == [(size, 3, 6, 6) for size in sizes]
+    np.testing.assert_array_equal(np.concatenate(found), next(iter(batches(dataset, SPEC, 3))))
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_no_images_is_refused(tmp_path: Path, batch: int) -> None:
+    dataset = open_dataset(str(classes_of(tmp_path, {"cat": 1, "dog": 1})))
+    with pytest.raises(DataError, match=f"a batch of {batch} images was asked for"):
+        next(iter(batches(dataset, SPEC, batch)))
+
+
 def test_pixels_come_in_the_order_of_the_labels(tmp_path: Path) -> None:
     for label, shade in (("a", 10), ("b", 200)):
         for index in range(30):

@@ -5,7 +5,6 @@ trained with two channels of the residual stream pinned at 300 and -1400. ``trai
 heads and a T2T-ViT, each of two blocks, fitted to the digits plainly and with pinned channels; weights rounded to FP16.
 """
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ import pytest
 from outliers import gelu_outliers, norm_outliers
 from present import present
 from readout_vit import run
+from trained_models import FAMILIES, trained_model
 
-from vitdeploy.artifacts import read_onnx, write_onnx
+from vitdeploy.artifacts import write_onnx
 from vitdeploy.backends.onnxruntime import open_graph
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.graph.insert_qdq import ActivationPair, InsertQDQ, QdqPlacement
@@ -27,22 +27,16 @@ from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 
 pytestmark = pytest.mark.slow
-
-TRAINED = Path(__file__).parent / "trained"
-FAMILIES = ("vit", "deit", "t2t")
 PLANTED = {"a": norm_outliers, "b": gelu_outliers, "c": None}
 
 
 @pytest.fixture(scope="module", params=[(family, kind) for family in FAMILIES for kind in PLANTED], ids="-".join)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     family, kind = request.param
-    path = tmp_path_factory.mktemp("trained") / f"{family}.{kind}.onnx"
-    name = f"{family}.pinned.onnx.gz" if kind == "c" else f"{family}.onnx.gz"
-    path.write_bytes(gzip.decompress((TRAINED / name).read_bytes()))
-    artifact = read_onnx(path)
+    artifact = trained_model(f"{family}.pinned" if kind == "c" else family, tmp_path_factory.mktemp("trained"))
     if kind == "c":
         return artifact
-    planted = path.with_name("planted.onnx")
+    planted = artifact.path.with_name("planted.onnx")
     return write_onnx(planted, present(PLANTED[kind])(artifact.load()), artifact.manifest, artifact.golden)
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from trained_models import FAMILIES, quantized, trained_model
 
-from vitdeploy.artifacts import OnnxModel, read_onnx
+from vitdeploy.artifacts import OnnxModel
 from vitdeploy.quantization.affine import pairwise_scale, quantize_affine, symmetric_scale
-from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.quantization.rounding import round_for_outputs
-from vitdeploy.stages.quantize import quantize
 
 pytestmark = pytest.mark.slow
-
-TRAINED = Path(__file__).parent / "trained"
 
 
 def correlated(rows: int, features: int, seed: int = 0) -> NDArray[np.float32]:
@@ -75,42 +70,33 @@ def test_neighbours_never_overflow_where_a_cpu_multiplies(features: int) -> None
     assert pairs.sum(axis=1).max() > 120
 
 
-@pytest.fixture(scope="module", params=["vit", "deit", "t2t"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    path = tmp_path_factory.mktemp("trained") / f"{request.param}.onnx"
-    path.write_bytes(gzip.decompress((TRAINED / f"{request.param}.onnx.gz").read_bytes()))
-    return read_onnx(path)
-
-
-def made(model: OnnxModel, path: Path, **options: Any) -> OnnxModel:
-    chosen = QuantizeOptions(threads=1, samples=200, **options)
-    return quantize(
-        model, path, precision="int8", target="onnxruntime", calibration="digits:train", options=chosen, progress=None
-    )
+    return trained_model(request.param, tmp_path_factory.mktemp("trained"))
 
 
 def test_the_step_is_tried_said_and_replayed_to_the_same_bytes(trained: OnnxModel, tmp_path: Path) -> None:
-    first = made(trained, tmp_path / "first.onnx")
+    first = quantized(trained, tmp_path / "first.onnx")
     calibration, plan = first.manifest.calibration, first.manifest.plan
     assert calibration is not None
     assert plan is not None
     trial = next(one for one in calibration.trials if one.step == "rounding by GPTQ")
     treatments = [entry.treatment for entry in plan.entries if entry.treatment is not None]
     assert any(one.rounding == "gptq" for one in treatments) == trial.kept
-    again = made(trained, tmp_path / "again.onnx", plan=plan)
+    again = quantized(trained, tmp_path / "again.onnx", plan=plan)
     assert again.digest == first.digest
-    nearest = made(trained, tmp_path / "nearest.onnx", rounding="nearest")
+    nearest = quantized(trained, tmp_path / "nearest.onnx", rounding="nearest")
     assert nearest.manifest.calibration is not None
     assert "rounding by GPTQ" not in [one.step for one in nearest.manifest.calibration.trials]
 
 
 def test_forced_it_is_in_the_plan_of_every_linear_and_replays(trained: OnnxModel, tmp_path: Path) -> None:
-    forced = made(trained, tmp_path / "forced.onnx", rounding="gptq", steps=())
-    nearest = made(trained, tmp_path / "nearest.onnx", rounding="nearest", steps=())
+    forced = quantized(trained, tmp_path / "forced.onnx", rounding="gptq", steps=())
+    nearest = quantized(trained, tmp_path / "nearest.onnx", rounding="nearest", steps=())
     plan = forced.manifest.plan
     assert plan is not None
     treatments = [entry.treatment for entry in plan.entries if entry.treatment is not None]
     assert len(treatments) >= 8
     assert {one.rounding for one in treatments} == {"gptq"}
     assert forced.digest != nearest.digest
-    assert made(trained, tmp_path / "again.onnx", plan=plan, steps=()).digest == forced.digest
+    assert quantized(trained, tmp_path / "again.onnx", plan=plan, steps=()).digest == forced.digest

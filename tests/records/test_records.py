@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vitdeploy.artifacts.manifests import parse_manifest
-from vitdeploy.records import Manifest, ModelSpec, Preprocess, canonical_json, sha256_of, stage_key
+from vitdeploy.records import BuildInfo, Manifest, ModelSpec, Preprocess, canonical_json, sha256_of, stage_key
 
 JSON = st.recursive(
     st.none()
@@ -72,3 +72,19 @@ def test_preprocess_refuses_values_that_contradict_each_other(change: dict[str, 
     values: dict[str, object] = {"size": (224, 224), "resize_size": 256, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(ValidationError, match=message):
         Preprocess.model_validate({**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("profiles", "limits"),
+    [
+        ((), (1, 8)),
+        (((1, 4, 8),), (1, 8)),
+        (((1, 6, 8), (4, 4, 16)), (4, 16)),  # by the largest batch, not the preferred one
+        (((8, 8, 16), (2, 4, 16)), (2, 16)),
+    ],
+)
+def test_a_run_over_many_images_takes_the_profile_with_the_largest_batch(
+    profiles: tuple[tuple[int, int, int], ...], limits: tuple[int, int]
+) -> None:
+    build = BuildInfo(backend="tensorrt", version="10.3", batch=(1, 4, 8), profiles=profiles)
+    assert build.batch_limits == limits
