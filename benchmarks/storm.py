@@ -12,6 +12,7 @@ exit code 1.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -35,6 +36,9 @@ SECONDS, PATIENCE, MEMORY = 60, 240, 2 << 30
 """Seconds of processor time; seconds at all, as the machine may be busy; bytes."""
 FIRST_KILL_S, KILLS_WITHIN_S = 0.2, 1.6
 """When the first kill comes, and over how long they are spread: what takes longer is killed at its beginning."""
+NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000
+READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18
+"""Flags of Linux's unshare(2) and mount(2)."""
 RESULTS = Path(__file__).parent / "results" / "storm.json"
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 SMUGGLED = "smuggled"
@@ -48,6 +52,7 @@ class Case:
     """One command on one damaged input; ``prepare`` damages a copy of the sound inputs that lies in its folder.
 
     limit: Bytes that a file may have, as on a full disk; None for no limit.
+    read_only: Whether the folder is on a disk that takes no writing, a mount of its own.
     kill: Seconds after which the process is killed, and run again; None for no kill.
     """
 
@@ -56,6 +61,7 @@ class Case:
     command: tuple[str, ...]
     prepare: Prepare = lambda folder, rng: None
     limit: int | None = None
+    read_only: bool = False
     kill: float | None = None
 
 
@@ -491,6 +497,7 @@ def all_cases(rounds: int, kills: int = 2) -> Iterator[Case]:
     for command in WRITERS:
         for limit in (0, 4096, 60_000):
             yield Case("full disk", f"{limit} bytes", command, limit=limit)
+        yield Case("read-only disk", "a mount", command, read_only=True)
         for turn in range(kills):
             yield Case("killed", f"{turn}", command, kill=FIRST_KILL_S + KILLS_WITHIN_S * turn / kills)
 
@@ -553,6 +560,8 @@ class Storm:
         code = 99
         try:
             os.setpgid(0, 0)
+            if case.read_only:
+                mount_read_only(folder / "w")
             os.chdir(folder / "w")
             os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = str(folder)
             for number, name in ((1, "stdout"), (2, "stderr")):
@@ -607,6 +616,29 @@ class Storm:
             one.outcome.code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
 
 
+def mount_read_only(folder: Path) -> None:
+    """Make a folder read-only for this process alone, in a mount namespace of its own; root, too, cannot write there.
+
+    Raises:
+        OSError: The system lets nobody but root have such a namespace.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(function: str, *arguments: object) -> None:
+        if getattr(libc, function)(*arguments):
+            number = ctypes.get_errno()
+            raise OSError(number, f"{function}: {os.strerror(number)}")
+
+    try:
+        call("unshare", NEW_MOUNTS)
+    except OSError:
+        call("unshare", NEW_MOUNTS | NEW_USER)
+    name = os.fsencode(folder)
+    call("mount", b"none", b"/", None, PRIVATE | RECURSIVE, None)
+    call("mount", name, name, None, BIND, None)
+    call("mount", b"none", name, None, BIND | REMOUNT | READ_ONLY, None)
+
+
 def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -636,6 +668,8 @@ def judge(one: Running) -> None:
         findings.append("printed a control character")
     if outcome.code not in (0, 1, 2, 3, None):
         findings.append(f"ended with {outcome.code}")
+    if outcome.case.read_only and (outcome.code != 1 or "cannot write" not in text):
+        findings.append(f"ended with {outcome.code} on a read-only disk: {lines[-1][:200] if lines else ''}")
     if outcome.case.kill is not None and outcome.code != 0:
         findings.append(f"did not go on after it was killed: {lines[-1][:200] if lines else ''}")
     after = snapshot(one.folder / "w")

@@ -108,6 +108,18 @@ def test_a_graph_that_takes_bytes_says_so(tiny_onnx: OnnxModel, triton: Triton, 
     assert len((folder / "warmup" / "golden").read_bytes()) == 64
 
 
+def test_images_of_any_size_have_one_in_the_warm_up(tiny_onnx: OnnxModel, triton: Triton, tmp_path: Path) -> None:
+    fused = export(tiny_onnx, tmp_path / "tiny.bytes.onnx", options=ExportOptions(fuse_preprocess="nhwc"))
+    assert fused.manifest.preprocess is not None
+    whole = fused.manifest.preprocess.model_copy(update={"frame": "any", "resize": "squash"})
+    write_onnx(
+        tmp_path / "any.onnx", fused.load(), fused.manifest.model_copy(update={"preprocess": whole}), fused.golden
+    )
+    config = triton.config(write_triton_repository([tmp_path / "any.onnx"], tmp_path / "models") / "any")
+    assert list(config.input[0].dims) == [-1, -1, 1]
+    assert list(config.model_warmup[0].inputs["input"].dims) == [8, 8, 1]
+
+
 def test_an_engine_is_served_up_to_its_largest_batch(tiny_onnx: OnnxModel, triton: Triton, tmp_path: Path) -> None:
     engine = engine_of(tiny_onnx, tmp_path / "tiny.engine")
     two = engine_of(tiny_onnx, tmp_path / "two.engine", profiles=((1, 1, 1), (1, 8, 16)))

@@ -53,7 +53,7 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
         source = one.path if isinstance(one, Artifact) else one
         if isinstance(source, str | Path) and _is_same(path, Path(source)):
             raise ArtifactError(f"{str(path)!r} is the input {str(source)!r} itself: choose another name")
-    _refuse_unwritable_parent(path)
+    _refuse_unwritable(path, path.absolute().parents)
     refuse_held(path)
 
 
@@ -71,7 +71,7 @@ def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
         raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
     for name in names:
         refuse_special(path / name, "a file")
-    _refuse_unwritable_parent(path / "file")
+    _refuse_unwritable(path, [path, *path.absolute().parents])
 
 
 def refuse_special(path: Path, expected: str) -> None:
@@ -100,8 +100,9 @@ def _is_same(path: Path, source: Path) -> bool:
         return False
 
 
-def _refuse_unwritable_parent(path: Path) -> None:
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+def _refuse_unwritable(path: Path, folders: Iterable[Path]) -> None:
+    """Refuse an output whose nearest folder that exists, of these, cannot be written."""
+    folder = next((parent for parent in folders if parent.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {str(path)!r}: {str(folder)!r} is not a folder that can be written")
 

@@ -146,7 +146,9 @@ class _Model:
                 f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US}, default_queue_policy {{ {queue} }} }}"
             )
         if has_golden:
-            value = f'data_type: {dtype}, dims: {[*front, *image]}, input_data_file: "{WARMUP}"'
+            assert self.artifact.golden is not None
+            sample = to_input(self.artifact.golden.pixels[:1], spec).shape[1:]  # images of any size have one here
+            value = f'data_type: {dtype}, dims: {[*front, *sample]}, input_data_file: "{WARMUP}"'
             size = 0 if self.fixed_batch is not None else 1
             lines.append(
                 f'model_warmup [{{ name: "golden sample", batch_size: {size}, '
