@@ -228,6 +228,22 @@ def _gpu_from_driver() -> Gpu | None:
     )
 
 
+def gpu_bus_id() -> str | None:
+    """Return where the first visible GPU sits on the PCI bus (``0000:01:00.0``), None where the driver does not tell.
+
+    CUDA numbers GPUs by speed unless ``CUDA_DEVICE_ORDER`` says otherwise, and NVML by their bus: with two models of
+    GPU in a machine the same number can be another one.
+    """
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        device, bus = ctypes.c_int(), ctypes.create_string_buffer(32)
+        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+            return None
+        return bus.value.decode() or None if cuda.cuDeviceGetPCIBusId(bus, len(bus), device) == 0 else None
+    except (OSError, AttributeError):
+        return None
+
+
 def _driver_version() -> str | None:
     match = re.search(r"Kernel Module[^\n]*?\s(\d+\.\d+(?:\.\d+)*)\s", _read(DRIVER_VERSION))
     if match:

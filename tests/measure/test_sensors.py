@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vitdeploy import environment
 from vitdeploy.measure import sensors
 from vitdeploy.measure.sensors import KernelSensors, NvmlSensors, Reading, joules_of, sensors_of, summarize
 
@@ -198,14 +200,47 @@ def test_a_power_sensor_that_vanishes_while_it_is_sampled_gives_nothing() -> Non
     assert joules_of(Metered(watts=[12.0, None]), lambda: None) is None
 
 
+NVML_ARGUMENTS = {
+    "nvmlInit": 0,
+    "nvmlDeviceGetHandleByIndex": 1,
+    "nvmlDeviceGetHandleByUUID": 1,
+    "nvmlDeviceGetHandleByPciBusId": 1,
+    "nvmlDeviceGetClockInfo": 2,
+    "nvmlDeviceGetTemperature": 2,
+    "nvmlDeviceGetPowerUsage": 1,
+    "nvmlDeviceGetCurrentClocksEventReasons": 1,
+    "nvmlDeviceGetCurrentClocksThrottleReasons": 1,
+    "nvmlDeviceGetComputeRunningProcesses": 1,
+    "nvmlDeviceGetMemoryInfo": 1,
+    "nvmlDeviceGetTotalEnergyConsumption": 1,
+}
+"""How many arguments each function of ``nvidia-ml-py`` needs."""
+
+
+def test_the_fake_takes_what_nvidia_ml_py_takes() -> None:
+    real = pytest.importorskip("pynvml", reason="nvidia-ml-py is part of the extras cuda12 and cuda13")
+    needed = {
+        name: sum(one.default is one.empty for one in inspect.signature(getattr(real, name)).parameters.values())
+        for name in NVML_ARGUMENTS
+    }
+    assert needed == NVML_ARGUMENTS
+    assert (real.NVML_CLOCK_SM, real.NVML_TEMPERATURE_GPU) == (FakeNvml.NVML_CLOCK_SM, FakeNvml.NVML_TEMPERATURE_GPU)
+    bits = [real.nvmlClocksEventReasonSwPowerCap, real.nvmlClocksEventReasonHwThermalSlowdown]
+    assert all(bit in sensors.THROTTLE_REASONS for bit in bits)
+
+
 class FakeNvml:
-    """As ``nvidia-ml-py`` answers; what ``missing`` names raises, as on a GPU without it."""
+    """As ``nvidia-ml-py`` answers; what ``missing`` names raises, as on a GPU without it.
+
+    A function takes what that package's own takes, and nothing that it has not.
+    """
 
     NVML_CLOCK_SM = 1
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, missing: tuple[str, ...] = (), reasons: int = 0) -> None:
         self.missing, self.reasons = missing, reasons
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name in self.missing or not name.startswith("nvml"):
@@ -214,6 +249,7 @@ class FakeNvml:
             "nvmlInit": None,
             "nvmlDeviceGetHandleByIndex": "handle",
             "nvmlDeviceGetHandleByUUID": "handle by uuid",
+            "nvmlDeviceGetHandleByPciBusId": "handle by bus",
             "nvmlDeviceGetClockInfo": 1980,
             "nvmlDeviceGetTemperature": 61,
             "nvmlDeviceGetPowerUsage": 312_500,
@@ -222,7 +258,13 @@ class FakeNvml:
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(free=70 << 30),
             "nvmlDeviceGetTotalEnergyConsumption": 12_000,
         }
-        return lambda *arguments: answers[name]
+
+        def call(*arguments: Any) -> Any:
+            assert len(arguments) == NVML_ARGUMENTS[name], f"{name} takes {NVML_ARGUMENTS[name]} arguments"
+            self.calls.append((name, arguments))
+            return answers[name]
+
+        return call
 
 
 def test_nvml_is_read_and_its_idle_bit_is_no_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +284,30 @@ def test_what_a_gpu_does_not_support_is_none(monkeypatch: pytest.MonkeyPatch, na
     unknown = {"nvmlDeviceGetTotalEnergyConsumption": found.energy_j(), "nvmlDeviceGetPowerUsage": found.read().power_w}
     assert unknown[name] is None
     assert found.read().clock_mhz == 1980.0
+
+
+@pytest.mark.parametrize(
+    ("visible", "bus", "asked"),
+    [
+        (None, None, ("nvmlDeviceGetHandleByIndex", (0,))),
+        ("1,0", None, ("nvmlDeviceGetHandleByIndex", (1,))),
+        ("0", "0000:41:00.0", ("nvmlDeviceGetHandleByPciBusId", ("0000:41:00.0",))),
+        ("GPU-7f3", "0000:41:00.0", ("nvmlDeviceGetHandleByUUID", ("GPU-7f3",))),
+    ],
+)
+def test_the_sensors_are_those_of_the_gpu_that_cuda_uses(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, bus: str | None, asked: tuple[str, tuple[Any, ...]]
+) -> None:
+    """CUDA numbers GPUs by speed, NVML by their bus, so a number alone can name another GPU."""
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(environment, "gpu_bus_id", lambda: bus)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert isinstance(sensors_of("cuda"), NvmlSensors)
+    assert nvml.calls[-1] == asked
 
 
 def test_without_nvml_the_files_of_the_kernel_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

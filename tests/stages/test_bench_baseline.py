@@ -24,11 +24,12 @@ from digits_linear import (
 from vitdeploy.artifacts import write_checkpoint
 from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
 from vitdeploy.benching import probe
-from vitdeploy.benching.candidates import of_loaded
+from vitdeploy.benching.candidates import Candidate, list_candidates, of_loaded
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import BackendError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import ModelSpec
+from vitdeploy.sessions import Session
 from vitdeploy.stages.bench import BenchOptions, bench
 
 pytestmark = pytest.mark.slow
@@ -183,8 +184,26 @@ def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(
     assert row.logits_identical or row.logits_sqnr_db > 90
 
     candidate = of_loaded("timm:linear", loaded, "cpu")
-    cost = probe.probe(probe.request_of(candidate, batch=2, threads=1, tf32=False))
+    cost = probe.probe(probe.request_of(candidate, batch=2, options=BenchOptions(threads=1)))
     assert cost.reason == ""
     assert cost.load_ms > 0
     assert cost.first_inference_ms > 0
     assert asked == ["timm:linear", "timm:linear"]
+
+
+def test_a_candidate_is_opened_in_its_own_process_as_in_the_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a graph whose nodes may fall back to the CPU is measured, and its load time said to be unknown."""
+    (candidate, *_) = list_candidates([write_linear(tmp_path / "m.onnx")], ("onnxruntime",), "cpu")
+    opened: list[dict[str, object]] = []
+    opening = Candidate.open
+
+    def open_candidate(self: Candidate, **options: object) -> Session:
+        opened.append(options)
+        return opening(self)
+
+    monkeypatch.setattr(Candidate, "open", open_candidate)
+    options = BenchOptions(threads=2, tf32=True, cuda_graph=False, cpu_fallback=True)
+    assert probe.probe(probe.request_of(candidate, batch=1, options=options)).reason == ""
+    assert opened == [{"threads": 2, "tf32": True, "cuda_graph": False, "cpu_fallback": True}]

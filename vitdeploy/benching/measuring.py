@@ -207,7 +207,7 @@ def measure_processes(entries: Sequence[Entry], options: BenchOptions, progress:
         for entry in alive:
             task.describe(entry.candidate.name)
             batch = next((batch for batch, _ in entry.blocks), (entry.candidate.limits or (1, 1))[0])
-            request = probe.request_of(entry.candidate, batch=batch, threads=options.threads, tf32=options.tf32)
+            request = probe.request_of(entry.candidate, batch=batch, options=options)
             entry.cost = measure_in_child(probe.MODULE, request, timeout_s=options.timeout_s)
             if entry.candidate.device == "cuda" and environment.current().jetpack is not None:
                 entry.notes.append(

@@ -15,16 +15,18 @@ from typing import Any
 from vitdeploy import backends
 from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
 from vitdeploy.benching.candidates import Candidate, make_feed, of_artifact, of_loaded
+from vitdeploy.benching.options import BenchOptions
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.process import ProcessCost, answer, observe
 from vitdeploy.records import Manifest, Preprocess
 from vitdeploy.text import one_line
 
 MODULE = "vitdeploy.benching.probe"
+OPENED_WITH = ("threads", "tf32", "cuda_graph", "cpu_fallback")
 KINDS = {"checkpoint": Checkpoint, "onnx": OnnxModel, "engine": Engine}
 
 
-def request_of(candidate: Candidate, *, batch: int, threads: int, tf32: bool) -> dict[str, Any]:
+def request_of(candidate: Candidate, *, batch: int, options: BenchOptions) -> dict[str, Any]:
     """Return what the child is asked."""
     artifact = candidate.artifact
     return {
@@ -36,8 +38,10 @@ def request_of(candidate: Candidate, *, batch: int, threads: int, tf32: bool) ->
         "device": candidate.device,
         "provider": candidate.provider,
         "batch": batch,
-        "threads": threads,
-        "tf32": tf32,
+        "threads": options.threads,
+        "tf32": options.tf32,
+        "cuda_graph": options.cuda_graph,
+        "cpu_fallback": options.cpu_fallback,
     }
 
 
@@ -48,7 +52,7 @@ def probe(request: dict[str, Any]) -> ProcessCost:
     preprocess = Preprocess.model_validate(request["preprocess"])
     backends.get_backend(request["backend"]).unavailable()  # imports the library: its time is not the model's
     return observe(
-        lambda: _candidate(request).open(threads=request["threads"], tf32=request["tf32"]),
+        lambda: _candidate(request).open(**{name: request[name] for name in OPENED_WITH}),
         lambda session: make_feed(session, preprocess, request["batch"]),
     )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vitdeploy import environment
 from vitdeploy.records.report import Device
 
 SYSTEM = Path("/")
@@ -167,6 +168,9 @@ class NvmlSensors:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
             if visible.startswith(("GPU-", "MIG-")):
                 return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(visible))
+            bus = environment.gpu_bus_id()
+            if bus is not None:
+                return cls(pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(bus))
             return cls(pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(visible)))
         except Exception:  # NVML's own errors, an import that fails, a variable that is no number: no sensors
             return None
