@@ -21,6 +21,7 @@ from vitdeploy.datasets.partition import partition
 from vitdeploy.datasets.uri import DatasetUri
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess import open_image
+from vitdeploy.text import one_line
 
 TIMM = "timm:"
 _TRAIN_AND_TEST = {"cifar10", "cifar100", "mnist", "qmnist", "kmnist", "fashion_mnist"}
@@ -125,8 +126,7 @@ def _create(name: str, split: str, options: dict[str, Any]) -> Any:
     try:
         return create_dataset(name, split=split, search_split=False, **options)
     except Exception as error:  # the factory hands on whatever torchvision, datasets and the network raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"timm cannot open {name!r}, split {split!r}: {reason}") from error
+        raise DataError(f"timm cannot open {name!r}, split {split!r}: {one_line(error)}") from error
 
 
 def _has_hugging_face_datasets() -> bool:

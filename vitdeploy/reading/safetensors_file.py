@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading.regular import read_head, require_regular
-from vitdeploy.text import size_text
+from vitdeploy.text import one_line, size_text
 
 LARGEST_HEADER = 16 << 20
 """Bytes of JSON that name the tensors: ViT-22B's would be 0.2 MB."""
@@ -115,5 +115,4 @@ def _opened(path: Path | str) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{str(path)!r} is not a safetensors file, or is damaged: {reason}") from error
+        raise ArtifactError(f"{str(path)!r} is not a safetensors file, or is damaged: {one_line(error)}") from error

@@ -16,7 +16,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from vitdeploy.reading.json_text import decode_text
 from vitdeploy.reading.regular import read_bytes
-from vitdeploy.text import size_text
+from vitdeploy.text import one_line, size_text
 
 LARGEST = 100_000
 DEEPEST = 50
@@ -107,6 +107,6 @@ def _reason(error: YAMLError) -> str:
     problem = getattr(error, "problem", None)
     mark = getattr(error, "problem_mark", None)
     if problem is None:
-        return " ".join(str(error).split())
+        return one_line(error)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     return f"{where}{problem}"

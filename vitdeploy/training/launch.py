@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from vitdeploy import errors
 from vitdeploy.errors import TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress
+from vitdeploy.text import one_line
 from vitdeploy.training.loop import Job, fit
 from vitdeploy.training.options import Hardware
 from vitdeploy.training.relay import Relay, SentProgress
@@ -132,8 +133,7 @@ def _fabric(options: dict[str, Any]) -> Fabric:
             count = getattr(fabric.strategy, "num_processes", 1)
             environment.validate_settings(num_devices=count, num_nodes=options["num_nodes"])
     except (ValueError, RuntimeError, TypeError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"Lightning Fabric refuses {_listed(options)}: {reason}") from error
+        raise UsageError(f"Lightning Fabric refuses {_listed(options)}: {one_line(error)}") from error
     return fabric
 
 
