@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,30 +12,35 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitdeploy.graph.batch_arithmetic import (
+    Element,
+    Multiple,
+    Number,
+    add,
+    broadcast,
+    choice,
+    divide,
+    equal,
+    greater,
+    largest,
+    logical,
+    minus,
+    modulo,
+    multiply,
+    negated,
+    on_numbers,
+    smallest,
+    subtract,
+)
 from vitdeploy.graph.name_inputs_outputs import BATCH
 from vitdeploy.graph.values import array_of, is_constant
 
 LARGEST = 4096
 """Elements of a computed shape, index or pad vector; anything larger is data."""
 
-
-@dataclass(frozen=True)
-class Multiple:
-    """``factor`` times the batch, which is at least 1."""
-
-    factor: int
-
-    def text(self, symbol: str) -> str:
-        """Return the dimension as ONNX writes it."""
-        return symbol if self.factor == 1 else f"{self.factor}*{symbol}"
-
-
 _COMPUTES_SIZES = frozenset(("Shape", "Size", "Expand"))
 _BROADCASTING = frozenset(("Add", "Sub", "Mul", "Div", "Pow"))
 
-Number = int | float | bool
-Element = Number | Multiple | None
-"""One element of a shape tensor; None where it is unknown."""
 Elements = NDArray[Any]
 """An object array of ``Element``, in the shape of the tensor that it stands for."""
 
@@ -291,7 +294,7 @@ def _own_shape(resolver: _Resolver, node: ir.Node) -> list[Element] | None:
         wanted = list(target.reshape(-1))
         rank = max(len(before), len(wanted))
         pairs = zip([1] * (rank - len(before)) + before, [1] * (rank - len(wanted)) + wanted, strict=True)
-        return [_broadcast(left, right) for left, right in pairs]
+        return [broadcast(left, right) for left, right in pairs]
     if node.op_type == "Slice":
         return _sliced_sizes(resolver, node)
     return None
@@ -322,12 +325,6 @@ def _sliced_size(size: Element, start: int, end: int, step: int) -> Element:
     return len(range(int(size))[start:end:step]) if isinstance(size, int) else None
 
 
-def _broadcast(left: Element, right: Element) -> Element:
-    if left == 1:
-        return right
-    return left if right == 1 or left == right else None
-
-
 def _reshaped(resolver: _Resolver, node: ir.Node) -> list[Element] | None:
     """Return the sizes after a Reshape: 0 copies (unless ``allowzero``), −1 is what is left."""
     before, target = resolver.shape(node.inputs[0]), resolver.elements(node.inputs[1])
@@ -343,11 +340,11 @@ def _reshaped(resolver: _Resolver, node: ir.Node) -> list[Element] | None:
         return sizes
     others: Element = 1
     for index, size in enumerate(sizes):
-        others = others if index == rest[0] else _multiply(others, size)
+        others = others if index == rest[0] else multiply(others, size)
     total: Element = 1
     for size in before if before is not None else [None]:
-        total = _multiply(total, size)
-    sizes[rest[0]] = _divide(total, others)
+        total = multiply(total, size)
+    sizes[rest[0]] = divide(total, others)
     return sizes
 
 
@@ -375,7 +372,7 @@ def _shape_rule(resolver: _Resolver, node: ir.Node) -> Elements | None:
 def _size_rule(resolver: _Resolver, node: ir.Node) -> Elements | None:
     total: Element = 1
     for size in resolver.shape(node.inputs[0]) or [None]:
-        total = _multiply(total, size)
+        total = multiply(total, size)
     return _objects(total)
 
 
@@ -430,146 +427,9 @@ def _reduce_product(resolver: _Resolver, node: ir.Node) -> Elements | None:
         return None
     total: Element = 1
     for element in values:
-        total = _multiply(total, element)
+        total = multiply(total, element)
     keep = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int()
     return _objects([total] if keep else total)
-
-
-def _multiply(left: Element, right: Element) -> Element:
-    if _is_zero(left) or _is_zero(right):
-        return 0
-    if left is None or right is None or (isinstance(left, Multiple) and isinstance(right, Multiple)):
-        return None
-    if isinstance(left, Multiple) or isinstance(right, Multiple):
-        multiple, other = (left, right) if isinstance(left, Multiple) else (right, left)
-        assert isinstance(multiple, Multiple)
-        assert not isinstance(other, Multiple)
-        return _multiple(Fraction(multiple.factor) * Fraction(other))
-    return left * right
-
-
-def _divide(left: Element, right: Element) -> Element:
-    """Divide as ONNX does, integers towards zero; a multiple of the batch only without remainder."""
-    if left is None or right is None or _is_zero(right):
-        return None
-    if isinstance(left, Multiple) and isinstance(right, Multiple):
-        return left.factor // right.factor if left.factor % right.factor == 0 else None
-    if isinstance(left, Multiple):
-        return _multiple(Fraction(left.factor) / Fraction(right))  # type: ignore[arg-type]
-    if isinstance(right, Multiple):
-        return None
-    if isinstance(left, float) or isinstance(right, float):
-        return left / right
-    return math.trunc(Fraction(left, right))
-
-
-def _multiple(factor: Fraction) -> Multiple | None:
-    return Multiple(int(factor)) if factor.denominator == 1 and factor > 0 else None
-
-
-def _add(left: Element, right: Element) -> Element:
-    if _is_zero(left):
-        return right
-    if _is_zero(right):
-        return left
-    if isinstance(left, Multiple) and isinstance(right, Multiple):
-        return Multiple(left.factor + right.factor)
-    if left is None or right is None or isinstance(left, Multiple) or isinstance(right, Multiple):
-        return None
-    return left + right
-
-
-def _subtract(left: Element, right: Element) -> Element:
-    if _is_zero(right):
-        return left
-    if isinstance(left, Multiple) and isinstance(right, Multiple):
-        if left == right:
-            return 0
-        return _multiple(Fraction(left.factor - right.factor))
-    if left is None or right is None or isinstance(left, Multiple) or isinstance(right, Multiple):
-        return None
-    return left - right
-
-
-def _modulo(left: Element, right: Element) -> Element:
-    if isinstance(left, Multiple) and isinstance(right, int) and right and left.factor % right == 0:
-        return 0
-    if isinstance(left, int) and isinstance(right, int) and right:
-        return left % right  # of the divisor's sign, as Mod is without fmod
-    return None
-
-
-def _equal(left: Element, right: Element) -> Element:
-    if isinstance(left, Multiple) or isinstance(right, Multiple):
-        if left == right:
-            return True
-        multiple, other = (left, right) if isinstance(left, Multiple) else (right, left)
-        assert isinstance(multiple, Multiple)
-        return False if isinstance(other, (int, float)) and other < multiple.factor else None
-    return None if left is None or right is None else left == right
-
-
-def _greater(left: Element, right: Element) -> Element:
-    if isinstance(left, Multiple) and isinstance(right, (int, float)):
-        return True if right < left.factor else None
-    if isinstance(right, Multiple) and isinstance(left, (int, float)):
-        return False if left <= right.factor else None
-    if left is None or right is None or isinstance(left, Multiple) or isinstance(right, Multiple):
-        return None
-    return left > right
-
-
-def _negated(element: Element) -> Element:
-    return None if element is None else not element
-
-
-def _choice(condition: Element, if_true: Element, if_false: Element) -> Element:
-    if condition is None:
-        return if_true if if_true == if_false else None
-    return if_true if condition else if_false
-
-
-def _largest(*elements: Element) -> Element:
-    numbers = [element for element in elements if isinstance(element, (int, float))]
-    if len(numbers) == len(elements):
-        return max(numbers)
-    multiples = {element for element in elements if isinstance(element, Multiple)}
-    certain = len(multiples) == 1 and len(numbers) + 1 == len(elements)
-    only = next(iter(multiples), None)
-    return only if certain and only is not None and all(number <= only.factor for number in numbers) else None
-
-
-def _smallest(*elements: Element) -> Element:
-    numbers = [element for element in elements if isinstance(element, (int, float))]
-    if len(numbers) == len(elements):
-        return min(numbers)
-    multiples = [element.factor for element in elements if isinstance(element, Multiple)]
-    certain = bool(numbers) and len(numbers) + len(multiples) == len(elements)
-    return min(numbers) if certain and min(numbers) <= min(multiples) else None
-
-
-def _on_numbers(compute: Callable[[Number], Number]) -> Callable[[Element], Element]:
-    """Return a function of one number that leaves multiples of the batch, which are integers, alone."""
-
-    def apply(element: Element) -> Element:
-        return element if element is None or isinstance(element, Multiple) else compute(element)
-
-    return apply
-
-
-def _minus(element: Element) -> Element:
-    return None if element is None or isinstance(element, Multiple) else -element
-
-
-def _logical(compute: Callable[[bool, bool], bool]) -> Callable[[Element, Element], Element]:
-    def apply(left: Element, right: Element) -> Element:
-        return None if left is None or right is None else compute(bool(left), bool(right))
-
-    return apply
-
-
-def _is_zero(element: Element) -> bool:
-    return isinstance(element, (int, float)) and element == 0
 
 
 def _gathered(node: ir.Node, inputs: list[Elements]) -> Elements:
@@ -654,26 +514,26 @@ _RULES: dict[str, Callable[[_Resolver, ir.Node], Elements | None]] = {
     "Reshape": _structural(_reshaped_vector),
     "Slice": _structural(_sliced),
     "Identity": _structural(lambda node, inputs: inputs[0]),
-    "Mul": _elementwise(_multiply),
-    "Div": _elementwise(_divide),
-    "Add": _elementwise(_add),
-    "Sub": _elementwise(_subtract),
-    "Mod": _elementwise(_modulo),
-    "Equal": _elementwise(_equal),
-    "Greater": _elementwise(_greater),
-    "Less": _elementwise(lambda left, right: _greater(right, left)),
-    "GreaterOrEqual": _elementwise(lambda left, right: _negated(_greater(right, left))),
-    "LessOrEqual": _elementwise(lambda left, right: _negated(_greater(left, right))),
-    "Where": _elementwise(_choice),
-    "Not": _elementwise(_negated),
-    "And": _elementwise(_logical(lambda left, right: left and right)),
-    "Or": _elementwise(_logical(lambda left, right: left or right)),
-    "Max": _elementwise(_largest),
-    "Min": _elementwise(_smallest),
-    "Floor": _elementwise(_on_numbers(math.floor)),
-    "Ceil": _elementwise(_on_numbers(math.ceil)),
-    "Abs": _elementwise(_on_numbers(abs)),
-    "Neg": _elementwise(_minus),
+    "Mul": _elementwise(multiply),
+    "Div": _elementwise(divide),
+    "Add": _elementwise(add),
+    "Sub": _elementwise(subtract),
+    "Mod": _elementwise(modulo),
+    "Equal": _elementwise(equal),
+    "Greater": _elementwise(greater),
+    "Less": _elementwise(lambda left, right: greater(right, left)),
+    "GreaterOrEqual": _elementwise(lambda left, right: negated(greater(right, left))),
+    "LessOrEqual": _elementwise(lambda left, right: negated(greater(left, right))),
+    "Where": _elementwise(choice),
+    "Not": _elementwise(negated),
+    "And": _elementwise(logical(lambda left, right: left and right)),
+    "Or": _elementwise(logical(lambda left, right: left or right)),
+    "Max": _elementwise(largest),
+    "Min": _elementwise(smallest),
+    "Floor": _elementwise(on_numbers(math.floor)),
+    "Ceil": _elementwise(on_numbers(math.ceil)),
+    "Abs": _elementwise(on_numbers(abs)),
+    "Neg": _elementwise(minus),
 }
 
 
