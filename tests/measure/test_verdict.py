@@ -466,3 +466,15 @@ def test_products_that_run_in_floats_are_named_with_the_reason() -> None:
     assert not any(
         "floating point, so its time" in line for line in _verdict(TORCH, row.model_copy(update={"census": whole}))
     )
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1), (1, 1)])
+def test_int8_is_compared_with_fp32_of_the_same_model_alone(numbers: tuple[int, int]) -> None:
+    sentences = _verdict(
+        TORCH,
+        _row("deit.onnx", timings=(_timing(0.86, 11.6, (11, 12)),), model_number=numbers[0]),
+        _row("swin.int8.onnx", "int8", timings=(_timing(31.6, 0.3, (0.2, 0.4)),), model_number=numbers[1]),
+    )
+    one_model = numbers[0] == numbers[1]
+    assert any("INT8 under ONNX Runtime is slower than FP32" in text for text in sentences) == one_model
+    assert any(text.startswith("The rows are 2 different models: ") for text in sentences) != one_model

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Engine, OnnxModel
+from vitdeploy.artifacts.lineage import ancestors
+from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.backends.opening import census_of
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
@@ -40,6 +42,7 @@ class Entry:
 
     candidate: Candidate
     is_baseline: bool
+    model_number: int = 1
     obstacle: str | None = None
     session: Session | None = None
     provider: str | None = None
@@ -135,6 +138,7 @@ class Entry:
                 "layer_profile": self.layer_profile,
                 "error_profile": None if artifact is None else artifact.manifest.error_profile,
                 "payload_sha256": candidate.digest,
+                "model_number": self.model_number,
                 "notes": (*candidate.notes(), *self.notes, *unchecked, *(self.session.notes if self.session else ())),
             }
         )
@@ -152,7 +156,7 @@ def measure_accuracy(
 
     ``labels`` are what ``match_labels_of`` gives.
     """
-    classes = class_of_each(dataset)
+    classes, compared = class_of_each(dataset), compared_model(entries, reference)
     for preprocess in dict.fromkeys(entry.candidate.preprocess for entry in entries if entry.alive):
         assert preprocess is not None
         group = {e.candidate.name: e for e in entries if e.alive and e.candidate.preprocess == preprocess}
@@ -177,6 +181,23 @@ def measure_accuracy(
                 against = None
             model = entry.candidate.model
             entry.accuracy = judge(entry.logits, labels.get(class_key(model)), against, model, classes)
+            if against is not None and entry.model_number != compared:
+                entry.notes.append("another model than the baseline: only their top-1 is compared")
+                entry.accuracy = replace(entry.accuracy, agreement=None, logits_sqnr_db=None, logits_identical=None)
+
+
+def compared_model(entries: Sequence[Entry], reference: BaselineChoice) -> int:
+    """Return the number of the model whose logits are the baseline's; of stored ones, the first that has any."""
+    if reference.logits is None:
+        return next((entry.model_number for entry in entries if entry.is_baseline), 1)
+    stored = (entry for entry in entries if entry.candidate.artifact is not None and _has_reference(entry))
+    return next((entry.model_number for entry in stored), 1)
+
+
+def _has_reference(entry: Entry) -> bool:
+    assert entry.candidate.artifact is not None
+    graphs = (one for one in ancestors([entry.candidate.artifact]) if isinstance(one, OnnxModel))
+    return any(load_reference(graph) is not None for graph in graphs)
 
 
 def match_labels_of(

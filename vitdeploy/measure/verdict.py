@@ -286,6 +286,7 @@ def _slow_int8(rows: Sequence[Row], baseline: Baseline) -> list[str]:
     sentences: list[str] = []
     for int8 in (row for row in rows if row.precision == "int8" and on_target(row)):
         beside = [row for row in rows if _runtime(row) == _runtime(int8) and on_target(row)]
+        beside = [row for row in beside if row.model_number == int8.model_number]
         rival = next((row for high in ("fp16", "fp32") for row in beside if row.precision == high), None)
         if rival is None:
             continue
@@ -389,6 +390,7 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
     sentences.extend(_drifts(rows))
     sentences.extend(_throttled(rows))
     sentences.extend(_self_check_findings(rows, conditions))
+    sentences.extend(_different_models(rows))
     if not baseline.accuracy_against.startswith("PyTorch eager"):
         sentences.append(f"Differences in accuracy are against {baseline.accuracy_against.rstrip('.')}.")
     least = math.ceil(RULE_OF_THREE * 100 / MAX_DROP_PP)
@@ -401,6 +403,20 @@ def _caveats(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) ->
     if rows and all(row.top1 is None for row in rows) and conditions.chance is None:
         sentences.append("The data has no labels: fidelity to the baseline is known, accuracy is not.")
     return sentences
+
+
+def _different_models(rows: Sequence[Row]) -> list[str]:
+    """Say which rows are one model where they are several: only within one is a difference that of a precision."""
+    models: dict[int, list[str]] = {}
+    for row in rows:
+        models.setdefault(row.model_number, []).append(row.name)
+    if len(models) < 2:
+        return []
+    listed = "; ".join(_list(names) for names in models.values())
+    return [
+        f"The rows are {len(models)} different models: {listed}. Only within a model is INT8 compared with FP16 or "
+        "FP32 and are outputs compared by agreement and SQNR; a difference in top-1 from another is one of the models."
+    ]
 
 
 def _drifts(rows: Sequence[Row]) -> list[str]:

@@ -167,6 +167,8 @@ class Row(Record):
     ``logits_sqnr_db`` is None too where the logits are the baseline's bit for bit, as JSON has no infinity; then
     ``logits_identical`` is true. ``correct_by_class`` is how many images of each of ``Conditions.classes`` are right.
     ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
+    ``model_number`` is the same for rows that are one model in several precisions or runtimes; those of another model
+    than the baseline have no agreement and no SQNR.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its
@@ -208,6 +210,7 @@ class Row(Record):
     error_profile: ErrorProfile | None = None
     layer_profile: LayerProfile | None = None
     payload_sha256: str | None = None
+    model_number: int = 1
     notes: tuple[str, ...] = ()
 
 

@@ -20,6 +20,7 @@ from vitdeploy.benching.endurance import measure_energy, measure_sustained
 from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
 from vitdeploy.benching.layers import measure_layers
+from vitdeploy.benching.lineages import number_models
 from vitdeploy.benching.measuring import Entry, match_labels_of, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.predictions import find_differences, refuse_unwritable_predictions, write_predictions
@@ -271,9 +272,10 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
     first = {_identity(one): one for one in reference.candidates}
     rivals = list_rivals(reference.candidates, options.pytorch)
     rest = [one for one in (*rivals, *checkpoints, *others) if _identity(one) not in first]
+    candidates = with_unique_names([*first.values(), *rest])
     entries = [
-        Entry(one, is_baseline=index < len(first))
-        for index, one in enumerate(with_unique_names([*first.values(), *rest]))
+        Entry(one, is_baseline=index < len(first), model_number=number)
+        for index, (one, number) in enumerate(zip(candidates, number_models(candidates), strict=True))
     ]
     for entry in entries:
         if device is not None and entry.candidate.device != device:
