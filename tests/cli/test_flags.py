@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import shlex
@@ -72,8 +73,13 @@ KEYWORD = re.compile(r"(?<![\w./\\-])([a-z_]+)=")
 HOLE = "HOLE"
 
 
-def texts() -> Iterator[tuple[str, str, bool]]:
-    """Yield place, text and whether it is a docstring of each string of the package; an f-string has holes."""
+@functools.cache
+def texts() -> tuple[tuple[str, str, bool], ...]:
+    """Return place, text and whether it is a docstring of each string of the package; an f-string has holes."""
+    return tuple(_texts())
+
+
+def _texts() -> Iterator[tuple[str, str, bool]]:
     for file in sorted(PACKAGE.rglob("*.py")):
         name = file.relative_to(PACKAGE).as_posix()
         if name.startswith("cli/"):

@@ -30,6 +30,8 @@ from vitdeploy.stages.quantize import quantize
 from vitdeploy.stages.triton import write_triton_repository
 from vitdeploy.stages.verify import verify
 
+pytestmark = pytest.mark.slow
+
 PLAIN = Preprocess(size=(32, 37), resize_size=40, scale=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 SPECS = {
     "bicubic": PLAIN,
