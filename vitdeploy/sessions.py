@@ -154,7 +154,7 @@ class BuildTarget:
         optimization_level: 0 (fastest build) to 5 (longest search); None is the library's own, 3.
         hardware_compatibility: GPUs that the engine runs on beside the one that builds it.
         version_compatible: A newer TensorRT, or its lean runtime, can run the engine; no host code is embedded in it.
-        profiling: ``detailed`` lets precision by layer be read back; ``layer-names`` tells a receiver less.
+        profiling: ``detailed`` lets precision by layer be read back; ``layer-names`` reveals less.
         refit: Weights can be replaced later.
         strip: Weights are left out; they come from the ONNX model when the engine is opened.
         dla_core: Number of the deep-learning accelerator to run on, where the board has one.

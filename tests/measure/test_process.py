@@ -109,7 +109,7 @@ def test_answer_is_one_line_of_json_after_the_mark() -> None:
     assert line.startswith(ANSWER_MARK + "{")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells VmHWM")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="VmHWM is in Linux's /proc alone")
 def test_peak_memory_falls_back_where_the_system_has_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = peak_memory_bytes()
     monkeypatch.setattr("vitdeploy.measure.process.PROC_STATUS", Path("/nowhere/status"))

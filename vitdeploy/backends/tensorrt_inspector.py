@@ -51,7 +51,7 @@ GEMM = re.compile(
 )
 # copies, waits and constants compute nothing
 IDLE_LAYERS = frozenset({"reformat", "noop", "constant", "signal", "wait", "shape_call", "shape"})
-# one layer that stands for a whole subgraph: its kernels' types are not told
+# one layer that stands for a whole subgraph: the types of its kernels are not reported
 OPAQUE = re.compile(r"\{ForeignNode|^Myelin$")
 SOURCE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 LEAST_SHARE = 0.5
@@ -215,7 +215,7 @@ def _check(
 
 
 def types_of(tensors: Any) -> list[str]:
-    """Return the type of each tensor of a list, in order; those that are not told are left out."""
+    """Return the type of each tensor of a list, in order; those that are not reported are left out."""
     found: list[str] = []
     for tensor in tensors if isinstance(tensors, list) else []:
         if not isinstance(tensor, dict):

@@ -72,7 +72,7 @@ def _times(entry: Entry, feed: Feed, options: BenchOptions) -> LayerTimes | None
         return entry.session.layer_times(feed, warmup=options.warmup, iterations=CALLS)
     with entry.candidate.open(
         tf32=options.tf32, cuda_graph=False, cpu_fallback=options.cpu_fallback
-    ) as session:  # a recorded graph is one launch, of which no layer is told
+    ) as session:  # a recorded graph is one launch, whose layers no profiler reports
         return session.layer_times(feed, warmup=options.warmup, iterations=CALLS)
 
 

@@ -104,7 +104,7 @@ def _tables(beside: Mapping[str, Any], place: str = "", depth: int = 3) -> Itera
 
 
 def _changes(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm's training script was told of preprocessing; None there means the model's own."""
+    """Return what the arguments of timm's training script change of the preprocessing; None means the model's own."""
     args = beside.get("args")
     if not isinstance(args, Mapping) or not {"crop_pct", "interpolation", "mean", "std"} <= args.keys():
         return {}

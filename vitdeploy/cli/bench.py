@@ -113,7 +113,10 @@ def bench(
         float, typer.Option("--scenario-seconds", min=0.001, help="Time for one run of a scenario; MLPerf's is 600.")
     ] = 600.0,
     latency_bound_ms: Annotated[
-        float, typer.Option("--latency-bound", min=0.001, metavar="MS", help="What 99 % of a server's queries keep.")
+        float,
+        typer.Option(
+            "--latency-bound", min=0.001, metavar="MS", help="Latency that 99 % of a server's queries must not exceed."
+        ),
     ] = 15.0,
     energy: Annotated[bool, typer.Option(help="Meter energy per image, where the device has a meter.")] = True,
     processes: Annotated[bool, typer.Option(help="Measure load time and peak memory, each in a fresh process.")] = True,
@@ -126,14 +129,17 @@ def bench(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            "--predictions", metavar="FILE", help="Write what each row says of each image, as a Parquet file."
+            "--predictions", metavar="FILE", help="Write each row's prediction for each image, as a Parquet file."
         ),
     ] = None,
     thumbnails: Annotated[
         bool, typer.Option(help="Put small copies of images on which rows and baseline differ into the report.")
     ] = True,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Log the report as a run of MLflow, where its own settings say.")
+        bool,
+        typer.Option(
+            "--mlflow", help="Log the report as a run of MLflow, on the server that MLflow's own settings name."
+        ),
     ] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print the right answers of each class too, worst first.")

@@ -80,7 +80,7 @@ def build(
     ] = False,
     profiling: Annotated[
         Literal["detailed", "layer-names", "none"],
-        typer.Option("--profiling", help="detailed to measure; layer-names to ship, as it tells a receiver less."),
+        typer.Option("--profiling", help="detailed to measure; layer-names to ship, which reveals less."),
     ] = "detailed",
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave the weights out; they come from the ONNX file when it is opened.")

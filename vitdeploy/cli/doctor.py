@@ -10,7 +10,7 @@ MARKS = {"ok": "ok", "warning": "careful", "missing": "missing", "no": "not here
 
 
 def doctor(on: On = None, as_json: Json = False) -> None:
-    """Say what this machine, or another one, can do, what it cannot, and the command that changes that."""
+    """Show what this machine, or another one, can run, what it cannot, and the command that changes that."""
     import vitdeploy as vd
     from vitdeploy.cli.output import make_progress, print_json
 

@@ -71,7 +71,7 @@ CpuFallback = Annotated[
 ]
 Method = Annotated[
     Literal["auto", "minmax", "percentile", "mse", "entropy"],
-    typer.Option("--method", help="How clips follow from what was observed; auto compares."),
+    typer.Option("--method", help="How ranges follow from the observed values; auto compares."),
 ]
 Equalization = Annotated[
     str,

@@ -90,7 +90,7 @@ def quantize(
         Path | None, typer.Option("--plan", metavar="FILE", help="A precision plan that overrides the profile.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", metavar="FILE", help="Keep what was observed as a CalibrationTable.")
+        Path | None, typer.Option("--table", metavar="FILE", help="Keep the observed ranges as a CalibrationTable.")
     ] = None,
     samples: Samples = None,
     seed: Seed = 0,

@@ -149,7 +149,7 @@ class _Run:
 
     @property
     def predictions(self) -> Path | None:
-        """The file of what each row says of each image, None where the recipe wants none."""
+        """The file of each row's prediction for each image, None where the recipe wants none."""
         return self.folder / PREDICTIONS if self.recipe.bench.predictions else None
 
     def train(self) -> Checkpoint:

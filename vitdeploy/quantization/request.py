@@ -51,7 +51,7 @@ class QuantizeOptions:
         8 bits; with ``fp32`` it does not. None: what a plan says, else FP32. Other targets have one remainder each.
     lower: For ``target='onnxruntime'``: write ``NAME.lowered.onnx`` beside the graph too, with biases inside the
         integer products. It is for this machine's release of ONNX Runtime and its processor.
-    method: How clips follow from what was observed; ``auto`` compares and takes the best.
+    method: How ranges follow from the observed values; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
         alpha to take for all groups.

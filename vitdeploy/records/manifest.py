@@ -45,7 +45,7 @@ class Check(Record):
 
 
 class Examination(Record):
-    """What a device told about an engine: its checks, its products by precision, or the reason why neither is known."""
+    """What an engine showed on a device: its checks, its products by precision, or the reason why neither is known."""
 
     checks: tuple[Check, ...]
     precision_by_layer: dict[str, int] | None = None

@@ -1,4 +1,4 @@
-"""A job's progress as lines of JSON: written where it runs, shown where it was asked for."""
+"""A job's progress as lines of JSON: written on the machine that runs it, shown on the one that started it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY_S = 0.2
 
 
 class EventProgress:
-    """A ``Progress`` that writes what it is told as events."""
+    """A ``Progress`` that writes tasks, their advances and notes as events."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -68,7 +68,7 @@ def bench(
             ``choose_baseline``).
         options: What is measured, and how.
         keep: A folder for ``report.samples.npz``, the duration of every counted call (docs/measuring.md).
-        predictions: A Parquet file with what each row says of each image (extra ``parquet``; docs/measuring.md).
+        predictions: A Parquet file with each row's prediction for each image (extra ``parquet``; docs/measuring.md).
         progress: Where to show that it goes on.
     Raises:
         UsageError: There are no artifacts, options contradict each other, or no data is given and the artifacts state

@@ -99,7 +99,7 @@ class Inspection(Record):
 
     ``manifest`` is None for what carries none; ``remedy`` says how to make use of a file that is not ours. ``facts``
     are names and texts of what a report, a run, a plan, a search, a calibration set or stored logits hold. ``census``
-    is there where a runtime was asked about a quantized graph.
+    is filled where ``runtime`` names one, for a quantized graph.
     """
 
     path: str

@@ -44,7 +44,7 @@ def parameter_groups(
     ``group_matcher`` gives.
 
     Raises:
-        UsageError: ``layer_decay`` was asked of a model without ``group_matcher``.
+        UsageError: ``layer_decay`` is set for a model without ``group_matcher``.
     """
     kept: set[str] = getattr(module, "no_weight_decay", set)()
     scales = _layer_scales(module, layer_decay) if layer_decay is not None else {}
