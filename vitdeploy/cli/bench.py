@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vitdeploy.cli.flags import in_flags
-from vitdeploy.cli.options import DATA_HELP, CpuFallback, Device, Json, MaxDropBy, On, Samples, Seed
+from vitdeploy.cli.options import DATA_HELP, CpuFallback, Device, Gpu, Json, MaxDropBy, On, Samples, Seed
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def bench(
         ),
     ] = None,
     device: Device = "auto",
+    gpu: Gpu = None,
     runtimes: Annotated[
         list[str] | None,
         typer.Option(
@@ -167,10 +168,11 @@ def bench(
     from vitdeploy import BenchOptions, log_to_mlflow, write_report
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
-    from vitdeploy.cli.values import parse_counts, split_lists
+    from vitdeploy.cli.values import choose_gpu, parse_counts, split_lists
     from vitdeploy.report import class_table, layer_table, scenario_lines
     from vitdeploy.report.mlflow_run import require_mlflow
 
+    choose_gpu(gpu, on)
     counts = () if threads in (None, ["0"]) else parse_counts("--threads", threads)
     options = BenchOptions(
         batches=parse_counts("--batch", batches) or (1,),

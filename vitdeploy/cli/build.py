@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitdeploy.cli.flags import in_flags
-from vitdeploy.cli.options import Json, On, Output
+from vitdeploy.cli.options import Gpu, Json, On, Output
 
 if TYPE_CHECKING:
     from vitdeploy.records import BuildInfo
@@ -47,12 +47,7 @@ def build(
             show_default="this GPU's, else Ampere and newer",
         ),
     ] = None,
-    gpu: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu", min=0, metavar="N", help="The GPU to build on, as nvidia-smi numbers them.", show_default="0"
-        ),
-    ] = None,
+    gpu: Gpu = None,
     workspace_bytes: Annotated[
         int | None,
         typer.Option(
@@ -100,18 +95,15 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT engine; with tensorrt-rtx also ahead of time, on a machine without a GPU."""
-    from vitdeploy import environment
     from vitdeploy.cli.output import make_progress, print_artifact
+    from vitdeploy.cli.values import choose_gpu
     from vitdeploy.errors import UsageError
     from vitdeploy.sessions import BuildTarget, batch_profiles
     from vitdeploy.stages.build import BuildRequest
 
     if timing_cache is not None and no_timing_cache:
         raise UsageError("--timing-cache and --no-timing-cache contradict each other: leave one of the two out")
-    if gpu is not None and on is not None:
-        raise UsageError("--gpu chooses among the GPUs of this machine: leave it out with --on")
-    if gpu is not None:
-        environment.select_gpu(gpu)
+    choose_gpu(gpu, on)
     target = BuildTarget(
         batch=batch_profiles(batch or ["1"]),
         compute_capabilities=tuple(compute_capabilities or ()),

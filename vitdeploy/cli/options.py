@@ -66,6 +66,10 @@ MaxDropBy = Annotated[
         "--max-drop-by", help="What --max-drop judges: the measured value, or the worse end of its 95 % interval."
     ),
 ]
+Gpu = Annotated[
+    int | None,
+    typer.Option("--gpu", min=0, metavar="N", help="Which GPU, as nvidia-smi numbers them.", show_default="0"),
+]
 CpuFallback = Annotated[
     bool, typer.Option("--cpu-fallback", help="Let a GPU's provider leave nodes of a graph to the CPU.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json
+from vitdeploy.cli.options import DATA_HELP, Gpu, Json
 from vitdeploy.cli.output import print_line
 
 
@@ -26,6 +26,7 @@ def run(
             "--set", metavar="NAME=VALUE", help="Replace a value of the recipe, as train.options.epochs=20; repeatable."
         ),
     ] = None,
+    gpu: Gpu = None,
     print_recipe: Annotated[
         bool, typer.Option("--print-recipe", help="Print the default recipe, every key with a comment, and exit.")
     ] = False,
@@ -35,7 +36,7 @@ def run(
     from vitdeploy import read_recipe
     from vitdeploy.cli.bench import print_report
     from vitdeploy.cli.output import make_progress, print_json
-    from vitdeploy.cli.values import parse_pairs
+    from vitdeploy.cli.values import choose_gpu, parse_pairs
     from vitdeploy.errors import RecipeError, UsageError
     from vitdeploy.pipeline.running import carry_out
 
@@ -47,6 +48,7 @@ def run(
             raise UsageError("--print-recipe prints the default and takes nothing else")
         typer.echo(default_text(), nl=False)
         return
+    choose_gpu(gpu)
     if data is not None:
         if "data" in changes:
             raise UsageError("data is given twice, by --data and by --set: give it once")

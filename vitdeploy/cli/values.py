@@ -9,6 +9,22 @@ if TYPE_CHECKING:
     from vitdeploy.records.preprocess import Frame
 
 
+def choose_gpu(number: int | None, on: str | None = None) -> None:
+    """Make a GPU the only one of this process, where ``--gpu`` names one; before anything asks what is here.
+
+    Raises:
+        UsageError: There is no such GPU, or the work is done on another machine.
+    """
+    from vitdeploy import environment
+    from vitdeploy.errors import UsageError
+
+    if number is None:
+        return
+    if on is not None:
+        raise UsageError("--gpu chooses among the GPUs of this machine: leave it out with --on")
+    environment.select_gpu(number)
+
+
 def parse_pairs(option: str, pairs: Iterable[str] | None) -> dict[str, Any]:
     """Return name → value of each ``NAME=VALUE``; a value is a number, true, null, a list …, else a text.
 
