@@ -30,6 +30,7 @@ from vitdeploy.artifacts import (
     write_onnx,
 )
 from vitdeploy.artifacts import onnx_model as onnx_files
+from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Manifest, ModelSpec
 
@@ -310,3 +311,15 @@ def test_new_files_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(previous)
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_of_a_folder_have_the_mode_of_the_umask_whoever_wrote_them(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "bundle") as folder:
+            save_tensors(folder / "golden.safetensors", {"a": np.ones(2, np.float32)})
+            (folder / "private.json").touch(0o600)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted((tmp_path / "bundle").iterdir())] == [mode, mode]

@@ -24,6 +24,7 @@ from timm_vit import HEADS, assert_loads, vit, with_prefix
 from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
+from vitdeploy.checkpoints.files import open_weights
 from vitdeploy.errors import CheckpointError
 
 
@@ -393,3 +394,25 @@ def test_adapters_are_named(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"adapters beside its weights, which model\.merge_and_unload\(\)"):
         load_foreign(tmp_path / "w.pth", "vit", HEADS)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a.safetensors", "b.safetensors"), ("a.safetensors", "b.pth"), ("best_model.pth", "last.pth.tar", "x.ckpt")],
+)
+def test_of_several_files_of_weights_in_a_folder_none_is_picked(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in (*names, "classes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError) as raised:
+        open_weights(tmp_path)
+    text = f"has {len(names)} files of weights ({', '.join(names)}): name one of them, such as '{tmp_path / names[0]}'"
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("beside", ["pytorch_model.bin", "other.safetensors", "best.pth"])
+def test_the_usual_name_of_weights_decides_and_a_file_that_is_alone_is_named(tmp_path: Path, beside: str) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "own.safetensors")
+    assert open_weights(tmp_path).path == tmp_path / "own.safetensors"
+    (tmp_path / "own.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / beside).write_bytes(b"")
+    assert list(open_weights(tmp_path).leaves) == ["a"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from vitdeploy.errors import BackendError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import ModelSpec
 from vitdeploy.sessions import Session
+from vitdeploy.sources.source import SourceOptions, open_source
 from vitdeploy.stages.bench import BenchOptions, bench
 
 pytestmark = pytest.mark.slow
@@ -183,12 +186,40 @@ def test_a_source_that_is_no_artifact_is_loaded_into_pytorch_as_the_baseline(
     assert report.baseline.accuracy_against == "PyTorch eager FP32 of timm:linear"
     assert row.logits_identical or row.logits_sqnr_db > 90
 
-    candidate = of_loaded("timm:linear", loaded, "cpu")
+    candidate = of_loaded(open_source("timm:linear"), loaded, "cpu")
     cost = probe.probe(probe.request_of(candidate, batch=2, options=BenchOptions(threads=1)))
     assert cost.reason == ""
     assert cost.load_ms > 0
     assert cost.first_inference_ms > 0
     assert asked == ["timm:linear", "timm:linear"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("named", ["weights", "random", "features"])
+def test_the_process_of_a_baseline_opens_it_with_all_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A family with weights, labels, preprocessing and arguments beside it is the same model there."""
+    from safetensors.torch import save_file
+
+    from vitdeploy.sources.load import load
+
+    (tmp_path / "own.txt").write_text("no\nyes\n")
+    arguments = {"image_size": 8, "patch": 4, "width": 16, "depth": 1, "heads": 2, "channels": 1, "num_classes": 2}
+    path = tmp_path / "own.safetensors"
+    drawn = load(open_source("vit", SourceOptions(random_weights=True, arguments=arguments, preprocess=PREPROCESS)))
+    save_file(drawn.module.state_dict(), path)
+    brought: dict[str, Any] = {"arguments": arguments, "labels": tmp_path / "own.txt", "preprocess": PREPROCESS}
+    if named == "features":
+        body = {name: value for name, value in arguments.items() if name != "num_classes"}
+        brought = {"arguments": body, "preprocess": PREPROCESS, "task": "features"}
+    weights: dict[str, Any] = {"random_weights": True} if named == "random" else {"weights": path}
+    source = open_source("vit", SourceOptions(**weights, **brought))
+    candidate = of_loaded(source, load(source), "cpu")
+    assert candidate.name == ("vit" if named == "random" else "own.safetensors")
+    assert candidate.size_bytes() == (None if named == "random" else path.stat().st_size)
+    request = json.loads(json.dumps(probe.request_of(candidate, batch=1, options=BenchOptions())))
+    assert probe.probe(request).reason == ""
 
 
 def test_a_candidate_is_opened_in_its_own_process_as_in_the_bench(

@@ -54,6 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success its files are synced and it takes the place of ``path``.
 
+    Modes are those of the umask, whoever wrote a file into it: safetensors keeps its own for the owner alone.
     A folder that was there is moved aside first and removed last: a kill at any point leaves the old one, the new one,
     or (between two renames) neither, never half of one. Whether it may be replaced is the caller's question.
 
@@ -71,7 +72,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for entry in [*temporary.rglob("*"), temporary]:
             _sync(entry)
-        temporary.chmod(0o777 & ~_umask())
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
             path.replace(aside)
         try:

@@ -21,6 +21,7 @@ from vitdeploy.benching.candidates import (
     list_candidates,
     list_checkpoints,
     of_loaded,
+    title_of,
 )
 from vitdeploy.datasets import Dataset
 from vitdeploy.errors import ArtifactError, BackendError
@@ -122,7 +123,7 @@ def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
     if isinstance(named, Source):
         from vitdeploy.sources.load import load
 
-        return _of_loaded(scene, load(named), text)
+        return _of_loaded(scene, load(named), named)
     if isinstance(named, Checkpoint):
         return _of_checkpoint(scene, named, text)
     rows = list(_first_per_device(list_candidates([named], scene.runtimes, scene.device)))
@@ -132,21 +133,22 @@ def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
 
 def _of_checkpoint(scene: Scene, checkpoint: Checkpoint, text: str) -> BaselineChoice:
     if _are_features(scene) and checkpoint.manifest.model.task != "features":
-        from vitdeploy.sources.load import load_source
+        from vitdeploy.sources.load import load
 
-        return _of_loaded(scene, load_source(checkpoint), text)
+        source = open_source(checkpoint)
+        return _of_loaded(scene, load(source), source)
     rows = list_checkpoints([checkpoint], scene.others, scene.device)
     return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
 
 
-def _of_loaded(scene: Scene, loaded: LoadedModel, text: str) -> BaselineChoice:
+def _of_loaded(scene: Scene, loaded: LoadedModel, source: Source) -> BaselineChoice:
     """Return a loaded model as the baseline; of models that give features, without its head, as they are."""
     if _are_features(scene):
         from vitdeploy.sources.headless import without_head
 
         loaded = without_head(loaded)
-    rows = [of_loaded(text, loaded, device) for device in devices_of(scene.others, scene.device)]
-    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
+    rows = [of_loaded(source, loaded, device) for device in devices_of(scene.others, scene.device)]
+    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {title_of(source)}")
 
 
 def _are_features(scene: Scene) -> bool:

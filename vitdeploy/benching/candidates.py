@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from vitdeploy.preprocess import to_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
 from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.sessions import Feed, Session, SessionOptions
+from vitdeploy.sources.source import Source
 
 if TYPE_CHECKING:
     from vitdeploy.sources.load import LoadedModel
@@ -51,7 +53,7 @@ class Candidate:
     target: Target | None = None
     provider: str | None = None
     artifact: Artifact | None = None
-    source: str | None = None
+    source: Source | None = None
     loaded: LoadedModel | None = None
     limits: BatchLimits | None = None
 
@@ -88,7 +90,8 @@ class Candidate:
     def size_bytes(self) -> int | None:
         """Return the size of the file, and of its external data; None where there is no file."""
         if self.artifact is None:
-            return None
+            weights = None if self.source is None else self.source.file
+            return weights.stat().st_size if weights is not None and weights.is_file() else None
         files = [self.artifact.path]
         if isinstance(self.artifact, OnnxModel):
             files.extend(self.artifact.external_data())
@@ -139,11 +142,18 @@ def of_artifact(artifact: Artifact, backend: str, device: Device, provider: str 
     )
 
 
-def of_loaded(source: str, loaded: LoadedModel, device: Device) -> Candidate:
-    """Return a model that was loaded from a SOURCE as a candidate."""
+def of_loaded(source: Source, loaded: LoadedModel, device: Device) -> Candidate:
+    """Return a model that was loaded from a SOURCE as a candidate, by the name of its weights where they are beside."""
     return Candidate(
-        source, "pytorch", device, loaded.spec, loaded.preprocess, loaded.digest, source=source, loaded=loaded
+        title_of(source), "pytorch", device, loaded.spec, loaded.preprocess, loaded.digest, source=source, loaded=loaded
     )
+
+
+def title_of(source: Source) -> str:
+    """Return what a source's row is called: the file of weights that were named beside a model, else its text."""
+    beside = source.options.weights
+    path = beside.path if isinstance(beside, Artifact) else beside
+    return source.text if path is None else Path(path).name
 
 
 def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], device: Device | None) -> list[Candidate]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy import backends
-from vitdeploy.artifacts import Checkpoint, Engine, OnnxModel
+from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.benching.candidates import Candidate, make_feed, of_artifact, of_loaded
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.errors import VitdeployError
 from vitdeploy.measure.process import ProcessCost, answer, observe
 from vitdeploy.records import Manifest, Preprocess
+from vitdeploy.sources.source import Source, SourceOptions, open_source
 from vitdeploy.text import one_line
 
 MODULE = "vitdeploy.benching.probe"
@@ -32,7 +33,8 @@ def request_of(candidate: Candidate, *, batch: int, options: BenchOptions) -> di
     return {
         "path": str(artifact.path.absolute()) if artifact is not None else None,
         "manifest": artifact.manifest.model_dump(mode="json") if artifact is not None else None,
-        "source": candidate.source,
+        "source": None if candidate.source is None else _source_words(candidate.source),
+        "task": candidate.model.task,
         "preprocess": candidate.preprocess.model_dump(mode="json") if candidate.preprocess is not None else None,
         "backend": candidate.backend,
         "device": candidate.device,
@@ -43,6 +45,32 @@ def request_of(candidate: Candidate, *, batch: int, options: BenchOptions) -> di
         "cuda_graph": options.cuda_graph,
         "cpu_fallback": options.cpu_fallback,
     }
+
+
+def _source_words(source: Source) -> dict[str, Any]:
+    """Return what opens a source again, as JSON."""
+    options = source.options
+    weights = options.weights.path if isinstance(options.weights, Artifact) else options.weights
+    preprocess = options.named_preprocess
+    return {
+        "text": source.text,
+        "weights": None if weights is None else str(weights),
+        "random_weights": options.random_weights,
+        "arguments": dict(options.arguments),
+        "reset_head": options.reset_head,
+        "head_for": options.head_for,
+        "seed": options.seed,
+        "labels": None if options.labels is None else str(options.labels),
+        "preprocess": None if preprocess is None else preprocess.model_dump(mode="json"),
+        "task": options.task,
+    }
+
+
+def _source_of(words: dict[str, Any]) -> Source:
+    options = {name: value for name, value in words.items() if name != "text"}
+    if options["preprocess"] is not None:
+        options["preprocess"] = Preprocess.model_validate(options["preprocess"])
+    return open_source(words["text"], SourceOptions(**options))
 
 
 def probe(request: dict[str, Any]) -> ProcessCost:
@@ -60,9 +88,14 @@ def probe(request: dict[str, Any]) -> ProcessCost:
 def _candidate(request: dict[str, Any]) -> Candidate:
     device, provider = request["device"], request["provider"]
     if request["manifest"] is None:
-        from vitdeploy.sources.load import load_source
+        from vitdeploy.sources.headless import without_head
+        from vitdeploy.sources.load import load
 
-        return of_loaded(request["source"], load_source(request["source"]), device)
+        source = _source_of(request["source"])
+        loaded = load(source)
+        if request["task"] == "features" and loaded.spec.task != "features":
+            loaded = without_head(loaded)
+        return of_loaded(source, loaded, device)
     manifest = Manifest.model_validate(request["manifest"])
     return of_artifact(KINDS[manifest.kind](Path(request["path"]), manifest), request["backend"], device, provider)
 

@@ -42,6 +42,8 @@ DEEPEST_NEST = 8
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
+SAVED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".npz")
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,6 +309,8 @@ def _float32(array: NDArray[Any]) -> NDArray[Any]:
 def _open_folder(folder: Path) -> OpenedFile:
     """Read a model's folder: weights whole or in shards, config.json and preprocessor_config.json if there."""
     name = _weights_name(folder)
+    if not (folder / "config.json").is_file() and not name.startswith((SAFETENSORS, PICKLED)) and INDEX not in name:
+        return open_weights(folder / name)  # it goes by the file's own name: nothing else says that it was meant
     config = _read_table(folder / "config.json") if (folder / "config.json").is_file() else {}
     preprocessor_file = folder / "preprocessor_config.json"
     preprocessor = _read_table(preprocessor_file) if preprocessor_file.is_file() else {}
@@ -335,6 +339,8 @@ def _weights_name(folder: Path) -> str:
         return found
     indices = [name for name in names if name.endswith((f".safetensors{INDEX}", f".bin{INDEX}"))]
     others = [name for name in names if name.endswith(".safetensors") or re.fullmatch(r".*model.*\.(bin|pth|pt)", name)]
+    if others and "config.json" not in names:  # no model's folder: any file of weights may be the one that is meant
+        others = [name for name in names if name.endswith((".safetensors", *SAVED))]
     if len(found_ones := indices or others) == 1:
         return found_ones[0]
     raise CheckpointError(f"{str(folder)!r} {_folder_text(folder, names, found_ones)}")
@@ -343,7 +349,8 @@ def _weights_name(folder: Path) -> str:
 def _folder_text(folder: Path, names: list[str], several: list[str]) -> str:
     """Return what a folder is in which there are no weights to be found, and what to do."""
     if several:
-        return f"has {len(several)} files of weights ({', '.join(several[:3])}): name one of them"
+        listed = f"{', '.join(several[:MOST_NAMED])}{', …' if len(several) > MOST_NAMED else ''}"
+        return f"has {len(several)} files of weights ({listed}): name one of them, such as {str(folder / several[0])!r}"
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         return (
             "is a distributed checkpoint of torch: 'python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
@@ -355,7 +362,7 @@ def _folder_text(folder: Path, names: list[str], several: list[str]) -> str:
         return "holds an adapter and not a model: model.merge_and_unload().save_pretrained(…) of peft writes the whole"
     if "saved_model.pb" in names or "tf_model.h5" in names or "flax_model.msgpack" in names:
         return "has weights of TensorFlow or Flax only: save_pretrained of transformers writes model.safetensors"
-    saved = [name for name in names if name.endswith((".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".npz"))]
+    saved = [name for name in names if name.endswith(SAVED)]
     if saved and "config.json" not in names:
         return (
             f"is no model's folder (it has no config.json): name one of its files, such as {str(folder / saved[-1])!r}"
