@@ -10,14 +10,8 @@ import onnxruntime as ort
 import pytest
 from present import present
 
-from vitdeploy.graph.channel_places import (
-    absorb,
-    bias_places,
-    channel_axis,
-    find_places,
-    insert_scaling,
-    scale_rows,
-)
+from vitdeploy.graph.channel_changes import absorb, insert_scaling, scale_rows
+from vitdeploy.graph.channel_places import bias_places, channel_axis, find_places
 from vitdeploy.graph.linear_groups import find_linear_groups, shapes_at_batch
 from vitdeploy.quantization.prepared import prepare
 

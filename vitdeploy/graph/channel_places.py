@@ -10,22 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.insert_qdq import new_initializer
 from vitdeploy.graph.linear_groups import Linear, LinearGroup
-from vitdeploy.graph.values import array_of
+from vitdeploy.graph.values import along, array_of
 
 Kind = Literal["scale", "shift"]
+
+
 Shapes = Mapping[str, Sequence[int | None]]
+
+
 Channels = NDArray[np.int32]
 """Which channel each element of a tensor belongs to, ``KEPT`` or ``UNREAD``; along an axis of size 1 it is the same."""
 
+
 KEPT, UNREAD = -1, -2
+
 
 _NORMS = {"LayerNormalization": -1, "RMSNormalization": -1, "BatchNormalization": 1, "InstanceNormalization": 1}
 _UNARY_MOVES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))
@@ -99,27 +104,6 @@ def channel_axis(group: LinearGroup, shapes: Shapes) -> int | None:
     return varying[0]
 
 
-def absorb(graph: ir.Graph, places: Places, values: NDArray[np.floating]) -> None:
-    """Multiply the constants of ``places`` by ``values[channel]``, or add it to them, in place.
-
-    A constant that other nodes read as well is copied for these.
-    """
-    changes = {(place.node, place.index): place for place in places.places}
-    written: set[ir.Value] = set()
-    for (node, index), place in changes.items():
-        old = node.inputs[index] if index < len(node.inputs) else None
-        if old is not None and old in written:
-            continue
-        array = _absorbed(old, place, values, places.kind)
-        if old is not None and all(_same_change(changes.get(use), place) for use in old.uses()):
-            old.const_value = ir.tensor(array, name=old.name)
-            old.shape = ir.Shape(array.shape)
-            written.add(old)
-            continue
-        stem = str(old.name) if old is not None else f"{node.name}.shift"
-        _set_input(node, index, new_initializer(graph, _free(graph, f"{stem}.absorbed"), array))
-
-
 def bias_places(group: LinearGroup) -> tuple[Places, ...] | None:
     """Return, per linear, the constant that is added to its output; None where one has no such place.
 
@@ -144,16 +128,6 @@ def bias_places(group: LinearGroup) -> tuple[Places, ...] | None:
     return tuple(found)
 
 
-def scale_rows(group: LinearGroup, factor: NDArray[np.floating]) -> None:
-    """Multiply row j of every weight of a group by ``factor[j]``, in place; [in_features]."""
-    for weight in dict.fromkeys(linear.weight for linear in group.linears):
-        linear = next(found for found in group.linears if found.weight is weight)
-        assert weight.const_value is not None
-        array = weight.const_value.numpy()
-        shaped = _along(factor, 1 - linear.channel_axis, array.ndim)
-        weight.const_value = ir.tensor((array * shaped).astype(np.float32), name=weight.name)
-
-
 def rows_are_private(group: LinearGroup) -> bool:
     """Return whether only the group's linears read their weights, which all have as many input channels."""
     linears = {linear.node for linear in group.linears}
@@ -161,29 +135,6 @@ def rows_are_private(group: LinearGroup) -> bool:
     return all(linear.in_features == width and _ungrouped(linear) for linear in group.linears) and all(
         consumer in linears for linear in group.linears for consumer in linear.weight.consumers()
     )
-
-
-def insert_scaling(graph: ir.Graph, group: LinearGroup, factor: NDArray[np.floating], axis: int) -> LinearGroup:
-    """Put one Mul by ``factor`` along ``axis`` behind the group's activation, and return the group that reads it.
-
-    What else reads the activation goes on reading it unscaled.
-    """
-    value = group.activation
-    rank = len(value.shape) if value.shape is not None else axis + 1
-    shaped = _along(factor.astype(np.float32), 0 if axis == rank - 1 else axis, 1 if axis == rank - 1 else rank)
-    constant = new_initializer(graph, _free(graph, f"{value.name}.scaling"), shaped)
-    node = ir.node("Mul", [value, constant], name=_free(graph, f"{value.name}/Scaling"))
-    node.outputs[0].name = f"{node.name}_out"
-    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], node)
-    else:
-        node.metadata_props.update(producer.metadata_props)
-        graph.insert_after(producer, node)
-    for reader, index in group.uses:
-        reader.replace_input_with(index, node.outputs[0])
-    return replace(group, activation=node.outputs[0])
 
 
 def _started(group: LinearGroup, shapes: Shapes, kind: Kind) -> _Search:
@@ -215,7 +166,7 @@ class _Search:
         assert value is not None
         rank = len(self._shape(value))
         axis = 1 if linear.node.op_type == "Conv" else -1
-        self._demand(linear.node, 0, _along(np.arange(linear.in_features, dtype=np.int32), axis, rank))
+        self._demand(linear.node, 0, along(np.arange(linear.in_features, dtype=np.int32), axis, rank))
 
     def run(self) -> Places:
         """Follow all demands, the latest tensor of the graph first, so that all its readers have spoken.
@@ -450,7 +401,7 @@ class _Search:
         if weight is None or _is_shared(node.inputs[1]) or (bias is not None and not _is_constant(bias)):
             raise _NoPlaceError
         if self.kind == "scale":
-            self._place(node, 1, _along(channels, 0, len(weight)))
+            self._place(node, 1, along(channels, 0, len(weight)))
         if self.kind == "shift" or bias is not None:
             self._place(node, 2, channels)
 
@@ -580,6 +531,8 @@ class _Search:
 
 
 _Rule = Callable[[_Search, ir.Node, list[Channels | None]], None]
+
+
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_NORMS, _Search._norm),
     **dict.fromkeys(("Mul", "Div"), _Search._product),
@@ -626,37 +579,6 @@ def _cut(channels: Channels, axis: int, start: int, end: int) -> Channels:
     return channels[(slice(None),) * axis + (slice(start, end),)]
 
 
-def _along(vector: NDArray[Any], axis: int, rank: int) -> NDArray[Any]:
-    """Shape a vector so that it runs along ``axis`` of an array of ``rank`` dimensions."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return vector.reshape(shape)
-
-
-def _absorbed(old: ir.Value | None, place: Place, values: NDArray[np.floating], kind: Kind) -> NDArray[np.float32]:
-    neutral = 1.0 if kind == "scale" else 0.0
-    change = np.append(np.asarray(values, np.float64), neutral)[np.maximum(place.channels, -1)]
-    if old is None:
-        return change.astype(np.float32)
-    assert old.const_value is not None
-    array = old.const_value.numpy()
-    while change.ndim > max(array.ndim, 1) and change.shape[0] == 1:
-        change = change[0]
-    if kind == "scale":
-        changed = array / change if place.inverse else array * change
-    else:
-        changed = array - change if place.negative else array + change
-    return changed.astype(np.float32)
-
-
-def _same_change(place: Place | None, other: Place) -> bool:
-    return (
-        place is not None
-        and (place.inverse, place.negative) == (other.inverse, other.negative)
-        and (np.array_equal(place.channels, other.channels))
-    )
-
-
 def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
@@ -677,24 +599,11 @@ def _ungrouped(linear: Linear) -> bool:
     return linear.node.op_type != "Conv" or _integer(linear.node, "group", 1) == 1
 
 
-def _set_input(node: ir.Node, index: int, value: ir.Value) -> None:
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-
-
 def _axes(node: ir.Node) -> list[int] | None:
     if len(node.inputs) > 1:
         axes = array_of(node.inputs[1])
         return None if axes is None else [int(axis) for axis in axes.reshape(-1)]
     return list(node.attributes["axes"].as_ints()) if "axes" in node.attributes else None
-
-
-def _free(graph: ir.Graph, name: str) -> str:
-    taken = {str(value.name) for node in graph for value in node.outputs} | set(graph.initializers)
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _integer(node: ir.Node, name: str, default: int) -> int:

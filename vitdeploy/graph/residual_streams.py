@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.channel_places import Places, Shapes, absorb, bias_places
+from vitdeploy.graph.channel_changes import absorb
+from vitdeploy.graph.channel_places import Places, Shapes, bias_places
 from vitdeploy.graph.linear_groups import Linear, LinearGroup, linear_of
 from vitdeploy.graph.rotation import Matrix, Turn, consecutive, replace_constant, turn
 from vitdeploy.graph.values import array_of

@@ -73,3 +73,10 @@ def scalar_of(value: ir.Value | None) -> float | None:
 
 def _single(shape: ir.Shape) -> bool:
     return all(isinstance(size, int) and size == 1 for size in shape)
+
+
+def along(vector: NDArray[Any], axis: int, rank: int) -> NDArray[Any]:
+    """Shape a vector so that it runs along ``axis`` of an array of ``rank`` dimensions."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)

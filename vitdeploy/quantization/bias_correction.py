@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.channel_places import absorb, bias_places
+from vitdeploy.graph.channel_changes import absorb
+from vitdeploy.graph.channel_places import bias_places
 from vitdeploy.graph.insert_qdq import QuantizedTensor
 from vitdeploy.graph.linear_groups import Linear, LinearGroup
 from vitdeploy.quantization.activation import Activation

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.channel_places import Places, absorb, bias_places, insert_scaling, scale_rows
+from vitdeploy.graph.channel_changes import absorb, insert_scaling, scale_rows
+from vitdeploy.graph.channel_places import Places, bias_places
 from vitdeploy.graph.linear_groups import Linear, LinearGroup
 
 _LARGEST_FACTOR = 1e4
