@@ -174,7 +174,9 @@ def test_head_width_is_free_of_width() -> None:
         ({"drop_path": 1.0}, "drop_path is 1.0, expected at least 0 and below 1"),
         ({"pool": "mean", "class_token_position": False}, "class_token_position=False needs pool='cls'"),
         ({"width": "64"}, "width is '64', expected a"),
-        ({"wdith": 64}, "family 'vit' has no argument 'wdith'"),
+        ({"wdith": 64}, "family 'vit' has no argument 'wdith' \\('width' is meant"),
+        ({"num_heads": 2}, "no argument 'num_heads' \\('heads' is meant"),
+        ({"qqq": 2}, "no argument 'qqq', expected"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:

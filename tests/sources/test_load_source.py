@@ -15,7 +15,8 @@ from vitdeploy.artifacts import Checkpoint, read_checkpoint
 from vitdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError
 from vitdeploy.preprocess import preprocess_from
 from vitdeploy.sources import hubs
-from vitdeploy.sources.load import load_source
+from vitdeploy.sources.load import load, load_source
+from vitdeploy.sources.source import SourceOptions, open_source
 
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -247,3 +248,22 @@ def test_a_checkpoint_is_verified_when_it_is_loaded(tmp_path: Path) -> None:
         load_source(str(checkpoint.path))
     with pytest.raises(ArtifactError):
         read_checkpoint(checkpoint.path)
+
+
+@pytest.mark.parametrize("named", [None, "record", "timm"])
+def test_a_preprocessing_that_is_named_leaves_no_note_on_the_one_that_is_not_stated(
+    tmp_path: Path, named: str | None
+) -> None:
+    arguments = {"image_size": 224, "patch": 16, "width": 16, "depth": 1, "heads": 2, "num_classes": 2}
+    drawn = load_source("vit", random_weights=True, arguments=arguments)
+    torch.save(drawn.module.state_dict(), tmp_path / "own.pth")
+    record = (
+        drawn.preprocess
+        if named == "record"
+        else None
+        if named is None
+        else preprocess_from("timm:vit_tiny_patch16_224")
+    )
+    options = SourceOptions(weights=tmp_path / "own.pth", arguments=arguments, preprocess=record)
+    notes = load(open_source("vit", options)).notes
+    assert any("does not state its preprocessing" in note for note in notes) == (named is None)

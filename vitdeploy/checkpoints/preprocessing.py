@@ -14,6 +14,9 @@ from vitdeploy.checkpoints.files import WeightFile
 from vitdeploy.errors import CheckpointError
 from vitdeploy.records import Preprocess
 
+UNSTATED = "the file does not state its preprocessing"
+"""How the note on a convention begins; it has no place where a preprocessing was named."""
+
 
 def preprocess_of_weights(
     variant: Variant | None,
@@ -37,7 +40,7 @@ def preprocess_of_weights(
     if evidence.changes:
         record = _changed(record, evidence.changes, size)
         notes.append(f"its args set the preprocessing: {', '.join(sorted(evidence.changes))}")
-    note = f"the file does not state its preprocessing: took {record.source}"
+    note = f"{UNSTATED}: took {record.source}"
     notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
     return _normalized_as_beside(_with_channels(record, channels, notes), file, notes)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -100,8 +101,10 @@ def model_from_spec(spec: ModelSpec) -> nn.Module:
     known = set(inspect.signature(cls).parameters)
     unknown = sorted(set(spec.arguments) - known)
     if unknown:
+        near = get_close_matches(unknown[0], sorted(known), n=1)
+        meant = f" ({near[0]!r} is meant?)" if near else ""
         raise ModelError(
-            f"family {spec.family!r} has no argument {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
+            f"family {spec.family!r} has no argument {unknown[0]!r}{meant}, expected some of {', '.join(sorted(known))}"
         )
     check_types(cls, spec.arguments)
     return cls(**spec.arguments)

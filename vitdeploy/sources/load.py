@@ -140,7 +140,10 @@ def _with_preprocess(loaded: LoadedModel, source: Source) -> LoadedModel:
             f"the preprocessing of {named.source!r} gives images of {offered}, and {source.text!r} takes {expected}: "
             f"name the one that belongs to it, or change the model's size with arguments={{'image_size': N}}"
         )
-    return replace(loaded, preprocess=named)
+    from vitdeploy.checkpoints.preprocessing import UNSTATED
+
+    notes = tuple(note for note in loaded.notes if not note.startswith(UNSTATED))
+    return replace(loaded, preprocess=named, notes=notes)
 
 
 def _load(source: Source) -> LoadedModel:
