@@ -462,7 +462,7 @@ def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path,
     notes = Notes()
     with pytest.raises(StopIteration):
         _stop_at_train(recipe, tmp_path / "run", notes)
-    assert notes.lines == ["train: the data changed, so it runs now"]
+    assert notes.lines == ["train: the data or a file that the recipe names changed, so it runs now"]
 
 
 def _stop_at_train(recipe: Path, folder: Path, notes: Notes) -> None:

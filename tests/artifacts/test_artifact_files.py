@@ -155,12 +155,12 @@ def test_external_data_is_named_by_content_and_the_replaced_file_is_removed(
     monkeypatch.setattr(onnx_files, "EXTERNAL_TENSOR_MINIMUM", 10)
     path = tmp_path / "big.onnx"
     first = write_onnx(path, linear_model(), manifest("onnx"))
-    data = tmp_path / f"big.{first.digest[:12]}.data"
+    data = tmp_path / f"big.{first.manifest.payload_sha256[:12]}.data"
     assert data.is_file()
     assert read_onnx(path).digest == first.digest
     second = write_onnx(path, linear_model(seed=1), manifest("onnx"))
     assert not data.exists()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"big.{second.digest[:12]}.data", "big.onnx"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"big.{second.manifest.payload_sha256[:12]}.data", "big.onnx"]
     np.testing.assert_array_equal(
         read_onnx(path).load().graph.initializers["weight"].const_value.numpy(),
         linear_model(seed=1).graph.initializers["weight"].const_value.numpy(),

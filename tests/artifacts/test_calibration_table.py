@@ -45,13 +45,14 @@ RANGES = {
 
 @pytest.fixture
 def table(tmp_path: Path) -> CalibrationTable:
-    info = CalibrationInfo(data="digits:train", set_sha256="ab", samples=80, method="mse", held_out=20)
+    info = CalibrationInfo(
+        data="digits:train", graph_sha256="d" * 64, set_sha256="ab", samples=80, method="mse", held_out=20
+    )
     manifest = Manifest(
         kind="calibration-table",
         model=ModelSpec(family="vit", name="small"),
         preprocess=PREPROCESS,
         calibration=info,
-        parents={"onnx": "d" * 64},
     )
     return write_calibration_table(tmp_path / "vit.calib.json", RANGES, manifest)
 

@@ -19,7 +19,7 @@ DIGITS = 12  # of a digest, where it is shown
 class Artifact:
     """A verified file and its manifest; made by ``open_artifact`` or by a writer, never by hand.
 
-    Artifacts are values: two are equal where kind and payload digest are, wherever the files lie.
+    Artifacts are values: two are equal where kind and digest are, wherever the files lie.
     """
 
     path: Path
@@ -31,8 +31,8 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The payload digest, by which other artifacts name this one as their parent."""
-        return self.manifest.payload_sha256
+        """What this is, by which other artifacts name it as their parent; see ``records.manifest.identity_of``."""
+        return self.manifest.identity
 
     @property
     def is_current(self) -> bool:

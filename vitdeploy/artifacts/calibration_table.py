@@ -46,21 +46,25 @@ class TensorRange(ArrayValue):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CalibrationTable(Artifact):
-    """Ranges of a graph's activations; ``manifest.parents["onnx"]`` says of which graph."""
+    """Ranges of a graph's activations; ``manifest.calibration.graph_sha256`` says of which graph."""
 
     ranges: Mapping[str, TensorRange]
 
-    def require_fit(self, onnx_digest: str, preprocess: Preprocess | None) -> None:
+    @property
+    def graph_sha256(self) -> str:
+        """The payload digest of the graph that was observed."""
+        return "" if self.manifest.calibration is None else self.manifest.calibration.graph_sha256
+
+    def require_fit(self, graph_sha256: str, preprocess: Preprocess | None) -> None:
         """Make sure that the ranges are those of this graph under this preprocessing.
 
         Raises:
             CalibrationError: The table was made for another graph, or with images prepared in another way.
         """
-        stated = self.manifest.parents.get("onnx", "")
-        if stated != onnx_digest:
+        if self.graph_sha256 != graph_sha256:
             raise CalibrationError(
-                f"{str(self.path)!r} was made for another graph ({stated[:12]!r}, this one is {onnx_digest[:12]!r}): "
-                f"{_REMEDY}"
+                f"{str(self.path)!r} was made for another graph ({self.graph_sha256[:12]!r}, this one is "
+                f"{graph_sha256[:12]!r}): {_REMEDY}"
             )
         if self.manifest.preprocess != preprocess:
             raise CalibrationError(

@@ -13,21 +13,19 @@ from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
-from vitdeploy.records import Manifest
+from vitdeploy.records import Manifest, Preprocess
 
 
 def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
-    """Return the checkpoint from which these were made, where it lies beside them and its digest fits.
+    """Return the checkpoint from which these were made, where it lies beside them, as it was exported.
 
     The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
+    Preprocessing and class names that an export was given stand in the manifest that is returned.
     """
-    chain, candidates = ancestors(artifacts), list[Checkpoint]()
-    wanted = {
-        digest for artifact in chain for role, digest in artifact.manifest.parents.items() if role == "checkpoint"
-    }
-    for folder in _folders(artifacts):
-        for path in sorted(folder.glob("*.safetensors")):
-            if stated_digest(path) not in wanted:
+    for child in (one.manifest for one in ancestors(artifacts) if "checkpoint" in one.manifest.parents):
+        for path in [path for folder in _folders(artifacts) for path in sorted(folder.glob("*.safetensors"))]:
+            manifest = stated_manifest(path)
+            if manifest is None or not is_parent(manifest, child, "checkpoint"):
                 continue
             try:
                 found = open_artifact(path)
@@ -35,13 +33,7 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
                 progress.note(f"not taken as the baseline: {error}")
                 continue
             if isinstance(found, Checkpoint):
-                candidates.append(found)
-    for checkpoint in candidates:
-        if not _contradicted(checkpoint, chain):
-            return checkpoint
-    for checkpoint in candidates:
-        words, where = " and ".join(_contradicted(checkpoint, chain)), repr(str(checkpoint.path))
-        progress.note(f"not taken as the baseline: {where} has the same weights and other {words}; baseline= names it")
+                return Checkpoint(found.path, as_exported(found.manifest, child, head=False))
     return None
 
 
@@ -62,67 +54,65 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
     return chain
 
 
-def find_beside(path: Path, digest: str) -> Artifact | None:
-    """Return the sound artifact in the same folder that has this payload digest."""
-    return next(each_beside(path, digest), None)
-
-
-def each_beside(path: Path, digest: str) -> Iterator[Artifact]:
-    """Yield the sound artifacts in the same folder that have this payload digest, by name."""
-    for other in sorted(path.absolute().parent.iterdir()):
-        if other.name == path.name or stated_digest(other) != digest:
+def find_parent(artifact: Artifact, role: str) -> Artifact | None:
+    """Return the sound artifact in the same folder from which this one states that it was made."""
+    for other in sorted(artifact.path.absolute().parent.iterdir()):
+        manifest = None if other.name == artifact.path.name else stated_manifest(other)
+        if manifest is None or not is_parent(manifest, artifact.manifest, role):
             continue
         try:
-            yield open_artifact(other)
+            return open_artifact(other)
         except ArtifactError:
             continue  # damaged: not the parent
+    return None
 
 
-def contradictions(child: Manifest, parent: Manifest) -> tuple[str, ...]:
-    """Return in which words of a possible parent an artifact contradicts it, where payloads agree.
+def is_parent(candidate: Manifest, child: Manifest, role: str) -> bool:
+    """Return whether an artifact is the one from which ``child`` states that it was made.
 
-    Weights alone do not say how images come to them, what their outputs mean or how many heads share them. What the
-    child's own options changed is no contradiction.
+    An export names the model that it exported, with the head and preprocessing that its options gave to the weights.
     """
-    options, found = child.options, []
-    pictures = [one.preprocess and one.preprocess.model_dump(exclude={"source"}) for one in (child, parent)]
-    if "preprocess" not in options and None not in pictures and pictures[0] != pictures[1]:
-        found.append("preprocessing")
-    if not {"labels", "task", "arguments"} & options.keys() and child.model.classes != parent.model.classes:
-        found.append("class names")
-    if not {"task", "arguments"} & options.keys() and child.model.task != parent.model.task:
-        found.append("task")
-    child_arguments, parent_arguments = (
-        {key: value for key, value in one.model.arguments.items() if key != "num_classes"} for one in (child, parent)
+    digest = child.parents.get(role)
+    return digest == candidate.identity or (
+        role == "checkpoint" and digest == as_exported(candidate, child, head=True).identity
     )
-    if "arguments" not in options and (child_arguments, child.model.family) != (parent_arguments, parent.model.family):
-        found.append("constructor arguments")
-    if child.trained_on and parent.trained_on and child.trained_on != parent.trained_on:
-        found.append("training data")
-    return tuple(found)
+
+
+def as_exported(weights: Manifest, child: Manifest, *, head: bool) -> Manifest:
+    """Return what weights are with the options of the export that made ``child`` of them.
+
+    head: Whether the model counts without its head too, where the export left that out.
+    """
+    options, model = child.options, weights.model
+    if head and "task" in options:
+        model = child.model
+    elif "labels" in options:
+        model = model.model_copy(update={"classes": child.model.classes})
+    stated = options.get("preprocess")
+    preprocess = weights.preprocess if stated is None else Preprocess.model_validate(stated)
+    return weights.model_copy(update={"model": model, "preprocess": preprocess})
 
 
 def stated_digest(path: Path) -> str | None:
-    """Return the payload digest that a file states in its manifest, without reading its tensors."""
+    """Return the digest of the artifact that a file states to be, without reading its tensors."""
+    manifest = stated_manifest(path)
+    return None if manifest is None else manifest.identity
+
+
+def stated_manifest(path: Path) -> Manifest | None:
+    """Return the manifest that a file carries, without reading its tensors; None without, or where it is damaged."""
     try:
         if path.suffix == ".onnx":
             text = load_ir(path).metadata_props.get(ONNX_KEY)
         elif path.suffix == ".safetensors":
             text = safetensors_metadata(path).get(CHECKPOINT_KEY)
         elif path.name.endswith(CALIBRATION_SUFFIX):
-            return open_artifact(path).digest
+            return open_artifact(path).manifest
         else:
             return None
-        return None if text is None else parse_manifest(text, path).payload_sha256
+        return None if text is None else parse_manifest(text, path)
     except ArtifactError:
         return None
-
-
-def _contradicted(checkpoint: Checkpoint, chain: Sequence[Artifact]) -> tuple[str, ...]:
-    """Return what its children say otherwise than a checkpoint with the digest that they state."""
-    children = [one.manifest for one in chain if one.manifest.parents.get("checkpoint") == checkpoint.digest]
-    found = [word for child in children for word in contradictions(child, checkpoint.manifest)]
-    return tuple(dict.fromkeys(found))
 
 
 def _folders(artifacts: Sequence[Artifact]) -> list[Path]:

@@ -82,7 +82,7 @@ def load_reference(artifact: Artifact) -> Reference | None:
 
 
 def find_reference(folder: Path, digests: Collection[str]) -> Reference | None:
-    """Return the first reference in ``folder`` that was stored for a graph with one of these payload digests.
+    """Return the first reference in ``folder`` that was stored for a graph with one of these digests.
 
     Raises:
         ArtifactError: The file that states so is damaged.

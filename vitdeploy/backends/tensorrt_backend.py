@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, write_engine
-from vitdeploy.artifacts.lineage import find_beside
+from vitdeploy.artifacts.lineage import find_parent
 from vitdeploy.backends.cuda import cuda_problem
 from vitdeploy.backends.tensorrt_builder import PlanRequest, build_plan
 from vitdeploy.backends.tensorrt_caches import cache_path, read_cache, refuse_foreign, write_cache
@@ -401,9 +401,9 @@ def weights_of(engine: Engine) -> Path:
     Raises:
         BackendError: It is not there.
     """
-    wanted = engine.manifest.parents.get("onnx", "")
-    parent = find_beside(engine.path, wanted)
+    parent = find_parent(engine, "onnx")
     if not isinstance(parent, OnnxModel):
+        wanted = engine.manifest.parents.get("onnx", "")
         raise BackendError(
             f"{str(engine.path)!r} carries no weights: put the ONNX model that it was built from (digest "
             f"{wanted[:12]}) beside it, or build it again, with its weights: vd.build('MODEL.onnx')"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitdeploy import backends
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, open_artifact, sidecar_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
-from vitdeploy.artifacts.lineage import ancestors, find_parent_checkpoint
+from vitdeploy.artifacts.lineage import ancestors, as_exported, find_parent_checkpoint, is_parent
 from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.benching.candidates import (
     Candidate,
@@ -27,6 +27,7 @@ from vitdeploy.datasets import Dataset
 from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
+from vitdeploy.records import Manifest
 from vitdeploy.records.report import Device, backend_title
 from vitdeploy.sources.source import Source, open_source
 
@@ -123,12 +124,43 @@ def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
     if isinstance(named, Source):
         from vitdeploy.sources.load import load
 
-        return _of_loaded(scene, load(named), named)
+        loaded = load(named)
+        stated, changed = _as_exported(scene, _manifest_of(loaded))
+        taken = replace(loaded, spec=stated.model, preprocess=stated.preprocess or loaded.preprocess)
+        return _of_loaded(scene, taken, named, changed)
     if isinstance(named, Checkpoint):
-        return _of_checkpoint(scene, named, text)
+        stated, changed = _as_exported(scene, named.manifest)
+        return _of_checkpoint(scene, Checkpoint(named.path, stated), f"{text}{changed}")
     rows = list(_first_per_device(list_candidates([named], scene.runtimes, scene.device)))
     title = backend_title(rows[0].backend)
     return BaselineChoice(tuple(rows), accuracy_against=f"{text} under {title}, as named")
+
+
+def _manifest_of(loaded: LoadedModel) -> Manifest:
+    return Manifest(
+        kind="checkpoint",
+        model=loaded.spec,
+        preprocess=loaded.preprocess,
+        trained_on=loaded.trained_on,
+        payload_sha256=loaded.weights_sha256,
+    )
+
+
+def _as_exported(scene: Scene, weights: Manifest) -> tuple[Manifest, str]:
+    """Return named weights as the artifacts were made from them, if they were, and what that export changed."""
+    for child in ancestors(scene.artifacts):
+        if is_parent(weights, child.manifest, "checkpoint"):
+            stated = as_exported(weights, child.manifest, head=False)
+            changed = " and ".join(
+                word
+                for word, differs in (
+                    ("preprocessing", stated.preprocess != weights.preprocess),
+                    ("class names", stated.model != weights.model),
+                )
+                if differs
+            )
+            return stated, f", with {changed} as exported" if changed else ""
+    return weights, ""
 
 
 def _of_checkpoint(scene: Scene, checkpoint: Checkpoint, text: str) -> BaselineChoice:
@@ -141,14 +173,14 @@ def _of_checkpoint(scene: Scene, checkpoint: Checkpoint, text: str) -> BaselineC
     return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {text}")
 
 
-def _of_loaded(scene: Scene, loaded: LoadedModel, source: Source) -> BaselineChoice:
+def _of_loaded(scene: Scene, loaded: LoadedModel, source: Source, changed: str = "") -> BaselineChoice:
     """Return a loaded model as the baseline; of models that give features, without its head, as they are."""
     if _are_features(scene):
         from vitdeploy.sources.headless import without_head
 
         loaded = without_head(loaded)
     rows = [of_loaded(source, loaded, device) for device in devices_of(scene.others, scene.device)]
-    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {title_of(source)}")
+    return BaselineChoice(tuple(rows), accuracy_against=f"PyTorch eager FP32 of {title_of(source)}{changed}")
 
 
 def _are_features(scene: Scene) -> bool:

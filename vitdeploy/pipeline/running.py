@@ -25,6 +25,7 @@ from vitdeploy.terminal_progress import AUTO, shown
 FOLDER = Path("vitdeploy-run")
 PREDICTIONS = "predictions.parquet"
 MIB = 1 << 20
+FILES_CHANGED = "the data or a file that the recipe names changed"
 Result = TypeVar("Result", Artifact, Checkpoint, OnnxModel, Engine, Report)
 Result_co = TypeVar("Result_co", covariant=True)
 
@@ -168,7 +169,15 @@ class _Run:
             resume="auto",
         )
         provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
-        step = Step("train", request, output, read_checkpoint, provenance, "the data changed", needs_torch=True)
+        step = Step(
+            "train",
+            request,
+            output,
+            read_checkpoint,
+            provenance,
+            FILES_CHANGED,
+            needs_torch=True,
+        )
         return self.run_step(step, key_of)
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
@@ -187,7 +196,16 @@ class _Run:
         named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments", "preprocess", "labels"})
         provenance = Provenance(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
-        step = Step("export", request, output, read_onnx, provenance, "the data changed", beside, needs_torch=True)
+        step = Step(
+            "export",
+            request,
+            output,
+            read_onnx,
+            provenance,
+            FILES_CHANGED,
+            beside,
+            needs_torch=True,
+        )
         return self.run_step(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:

@@ -60,6 +60,7 @@ def calibrate(
         progress.note(line)
     return calibrated, CalibrationInfo(
         data=inputs.data.uri,
+        graph_sha256=inputs.source.manifest.payload_sha256,
         set_sha256=inputs.data.digest,
         samples=division.calibrated,
         method=" + ".join(trial.step for trial in calibrated.found.trials if trial.kept) or "least layer error",

@@ -296,7 +296,7 @@ def open_inputs(
     table = opened if isinstance(opened, CalibrationTable) else None
     data = None if isinstance(opened, CalibrationTable) else opened
     if table is not None:
-        table.require_fit(source.digest, source.manifest.preprocess)
+        table.require_fit(source.manifest.payload_sha256, source.manifest.preprocess)
     if calibration is None and _needs_ranges(wanted, edits):
         what = f"precision {precision!r}" if edits is None else f"precision {precision!r} with the plan {edits.where}"
         raise CalibrationError(

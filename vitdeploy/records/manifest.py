@@ -99,9 +99,9 @@ class Lowering(Record):
 class Manifest(Record):
     """Travels with every artifact; see docs/architecture.md, "Artifacts".
 
-    ``key`` is the freshness key: the digest of stage, options and parents' payloads (``stage_key``); a stage whose
+    ``key`` is the freshness key: the digest of stage, options and parents (``stage_key``); a stage whose
     key is unchanged need not run again. ``payload_sha256`` is over the content, ``manifest_sha256`` over this record
-    without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to a payload digest.
+    without itself. ``parents`` maps a role (``checkpoint``, ``onnx``, ``calibration``) to an ``identity``.
     ``lowered`` says for what a graph has operators of one runtime; None: it runs anywhere.
     ``trained_on`` are the trainings behind the weights, as far as vitdeploy ran them; every artifact that is made of
     them carries it on. ``error_profile`` is where a graph with 8-bit activations parts from its FP32 graph. There is no
@@ -139,6 +139,11 @@ class Manifest(Record):
         """The smallest and the largest batch of an engine; None for what is not built for a range."""
         return None if self.build is None else self.build.batch_limits
 
+    @property
+    def identity(self) -> str:
+        """What this is and hands on to what is made of it, as one SHA-256; see ``identity_of``."""
+        return identity_of(self.payload_sha256, self.model, self.preprocess, self.trained_on)
+
     def digest(self) -> str:
         """Return the SHA-256 of the canonical manifest without ``manifest_sha256``."""
         return sha256_of(self.model_dump(mode="json", exclude={"manifest_sha256"}))
@@ -149,6 +154,20 @@ class Manifest(Record):
         return copy.model_copy(update={"manifest_sha256": copy.digest()})
 
 
+def identity_of(
+    payload_sha256: str, model: ModelSpec, preprocess: Preprocess | None, trained_on: tuple[TrainingData, ...] = ()
+) -> str:
+    """Return the digest by which an artifact is known: of content, model, preprocessing and trainings.
+
+    Weights or a graph alone do not say how images come to them, what their outputs mean or how many heads share them.
+    Where a preprocessing was read (``source``) does not count, nor what the file of a foreign graph was called.
+    """
+    images = None if preprocess is None else preprocess.model_dump(mode="json", exclude={"source"})
+    trainings = [one.model_dump(mode="json") for one in trained_on]
+    free = {"name"} if model.family == "onnx" else set()
+    return sha256_of([payload_sha256, model.model_dump(mode="json", exclude=free), images, trainings])
+
+
 def stage_key(stage: str, options: dict[str, Any], parents: dict[str, str]) -> str:
-    """Return the freshness key of a stage: equal exactly when stage, options and parents' payloads are equal."""
+    """Return the freshness key of a stage: equal exactly when stage, options and parents are equal."""
     return sha256_of({"stage": stage, "options": options, "parents": parents})

@@ -79,10 +79,12 @@ class CalibrationInfo(Record):
     """Where activation ranges come from: the set, how many samples, how ranges were chosen, what was kept out.
 
     ``trials`` are the steps that were tried, in order, by the logits SQNR on ``compared`` images. ``images`` are those
-    that the ranges were taken from; None in files of version 0.1.
+    that the ranges were taken from; None in files of version 0.1. ``graph_sha256`` is the payload digest of the graph
+    whose ranges they are: class names do not change them.
     """
 
     data: str
+    graph_sha256: str = ""
     set_sha256: str
     samples: int
     method: str

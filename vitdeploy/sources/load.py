@@ -227,7 +227,7 @@ def _load_checkpoint(checkpoint: Checkpoint) -> LoadedModel:
         module.eval(),
         manifest.model,
         manifest.preprocess,
-        checkpoint.digest,
+        manifest.payload_sha256,
         origin,
         trained_on=manifest.trained_on,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.records import ModelSpec, Preprocess, TrainingData
+from vitdeploy.records.manifest import identity_of
 from vitdeploy.text import printable
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class LoadedModel:
     """A model that is ready to run.
 
     module: in evaluation mode, on the CPU, mapping [B, C, H, W] normalised float32 to logits [B, classes].
-    digest: SHA-256 over the weights by name, dtype, shape and bytes; of a checkpoint of ours its payload digest.
+    weights_sha256: over the weights by name, dtype, shape and bytes, as in a checkpoint of ours.
     origin: where model and weights come from, in words.
     notes: what was decided on the way and should be said: a dialect, a preprocessing that the file does not carry.
     trained_on: the trainings behind the weights that a checkpoint of ours states.
@@ -31,10 +32,15 @@ class LoadedModel:
     module: nn.Module
     spec: ModelSpec
     preprocess: Preprocess
-    digest: str
+    weights_sha256: str
     origin: str
     notes: tuple[str, ...] = field(default=())
     trained_on: tuple[TrainingData, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """That of the checkpoint that ``convert`` writes of it."""
+        return identity_of(self.weights_sha256, self.spec, self.preprocess, self.trained_on)
 
     def __repr__(self) -> str:
         return printable(f"<LoadedModel {self.spec.name!r}: {self.origin}, {self.digest[:12]}>")

@@ -24,6 +24,7 @@ from vitdeploy.benching.lineages import number_models
 from vitdeploy.benching.measuring import Entry, match_labels_of, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.predictions import find_differences, refuse_unwritable_predictions, write_predictions
+from vitdeploy.benching.preparation import note_other_preprocessing
 from vitdeploy.benching.samples import SAMPLES, write_samples
 from vitdeploy.benching.scenarios import measure_scenarios
 from vitdeploy.benching.seen import note_seen_images
@@ -31,7 +32,7 @@ from vitdeploy.benching.thread_counts import measure_thread_counts
 from vitdeploy.benching.throughput import measure_throughput
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, SeenDataWarning, UsageError, warn
+from vitdeploy.errors import ArtifactError, FidelityWarning, SeenDataWarning, UsageError, warn
 from vitdeploy.measure import sensors
 from vitdeploy.measure.by_class import class_counts
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -174,11 +175,13 @@ class BenchRequest:
         """
         dataset, options = self.dataset, self.options
         entries, reference = _plan(self, progress)
-        warnings = note_seen_images(entries, dataset)
+        warnings, unlike = note_seen_images(entries, dataset), note_other_preprocessing(entries)
         for text in (f"data: {len(dataset)} images of {dataset.uri!r}", *dataset.notes):
             progress.note(text)
         for text in warnings:
             warn(text, SeenDataWarning)
+        for text in unlike:
+            warn(text, FidelityWarning)
         with ExitStack() as stack:
             for entry in entries:
                 entry.open(stack, options)
@@ -222,7 +225,7 @@ class BenchRequest:
             conditions=conditions,
             rows=rows,
             differences=differences,
-            verdict=(*warnings, *give_verdict(rows, record, conditions)),
+            verdict=(*warnings, *unlike, *give_verdict(rows, record, conditions)),
         )
 
 

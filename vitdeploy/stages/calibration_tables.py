@@ -121,6 +121,7 @@ def observe_calibration(
         preprocess=preprocess,
         calibration=CalibrationInfo(
             data=dataset.uri,
+            graph_sha256=source.manifest.payload_sha256,
             set_sha256=dataset.digest,
             samples=len(dataset),
             method="observed",
@@ -152,7 +153,7 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
     first = opened[0]
     merged = observers_of(first.ranges)
     for other in opened[1:]:
-        other.require_fit(first.manifest.parents.get("onnx", ""), first.manifest.preprocess)
+        other.require_fit(first.graph_sha256, first.manifest.preprocess)
         if set(other.ranges) != set(first.ranges):
             odd = sorted(set(other.ranges) ^ set(first.ranges))[0]
             raise CalibrationError(
@@ -168,6 +169,7 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
             merged[name].merge(observer)
     infos = [table.manifest.calibration for table in opened if table.manifest.calibration is not None]
     info = CalibrationInfo(
+        graph_sha256=first.graph_sha256,
         data=" + ".join(dict.fromkeys(info.data for info in infos)),
         set_sha256=sha256_of({"sets": sorted(info.set_sha256 for info in infos)}),
         samples=sum(info.samples for info in infos),

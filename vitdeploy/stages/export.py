@@ -245,7 +245,7 @@ class ExportRequest:
                 beside: AbstractContextManager[object] = nullcontext()
                 if reference is not None:
                     info, logits = reference
-                    info = info.model_copy(update={"onnx_sha256": onnx_digest(model)})
+                    info = info.model_copy(update={"onnx_sha256": manifest.sealed(onnx_digest(model)).identity})
                     beside = reference_beside(self.output, info, logits)
                 with beside:
                     written = write_onnx(self.output, model, manifest, golden)
