@@ -160,7 +160,10 @@ def test_external_data_is_named_by_content_and_the_replaced_file_is_removed(
     assert read_onnx(path).digest == first.digest
     second = write_onnx(path, linear_model(seed=1), manifest("onnx"))
     assert not data.exists()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"big.{second.manifest.payload_sha256[:12]}.data", "big.onnx"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        f"big.{second.manifest.payload_sha256[:12]}.data",
+        "big.onnx",
+    ]
     np.testing.assert_array_equal(
         read_onnx(path).load().graph.initializers["weight"].const_value.numpy(),
         linear_model(seed=1).graph.initializers["weight"].const_value.numpy(),
