@@ -80,7 +80,7 @@ def test_features_are_what_the_head_reads(tmp_path: Path, family: str) -> None:
     torch.testing.assert_close(found, expected)
     assert found.shape == (2, whole.module.head.in_features)
     assert (bare.spec.task, bare.spec.classes, bare.spec.arguments["num_classes"]) == ("features", (), 0)
-    assert bare.digest == checkpoint.digest
+    assert bare.weights_sha256 == checkpoint.manifest.payload_sha256
     assert not any(name.startswith("head") for name in bare.module.state_dict())
 
 

@@ -236,7 +236,7 @@ def test_a_large_model_leaves_memory_before_it_is_compared(
     monkeypatch.setattr("vitdeploy.stages.export.compare", compare)
     model = export(tiny_checkpoint.path, tmp_path / "large.onnx")
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"large.{model.digest[:12]}.data", "large.onnx"]
+    assert names == [f"large.{model.manifest.payload_sha256[:12]}.data", "large.onnx"]
     assert model.digest == tiny_onnx.digest
     assert open_artifact(model.path).digest == tiny_onnx.digest
     monkeypatch.undo()
