@@ -150,7 +150,9 @@ def of_loaded(source: Source, loaded: LoadedModel, device: Device) -> Candidate:
 
 
 def title_of(source: Source) -> str:
-    """Return what a source's row is called: the file of weights that were named beside a model, else its text."""
+    """Return what a source's row is called: the file of a checkpoint or of weights beside a model, else its text."""
+    if source.checkpoint is not None:
+        return source.checkpoint.path.name
     beside = source.options.weights
     path = beside.path if isinstance(beside, Artifact) else beside
     return source.text if path is None else Path(path).name
