@@ -331,10 +331,13 @@ def test_a_name_that_no_file_system_takes_is_refused_in_one_line() -> None:
 
 def test_reading_can_stop_early(tmp_path: Path) -> None:
     root = classes_of(tmp_path, {"cat": 60, "dog": 60})
+    before = set(threading.enumerate())  # another test may have left a stream to the garbage collection
     stream: Any = batches(open_dataset(str(root)), SPEC, 4)
     assert next(stream).shape == (4, 3, 6, 6)
+    new = [one for one in set(threading.enumerate()) - before if one.name.startswith("vitdeploy-images")]
+    assert new
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitdeploy-images")]
+    assert not [thread for thread in new if thread.is_alive()]
 
 
 def test_batches_cover_every_image_once_and_name_the_first_that_fails(tmp_path: Path) -> None:
