@@ -38,6 +38,7 @@ STAGES = (
     "quantize fp16",
     "quantize int8",
     "quantize int8.onnxruntime",
+    "quantize int8.openvino",
     "build fp16",
     "build int8",
     "bench",
@@ -148,6 +149,12 @@ def test_changes_go_over_the_file(tmp_path: Path) -> None:
     assert (recipe.train.options.epochs, recipe.train.options.batch, recipe.build.batch) == (5, 8, ((1, 2, 4),))
 
 
+def test_a_recipe_with_one_option_of_bench_keeps_the_others_of_the_default() -> None:
+    options = read_recipe(None, {"bench.options.rounds": 3}).bench.options
+    assert (options.rounds, options.batches, options.runtimes) == (3, (1, 64), ("onnxruntime", "openvino"))
+    assert read_recipe(None, {"bench.options.batches": [8]}).bench.options.batches == (8,)
+
+
 def test_a_change_inside_a_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("quantize: [{precision: fp16}]")
@@ -160,14 +167,17 @@ def test_a_change_inside_a_list_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_makes_every_artifact_and_a_report_of_all_rows(finished_run: Path) -> None:
     names = {"model.safetensors", "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.onnxruntime.onnx"}
-    for name in names | {"model.fp16.engine", "model.int8.engine"}:
+    for name in names | {"model.int8.openvino.onnx", "model.fp16.engine", "model.int8.engine"}:
         assert open_artifact(finished_run / name).manifest.key
     report = read_report(finished_run / "report.json")
     rows = {(row.backend, row.precision): row for row in report.rows}
+    assert len(report.rows) == len(rows)  # an INT8 graph is run by the runtime that it was made for
     assert set(rows) == {
         ("pytorch", "fp32"),
         ("onnxruntime", "fp32"),
         ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "int8"),
         ("tensorrt-rtx", "fp16"),
         ("tensorrt-rtx", "int8"),
     }
@@ -298,7 +308,7 @@ def test_killed_in_each_kind_of_stage_and_started_again_it_completes(
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert not list(folder.glob(".vitdeploy-*"))
-    assert [row.status in {"ok", "built"} for row in read_report(folder).rows] == [True] * 5
+    assert [row.status in {"ok", "built"} for row in read_report(folder).rows] == [True] * 7
 
 
 def test_a_killed_training_goes_on_where_it_stopped(tmp_path: Path, quick_changes: dict[str, Any]) -> None:
@@ -484,6 +494,19 @@ def test_a_run_can_start_from_a_checkpoint(finished_run: Path, quick_changes: di
     assert open_artifact(folder / "model.onnx").manifest.parents["checkpoint"] == read_checkpoint(source).digest
     assert result.report.rows[0].backend == "pytorch"
     assert {stage.status for stage in run(recipe, folder).stages} == {"fresh"}
+
+
+def test_without_openvino_its_rows_say_so_and_the_others_are_measured(
+    finished_run: Path, quick_changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    changes = {name: value for name, value in quick_changes.items() if not name.startswith("train")}
+    recipe = read_recipe(None, {**changes, "source": str(finished_run / "model.safetensors"), "build.precisions": []})
+    rows = run(recipe, tmp_path / "without").report.rows
+    skipped = [row for row in rows if row.status == "skipped"]
+    assert [(row.backend, row.precision) for row in skipped] == [("openvino", "fp32"), ("openvino", "int8")]
+    assert all("pip install 'vitdeploy[openvino]'" in str(row.reason) for row in skipped)
+    assert {row.backend for row in rows if row.status == "ok"} == {"pytorch", "onnxruntime"}
 
 
 def test_what_a_run_remembers_is_json_without_paths_of_the_machine(finished_run: Path) -> None:

@@ -25,11 +25,11 @@ from digits_linear import (
 from present import present
 
 from vitdeploy.artifacts import write_calibration_table
-from vitdeploy.benching.candidates import of_artifact, with_unique_names
+from vitdeploy.benching.candidates import list_candidates, of_artifact, with_unique_names
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import normalize
-from vitdeploy.records import Manifest, ModelSpec, Report
+from vitdeploy.records import Manifest, ModelSpec, Report, Target
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench
@@ -157,6 +157,22 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         assert report.baseline.latency_rows == {second.name: first.name}
         assert second.logits_identical or second.logits_sqnr_db > 80
         assert second.delta_top1_pp == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "runtimes", "backends"),
+    [
+        ("openvino", ("onnxruntime", "openvino"), ["openvino"]),
+        ("onnxruntime", ("onnxruntime", "openvino"), ["onnxruntime"]),
+        ("tensorrt", ("onnxruntime", "openvino"), ["onnxruntime", "openvino"]),
+        ("onnxruntime", ("openvino",), ["openvino"]),
+    ],
+)
+def test_of_several_runtimes_a_graph_is_run_by_those_it_was_made_for(
+    tmp_path: Path, target: Target, runtimes: tuple[str, ...], backends: list[str]
+) -> None:
+    model = write_linear(tmp_path / "m.onnx", target=target)
+    assert [one.backend for one in list_candidates([model], runtimes, "cpu")] == backends
 
 
 def test_several_numbers_of_threads_are_timed_at_each_batch(tmp_path: Path) -> None:

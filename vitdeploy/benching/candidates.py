@@ -162,7 +162,8 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
     """Return the candidates of all artifacts but checkpoints, whose devices depend on these.
 
     Args:
-        artifacts: Engines go to the backend that built them, ONNX models to every one of ``runtimes``.
+        artifacts: Engines go to the backend that built them, ONNX models to every one of ``runtimes``, but those that
+            were made for some of them to these alone.
         runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), one provider of it
             alone, as ``onnxruntime:cuda``; ``openvino``, or that with a ``Mode``, as ``openvino:bf16``.
         device: None for whatever is there.
@@ -177,7 +178,9 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
         if isinstance(artifact, Engine):
             found.append(of_artifact(artifact, engine_backend(artifact), "cuda"))
         elif isinstance(artifact, OnnxModel):
-            found.extend(of_artifact(artifact, backend, where, provider) for backend, where, provider in places)
+            target = artifact.manifest.target
+            own = [place for place in places if target is not None and executing_target(place[0], place[2]) == target]
+            found.extend(of_artifact(artifact, backend, where, provider) for backend, where, provider in own or places)
     return found
 
 

@@ -22,7 +22,8 @@ class BenchOptions:
     ``batches`` are the batch sizes that are timed; ``threads`` 0 leaves the number to each runtime. ``device`` None
     is whatever is there; ``runtimes`` are those that ONNX models are run by (``onnxruntime``,
     ``openvino``, one provider as in ``onnxruntime:cuda``, or a way to run as in ``openvino:bf16`` and
-    ``openvino:throughput``). ``rounds`` to ``fill_s`` say how turns are taken, as ``TurnOptions`` has it.
+    ``openvino:throughput``); a graph that was made for some of them is run by these alone. ``rounds`` to ``fill_s`` say
+    how turns are taken, as ``TurnOptions`` has it.
     ``samples`` takes a seeded part of the data, ``accuracy_batch`` images at a time go through the models.
     ``cuda_graph`` launches engines as CUDA graphs where they can be recorded. ``processes`` False leaves out load
     time, first inference and peak memory, which take a process per candidate.

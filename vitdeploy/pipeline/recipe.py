@@ -47,6 +47,15 @@ def _profiles(value: Any) -> Any:
         raise ValueError("expected a number such as 1, MIN:OPT:MAX such as 1:8:32, or a list of such") from error
 
 
+BENCHED = BenchOptions(batches=(1, 64), runtimes=("onnxruntime", "openvino"))
+"""What a run measures: INT8 often pays only for many images, and in one of the runtimes."""
+
+
+def _as_benched(value: Any) -> Any:
+    """Return options of ``bench`` with the run's defaults where they are left out."""
+    return {"batches": BENCHED.batches, "runtimes": BENCHED.runtimes, **value} if isinstance(value, dict) else value
+
+
 BatchProfiles = Annotated[tuple[BatchRange, ...], BeforeValidator(_profiles)]
 ComputeCapability = Annotated[str, BeforeValidator(_capability)]
 
@@ -169,7 +178,7 @@ class BenchSection(Section):
     max_drop_by: DropBy = "point"
     min_accuracy_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     predictions: bool = False
-    options: BenchOptions = BenchOptions()
+    options: Annotated[BenchOptions, BeforeValidator(_as_benched)] = BENCHED
 
     def hold(self, report: Report) -> None:
         """Pass where a report is within the limits.
@@ -197,6 +206,7 @@ class Recipe(Section):
         QuantizeSection(precision="fp16"),
         QuantizeSection(precision="int8"),
         QuantizeSection(precision="int8", target="onnxruntime"),
+        QuantizeSection(precision="int8", target="openvino", options=QuantizeOptions(cpu="auto")),
     )
     build: BuildSection = BuildSection()
     bench: BenchSection = BenchSection()
