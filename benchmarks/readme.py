@@ -35,9 +35,9 @@ SWITCHES = (
 
 
 def printed(report: Report) -> str:
-    """Return what the command line prints of a report in 100 columns, and under it the conditions."""
+    """Return what the command line prints of a report in 108 columns, and under it the conditions."""
     stream = io.StringIO()
-    console = Console(file=stream, width=100)
+    console = Console(file=stream, width=108)
     console.print(table(report))
     for line in report.verdict:
         console.print(line, markup=False, highlight=False)
