@@ -18,6 +18,8 @@ NOT_VIT = (r".*layer_scale1\.", r".*lambda_1$", r".*relative_position_bias", r"(
 """Keys of DINOv2, BEiT and YOLOS, whose blocks have names of ViT's."""
 
 HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+SWIN_EPS = 1e-5
+ONNX_ROUTE = f"torch.onnx.export writes the model of transformers as it is, and {adoption('MODEL.onnx')} adopts that"
 MODEL_TYPES = {
     "vit": "vit",
     "deit": "deit",
@@ -42,6 +44,7 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
     arguments.pop("class_token_position", None)  # it always has one here; what looks like none is no square image
     overrides: dict[str, Any] = {}
     if config:
+        _check_code(config)
         _check_activation(config, ("gelu",))
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
@@ -87,6 +90,7 @@ def pvt_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> 
     second = any(".dwconv." in name for name in tensors)
     eps = float(config.get("layer_norm_eps", 1e-6))
     if config:
+        _check_code(config)
         _check_activation(config, ("gelu",))
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
@@ -124,7 +128,9 @@ def swin_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) ->
     tensors, tables = swin.split_tables(swin.from_huggingface(state))
     config, overrides = file.config, {}
     if config:
+        _check_code(config)
         _check_activation(config, ("gelu",))
+        _check_swin(config)
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
             "patch": _side(config.get("patch_size", 4), "patch_size"),
@@ -173,12 +179,35 @@ def _head_classes(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_classes": int(tensors["head.weight"].shape[0])} if "head.weight" in tensors else {}
 
 
+def _check_code(config: Mapping[str, Any]) -> None:
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"auto_map is {config['auto_map']!r} in config.json: the model has code of its own, which is not run here; "
+            f"{ONNX_ROUTE}"
+        )
+
+
+def _check_swin(config: Mapping[str, Any]) -> None:
+    """Refuse what transformers builds otherwise than the authors and no argument here says."""
+    eps = config.get("layer_norm_eps", SWIN_EPS)
+    if eps != SWIN_EPS:  # the norms of the patch embedding and of patch merging have 1e-5 whatever it is
+        raise CheckpointError(
+            f"layer_norm_eps is {eps!r} in config.json, expected {SWIN_EPS}: transformers gives it to some norms of a "
+            f"Swin only; {ONNX_ROUTE}"
+        )
+    size = config.get("image_size", 224)
+    if config.get("model_type") == "swinv2" and isinstance(size, list | tuple) and size[0] > size[-1]:
+        raise CheckpointError(
+            f"image_size is {list(size)!r} in config.json, expected a height no larger than the width: transformers "
+            f"shifts the windows of a Swin v2 by the height alone; {ONNX_ROUTE}"
+        )
+
+
 def _check_activation(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
     activation = config.get("hidden_act", "gelu")
     if activation not in known:
         raise CheckpointError(
-            f"hidden_act is {activation!r} in config.json, expected {' or '.join(known)}: torch.onnx.export writes "
-            f"the model of transformers as it is, and {adoption('MODEL.onnx')} adopts that"
+            f"hidden_act is {activation!r} in config.json, expected {' or '.join(known)}: {ONNX_ROUTE}"
         )
 
 

@@ -148,6 +148,8 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
         notes += [problem] * bool(problem)
     module = model_from_spec(spec)
     _check_tables(converted, module, request, file)
+    if dialect.name in _SHIFT_BY_SIDE:
+        _check_oblong(module, dialect.name, file)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
     _assign(module, tensors, file, label, dialect.family)
     preprocess = preprocess_of_weights(variant, converted, evidence, file, arguments, notes)
@@ -407,6 +409,27 @@ def _check_tables(converted: Converted, module: nn.Module, request: LoadRequest,
                 f"the table {name} in {str(file.path)!r} differs from the one that this architecture computes: name "
                 "the variant that wrote it"
             )
+
+
+# Where a stage is one window high and wider than that, these shift along its width; the authors' Swin and ours do not.
+_SHIFT_BY_SIDE = ("timm", "torchvision")
+
+
+def _check_oblong(module: nn.Module, library: str, file: WeightFile) -> None:
+    """Refuse an oblong Swin whose windows the library that wrote it shifts otherwise than ours.
+
+    Raises:
+        CheckpointError: A stage is no larger than a window along one side alone.
+    """
+    narrow = swin.narrow_stage(module)
+    if narrow is None:
+        return
+    timm = "the source 'timm:NAME' with weights='FILE' builds it, or " if library == "timm" else ""
+    raise CheckpointError(
+        f"image_size makes a stage of {narrow[0]}×{narrow[1]} tokens in {str(file.path)!r}, one window along one side "
+        f"only, whose windows {library} shifts otherwise: {timm}torch.onnx.export writes the model as it is, which "
+        f"{adoption('MODEL.onnx')} adopts"
+    )
 
 
 def _fitted(

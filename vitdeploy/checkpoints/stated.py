@@ -39,6 +39,10 @@ def stated_arguments(
                 foreign[key] = value
             else:
                 ours |= pooling
+        elif key == "fc_norm" and value and "global_pool" not in stated:
+            foreign[key] = value  # beside any pooling, so that the norm no longer tells a mean
+        elif key == "pretrained_window_sizes" and family == "swin_v2" and isinstance(value, list | tuple):
+            ours["pretrained_windows"] = list(value)
         elif key == "img_size" and "image_size" not in converted.proven and isinstance(value, int | list | tuple):
             ours["image_size"] = value if isinstance(value, int) else list(value)
         elif _SHOWN.fullmatch(key) is None:

@@ -187,6 +187,15 @@ def dropped(tables: State) -> dict[str, str]:
     return {first: f"the architecture gives it, and {len(others)} more such tables, which were compared"}
 
 
+def narrow_stage(module: Any) -> tuple[int, int] | None:
+    """Return the grid of the first stage that is one window along one side alone, None where no stage is."""
+    grids = (part.windows for part in module.modules() if hasattr(part, "windows"))
+    for windows in grids:
+        if min(windows.height, windows.width) == windows.side < max(windows.height, windows.width):
+            return windows.height, windows.width
+    return None
+
+
 def computed_tables(module: Any) -> dict[str, NDArray[Any]]:
     """Return the tables that a Swin of ours computes with, under the names and in the shapes of Microsoft's files."""
     tables: dict[str, NDArray[Any]] = {}
