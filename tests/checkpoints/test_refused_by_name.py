@@ -92,7 +92,7 @@ def folder(path: Path, kind: str, **config: Any) -> tuple[Path, nn.Module]:
     torch.manual_seed(0)
     stated = getattr(transformers, f"{kind}Config")(**HF | config)
     module = drawn(getattr(transformers, f"{kind}ForImageClassification")(stated))
-    module.save_pretrained(path / kind)  # type: ignore[operator]
+    module.save_pretrained(path / kind)
     return path / kind, module
 
 
