@@ -55,6 +55,7 @@ def test_a_norm_before_the_head_beside_an_unstated_pooling(tmp_path: Path, name:
     weights, module = saved(tmp_path, name, **VIT, fc_norm=True)
     with pytest.raises(CheckpointError, match=f"'fc_norm': True.*'timm:{name}' with weights="):
         load_source("vit", weights=weights, arguments={"heads": 3})
+    assert_same(load_source(f"timm:{name}", weights=weights, arguments={**VIT, "fc_norm": True}), module, 32, 32)
     weights, module = saved(tmp_path, name, **VIT, fc_norm=True, global_pool="avg")
     assert_same(load_source("vit", weights=weights, arguments={"heads": 3}), module, 32, 32)
 
@@ -65,6 +66,9 @@ def test_the_windows_before_fine_tuning_are_those_that_the_file_states(tmp_path:
     loaded = load_source("swin_v2", weights=weights, arguments={"window": 4})
     assert loaded.spec.arguments["pretrained_windows"] == list(before)
     assert_same(loaded, module, 64, 64)
+    if any(before):
+        with pytest.raises(CheckpointError, match=r"pre-trained in windows of .* pretrained_windows is \[0, 0\]"):
+            load_source("swin_v2", weights=weights, arguments={"window": 4, "pretrained_windows": [0, 0]})
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])

@@ -137,7 +137,7 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     evidence = evidence_of(file)
     converted = dialect.converted(file, request.named)
     notes = _dropped(file, converted)
-    converted = _with_stated(converted, dialect.family, evidence, file, notes)
+    converted = _with_stated(converted, dialect.family, evidence, file, request, notes)
     variant = _variant(name, dialect.family, converted, evidence, file, notes)
     arguments = _arguments(variant, converted, request, file, notes)
     label = variant.name if variant is not None else file.path.resolve().name
@@ -157,12 +157,18 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
 
 
 def _with_stated(
-    converted: Converted, family: str, evidence: Evidence, file: WeightFile, notes: list[str]
+    converted: Converted,
+    family: str,
+    evidence: Evidence,
+    file: WeightFile,
+    request: LoadRequest,
+    notes: list[str],
 ) -> Converted:
     """Return the weights with the constructor arguments that the file states and no key shows.
 
     Raises:
-        CheckpointError: The model was built with something that none here has.
+        CheckpointError: The model was built with something that none here has, or was pre-trained in other windows than
+            those that were named.
     """
     if not evidence.arguments or evidence.elsewhere is not None:
         return converted
@@ -172,6 +178,12 @@ def _with_stated(
         raise CheckpointError(
             f"{str(file.path)!r} says that its model was built with {foreign}, which {family} here has not: the source "
             f"'timm:{named}' with weights='FILE', arguments={foreign} builds it"
+        )
+    before, other = ours.get("pretrained_windows"), request.named.get("pretrained_windows")
+    if any(before or ()) and other is not None and list(other) != before:
+        raise CheckpointError(
+            f"{str(file.path)!r} says that its model was pre-trained in windows of {before}, and pretrained_windows is "
+            f"{other!r}: leave it out of arguments="
         )
     if ours:
         notes.append(f"it says that it was built with {', '.join(f'{key}={value}' for key, value in ours.items())}")
