@@ -20,7 +20,7 @@ from PIL import Image
 from vitdeploy.cli import main
 from vitdeploy.cli.app import EXAMPLES, app
 from vitdeploy.pipeline import Recipe
-from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, open_image, to_pixels
+from vitdeploy.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, open_image, preprocess_from, to_pixels
 from vitdeploy.reading import parse_yaml
 from vitdeploy.records import Preprocess
 from vitdeploy.records.report import Row
@@ -294,6 +294,29 @@ def test_the_ten_lines_for_plain_onnx_runtime_give_the_pixels_of_predict(
     spec = Preprocess(size=(224, 224), resize_size=256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     expected = normalize(to_pixels(open_image(tmp_path / "photo.jpg"), spec)[None], spec)
     np.testing.assert_array_equal(names["logits"], expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("size", [(500, 375), (301, 411), (256, 256)])
+def test_the_record_of_the_docs_prepares_images_as_torchvision_does(tmp_path: Path, size: tuple[int, int]) -> None:
+    import torch
+    from torchvision import transforms
+
+    page = (ROOT / "docs" / "data.md").read_text("utf8")
+    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "own.json").write_text(block)
+    spec = preprocess_from(str(tmp_path / "own.json"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    steps = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    expected: torch.Tensor = steps(image)
+    np.testing.assert_allclose(normalize(to_pixels(image, spec)[None], spec)[0], expected.numpy(), atol=1e-5)
 
 
 def test_the_table_of_the_readme_is_that_of_the_report_beside_it() -> None:

@@ -20,8 +20,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
+from vitdeploy.checkpoints.conventions import by_convention
+from vitdeploy.checkpoints.preprocessing import pixels_text
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.models import create_model
+
+IMAGENET = "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
 
 CLOSE = 1e-5
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -502,3 +506,16 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     state = {name: value.bfloat16() for name, value in timm_vit().state_dict().items()}
     save_file(state, tmp_path / "m.safetensors")
     assert {array.dtype.name for array in read_weights(tmp_path / "m.safetensors").tensors.values()} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("convention", "side", "text"),
+    [
+        ("google", 224, "squash 224×224, crop 224×224, bilinear, mean 0.5, std 0.5"),
+        ("deit", 224, f"shorter side 256, crop 224×224, bicubic, {IMAGENET}"),
+        ("torchvision", 224, f"shorter side 256, crop 224×224, bilinear, {IMAGENET}"),
+        ("swin", 384, f"squash 384×384, crop 384×384, bicubic, {IMAGENET}"),
+    ],
+)
+def test_a_convention_is_said_in_numbers(convention: str, side: int, text: str) -> None:
+    assert pixels_text(by_convention(convention, None, (side, side))[0]) == text

@@ -70,7 +70,7 @@ def _timm_or_deit(variant: Variant | None, size: Size) -> tuple[Preprocess, str]
     if variant is not None:
         return variant.preprocess.at_size(size), ""
     record = _timm(min(size), half=True).at_size(size)
-    return record, "timm's ViT has mean and std 0.5 and DeiT those of ImageNet under the same keys"
+    return record, "keys do not tell timm's ViT (mean and std 0.5) from DeiT (those of ImageNet)"
 
 
 def _torchvision(variant: Variant | None, size: Size) -> Preprocess:

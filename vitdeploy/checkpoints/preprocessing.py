@@ -40,9 +40,23 @@ def preprocess_of_weights(
     if evidence.changes:
         record = _changed(record, evidence.changes, size)
         notes.append(f"its args set the preprocessing: {', '.join(sorted(evidence.changes))}")
-    note = f"{UNSTATED}: took {record.source}"
-    notes.append(f"{note} ({warning}: preprocess= sets another)" if warning else note)
-    return _normalized_as_beside(_with_channels(record, channels, notes), file, notes)
+    record = _normalized_as_beside(_with_channels(record, channels, notes), file, notes)
+    because = f", as {warning}" if warning else ""
+    notes.append(f"{UNSTATED}: took {record.source} ({pixels_text(record)}){because}; preprocess= sets another")
+    return record
+
+
+def pixels_text(record: Preprocess) -> str:
+    """Return what decides the pixels: sizes, filter, mean and standard deviation."""
+    height, width = record.size
+    resized = "×".join(map(str, record.resized_to)) if record.resize != "shortest" else record.resize_size
+    steps = {"shortest": f"shorter side {resized}, crop {height}×{width}", "none": f"{height}×{width}"}
+    mean, std = (
+        ", ".join(f"{one:g}" for one in (values[:1] if len(set(values)) == 1 else values))
+        for values in (record.mean, record.std)
+    )
+    sized = steps.get(record.resize, f"{record.resize} {resized}, crop {height}×{width}")
+    return f"{sized}, {record.interpolation}, mean {mean}, std {std}"
 
 
 def _normalized_as_beside(record: Preprocess, file: WeightFile, notes: list[str]) -> Preprocess:
