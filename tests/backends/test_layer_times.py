@@ -21,6 +21,8 @@ from vitdeploy.graph.parts import part_of_layer, parts_of
 from vitdeploy.records import Precision
 from vitdeploy.sessions import BuildTarget, SessionOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),

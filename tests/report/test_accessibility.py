@@ -20,6 +20,7 @@ SECTIONS = (
 )  # fmt: skip
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH, and $CHROMIUM is not set"),
 ]

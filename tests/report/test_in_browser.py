@@ -21,6 +21,7 @@ TABLE = """JSON.stringify([...document.querySelectorAll("#%s tbody tr")].map(
 MINUS = "\N{MINUS SIGN}"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH, and $CHROMIUM is not set"),
 ]

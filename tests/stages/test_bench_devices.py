@@ -17,6 +17,8 @@ from digits_linear import (
 from vitdeploy.records import Check, Examination
 from vitdeploy.stages.bench import BenchOptions, bench
 
+pytestmark = pytest.mark.slow
+
 
 def test_engines_that_cannot_run_here_are_rows_that_say_so(tmp_path: Path, script) -> None:
     script(ScriptedBackend("tensorrt-rtx", cannot="there is no NVIDIA GPU here"))

@@ -15,6 +15,8 @@ from vitdeploy.errors import DataError
 from vitdeploy.stages.bench import bench
 from vitdeploy.stages.export import ExportOptions, export
 
+pytestmark = pytest.mark.slow
+
 QUICK = BenchOptions(rounds=1, warmup=1, iterations=1, processes=False)
 
 # How bright an image is, in units of the digits' standard deviation.

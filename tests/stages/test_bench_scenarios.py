@@ -14,6 +14,8 @@ from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.stages.bench import BenchOptions, bench
 
+pytestmark = pytest.mark.slow
+
 QUICK = BenchOptions(
     batches=(1, 4), rounds=1, iterations=1, warmup=1, fill_s=0.0, samples=40, threads=1, processes=False,
     image_to_label=False, energy_s=0.0, scenarios=("single-stream", "multi-stream", "offline", "server"),

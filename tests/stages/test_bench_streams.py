@@ -17,6 +17,8 @@ from vitdeploy.report.markdown import render_markdown
 from vitdeploy.sessions import BuildTarget
 from vitdeploy.stages.bench import BenchOptions, bench
 
+pytestmark = pytest.mark.slow
+
 QUICK = BenchOptions(
     batches=(1, 4), rounds=1, iterations=2, warmup=1, fill_s=0.0, samples=20, threads=1, processes=False,
     image_to_label=False, energy_s=0.0, streams=(2, 3), thumbnails=False,
