@@ -15,6 +15,8 @@ from small_vit import small_vit
 from vitdeploy.graph.linear_groups import find_linear_groups, path_of, shapes_at_batch_one
 from vitdeploy.quantization.prepared import prepare
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

@@ -16,6 +16,8 @@ from vitdeploy.measure.scenarios import (
 )
 from vitdeploy.records.scenario import ScenarioName
 
+pytestmark = pytest.mark.slow
+
 Cost = Callable[[int, int], float]
 """Number of a call and of its samples → seconds."""
 

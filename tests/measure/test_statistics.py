@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from vitdeploy.measure import statistics
 
+pytestmark = pytest.mark.slow
+
 
 def test_wilson_interval_equals_published_values() -> None:
     # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3

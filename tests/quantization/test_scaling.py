@@ -21,6 +21,8 @@ from vitdeploy.quantization.scaling import smoothing_factor
 from vitdeploy.records import Treatment
 from vitdeploy.sessions import SessionOptions
 
+pytestmark = pytest.mark.slow
+
 amaxes = hnp.arrays(np.float32, 16, elements=st.floats(0, 1e4, width=32))
 
 

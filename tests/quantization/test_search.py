@@ -24,6 +24,8 @@ from vitdeploy.quantization.search import (
 )
 from vitdeploy.records import Treatment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared():
