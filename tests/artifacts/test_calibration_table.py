@@ -133,7 +133,7 @@ def test_it_serves_its_own_graph_and_preprocessing_only(table: CalibrationTable)
     table.require_fit("d" * 64, PREPROCESS)
     with pytest.raises(CalibrationError, match="made for another graph"):
         table.require_fit("e" * 64, PREPROCESS)
-    with pytest.raises(CalibrationError, match=r"other preprocessing \(8×8 .*takes 8×8 .*0\.4"):
+    with pytest.raises(CalibrationError, match=r"other preprocessing \(1x8x8, .*takes 1x8x8, .*mean 0\.4"):
         table.require_fit("d" * 64, PREPROCESS.model_copy(update={"mean": (0.4,)}))
     with pytest.raises(CalibrationError, match="the model takes none"):
         table.require_fit("d" * 64, None)

@@ -21,11 +21,10 @@ from torch import nn
 
 from vitdeploy.checkpoints import LoadRequest, load_foreign, read_weights
 from vitdeploy.checkpoints.conventions import by_convention
-from vitdeploy.checkpoints.preprocessing import pixels_text
 from vitdeploy.errors import ArtifactError, CheckpointError
 from vitdeploy.models import create_model
 
-IMAGENET = "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+IMAGENET = "mean 0.485/0.456/0.406, std 0.229/0.224/0.225"
 
 CLOSE = 1e-5
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -511,11 +510,11 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("convention", "side", "text"),
     [
-        ("google", 224, "squash 224×224, crop 224×224, bilinear, mean 0.5, std 0.5"),
-        ("deit", 224, f"shorter side 256, crop 224×224, bicubic, {IMAGENET}"),
-        ("torchvision", 224, f"shorter side 256, crop 224×224, bilinear, {IMAGENET}"),
-        ("swin", 384, f"squash 384×384, crop 384×384, bicubic, {IMAGENET}"),
+        ("google", 224, "3x224x224, squashed (bilinear), mean 0.5/0.5/0.5, std 0.5/0.5/0.5"),
+        ("deit", 224, f"3x224x224, shorter side to 256 (bicubic), centre crop, {IMAGENET}"),
+        ("torchvision", 224, f"3x224x224, shorter side to 256 (bilinear), centre crop, {IMAGENET}"),
+        ("swin", 384, f"3x384x384, squashed (bicubic), {IMAGENET}"),
     ],
 )
 def test_a_convention_is_said_in_numbers(convention: str, side: int, text: str) -> None:
-    assert pixels_text(by_convention(convention, None, (side, side))[0]) == text
+    assert by_convention(convention, None, (side, side))[0].words == text

@@ -268,4 +268,5 @@ def test_a_preprocessing_that_is_named_leaves_no_note_on_the_one_that_is_not_sta
     notes = load(open_source("vit", options)).notes
     unstated = [note for note in notes if "does not state its preprocessing" in note]
     assert len(unstated) == (named is None)
-    assert all("mean 0.5, std 0.5)" in note and note.endswith("preprocess= sets another") for note in unstated)
+    assert all("mean 0.5/0.5/0.5, std 0.5/0.5/0.5)" in note for note in unstated)
+    assert all(note.endswith("; preprocess= sets another") for note in unstated)

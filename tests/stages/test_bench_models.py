@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from digits_linear import QUICK, SPEC, WEIGHT, in_steps, row_of, write_linear
+from digits_linear import PREPROCESS, QUICK, SPEC, WEIGHT, in_steps, linear_logits, row_of, write_linear
 
 from vitdeploy.artifacts import OnnxModel
+from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
+from vitdeploy.datasets import load_pixels, open_dataset
+from vitdeploy.preprocess import normalize
 from vitdeploy.records import ModelSpec, Report
 from vitdeploy.stages.bench import bench
 
@@ -80,3 +83,18 @@ def test_where_the_way_back_is_lost_the_architecture_decides(
         tmp_path / "int8.onnx", steps, model=spec, precision="int8", target="onnxruntime", parents={"onnx": B}
     )
     assert _numbers(bench([fp32, int8], "digits", options=QUICK)) == numbers
+
+
+def test_stored_logits_are_compared_with_the_model_that_they_are_of(tmp_path: Path) -> None:
+    """Both have stored logits, and those of the first are of other images than the test's."""
+    models = [*_pair(tmp_path, "one", WEIGHT, A), *_pair(tmp_path, "two", WEIGHT * 0.9, B)]
+    for graph, weight, data in ((models[0], WEIGHT, "digits:validation"), (models[2], WEIGHT * 0.9, "digits:test")):
+        images = open_dataset(data)
+        info = ReferenceInfo(
+            onnx_sha256=graph.digest, data_sha256=images.digest, sample_ids=images.sample_ids, origin=""
+        )
+        write_reference(graph.path, info, linear_logits(normalize(load_pixels(images, PREPROCESS), PREPROCESS), weight))
+    report = bench(models, "digits:test", options=QUICK)
+    assert "as export stored them" in report.baseline.accuracy_against
+    assert row_of(report, "one.onnx").logits_sqnr_db is None
+    assert row_of(report, "two.onnx").logits_identical or row_of(report, "two.onnx").logits_sqnr_db > 80

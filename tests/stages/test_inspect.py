@@ -5,15 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from foreign_onnx import write_foreign
+from notes import Notes
 from safetensors.numpy import save_file
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel
+from vitdeploy.cli.inspect import describe
 from vitdeploy.errors import ArtifactError, CheckpointError
+from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.inspect import Inspection, inspect
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("activation", ["Softmax", "Sigmoid", ""])
+def test_what_an_adopted_graph_gives_is_called_what_it_is(tmp_path: Path, activation: str) -> None:
+    path = write_foreign(tmp_path / "theirs.onnx")
+    if activation:
+        proto = onnx.load(path)
+        (output,) = proto.graph.output
+        last = next(node for node in proto.graph.node if output.name in node.output)
+        last.output[0] = "before"
+        proto.graph.node.append(onnx.helper.make_node(activation, ["before"], [output.name]))
+        onnx.save(proto, path)
+    notes = Notes()
+    model = export(path, tmp_path / "ours.onnx", options=ExportOptions(preprocess="digits"), progress=notes)
+    lines = dict(describe(inspect(model.path)))
+    assert "PyTorch" not in lines["golden"]
+    assert "the outputs of the graph as it was adopted" in lines["golden"]
+    word = activation.lower()
+    assert lines.get("outputs", "") == (f"probabilities: a {word} is in the graph" if word else "")
+    assert any("taken as probabilities" in line for line in notes.lines) == bool(word)
 
 
 def test_an_onnx_model_of_ours(tiny_onnx: OnnxModel) -> None:

@@ -68,8 +68,8 @@ class CalibrationTable(Artifact):
             )
         if self.manifest.preprocess != preprocess:
             raise CalibrationError(
-                f"{str(self.path)!r} was made with other preprocessing ({_brief(self.manifest.preprocess)}, the model "
-                f"takes {_brief(preprocess)}): {_REMEDY}"
+                f"{str(self.path)!r} was made with other preprocessing ({_words(self.manifest.preprocess)}; the model "
+                f"takes {_words(preprocess)}): {_REMEDY}"
             )
 
 
@@ -145,7 +145,5 @@ def _digest(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> s
     return sha256_of({"tensors": dict(numbers), "arrays": tensors_digest(arrays)})
 
 
-def _brief(preprocess: Preprocess | None) -> str:
-    if preprocess is None:
-        return "none"
-    return f"{preprocess.size[0]}×{preprocess.size[1]} {preprocess.interpolation} mean {list(preprocess.mean)}"
+def _words(preprocess: Preprocess | None) -> str:
+    return "none" if preprocess is None else preprocess.words

@@ -22,10 +22,12 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
     The way leads over ONNX models that are given or lie beside them (engine → INT8 graph → FP32 graph → checkpoint).
     Preprocessing and class names that an export was given stand in the manifest that is returned.
     """
-    for child in (one.manifest for one in ancestors(artifacts) if "checkpoint" in one.manifest.parents):
-        for path in [path for folder in _folders(artifacts) for path in sorted(folder.glob("*.safetensors"))]:
-            manifest = stated_manifest(path)
-            if manifest is None or not is_parent(manifest, child, "checkpoint"):
+    children = [one.manifest for one in ancestors(artifacts) if "checkpoint" in one.manifest.parents]
+    paths = [path for folder in _folders(artifacts) for path in sorted(folder.glob("*.safetensors"))]
+    stated = [(path, manifest) for path in paths if (manifest := stated_manifest(path)) is not None]
+    for child in children:
+        for path, manifest in stated:
+            if not is_parent(manifest, child, "checkpoint"):
                 continue
             try:
                 found = open_artifact(path)

@@ -40,11 +40,13 @@ class BaselineChoice:
     """The baseline of a bench.
 
     ``candidates`` are its rows, one per device and empty where there is no row; ``logits`` are stored ones
-    [n, classes] that stand in for PyTorch where torch is not installed. ``accuracy_against`` says it in words.
+    [n, classes] that stand in for PyTorch where it cannot be had, those of the graph with the digest ``logits_of``.
+    ``accuracy_against`` says it in words.
     """
 
     candidates: tuple[Candidate, ...] = ()
     logits: NDArray[np.float32] | None = None
+    logits_of: str = ""
     accuracy_against: str = ""
 
 
@@ -98,9 +100,10 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
         reason = "no checkpoint was given, and the one they were made from is not beside them"
     else:
         reason = "torch is not installed"
-    stored = _stored(scene)
-    if stored is not None:
-        return BaselineChoice(logits=stored, accuracy_against=f"PyTorch's logits as export stored them ({reason})")
+    if (stored := _stored(scene)) is not None:
+        logits, graph = stored
+        against = f"PyTorch's logits as export stored them ({reason})"
+        return BaselineChoice(logits=logits, logits_of=graph.digest, accuracy_against=against)
     graphs = [one for one in scene.others if one.precision == "fp32" and isinstance(one.artifact, OnnxModel)]
     if graphs:
         title = backend_title(graphs[0].backend)
@@ -208,12 +211,12 @@ def _first_checkpoint(artifacts: Iterable[Artifact]) -> Checkpoint | None:
     return next((artifact for artifact in artifacts if isinstance(artifact, Checkpoint)), None)
 
 
-def _stored(scene: Scene) -> NDArray[np.float32] | None:
-    """Return PyTorch's logits for the samples of the dataset, as export stored them beside a graph; None without."""
+def _stored(scene: Scene) -> tuple[NDArray[np.float32], OnnxModel] | None:
+    """Return PyTorch's logits for the samples of the dataset, as export stored them beside a graph, and the graph."""
     for artifact in ancestors(scene.artifacts):
         if isinstance(artifact, OnnxModel):
             reference = load_reference(artifact)
             logits = reference.rows(scene.dataset.sample_ids) if reference is not None else None
             if logits is not None:
-                return logits
+                return logits, artifact
     return None

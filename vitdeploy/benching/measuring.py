@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from vitdeploy import environment
 from vitdeploy.artifacts import Engine, OnnxModel
 from vitdeploy.artifacts.lineage import ancestors
-from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.backends.opening import census_of
 from vitdeploy.benching import probe
 from vitdeploy.benching.baseline import BaselineChoice
@@ -187,17 +186,16 @@ def measure_accuracy(
 
 
 def compared_model(entries: Sequence[Entry], reference: BaselineChoice) -> int:
-    """Return the number of the model whose logits are the baseline's; of stored ones, the first that has any."""
+    """Return the number of the model whose logits are the baseline's; of stored ones, that of their graph."""
     if reference.logits is None:
         return next((entry.model_number for entry in entries if entry.is_baseline), 1)
-    stored = (entry for entry in entries if entry.candidate.artifact is not None and _has_reference(entry))
-    return next((entry.model_number for entry in stored), 1)
+    from_it = (entry for entry in entries if entry.candidate.artifact is not None and _has_ancestor(entry, reference))
+    return next((entry.model_number for entry in from_it), 1)
 
 
-def _has_reference(entry: Entry) -> bool:
+def _has_ancestor(entry: Entry, reference: BaselineChoice) -> bool:
     assert entry.candidate.artifact is not None
-    graphs = (one for one in ancestors([entry.candidate.artifact]) if isinstance(one, OnnxModel))
-    return any(load_reference(graph) is not None for graph in graphs)
+    return any(one.digest == reference.logits_of for one in ancestors([entry.candidate.artifact]))
 
 
 def match_labels_of(

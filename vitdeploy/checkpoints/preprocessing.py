@@ -42,21 +42,8 @@ def preprocess_of_weights(
         notes.append(f"its args set the preprocessing: {', '.join(sorted(evidence.changes))}")
     record = _normalized_as_beside(_with_channels(record, channels, notes), file, notes)
     because = f", as {warning}" if warning else ""
-    notes.append(f"{UNSTATED}: took {record.source} ({pixels_text(record)}){because}; preprocess= sets another")
+    notes.append(f"{UNSTATED}: took {record.source} ({record.words}){because}; preprocess= sets another")
     return record
-
-
-def pixels_text(record: Preprocess) -> str:
-    """Return what decides the pixels: sizes, filter, mean and standard deviation."""
-    height, width = record.size
-    resized = "×".join(map(str, record.resized_to)) if record.resize != "shortest" else record.resize_size
-    steps = {"shortest": f"shorter side {resized}, crop {height}×{width}", "none": f"{height}×{width}"}
-    mean, std = (
-        ", ".join(f"{one:g}" for one in (values[:1] if len(set(values)) == 1 else values))
-        for values in (record.mean, record.std)
-    )
-    sized = steps.get(record.resize, f"{record.resize} {resized}, crop {height}×{width}")
-    return f"{sized}, {record.interpolation}, mean {mean}, std {std}"
 
 
 def _normalized_as_beside(record: Preprocess, file: WeightFile, notes: list[str]) -> Preprocess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +12,7 @@ from vitdeploy.cli.options import Json
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
-    from vitdeploy.records import Manifest, OperatorCensus, Preprocess
+    from vitdeploy.records import Manifest, OperatorCensus
     from vitdeploy.stages.inspect import GraphInfo, Inspection, WeightsInfo
 
 
@@ -57,7 +56,9 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     if found.weights is not None:
         lines += _weights_lines(found.weights)
     if found.golden_samples:
-        lines.append(("golden", f"{found.golden_samples} samples with PyTorch's logits and the graph's own"))
+        is_exported = found.manifest is not None and found.manifest.model.family != "onnx"
+        whose = "PyTorch's logits" if is_exported else "the outputs of the graph as it was adopted"
+        lines.append(("golden", f"{found.golden_samples} samples with {whose} and the graph's own"))
     if found.payload_sha256 is not None:
         lines.append(("digest", found.payload_sha256))
     if found.remedy:
@@ -76,8 +77,10 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
         shown = ", ".join(model.classes[:10])
         more = f" … {len(model.classes)} in all" if len(model.classes) > 10 else ""
         lines.append(("classes", shown + more))
+    if model.activation != "none":
+        lines.append(("outputs", f"probabilities: a {model.activation} is in the graph"))
     if (spec := manifest.preprocess) is not None:
-        lines.append(("input", _input(spec)))
+        lines.append(("input", spec.words))
     target = f" for {manifest.target}" if manifest.target is not None else ""
     lines.append(("precision", f"{manifest.precision}{target}"))
     if manifest.plan is not None:
@@ -129,35 +132,3 @@ def _weights_lines(weights: WeightsInfo) -> list[tuple[str, str]]:
     if weights.dialect is not None or weights.reason:
         lines.append(("dialect", in_flags(f"{weights.dialect or 'unknown'}: {weights.reason}")))
     return lines
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:.4g}" for value in values)
-
-
-def _input(spec: Preprocess) -> str:
-    """Return in words how an image becomes the network's input."""
-    size = "x".join(map(str, (spec.channels, *spec.size)))
-    target = "x".join(map(str, spec.resized_to)) if spec.resize != "shortest" else str(spec.resize_size)
-    resizes = {
-        "shortest": f"shorter side to {target}",
-        "cover": f"scaled to cover {target}",
-        "contain": f"scaled to lie within {target}",
-        "squash": f"squashed to {target}" if spec.resized_to != spec.size else "squashed",
-        "none": "not resized",
-    }
-    parts = [size, resizes[spec.resize] + ("" if spec.resize == "none" else f" ({spec.interpolation})")]
-    if spec.crop == "center":
-        parts.append("centre crop")
-    if not math.isclose(spec.scale, 1 / 255) or spec.offset:
-        parts.append(f"pixels · {spec.scale:.6g}" + (f" {spec.offset:+g}" if spec.offset else ""))
-    parts.append(f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
-    if spec.channel_order == "bgr":
-        parts.append("channels as BGR")
-    takes = spec.input.replace("-", " ")
-    if spec.frame is not None:
-        images = "any size" if spec.frame == "any" else "×".join(map(str, spec.frame))
-        parts.append(f"all of it in the graph, which takes images of {images} as {takes}")
-    elif spec.is_fused:
-        parts.append(f"all but the resizing in the graph, which takes {takes}")
-    return ", ".join(parts)

@@ -88,6 +88,8 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         for note in (*notes, *more, *others):
             progress.note(note)
         activation = output_activation(model.graph, expected.last)
+        if activation != "none":
+            progress.note(f"its outputs have a {activation} applied: they are taken as probabilities")
         head = _head(path, options, count, activation)
         for note in head.notes:
             progress.note(note)

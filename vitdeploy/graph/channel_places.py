@@ -20,17 +20,10 @@ from vitdeploy.graph.linear_groups import Linear, LinearGroup
 from vitdeploy.graph.values import along, array_of
 
 Kind = Literal["scale", "shift"]
-
-
 Shapes = Mapping[str, Sequence[int | None]]
-
-
 Channels = NDArray[np.int32]
 """Which channel each element of a tensor belongs to, ``KEPT`` or ``UNREAD``; along an axis of size 1 it is the same."""
-
-
 KEPT, UNREAD = -1, -2
-
 
 _NORMS = {"LayerNormalization": -1, "RMSNormalization": -1, "BatchNormalization": 1, "InstanceNormalization": 1}
 _UNARY_MOVES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))

@@ -118,6 +118,35 @@ class Preprocess(Record):
         target = self.size if self.resize_size is None else self.resize_size
         return (target, target) if isinstance(target, int) else target
 
+    @property
+    def words(self) -> str:
+        """How an image becomes the network's input, as a reader is told it."""
+        size = "x".join(map(str, (self.channels, *self.size)))
+        target = "x".join(map(str, self.resized_to)) if self.resize != "shortest" else str(self.resize_size)
+        resizes = {
+            "shortest": f"shorter side to {target}",
+            "cover": f"scaled to cover {target}",
+            "contain": f"scaled to lie within {target}",
+            "squash": f"squashed to {target}" if self.resized_to != self.size else "squashed",
+            "none": "not resized",
+        }
+        parts = [size, resizes[self.resize] + ("" if self.resize == "none" else f" ({self.interpolation})")]
+        if self.crop == "center":
+            parts.append("centre crop")
+        if not math.isclose(self.scale, 1 / 255) or self.offset:
+            parts.append(f"pixels · {self.scale:.6g}" + (f" {self.offset:+g}" if self.offset else ""))
+        mean, std = ("/".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        parts.append(f"mean {mean}, std {std}")
+        if self.channel_order == "bgr":
+            parts.append("channels as BGR")
+        takes = self.input.replace("-", " ")
+        if self.frame is not None:
+            images = "any size" if self.frame == "any" else "×".join(map(str, self.frame))
+            parts.append(f"all of it in the graph, which takes images of {images} as {takes}")
+        elif self.is_fused:
+            parts.append(f"all but the resizing in the graph, which takes {takes}")
+        return ", ".join(parts)
+
     def at_size(self, size: tuple[int, int]) -> Preprocess:
         """Return what this is at another input size: the margin around the crop keeps its share, rounded down.
 
