@@ -1,4 +1,4 @@
-"""An engine of ``fake_tensorrt``: a graph that ONNX Runtime runs, and its layers as the inspector tells them."""
+"""An engine of ``fake_tensorrt``: a graph that ONNX Runtime runs, and its layers as the inspector reports them."""
 
 from __future__ import annotations
 

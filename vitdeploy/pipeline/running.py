@@ -169,15 +169,7 @@ class _Run:
             resume="auto",
         )
         provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
-        step = Step(
-            "train",
-            request,
-            output,
-            read_checkpoint,
-            provenance,
-            FILES_CHANGED,
-            needs_torch=True,
-        )
+        step = Step("train", request, output, read_checkpoint, provenance, FILES_CHANGED, needs_torch=True)
         return self.run_step(step, key_of)
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
@@ -196,16 +188,7 @@ class _Run:
         named = self.recipe.model_dump(mode="json", include={"source", "weights", "arguments", "preprocess", "labels"})
         provenance = Provenance(options={**named, **section.model_dump(mode="json")}, parents=request.parents)
         beside = (reference_path(output),) if section.reference else ()
-        step = Step(
-            "export",
-            request,
-            output,
-            read_onnx,
-            provenance,
-            FILES_CHANGED,
-            beside,
-            needs_torch=True,
-        )
+        step = Step("export", request, output, read_onnx, provenance, FILES_CHANGED, beside, needs_torch=True)
         return self.run_step(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:

@@ -169,6 +169,7 @@ class Row(Record):
     ``peak_memory_bytes`` is of a whole process on the host, not of a GPU.
     ``model_number`` is the same for rows that are one model in several precisions or runtimes; those of another model
     than the baseline have no agreement and no SQNR.
+    ``payload_sha256`` is the ``digest`` of the artifact: of its content, model, preprocessing and trainings.
     ``census`` says which 8-bit products of a graph its runtime computes in integers, None where it does not tell.
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its

@@ -99,14 +99,14 @@ def condition_facts(report: Report) -> list[Fact]:
 
 
 def digest_facts(report: Report) -> list[Fact]:
-    """Return what identifies each artifact that has a row: the SHA-256 of its payload."""
+    """Return what identifies each artifact that has a row: its digest, as ``inspect`` shows it."""
     found: dict[str, list[str]] = {}
     for row in report.rows:
         if row.payload_sha256 is not None:
             found.setdefault(row.payload_sha256, []).append(row.name)
     # rows of one artifact are told apart by what runs them: "vit.onnx (OpenVINO, CPU)"
     titles = {digest: names[0] if len(names) == 1 else names[0].rpartition(" (")[0] for digest, names in found.items()}
-    return [Fact(title or found[digest][0], f"sha256 {digest}") for digest, title in titles.items()]
+    return [Fact(title or found[digest][0], f"digest {digest}") for digest, title in titles.items()]
 
 
 def self_check_text(check: SelfCheck) -> str:
