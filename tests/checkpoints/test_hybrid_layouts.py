@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from google_npz import google_arrays
 from numpy.typing import NDArray
 from redrawing import redraw
 from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
@@ -69,51 +70,26 @@ def test_a_published_variant_is_told_from_its_shapes(tmp_path: Path) -> None:
     assert_same(loaded.module, theirs, 224)
 
 
-def as_google(state: dict[str, torch.Tensor], heads: int = 3) -> dict[str, NDArray[Any]]:
+def hybrid_as_google(state: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     """Write timm's weights as Google's JAX code names and lays them out."""
-    out: dict[str, NDArray[Any]] = {}
+    out = google_arrays({key: value for key, value in state.items() if "backbone" not in key})
     for key, tensor in state.items():
-        value = tensor.numpy()
-        kind = "kernel" if key.endswith("weight") else "bias"
         if found := re.match(r"patch_embed\.backbone\.(?:stem\.)?(?:stages\.(\d)\.blocks\.(\d)\.)?(.*)\.\w+$", key):
             place = f"block{int(found[1]) + 1}/unit{int(found[2]) + 1}/" if found[1] else ""
             part = found[3].replace("norm", "gn").replace("downsample.", "")
             part = part if re.search(r"\d", part) else f"{part}_{'proj' if found[1] else 'root'}"
             if part.startswith("conv"):
-                out[f"{place}{part}/kernel"] = value.transpose(2, 3, 1, 0)
+                out[f"{place}{part}/kernel"] = tensor.numpy().transpose(2, 3, 1, 0)
             else:
-                out[f"{place}{part}/{'scale' if kind == 'kernel' else 'bias'}"] = value.reshape(1, 1, 1, -1)
-        elif found := re.match(r"blocks\.(\d)\.(.*)\.\w+$", key):
-            block = f"Transformer/encoderblock_{found[1]}"
-            attention = f"{block}/MultiHeadDotProductAttention_1"
-            if found[2] == "attn.qkv":
-                for name, part in zip(("query", "key", "value"), np.split(value, 3), strict=True):
-                    shaped = part.T.reshape(-1, heads, 24 // heads) if kind == "kernel" else part.reshape(heads, -1)
-                    out[f"{attention}/{name}/{kind}"] = shaped
-            elif found[2] == "attn.proj":
-                out[f"{attention}/out/{kind}"] = value.T.reshape(heads, -1, 24) if kind == "kernel" else value
-            elif found[2].startswith("norm"):
-                layer = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}[found[2]]
-                out[f"{block}/{layer}/{'scale' if kind == 'kernel' else 'bias'}"] = value
-            else:
-                layer = {"mlp.fc1": "Dense_0", "mlp.fc2": "Dense_1"}[found[2]]
-                out[f"{block}/MlpBlock_3/{layer}/{kind}"] = value.T
-        elif key.startswith("patch_embed.proj"):
-            out[f"embedding/{kind}"] = value.transpose(2, 3, 1, 0) if kind == "kernel" else value
-        elif key.startswith("norm"):
-            out[f"Transformer/encoder_norm/{'scale' if kind == 'kernel' else 'bias'}"] = value
-        elif key.startswith("head"):
-            out[f"head/{kind}"] = value.T
-        else:
-            name = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding"}[key]
-            out[name] = value
+                kind = "scale" if key.endswith("weight") else "bias"
+                out[f"{place}{part}/{kind}"] = tensor.numpy().reshape(1, 1, 1, -1)
     return out
 
 
 @pytest.mark.parametrize(("units", "patch"), [([1, 2], 1), ([], 8)], ids=["stages", "stem alone"])
 def test_googles_weights_load_as_timm_reads_them(tmp_path: Path, units: list[int], patch: int) -> None:
     path = tmp_path / "R_Ti.npz"
-    np.savez(path, **dict[str, Any](as_google(timms(units, patch).state_dict())))
+    np.savez(path, **dict[str, Any](hybrid_as_google(timms(units, patch).state_dict())))
     theirs = timms(units, patch)
     with torch.no_grad():
         for parameter in theirs.parameters():

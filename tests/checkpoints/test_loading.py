@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from google_npz import google_arrays
 from redrawing import redraw
 from safetensors.torch import save_file
 from torch import nn
@@ -137,36 +138,8 @@ def as_hugging_face_distilled_deit(folder: Path):
 
 
 def as_google_npz(folder: Path):
-    """Write what flax would: heads are an axis, kernels are [in, out]."""
     model = timm_vit()
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    arrays = {
-        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": state["patch_embed.proj.bias"],
-        "cls": state["cls_token"],
-        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-        "Transformer/encoder_norm/scale": state["norm.weight"],
-        "Transformer/encoder_norm/bias": state["norm.bias"],
-        "head/kernel": state["head.weight"].T,
-        "head/bias": state["head.bias"],
-    }
-    for index in range(2):
-        block, theirs = f"blocks.{index}", f"Transformer/encoderblock_{index}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_1"
-        weights = state[f"{block}.attn.qkv.weight"].reshape(3, 3, 8, 24)  # part, head, d, in
-        biases = state[f"{block}.attn.qkv.bias"].reshape(3, 3, 8)
-        for part, name in enumerate(("query", "key", "value")):
-            arrays[f"{attention}/{name}/kernel"] = weights[part].transpose(2, 0, 1)
-            arrays[f"{attention}/{name}/bias"] = biases[part]
-        arrays[f"{attention}/out/kernel"] = state[f"{block}.attn.proj.weight"].T.reshape(3, 8, 24)
-        arrays[f"{attention}/out/bias"] = state[f"{block}.attn.proj.bias"]
-        for ours, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
-            arrays[f"{theirs}/{name}/scale"] = state[f"{block}.{ours}.weight"]
-            arrays[f"{theirs}/{name}/bias"] = state[f"{block}.{ours}.bias"]
-        for ours, name in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
-            arrays[f"{theirs}/MlpBlock_3/{name}/kernel"] = state[f"{block}.mlp.{ours}.weight"].T
-            arrays[f"{theirs}/MlpBlock_3/{name}/bias"] = state[f"{block}.mlp.{ours}.bias"]
-    np.savez(folder / "Ti_16.npz", **arrays)
+    np.savez(folder / "Ti_16.npz", **dict[str, Any](google_arrays(model.state_dict())))
     return model, folder / "Ti_16.npz", "vit", LoadRequest()
 
 

@@ -17,7 +17,7 @@ from vitdeploy.checkpoints import huggingface
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.files import Tensors, WeightFile
 from vitdeploy.checkpoints.heads import settle_head
-from vitdeploy.checkpoints.layouts import hybrid, pvt, swin, t2t, tnt, vit, vit_pytorch
+from vitdeploy.checkpoints.layouts import google, hybrid, pvt, swin, t2t, tnt, vit, vit_pytorch
 
 Convert = Callable[[WeightFile, Tensors, Mapping[str, Any]], Converted]
 Rename = Callable[[Mapping[str, Any]], Tensors]
@@ -76,8 +76,8 @@ class Dialect:
         )
 
 
-def _vit(tensors: Tensors, **changes: Any) -> Converted:
-    arguments = vit.describe(tensors)
+def _vit(tensors: Tensors, *, token_position: bool | None = None, **changes: Any) -> Converted:
+    arguments = vit.describe(tensors, token_position=token_position)
     extra = int("cls_token" in tensors and arguments.get("class_token_position", True)) + int("dist_token" in tensors)
     size = arguments.pop("image_size", None)
     return Converted(
@@ -117,20 +117,35 @@ def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any
 
 
 def _from_deit3(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
-    return _vit(vit.from_deit3(state), overrides={"eps": 1e-6})
+    return _vit(vit.from_deit3(state), token_position=False, overrides={"eps": 1e-6})
 
 
 def _from_mmpretrain(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
-    return _vit(vit.from_mmpretrain(state), overrides={"eps": 1e-6})
+    return _vit(vit.from_mmpretrain(state), token_position=True, overrides={"eps": 1e-6})
 
 
 def _from_torchvision_vit(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
-    return _vit(vit.from_torchvision(state), overrides={"eps": 1e-6}, resize_rule="bicubic_align_corners")
+    changes: dict[str, Any] = {"overrides": {"eps": 1e-6}, "resize_rule": "bicubic_align_corners"}
+    return _vit(vit.from_torchvision(state), token_position=True, **changes)
 
 
-def _from_google(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
-    overrides = {"heads": vit.heads_of_google(state), "eps": 1e-6}
-    return _vit(vit.from_google(state), overrides=overrides, resize_rule="bilinear_align_corners", unknown=())
+def _from_google(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
+    inside, changes = _of_google(state)
+    tensors = google.to_timm(inside)
+    vit.refuse_other_parts(tensors, repr(str(file.path)))
+    return _vit(tensors, token_position=google.has_token_position(inside), unknown=(), **changes)
+
+
+def _of_google(state: Tensors) -> tuple[Tensors, dict[str, Any]]:
+    """Return the weights below their place, and what all of Google's have in common."""
+    inside, beside = google.below(state, google.root_of(state) or "")
+    changes: dict[str, Any] = {
+        "overrides": {"heads": google.heads_of(inside), "eps": 1e-6},
+        "resize_rule": "bilinear_align_corners",
+    }
+    if beside:
+        changes["dropped"] = {beside: "no part of the model"}
+    return inside, changes
 
 
 def _hybrid(tensors: Tensors, **changes: Any) -> Converted:
@@ -145,8 +160,8 @@ def _hybrid_from_timm(_file: WeightFile, state: Tensors, _arguments: Mapping[str
 
 
 def _hybrid_from_google(_file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
-    overrides = {"heads": vit.heads_of_google(state), "eps": 1e-6}
-    return _hybrid(hybrid.from_google(state), overrides=overrides, resize_rule="bilinear_align_corners")
+    inside, changes = _of_google(state)
+    return _hybrid(hybrid.from_google(inside), **changes)
 
 
 def _class_token(tensors: Tensors) -> int:
@@ -304,7 +319,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(
         "Google JAX",
         "hybrid",
-        (r"(opt/target/|params/)?conv_root/kernel",),
+        (r"(.*/)?conv_root/kernel", r"(.*/)?embedding/kernel"),
         _hybrid_from_google,
         heads={},
         convention="google",
@@ -312,7 +327,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(
         "Google JAX",
         "vit",
-        (r"(opt/target/|params/)?embedding/kernel", r".*encoderblock_0/"),
+        (r"(.*/)?embedding/kernel", r"(.*/)?Transformer/encoderblock(_0)?/"),
         _from_google,
         heads={},
         convention="google",

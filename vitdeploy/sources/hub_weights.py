@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.checkpoints.candidates import common_root, roots
 from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
 from vitdeploy.checkpoints.heads import settle_head
+from vitdeploy.checkpoints.layouts import google, hybrid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +46,22 @@ def read_hub_weights(path: Path, module: nn.Module) -> HubWeights:
 
     found = roots(opened, accept)
     file = opened.below(found[0][0] if found else common_root(opened))
+    if not found and (root := google.root_of(file.leaves)) is not None:
+        return _of_google(file, root)
     head = settle_head(file.tensors, _outermost(linear, module), linear) if linear else None
     tensors = file.tensors if head is None or head.problem else head.tensors
     notes = [note for note in (_place(file), head.note if head is not None else "") if note]
     return HubWeights(dict(tensors), dict(file.tensors), tuple(notes))
+
+
+def _of_google(file: WeightFile, root: str) -> HubWeights:
+    """Return the weights of Google's JAX code under timm's names."""
+    inside, beside = google.below(file.tensors, root)
+    tensors = hybrid.from_google(inside)
+    notes = ["renamed the weights of Google's JAX code as timm has them"]
+    if beside:
+        notes.append(f"left out {beside}: no part of the model")
+    return HubWeights(tensors, tensors, tuple(notes))
 
 
 def _place(file: WeightFile) -> str:

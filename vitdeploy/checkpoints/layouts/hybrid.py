@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.checkpoints.layouts import vit
+from vitdeploy.checkpoints.layouts import google, vit
 from vitdeploy.checkpoints.layouts.rename import Rules, renamed
 
 State = Mapping[str, NDArray[Any]]
@@ -33,7 +33,7 @@ SCALE: Rules = ((r"scale$", "weight"),)
 def from_google(state: State) -> Tensors:
     """Return the weights of Google's JAX hybrids: kernels are [H, W, in, out] there, norms [1, 1, 1, C]."""
     ours: Tensors = {}
-    rest = vit.from_google(state)
+    rest = google.to_timm(state)
     stem = "stem." if any(re.match(r"block\d+/", name) for name in rest) else ""
     for name, value in rest.items():
         found = re.match(r"(?:block(\d+)/unit(\d+)/)?((?:conv|gn)(?:_root|_proj|[123])/\w+)$", name)
@@ -51,7 +51,7 @@ def from_google(state: State) -> Tensors:
 
 def describe(tensors: State) -> dict[str, Any]:
     """Read the constructor arguments of ``models.hybrid`` off tensors in our names, all but heads and groups."""
-    arguments = vit.describe(tensors)
+    arguments = vit.describe(tensors, token_position=True)
     for name in ("image_size", "channels"):
         arguments.pop(name, None)
     stem = tensors.get(f"{BACKBONE}stem.conv.weight", tensors.get(f"{BACKBONE}conv.weight"))

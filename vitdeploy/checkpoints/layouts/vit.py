@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.checkpoints.layouts.rename import Rules, joined, renamed
@@ -135,62 +134,6 @@ def from_huggingface(state: State) -> Tensors:
     return joined(renamed(state, HUGGING_FACE), ("query", "key", "value"), "qkv")
 
 
-def from_google(state: State) -> Tensors:
-    """Return the weights of Google's JAX ViT: kernels are transposed, heads are an axis of their own there."""
-    state = {_without_prefix(name): value for name, value in state.items()}
-    blocks = sorted({int(found[1]) for name in state if (found := re.match(r"Transformer/encoderblock_(\d+)/", name))})
-    ours: Tensors = {}
-    used: set[str] = set()
-
-    def take(name: str) -> NDArray[Any]:
-        if name not in state:
-            raise CheckpointError(f"{name!r} is missing from the JAX checkpoint")
-        used.add(name)
-        return state[name]
-
-    def linear(ours_name: str, name: str) -> None:
-        ours[f"{ours_name}.weight"] = np.ascontiguousarray(take(f"{name}/kernel").T)
-        ours[f"{ours_name}.bias"] = take(f"{name}/bias")
-
-    def norm(ours_name: str, name: str) -> None:
-        ours[f"{ours_name}.weight"], ours[f"{ours_name}.bias"] = take(f"{name}/scale"), take(f"{name}/bias")
-
-    ours["patch_embed.proj.weight"] = np.ascontiguousarray(take("embedding/kernel").transpose(3, 2, 0, 1))
-    ours["patch_embed.proj.bias"] = take("embedding/bias")
-    ours["cls_token"] = take("cls")
-    ours["pos_embed"] = take("Transformer/posembed_input/pos_embedding")
-    norm("norm", "Transformer/encoder_norm")
-    for index in blocks:
-        theirs, block = f"Transformer/encoderblock_{index}", f"blocks.{index}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_1"
-        norm(f"{block}.norm1", f"{theirs}/LayerNorm_0")
-        norm(f"{block}.norm2", f"{theirs}/LayerNorm_2")
-        kernels = [take(f"{attention}/{part}/kernel") for part in ("query", "key", "value")]  # [D, H, d] each
-        biases = [take(f"{attention}/{part}/bias") for part in ("query", "key", "value")]  # [H, d] each
-        ours[f"{block}.attn.qkv.weight"] = np.concatenate([kernel.reshape(len(kernel), -1).T for kernel in kernels])
-        ours[f"{block}.attn.qkv.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
-        out = take(f"{attention}/out/kernel")  # [H, d, D]
-        ours[f"{block}.attn.proj.weight"] = np.ascontiguousarray(out.reshape(-1, out.shape[-1]).T)
-        ours[f"{block}.attn.proj.bias"] = take(f"{attention}/out/bias")
-        linear(f"{block}.mlp.fc1", f"{theirs}/MlpBlock_3/Dense_0")
-        linear(f"{block}.mlp.fc2", f"{theirs}/MlpBlock_3/Dense_1")
-    if "pre_logits/kernel" in state:
-        linear("pre_logits.fc", "pre_logits")
-    linear("head", "head")
-    ours.update({name: value for name, value in state.items() if name not in used})
-    return ours
-
-
-def heads_of_google(state: State) -> int:
-    """Return the number of heads, which JAX keeps as an axis of the kernels."""
-    kernel = next(value for name, value in state.items() if name.endswith("/query/kernel"))
-    return int(kernel.shape[1])
-
-
-def _without_prefix(name: str) -> str:
-    return re.sub(r"^(?:opt/target/|params/)", "", name)
-
-
 def is_grid_with_token(state: State, image_size: Any) -> bool:
     """Return whether the positions are those of a class token and the patches of an image of [height, width]."""
     if not isinstance(image_size, list | tuple) or len(image_size) != 2 or "dist_token" in state:
@@ -199,8 +142,11 @@ def is_grid_with_token(state: State, image_size: Any) -> bool:
     return bool(state["pos_embed"].shape[1] == 1 + (image_size[0] // patch) * (image_size[1] // patch))
 
 
-def describe(tensors: State) -> dict[str, Any]:
+def describe(tensors: State, *, token_position: bool | None = None) -> dict[str, Any]:
     """Read the constructor arguments of ``models.vit`` off tensors in our names; heads cannot be told from them.
+
+    ``token_position`` says whether the class token has a position, where the code base knows; else it has none where
+    the positions are a square without it.
 
     Raises:
         CheckpointError: The tensors are not those of a ViT.
@@ -231,7 +177,9 @@ def describe(tensors: State) -> dict[str, Any]:
     if parallel:
         arguments["parallel"] = len(parallel)
     extra = int("cls_token" in tensors) + int("dist_token" in tensors)
-    if "cls_token" in tensors and math.isqrt(rows) ** 2 == rows:
+    if token_position is None:
+        token_position = math.isqrt(rows) ** 2 != rows
+    if "cls_token" in tensors and not token_position:
         arguments["class_token_position"] = False
         extra = 0
     side = math.isqrt(max(rows - extra, 0))
