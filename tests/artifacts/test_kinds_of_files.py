@@ -21,7 +21,7 @@ from vitdeploy.errors import ArtifactError
 def test_json_is_not_taken_for_an_onnx_file_in_text_form(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text('{"schema": 1}')
-    with pytest.raises(ArtifactError, match="is not an ONNX file, or is damaged"):
+    with pytest.raises(ArtifactError, match="is a JSON file, expected an ONNX model"):
         load_ir(path)
 
 

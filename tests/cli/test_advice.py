@@ -194,4 +194,4 @@ def test_weights_of_torch_are_called_weights_and_not_a_damaged_graph(
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": torch.ones(3)}, "w.pth", _use_new_zipfile_serialization=not legacy)
     assert main([command[0], "w.pth", *command[1:]]) == 1
-    assert "'w.pth' holds weights, expected an ONNX model" in capsys.readouterr().err
+    assert "'w.pth' is a file of weights that others made, expected " in capsys.readouterr().err

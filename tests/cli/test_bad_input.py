@@ -116,7 +116,7 @@ def test_a_file_of_another_kind_is_told_what_was_expected(refused: Run, finished
             assert name in refused(command.format(name))
     assert "model.safetensors" in refused("quantize model.safetensors -o o.onnx --precision fp16")
     assert "is a folder" in refused("build . -o o.engine")
-    assert "is no report" in refused("compare run.json run.json")
+    assert "is the record of a run, expected a report" in refused("compare run.json run.json")
 
 
 def test_a_manifest_that_lies_about_its_payload_is_refused(refused: Run, finished_run: Path) -> None:

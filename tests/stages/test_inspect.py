@@ -120,7 +120,7 @@ def test_weights_of_no_known_dialect_are_still_described(tmp_path: Path) -> None
     [
         ("missing.onnx", None, "there is no file"),
         ("empty.onnx", b"", "is not an ONNX model"),
-        ("text.txt", b"hello, this is a text", "is not an ONNX"),
+        ("text.txt", b"hello, this is a text", "is a text file, expected"),
         ("plan.engine", b"ftrt" + bytes(60), "has no manifest"),
     ],
 )

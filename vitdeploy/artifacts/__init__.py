@@ -17,6 +17,7 @@ from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_en
 from vitdeploy.artifacts.files import atomic_folder, atomic_path, write_atomically
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
+from vitdeploy.artifacts.other_files import ARTIFACT, not_an_artifact
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import is_safetensors, read_head
 
@@ -62,6 +63,8 @@ def open_artifact(source: Artifact | Path | str) -> Artifact:
     if isinstance(source, Artifact):
         return source if source.is_current else _reopened(source)
     path = Path(source)
+    if path.is_dir() and (refusal := not_an_artifact(path)) is not None:
+        raise refusal
     head = read_head(path, 16)
     if is_safetensors(path):
         return read_checkpoint(path)
@@ -72,9 +75,11 @@ def open_artifact(source: Artifact | Path | str) -> Artifact:
     if head[:1] == b"{":
         return read_calibration_table(path)
     if not head:
-        raise ArtifactError(f"{str(path)!r} is empty, expected a checkpoint, an ONNX model or an engine")
+        raise ArtifactError(f"{str(path)!r} is empty, expected {ARTIFACT}")
     if path.suffix == ".safetensors" and head[:1] != ONNX_START:
         return read_checkpoint(path)  # no safetensors file, and its reader says so
+    if head[:1] != ONNX_START and (refusal := not_an_artifact(path)) is not None:
+        raise refusal
     return read_onnx(path)
 
 

@@ -19,6 +19,7 @@ from vitdeploy.artifacts.engine import Engine, read_engine
 from vitdeploy.artifacts.files import atomic_folder, atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import OnnxModel
+from vitdeploy.artifacts.other_files import ARTIFACT, not_an_artifact
 from vitdeploy.artifacts.signature import SIGNATURE, check_signature
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import (
@@ -31,9 +32,8 @@ from vitdeploy.reading import (
     unpack_zip,
 )
 from vitdeploy.records import BundledFile, BundleManifest, canonical_json
-from vitdeploy.records.bundle import SCHEMA_VERSION
+from vitdeploy.records.bundle import MANIFEST, SCHEMA_VERSION
 
-MANIFEST = "manifest.json"
 GOLDEN = "golden.safetensors"
 ZIP_SUFFIX = ".zip"
 _ZIP_START = b"PK\x03\x04"
@@ -135,12 +135,14 @@ def read_bundle_manifest(folder: Path, path: Path) -> BundleManifest:
         ArtifactError: There is none, or it is damaged or of a newer vitdeploy.
     """
     if not (folder / MANIFEST).is_file():
-        raise ArtifactError(
-            f"{str(path)!r} is no bundle: it has no {MANIFEST}; vd.package(['ARTIFACT'], {str(path)!r}) makes one"
+        raise not_an_artifact(path, f"a bundle, {ARTIFACT}") or ArtifactError(
+            f"{str(path)!r} is no bundle: it has no {MANIFEST}; vd.package(['ARTIFACT'], 'vit.bundle') makes one"
         )
     raw = read_json(folder / MANIFEST, "the manifest of a bundle")
     if not isinstance(raw, dict) or raw.get("kind") != "bundle":
-        raise ArtifactError(f"{str(path)!r} is no bundle: its {MANIFEST} is of another kind")
+        raise not_an_artifact(path, f"a bundle, {ARTIFACT}") or ArtifactError(
+            f"{str(path)!r} is no bundle: its {MANIFEST} is of another kind"
+        )
     version = raw.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ArtifactError(f"{str(path)!r} is a bundle of schema {version!r}, this vitdeploy reads {SCHEMA_VERSION}")

@@ -15,6 +15,7 @@ from vitdeploy.artifacts.base import ArrayValue, Artifact
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import atomic_path, save_tensors, write_atomically
 from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
+from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.errors import ArtifactError, CalibrationError
 from vitdeploy.reading import read_head, read_json, read_tensors
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
@@ -94,7 +95,8 @@ def read_calibration_table(path: Path) -> CalibrationTable:
     path = Path(path)
     body = read_json(path, "a calibration table")
     if not isinstance(body, dict) or not isinstance(numbers := body.get("tensors"), dict) or "manifest" not in body:
-        raise ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged")
+        refusal = None if path.name.endswith(SUFFIX) else not_an_artifact(path)
+        raise refusal or ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged")
     manifest = manifest_of(body["manifest"], path)
     if manifest.kind != "calibration-table":
         raise ArtifactError(f"{str(path)!r} is of kind {manifest.kind!r}, expected a calibration table")

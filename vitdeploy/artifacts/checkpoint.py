@@ -13,6 +13,7 @@ from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import tensors_digest
 from vitdeploy.artifacts.files import atomic_path, save_tensors
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import open_safetensors
 from vitdeploy.records import Manifest
@@ -49,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     with open_safetensors(path) as file:
         if METADATA_KEY not in file.metadata:
-            raise ArtifactError(
+            raise not_an_artifact(path) or ArtifactError(
                 f"{str(path)!r} has no vitdeploy manifest: name its model, as in "
                 f"vd.export('NAME', 'model.onnx', options=vd.ExportOptions(weights={str(path)!r}))"
             )

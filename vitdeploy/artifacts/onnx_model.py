@@ -12,8 +12,9 @@ from vitdeploy.artifacts.digest import onnx_digest, release
 from vitdeploy.artifacts.files import atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
+from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import is_safetensors, missing, read_head, require_regular
+from vitdeploy.reading import is_safetensors, missing, require_regular
 from vitdeploy.records import Manifest
 from vitdeploy.wording import adoption
 
@@ -165,6 +166,8 @@ def load_ir(path: Path) -> ir.Model:
     from google.protobuf.message import DecodeError
 
     path = Path(path)
+    if path.is_dir() and (refusal := not_an_artifact(path, "an ONNX model")) is not None:
+        raise refusal
     if require_regular(path).st_size >= LARGEST_PROTOBUF:
         raise ArtifactError(f"{str(path)!r} is larger than the 2 GB that an ONNX file can have: it is damaged")
     try:
@@ -183,18 +186,13 @@ def load_ir(path: Path) -> ir.Model:
     except ArtifactError:
         raise
     except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if is_safetensors(path) or _is_of_torch(path):
+        if is_safetensors(path):
             raise ArtifactError(
                 f"{str(path)!r} holds weights, expected an ONNX model: "
                 f"vd.export({str(path)!r}, {f'{path.stem}.onnx'!r}) makes one"
             ) from error
-        raise ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
-
-
-def _is_of_torch(path: Path) -> bool:
-    """Return whether a file is one of ``torch.save``, old or new, by its first bytes."""
-    head = read_head(path, 512)
-    return head[:2] == b"\x80\x02" or (head[:2] == b"PK" and b"/data.pkl" in head)
+        refusal = not_an_artifact(path, "an ONNX model")
+        raise refusal or ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
 
 
 def _digest(model: ir.Model, path: Path) -> str:

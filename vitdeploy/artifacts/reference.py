@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import Artifact, atomic_path
-from vitdeploy.artifacts.base import ArrayValue
+from vitdeploy.artifacts.base import ArrayValue, Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import save_tensors
+from vitdeploy.artifacts.files import atomic_path, save_tensors
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import parse_json, read_tensors, safetensors_metadata
 from vitdeploy.records import Record, canonical_json, sha256_of

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import Report, sha256_of
+from vitdeploy.records.report import DIGEST_KEY, REPORT
 
-REPORT = "report.json"
 SCHEMA_VERSION = 1
-DIGEST_KEY = "report_sha256"
 
 
 def read_report(path: Path | str) -> Report:
@@ -23,11 +23,17 @@ def read_report(path: Path | str) -> Report:
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / REPORT).is_file() and (refusal := not_an_artifact(path, "a report")) is not None:
+            raise refusal
         path = path / REPORT
+    if path.is_file() and path.suffix != ".json" and (refusal := not_an_artifact(path, "a report")) is not None:
+        raise refusal
     raw = read_json(path, "a report.json of vd.bench()")
     version = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(version, int):
-        raise ArtifactError(f"{str(path)!r} is no report: it has no schema number; expected one of vd.bench()")
+        raise not_an_artifact(path, "a report") or ArtifactError(
+            f"{str(path)!r} is no report: it has no schema number; expected one of vd.bench()"
+        )
     if version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{str(path)!r} has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}: update it"

@@ -10,6 +10,8 @@ from vitdeploy.records.model import ModelSpec
 from vitdeploy.records.preprocess import Preprocess
 from vitdeploy.records.samples import TrainingData
 
+MANIFEST = "manifest.json"
+"""The file that makes a folder or an archive a bundle; a calibration set has one of that name too."""
 SCHEMA_VERSION = 1
 
 

@@ -25,6 +25,10 @@ from vitdeploy.wording import Interval, ms_text, percent_text, points_text, rati
 
 __all__ = ["Baseline", "Conditions", "Device", "DropBy", "Interval", "Report", "Row", "Timing"]
 
+REPORT = "report.json"
+DIGEST_KEY = "report_sha256"
+"""The last key of the file: the digest of all others."""
+
 BACKEND_TITLES = {
     "pytorch": "PyTorch",
     "onnxruntime": "ONNX Runtime",

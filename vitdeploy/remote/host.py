@@ -21,7 +21,7 @@ from vitdeploy.artifacts.files import TEMPORARY_PREFIX, write_error
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.artifacts.reference import load_reference
-from vitdeploy.artifacts.report_json import REPORT, read_report
+from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.samples import SAMPLES
 from vitdeploy.datasets import Dataset, DataSource
@@ -31,6 +31,7 @@ from vitdeploy.errors import RemoteError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.reading import require_regular
 from vitdeploy.records import Report, sha256_of
+from vitdeploy.records.report import REPORT
 from vitdeploy.remote.events import Replay
 from vitdeploy.remote.link import check_host, connect
 from vitdeploy.remote.shipping import LostLinkError, Parcel, fetch, persist, request_answer, ship

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from vitdeploy.artifacts import write_atomically
-from vitdeploy.artifacts.report_json import DIGEST_KEY, REPORT
 from vitdeploy.records import Report, sha256_of
+from vitdeploy.records.report import DIGEST_KEY, REPORT
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.text import printable_json

@@ -6,8 +6,9 @@ import json
 import sys
 from typing import Any
 
-from vitdeploy.artifacts.report_json import DIGEST_KEY, SCHEMA_VERSION
+from vitdeploy.artifacts.report_json import SCHEMA_VERSION
 from vitdeploy.records import Report
+from vitdeploy.records.report import DIGEST_KEY
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -16,9 +16,10 @@ from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_TABLE
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
+from vitdeploy.artifacts.other_files import is_weights_folder, not_an_artifact
 from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
 from vitdeploy.artifacts.reference import read_reference, reference_path
-from vitdeploy.artifacts.report_json import DIGEST_KEY, REPORT, read_report
+from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.artifacts.run_record import RUN, read_run_record
 from vitdeploy.datasets.calibration_set import MANIFEST_NAME as CALIBRATION_SET
 from vitdeploy.datasets.calibration_set import check_files, is_calibration_set, read_calibration_manifest
@@ -35,6 +36,7 @@ from vitdeploy.reading import (
 )
 from vitdeploy.records import Front, Manifest, ModelSpec, OperatorCensus, PrecisionPlan, Record, Sensitivity
 from vitdeploy.records.budget import FRONT
+from vitdeploy.records.report import DIGEST_KEY, REPORT
 from vitdeploy.text import size_text
 from vitdeploy.wording import adoption, decibel_text, percent_text
 
@@ -173,6 +175,8 @@ def _inspect(path: Path) -> Inspection:
         return _inspect_artifact(read_engine(path.with_suffix("")))
     if path.is_file() and is_safetensors(path) and REFERENCE_KEY in safetensors_metadata(path):
         return _inspect_reference(path)
+    if path.is_dir() and not is_weights_folder(path) and (refusal := not_an_artifact(path)) is not None:
+        raise refusal
     if path.is_dir() or _is_foreign_weights(path):
         return _inspect_weights(path)
     if _is_foreign_onnx(path):
@@ -390,6 +394,9 @@ def _inspect_weights(path: Path) -> Inspection:
     except CheckpointError as error:
         info = info.model_copy(update={"reason": str(error)})
         remedy = ""
+    else:
+        if path.is_dir():
+            remedy = f"vd.export({str(path)!r}, {f'{path.absolute().name}.onnx'!r}) makes a model of it"
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
     return Inspection(
         path=str(path),

@@ -24,11 +24,12 @@ from vitdeploy.artifacts.bundle import (
 )
 from vitdeploy.artifacts.files import save_tensors, write_error
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
-from vitdeploy.artifacts.report_json import REPORT, read_report
+from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.artifacts.signature import read_private_key
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import to_input
 from vitdeploy.records import BundledGraph, BundleManifest, Preprocess, Report
+from vitdeploy.records.report import REPORT
 from vitdeploy.text import printable, size_text
 from vitdeploy.wording import ms_text, percent_text
 
