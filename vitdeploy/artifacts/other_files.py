@@ -124,8 +124,8 @@ def _text(path: Path) -> tuple[str, str]:
     if path.suffix in (".yaml", ".yml"):
         return "a text file", f"if it is a recipe, vd.run({str(path)!r}) runs it"
     if path.suffix in (".txt", ".csv", ".names", ""):
-        options = f"options=vd.ExportOptions(labels={str(path)!r})"
-        return "a text file", f"if it names classes, vd.export('MODEL', 'model.onnx', {options}) gives them to a model"
+        way = f"vd.export('MODEL', 'model.onnx', options=vd.ExportOptions(labels={str(path)!r})) gives them to a model"
+        return "a text file", f"if it names classes, {way}"
     return "a text file", ""
 
 
