@@ -100,6 +100,20 @@ def test_pairwise_scale_costs_a_gaussian_weight_less_than_half_a_bit() -> None:
     assert 1.0 < ratio.mean() < np.sqrt(2)
 
 
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([3.0, -3.0, 1.0, -1.0], 3 / 127),
+        ([3.0, 2.0, 1.0, -1.0], 5 / 127.5),
+        ([-2.0, 1.0, -1.5, -1.5, 2.5], 3 / 127.5),
+        ([0.5], 0.5 / 127),
+        ([0.0, 0.0], 1.0),
+    ],
+)
+def test_pairwise_scale_counts_neighbours_of_one_sign_only(column: list[float], expected: float) -> None:
+    assert pairwise_scale(np.array(column, np.float32)[:, None]).tolist() == [np.float32(expected)]
+
+
 def test_float32_scale_is_stored_unchanged() -> None:
     assert storable(0.1, "float32") == np.float32(0.1)
 

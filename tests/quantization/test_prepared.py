@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from readout_vit import write_readout_vit
@@ -27,6 +28,17 @@ def test_a_clone_has_the_same_groups_in_its_own_graph() -> None:
     assert copy.linears
     assert copy.attentions
     assert not {linear.node for group in copy.linears for linear in group.linears} & set(first.graph.graph)
+
+
+def test_all_copies_share_the_memory_of_the_weights() -> None:
+    first = Prepared.of(ir.serde.deserialize_model(small_vit(depth=1)))
+    weights = [linear.weight.const_value for group in first.clone().linears for linear in group.linears]
+    originals = [linear.weight.const_value for group in first.linears for linear in group.linears]
+    assert weights
+    for weight, original in zip(weights, originals, strict=True):
+        assert weight is not None
+        assert original is not None
+        assert np.shares_memory(weight.numpy(), original.numpy())
 
 
 def test_all_trials_share_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,16 @@ def test_golden_samples_get_new_outputs_and_keep_the_reference(source: OnnxModel
         np.testing.assert_allclose(golden.outputs, source.golden.outputs, atol=3)
 
 
+def test_large_graphs_run_one_after_the_other_and_are_judged_the_same(
+    source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=FAST)
+    monkeypatch.setattr("vitdeploy.quantization.check.LARGE", 0)
+    apart = quantize(source, tmp_path / "b.onnx", precision="int8", calibration="digits", options=FAST)
+    assert apart.manifest.checks == together.manifest.checks
+    assert apart.golden == together.golden
+
+
 @pytest.mark.usefixtures("made")
 def test_the_source_is_left_as_it_was(source: OnnxModel) -> None:
     assert read_onnx(source.path).digest == source.digest

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,8 @@ DATA_MOVEMENT = frozenset(
 
 WORTH_COLLECTING = 4 << 20
 """Bytes of weights from which finding graphs that are no longer used is worth the time that it takes."""
+WORTH_TRIMMING = 64 << 20
+"""Bytes of weights from which memory that was freed is given back to the system at once."""
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -39,10 +44,33 @@ def weight_bytes(model: ir.Model) -> int:
 def collect_graphs_like(model: ir.Model) -> None:
     """Free graphs of this size that are no longer used: each refers to itself, so its weights wait for Python's search.
 
-    The search passes over all that lives, a tenth of a second beside PyTorch; small graphs are left to Python.
+    The search passes over all that lives, a tenth of a second beside PyTorch; small graphs are left to Python. Where
+    the C library is glibc, what it keeps of freed sessions and weights between live ones goes back to the system.
     """
-    if weight_bytes(model) >= WORTH_COLLECTING:
-        gc.collect()
+    if weight_bytes(model) < WORTH_COLLECTING:
+        return
+    gc.collect()
+    if weight_bytes(model) >= WORTH_TRIMMING and (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's ``malloc_trim``; None where there is none."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # musl has no such function, Windows no library of that name
+        return None
+    return found
+
+
+def hold_as_arrays(model: ir.Model) -> None:
+    """Hold weights that a protobuf message holds as arrays, in place: a message hands out a copy at every look."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.dtype.bitwidth >= 8:
+            held = ir.Tensor(tensor.numpy(), tensor.dtype, shape=tensor.shape, name=name, doc_string=tensor.doc_string)
+            value.const_value = held
 
 
 def array_of(value: ir.Value | None) -> NDArray[Any] | None:

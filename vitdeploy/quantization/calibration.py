@@ -82,6 +82,7 @@ class Calibration:
             everything = observers = self.observe(collector, "fit", division.fit, progress, saved)
             if division.compare is not None:
                 everything = merged(observers, self.observe(collector, "compare", division.compare, progress, saved))
+        collect_graphs_like(self.prepared.graph)
         if division.compare is None or options.effort == "fast":
             return Calibrated(everything, self.propose(everything, options))
         images = Subset(division.compare, np.arange(min(self._compared(options), len(division.compare))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from vitdeploy.artifacts import Golden
 from vitdeploy.datasets import Dataset, batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import BackendError, GateError, GraphError, warn
-from vitdeploy.graph.values import collect_graphs_like
+from vitdeploy.graph.values import collect_graphs_like, weight_bytes
 from vitdeploy.measure.accuracy import collect_logits, run_batch
 from vitdeploy.measure.heads import predicted_classes
 from vitdeploy.measure.statistics import logits_sqnr_db
@@ -39,6 +40,9 @@ EXPECTED_SQNR_DB: dict[NodePrecision, float] = {
 }
 """Logits SQNR below which the check fails: FP16 rounds at 2⁻¹¹; INT8 ViTs of good accuracy have 20 dB and more."""
 CHECK_BATCH = 16
+LARGE = 64 << 20
+"""Bytes of weights from which the two graphs of a check run one after the other: the images are read twice, and never
+are two sessions held."""
 CHECKED_OF_BUDGET = 256
 """A search has run over all validation images already; the check is of the graph that is written."""
 
@@ -124,25 +128,38 @@ def judge(
     Raises:
         GraphError: The runtime refuses the new graph, or its logits are NaN or infinite.
     """
-    collect_graphs_like(before)  # the graphs that were tried
     golden, preprocess = inputs.source.golden, inputs.source.manifest.preprocess
-    with open_graph(before) as old, _opened(open_after or open_graph, after) as new:
-        renewed = None
-        if golden is not None and preprocess is not None:
-            try:
-                outputs = _logits_of(new, golden, inputs)
-            except GraphError as error:
-                raise GraphError(f"{error}{_overflow_text(before, inputs, open_graph)}") from error
-            renewed = Golden(golden.pixels, golden.reference, outputs)
-        if images is not None and preprocess is not None:
-            found = collect_logits({"before": old, "after": new}, images, preprocess, batch=_batch(before))
-            if found.failures:
-                raise GraphError(f"the {inputs.precision} graph is unfit: {next(iter(found.failures.values()))}")
-            what = f"{len(images)} images of {images.uri!r} that calibration has not seen"
-            return Judged(_checks(found.logits["after"], found.logits["before"], what, inputs), renewed)
-        if golden is not None and renewed is not None:
-            what = f"{len(golden.pixels)} golden samples"
-            return Judged(_checks(renewed.outputs, _logits_of(old, golden, inputs), what, inputs), renewed)
+    logits: dict[str, NDArray[np.float32]] = {}
+    renewed, what = None, "nothing"
+    for names in (("before", "after"),) if weight_bytes(before) < LARGE else (("before",), ("after",)):
+        collect_graphs_like(before)  # the graphs that were tried, and the session before
+        with ExitStack() as stack:
+            sessions = {
+                name: stack.enter_context(
+                    open_graph(before) if name == "before" else _opened(open_after or open_graph, after)
+                )
+                for name in names
+            }
+            if golden is not None and preprocess is not None and "after" in sessions:
+                try:
+                    outputs = _logits_of(sessions["after"], golden, inputs)
+                except GraphError as error:
+                    raise GraphError(f"{error}{_overflow_text(before, inputs, open_graph)}") from error
+                renewed = Golden(golden.pixels, golden.reference, outputs)
+            if images is not None and preprocess is not None:
+                found = collect_logits(sessions, images, preprocess, batch=_batch(before))
+                if found.failures:
+                    raise GraphError(f"the {inputs.precision} graph is unfit: {next(iter(found.failures.values()))}")
+                logits |= found.logits
+                what = f"{len(images)} images of {images.uri!r} that calibration has not seen"
+            elif golden is not None and preprocess is not None:
+                if "before" in sessions:
+                    logits["before"] = _logits_of(sessions["before"], golden, inputs)
+                if renewed is not None:
+                    logits["after"] = renewed.outputs
+                what = f"{len(golden.pixels)} golden samples"
+    if logits:
+        return Judged(_checks(logits["after"], logits["before"], what, inputs), renewed)
     reason = "there were no images: vd.quantize(..., options=vd.QuantizeOptions(validation='DATA')) compares on some"
     return Judged((Check(name="logits SQNR", status="unchecked", unit="dB", detail=reason),), renewed)
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.values import is_constant
+from vitdeploy.graph.values import collect_graphs_like, is_constant
 from vitdeploy.quantization.affine import FP8_MAX
 from vitdeploy.quantization.collector import with_outputs
 from vitdeploy.quantization.prepared import Prepared
@@ -95,6 +95,7 @@ def profile_errors(
     kept = [np.array(image) for image in images]
     with _opened(prepared.graph, sums, open_graph) as old:
         references = [_run(old, image) for image in kept]
+    collect_graphs_like(prepared.graph)
     with open_graph(with_outputs(after, wanted)) as new:
         for image, reference in zip(kept, references, strict=True):
             found = _run(new, image)

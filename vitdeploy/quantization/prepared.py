@@ -13,6 +13,7 @@ from vitdeploy.graph.fold_transposes import FoldTransposes
 from vitdeploy.graph.linear_groups import LinearGroup, find_linear_groups, shapes_at_batch
 from vitdeploy.graph.name_nodes import NameNodes
 from vitdeploy.graph.quiet import quiet
+from vitdeploy.graph.values import hold_as_arrays
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Prepared:
 
 def prepare(model: ir.Model) -> ir.Model:
     """Bring weights into initializers, name every node and infer shapes, in place, so that groups can be found."""
+    hold_as_arrays(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     FoldTransposes()(model)
     NameNodes()(model)

@@ -82,12 +82,13 @@ def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int |
 
 
 class Realizer:
-    """Carries out plans for one graph and what was observed of it; weights that come again are rounded once."""
+    """Carries out plans for one graph and what was observed of it; a weight of the plan before is not rounded again."""
 
     def __init__(self, prepared: Prepared, observers: Mapping[str, TensorObserver], form: Format) -> None:
         self.prepared, self.observers, self.form = prepared, observers, form
         self.bases = Bases(prepared, observers, form)
         self._rounded: dict[bytes, QuantizedTensor] = {}
+        self._before = self._rounded
 
     def realize(self, plan: PrecisionPlan) -> Realized:
         """Return a copy of the prepared graph in which the plan's groups are integers; the original is untouched.
@@ -100,6 +101,7 @@ class Realizer:
             GraphError: A weight is not finite.
             UsageError: Attention, which has no weights, is to be quantized in weights only.
         """
+        self._before, self._rounded = self._rounded, {}
         fixed = attention_tensors(plan, {attention.name: attention for attention in self.prepared.attentions})
         basis = self.bases.of(plan.rotated, fixed)
         copy = basis.prepared.clone()
@@ -173,10 +175,12 @@ class Realizer:
             digest.update(np.ascontiguousarray(rows).data)
         digest.update(f"{precision == 'fp8'} {linear.channel_axis} {linear.weight.name}".encode())
         key = digest.digest()
-        if key not in self._rounded:
+        found = self._rounded.get(key) or self._before.get(key)
+        if found is None:
             nearest = quantize_weight(linear, self.form, fp8=precision == "fp8")
-            self._rounded[key] = nearest if rows is None else _rounded_for(linear, nearest, rows, self.form)
-        return self._rounded[key]
+            found = nearest if rows is None else _rounded_for(linear, nearest, rows, self.form)
+        self._rounded[key] = found
+        return found
 
     def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
         """Return q, kᵀ, p and v with their ranges; p is a softmax, whose range is known to be 0 … 1."""
