@@ -234,8 +234,16 @@ def archive(path: Path, members: dict[str, bytes], **changes: int) -> Path:
         for name, data in {"manifest.json": b'{"kind": "bundle"}', **members}.items():
             entry = zipfile.ZipInfo(name)
             entry.external_attr = changes.get("mode", 0) << 16 if name != "manifest.json" else 0
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type = changes.get("method", zipfile.ZIP_DEFLATED)
             made.writestr(entry, data)
+    return path
+
+
+def patched(path: Path, old: bytes, new: bytes) -> Path:
+    """Write other bytes over some, as no program for archives would."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
     return path
 
 
@@ -249,7 +257,20 @@ def hostile(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "folder": (archive(tmp_path / "5.zip", {"a/b": b""}), "plain names without folders"),
         "link": (archive(tmp_path / "6.zip", {"x": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777), "is a link"),
         "device": (archive(tmp_path / "7.zip", {"x": b""}, mode=stat.S_IFCHR | 0o666), "no plain file"),
-        "twice": (archive(tmp_path / "8.zip", {"x": b"", "X": b""}), "twice"),
+        "one name on some disks": (archive(tmp_path / "8.zip", {"x": b"", "X": b""}), "'x' and 'X', which some disks"),
+        "composed": (
+            archive(tmp_path / "11.zip", {"\u00e9": b"", "e\u0301": b""}),
+            "which some disks take for one name",
+        ),
+        "a long name": (archive(tmp_path / "12.zip", {"x" * 256: b""}), "at most 255 bytes"),
+        "a name for terminals": (archive(tmp_path / "13.zip", {"\x1b[31m": b""}), "printable characters"),
+        "NUL": (patched(archive(tmp_path / "14.zip", {"xZy": b""}), b"xZy", b"x\0y"), r"'x\\x00y', expected names"),
+        "a manifest up to NUL": (
+            patched(archive(tmp_path / "15.zip", {"manifest.jsonZ": b""}), b"manifest.jsonZ", b"manifest.json\0"),
+            "printable characters",
+        ),
+        "LZMA": (archive(tmp_path / "16.zip", {"x": b"y"}, method=zipfile.ZIP_LZMA), "by method 14 of zip"),
+        "bzip2": (archive(tmp_path / "17.zip", {"x": b"y"}, method=zipfile.ZIP_BZIP2), "by method 12 of zip"),
         "bomb": (archive(tmp_path / "9.zip", {"x": bomb}), "claims to unpack to"),
         "many": (archive(tmp_path / "10.zip", {str(i): b"" for i in range(1001)}), "at most 1000"),
     }
@@ -263,6 +284,16 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path: Path, monkeyp
             read_bundle(path)
         assert list((tmp_path / "cache" / "bundles").iterdir()) == [], name
     assert not Path("/tmp/x").exists()
+
+
+def test_an_archive_whose_member_begins_behind_its_end_is_damaged(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"x": b"y"})
+    data = bytearray(path.read_bytes())
+    entry = data.rfind(b"PK\x01\x02")
+    data[entry + 42 : entry + 46] = b"\xff\xff\xff\x7f"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="truncated or damaged archive"):
+        read_bundle(path)
 
 
 def test_a_truncated_archive_is_refused(tiny_onnx: OnnxModel, tmp_path: Path) -> None:

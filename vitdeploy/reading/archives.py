@@ -6,6 +6,7 @@ import math
 import shutil
 import stat
 import tokenize
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,25 +17,31 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading.regular import require_regular
-from vitdeploy.text import size_text
+from vitdeploy.text import one_line, size_text
 
 ALWAYS_FINE = 256 << 20
 MOST_MEMBERS = 1000
 MOST_GROWTH = 30
 """Trained weights shrink to nine tenths in a zip archive; zeros, of which bombs are made, to a thousandth."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members may be compressed: what bundles, NumPy and PyTorch write. LZMA claims gigabytes for its dictionary."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, of which most file systems keep no more."""
 
 
 def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
     """Return the members of an archive that unpacks to a size in proportion to its own.
 
     Raises:
-        ArtifactError: It is missing, is not a whole zip archive, or claims to unpack to more than thirty times its
-            size and more than 256 MB.
+        ArtifactError: It is missing, is not a whole zip archive, is compressed otherwise than by deflate, or claims to
+            unpack to more than thirty times its size and more than 256 MB.
     """
     size = require_regular(path).st_size
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+        if any(member.header_offset >= size for member in members):
+            raise zipfile.BadZipFile("a member begins behind the end")
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise ArtifactError(f"{str(path)!r} is a truncated or damaged archive") from error
     claimed = sum(member.file_size for member in members)
@@ -42,6 +49,11 @@ def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
         raise ArtifactError(
             f"{str(path)!r} has {size_text(size)} and claims to unpack to {size_text(claimed)}: weights do not "
             f"compress so far, so it is refused"
+        )
+    if other := [member for member in members if member.compress_type not in METHODS]:
+        raise ArtifactError(
+            f"{str(path)!r} holds {other[0].filename!r}, compressed by method {other[0].compress_type} of zip, "
+            "expected deflate (8) or none: refused"
         )
     return members
 
@@ -51,13 +63,13 @@ def unpack_zip(path: Path | str, folder: Path) -> None:
 
     Raises:
         ArtifactError: It is refused by ``check_zip`` or damaged, holds more than 1000 files, or a folder, a link, an
-            encrypted file, a path, or one name twice.
+            encrypted file, a path, a name that no terminal shows, or one name twice, on any file system.
         OSError: A file cannot be written.
     """
     members = check_zip(path)
     if len(members) > MOST_MEMBERS:
         raise ArtifactError(f"{str(path)!r} holds {len(members)} files, expected at most {MOST_MEMBERS}: refused")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for member in members:
         _check_member(member, seen, repr(str(path)))
     try:
@@ -72,17 +84,25 @@ def unpack_zip(path: Path | str, folder: Path) -> None:
         raise ArtifactError(f"{str(path)!r} is a truncated or damaged archive") from error
 
 
-def _check_member(member: zipfile.ZipInfo, seen: set[str], where: str) -> None:
-    name, mode = member.filename, member.external_attr >> 16
-    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+def _check_member(member: zipfile.ZipInfo, seen: dict[str, str], where: str) -> None:
+    name, mode = member.orig_filename, member.external_attr >> 16  # as it is written: Python ends a name at a NUL
+    if name in ("", ".", "..") or any(character in name for character in "/\\:"):
         raise ArtifactError(f"{where} holds {name!r}, expected plain names without folders: refused")
+    if not name.isprintable() or len(name.encode("utf8", "surrogatepass")) > LONGEST_NAME:
+        raise ArtifactError(
+            f"{where} holds {one_line(repr(name), 80)}, expected names of printable characters and at most "
+            f"{LONGEST_NAME} bytes: refused"
+        )
     if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
         raise ArtifactError(f"{where} holds {name!r}, which is a link or no plain file: refused")
     if member.flag_bits & 1:
         raise ArtifactError(f"{where} holds {name!r}, which is encrypted: refused")
-    if name.lower() in seen:
-        raise ArtifactError(f"{where} holds {name!r} twice: refused")
-    seen.add(name.lower())
+    folded = unicodedata.normalize("NFC", name).casefold()
+    if folded in seen:
+        other = seen[folded]
+        twice = f"{name!r} twice" if other == name else f"{other!r} and {name!r}, which some disks take for one name"
+        raise ArtifactError(f"{where} holds {twice}: refused")
+    seen[folded] = name
 
 
 def read_npz(path: Path | str) -> dict[str, NDArray[Any]]:
