@@ -283,8 +283,8 @@ def test_what_a_terminal_would_act_on_is_escaped_in_every_form(
     [
         (None, "there is no file"),
         ("{", "is not JSON"),
-        ("[]", "no schema number"),
-        ('{"rows": []}', "no schema number"),
+        ("[]", "is a JSON file, expected a report"),
+        ('{"rows": []}', "is a JSON file, expected a report"),
         ('{"schema": 99}', "schema 99, this vitdeploy reads up to 1"),
         ('{"schema": 1, "created": "x"}', "has no report_sha256: an earlier vitdeploy wrote it, or it was edited"),
         ('{"schema": 1, "created": "x", "report_sha256": "0"}', "does not match its digest: it was edited or damaged"),

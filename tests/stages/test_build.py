@@ -10,7 +10,7 @@ from notes import Notes
 from onnx_text import parse
 from small_vit import write_small_vit
 
-from vitdeploy.artifacts import read_engine, read_onnx, write_onnx
+from vitdeploy.artifacts import read_engine, read_onnx, sidecar_of, write_onnx
 from vitdeploy.backends import get_backend
 from vitdeploy.errors import ArtifactError, BackendError, BuildError, UsageError
 from vitdeploy.records import Manifest, ModelSpec
@@ -161,10 +161,11 @@ def test_bad_target_writes_nothing_and_keeps_what_was_there(
 ) -> None:
     old = tmp_path / "vit.engine"
     old.write_bytes(b"old")
+    sidecar_of(old).write_text('{"manifest_sha256": "0"}')
     with pytest.raises(error, match=message):
         build(model, old, target=target)
     assert old.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [old]
+    assert sorted(tmp_path.iterdir()) == [old, sidecar_of(old)]
 
 
 def test_bad_model_is_told_before_anything_is_built(tmp_path: Path, model) -> None:

@@ -138,13 +138,14 @@ def test_a_graph_that_computes_something_else_is_not_written(
     bias.const_value = ir.tensor(wrong[damage], name="head.bias")
     monkeypatch.setattr("vitdeploy.exporting.tracing.trace", lambda *_, **__: model)
     path = tmp_path / "x.onnx"
-    path.write_bytes(b"what was there before")
+    before = tiny_onnx.path.read_bytes()
+    path.write_bytes(before)
     with pytest.raises(
         GraphError, match=r"at batch 1 differ from those of PyTorch by .* of their range .* nothing was written"
     ):
         export(tiny_checkpoint.path, path)
     assert [other.name for other in tmp_path.iterdir()] == ["x.onnx"]
-    assert path.read_bytes() == b"what was there before"
+    assert path.read_bytes() == before
 
 
 def test_a_small_constant_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,11 +257,12 @@ def test_a_full_disk_leaves_what_was_there(
 
     monkeypatch.setattr(ir, "save", full)
     path = tmp_path / "x.onnx"
-    path.write_bytes(b"what was there before")
+    before = tiny_onnx.path.read_bytes()
+    path.write_bytes(before)
     with pytest.raises(ArtifactError, match=r"the disk is full: .*x.onnx' was not written"):
         export(tiny_checkpoint.path, path)
     assert [other.name for other in tmp_path.iterdir()] == ["x.onnx"]
-    assert path.read_bytes() == b"what was there before"
+    assert path.read_bytes() == before
 
 
 def test_a_full_disk_leaves_graph_and_reference_as_they_were(

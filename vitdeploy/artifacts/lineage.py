@@ -95,12 +95,6 @@ def as_exported(weights: Manifest, child: Manifest, *, head: bool) -> Manifest:
     return weights.model_copy(update={"model": model, "preprocess": preprocess})
 
 
-def stated_digest(path: Path) -> str | None:
-    """Return the digest of the artifact that a file states to be, without reading its tensors."""
-    manifest = stated_manifest(path)
-    return None if manifest is None else manifest.identity
-
-
 def stated_manifest(path: Path) -> Manifest | None:
     """Return the manifest that a file carries, without reading its tensors; None without, or where it is damaged."""
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitdeploy.artifacts.engine import sidecar_of
-from vitdeploy.artifacts.lineage import stated_digest
+from vitdeploy.artifacts.ownership import is_ours
 from vitdeploy.errors import ArtifactError
 
 
@@ -19,6 +18,6 @@ def output_beside(source: Path, ending: str) -> Path:
     for known in (".safetensors", ".onnx", ".engine", ".pth", ".pt", ".npz", ".bin"):
         name = name.removesuffix(known)
     path = source.with_name(f"{name}{ending}")
-    if path.exists() and stated_digest(path) is None and not sidecar_of(path).is_file():
+    if path.is_file() and not is_ours(path):
         raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: name an output")
     return path

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.locks import refuse_held
+from vitdeploy.artifacts.ownership import is_our_folder, is_ours
+from vitdeploy.artifacts.run_record import RUN
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading.regular import kind_of_mode
 
@@ -21,6 +23,7 @@ KIND_OF_SUFFIX = {
     ".plan": "an engine file",
     **dict.fromkeys((".pth", ".pt", ".ckpt", ".pkl"), "a PyTorch file"),
     **dict.fromkeys((".npz", ".npy"), "a NumPy file"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "an image"),
     **dict.fromkeys((".json", ".yaml", ".yml", ".txt", ".md", ".html", ".csv"), TEXT),
 }
 _ENDING_OF_KIND = {"a checkpoint": ".safetensors", "an ONNX file": ".onnx", "an engine file": ".engine"}
@@ -30,14 +33,14 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
     """Raise where ``what`` (``an engine file``) could not be written, or should not be.
 
     Args:
-        path: The name; a regular file or a new one. One that belongs to another kind of file is refused, because most
-            often it is the input, named by mistake.
+        path: The name; a new one, or that of a file that vitdeploy wrote. One that belongs to another kind of file is
+            refused, because most often it is the input, named by mistake.
         what: A value of ``KIND_OF_SUFFIX``, or other words for it.
         inputs: What is read and may not be replaced, under whatever name: artifacts and paths; others do not count.
         beside: Files that are written with it.
     Raises:
         ArtifactError: ``path`` is a folder, a device or an input, lies where nothing can be written, is called like
-            another kind of file, or is held by another run.
+            another kind of file, holds what vitdeploy did not write, or is held by another run.
     """
     suffix = path.suffix.lower()
     belongs = KIND_OF_SUFFIX.get(suffix, what)
@@ -55,13 +58,31 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
             raise ArtifactError(f"{str(path)!r} is the input {str(source)!r} itself: choose another name")
     _refuse_unwritable(path, path.absolute().parents)
     refuse_held(path)
+    refuse_strange(path)
+
+
+def refuse_strange(path: Path) -> None:
+    """Raise where a file is there that vitdeploy did not write: somebody's photograph, notes or weights.
+
+    The folder of a run is the run's own, damaged files too: they are made anew.
+
+    Raises:
+        ArtifactError: There is such a file.
+    """
+    if path.is_file() and not is_ours(path) and not _is_of_run(path.parent):
+        raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: choose another name, or remove it")
+
+
+def _is_of_run(folder: Path) -> bool:
+    return (folder / RUN).is_file() and is_ours(folder / RUN)
 
 
 def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
     """Raise where no files called ``names`` could be written into the folder ``path``, which need not be there yet.
 
     Raises:
-        ArtifactError: ``path`` is a file, or lies where nothing can be written, or a name is taken by what is no file.
+        ArtifactError: ``path`` is a file, or lies where nothing can be written, or a name is taken by what is no file,
+            or by one that vitdeploy did not write.
     """
     try:
         is_taken = path.exists() and not path.is_dir()
@@ -71,6 +92,8 @@ def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
         raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
     for name in names:
         refuse_special(path / name, "a file")
+        if not is_our_folder(path):
+            refuse_strange(path / name)
     _refuse_unwritable(path, [path, *path.absolute().parents])
 
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitdeploy import __version__
 from vitdeploy.artifacts import atomic_path
 from vitdeploy.artifacts.outputs import refuse_unwritable
+from vitdeploy.artifacts.ownership import MARK
 from vitdeploy.benching.baseline import BaselineChoice
 from vitdeploy.benching.labels import ClassKey, class_key, predicts_a_class
 from vitdeploy.benching.measuring import Entry, reference_logits
@@ -62,7 +64,8 @@ def write_predictions(entries: Sequence[Entry], dataset: Dataset, labels: Labels
             ("top1", numbers), ("top1_name", texts), ("top1_probability", pyarrow.float32()),
             ("top5", pyarrow.list_(numbers)), ("top5_names", pyarrow.list_(texts)),
             ("top5_probabilities", pyarrow.list_(pyarrow.float32())),
-        ]
+        ],
+        metadata={MARK: __version__},
     )  # fmt: skip
     with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
         for entry in entries:

@@ -123,8 +123,10 @@ def _parquet_writer(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
+    from vitdeploy import __version__
     from vitdeploy.artifacts import atomic_path
     from vitdeploy.artifacts.outputs import refuse_unwritable
+    from vitdeploy.artifacts.ownership import MARK
 
     refuse_unwritable(path, "a Parquet file")
 
@@ -132,7 +134,7 @@ def _parquet_writer(path: Path) -> Any:
         first = list(islice(lines, ROWS_AT_A_TIME))
         if not first:
             return
-        schema = pyarrow.Table.from_pylist(first[:1]).schema
+        schema = pyarrow.Table.from_pylist(first[:1]).schema.with_metadata({MARK: __version__})
         with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
             part = first
             while part:

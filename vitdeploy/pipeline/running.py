@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
-from vitdeploy.artifacts.outputs import refuse_unwritable_folder
+from vitdeploy.artifacts.outputs import refuse_strange, refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.datasets import refuse_output_in_data
@@ -113,8 +113,18 @@ def carry_out(recipe: Recipe, folder: Path, progress: Progress) -> RunResult:
     """
     refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", RUN))
     refuse_output_in_data(folder, *recipe.data_sources)
+    if not (folder / RUN).is_file():
+        for name in _outputs(recipe):
+            refuse_strange(folder / name)
     with locked(folder):
         return _Run(recipe, folder, progress).all()
+
+
+def _outputs(recipe: Recipe) -> list[str]:
+    """Return the names of the artifacts that a run of a recipe writes."""
+    graphs = [f"model.{section.name}.onnx" for section in recipe.quantize]
+    engines = [f"model.{precision}.engine" for precision in recipe.build.precisions]
+    return ["model.safetensors", "model.onnx", *graphs, *engines]
 
 
 class _Run:

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 from vitdeploy.artifacts import write_atomically
+from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.records import Report, sha256_of
 from vitdeploy.records.report import DIGEST_KEY, REPORT
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.text import printable_json
+
+FILES = (REPORT, "report.md", "report.html")
 
 
 def write_report(report: Report, folder: Path | str) -> Path:
@@ -19,9 +22,11 @@ def write_report(report: Report, folder: Path | str) -> Path:
     The JSON is written last: where it is there, the others are too.
 
     Raises:
-        ArtifactError: The folder cannot be written, or the disk is full.
+        ArtifactError: The folder cannot be written, has files of these names that vitdeploy did not write, or the
+            disk is full.
     """
     folder = Path(folder)
+    refuse_unwritable_folder(folder, FILES)
     write_atomically(folder / "report.html", render_html(report))
     write_atomically(folder / "report.md", render_markdown(report))
     write_atomically(folder / REPORT, report_json(report))
