@@ -67,7 +67,7 @@ def test_the_windows_before_fine_tuning_are_those_that_the_file_states(tmp_path:
     assert loaded.spec.arguments["pretrained_windows"] == list(before)
     assert_same(loaded, module, 64, 64)
     if any(before):
-        with pytest.raises(CheckpointError, match=r"pre-trained in windows of .* pretrained_windows is \[0, 0\]"):
+        with pytest.raises(CheckpointError, match=r"pretrained_windows=.* pretrained_windows is \[0, 0\]"):
             load_source("swin_v2", weights=weights, arguments={"window": 4, "pretrained_windows": [0, 0]})
 
 

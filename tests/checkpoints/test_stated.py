@@ -144,16 +144,6 @@ def test_a_pooling_that_nothing_tells_is_noted_and_can_be_said(
     assert_same(loaded, module, 32, 32)
 
 
-@pytest.mark.parametrize("changes", [{"reg_tokens": 4}, {"qk_norm": True}, {"pre_norm": True}])
-def test_parts_that_ours_has_not_are_named_before_anything_is_asked(tmp_path: Path, changes: dict[str, Any]) -> None:
-    module = module_of(**SMALL, **changes)
-    torch.save(module.state_dict(), tmp_path / "own.pth")
-    with pytest.raises(CheckpointError, match=r"left over .*'timm:NAME' with weights='FILE' takes such weights"):
-        load_source("vit", weights=tmp_path / "own.pth")
-    loaded = load_source(f"timm:{NAME}", weights=tmp_path / "own.pth", arguments={**SMALL, **changes})
-    assert_same(loaded, module, 32, 32)
-
-
 def test_positions_of_an_oblong_image_are_not_those_of_a_square_without_its_token(tmp_path: Path) -> None:
     """4×6 patches and a class token are as many as 5×5 patches."""
     module = module_of(**{**SMALL, "img_size": (32, 48)})

@@ -98,8 +98,15 @@ FC_NORM = (
 )
 
 
+TANH = (
+    "took the exact GELU; SigLIP's models have its tanh approximation under the same keys: 'timm:NAME' with weights= "
+    "builds them"
+)
+
+
 def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any]) -> Converted:
     vit.refuse_other_parts(state, repr(str(file.path)))
+    vit.refuse_oblong_patches(state, repr(str(file.path)))
     overrides: dict[str, Any] = {"eps": 1e-6}
     changes: dict[str, Any] = {"overrides": overrides, "resize_rule": "bicubic_antialias"}
     token, pool = "cls_token" in state, arguments.get("pool")
@@ -108,11 +115,13 @@ def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any
         changes["notes"] = (FC_NORM,)
     elif pool == "mean":
         overrides |= {"class_token": token}
+    elif not token:
+        changes["notes"] = (TANH,)
     if token and "dist_token" not in state and "fc_norm.weight" not in state:
         changes["usual"] = {"pool": "cls"}
     if token and vit.is_grid_with_token(state, arguments.get("image_size")):  # 4×6 patches and a token are 5×5 rows
-        overrides["class_token_position"] = True
-        changes["position_tokens"] = {"pos_embed": 1}
+        overrides |= {"class_token_position": True, "image_size": list(arguments["image_size"])}
+        changes |= {"position_tokens": {"pos_embed": 1}, "proven": {}}
     return _vit(vit.from_timm(state), **changes)
 
 

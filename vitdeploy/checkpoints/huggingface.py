@@ -19,6 +19,7 @@ NOT_VIT = (r".*layer_scale1\.", r".*lambda_1$", r".*relative_position_bias", r"(
 
 HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 SWIN_EPS = 1e-5
+EXACT_GELU = ("gelu", "gelu_python")
 ONNX_ROUTE = f"torch.onnx.export writes the model of transformers as it is, and {adoption('MODEL.onnx')} adopts that"
 MODEL_TYPES = {
     "vit": "vit",
@@ -45,7 +46,7 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
     overrides: dict[str, Any] = {}
     if config:
         _check_code(config)
-        _check_activation(config, ("gelu",))
+        _check_activation(config, EXACT_GELU)
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
             "patch": _side(config.get("patch_size", 16), "patch_size"),
@@ -56,6 +57,7 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
             "mlp_ratio": config.get("intermediate_size", 3072) / config.get("hidden_size", 768),
             "eps": config.get("layer_norm_eps", 1e-12),
         }
+        overrides |= _head_width(config, tensors)
     if "dist_token" in tensors:
         overrides["distillation_head"] = "head_dist.weight" in tensors
     return Converted(
@@ -70,6 +72,19 @@ def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any])
         preprocess=preprocess_of(file),
         head_problem=_pooler_problem(dropped, named, config),
     )
+
+
+def _head_width(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
+    """Return the width of a head where it is not that of the model shared out; a DeiT here has no such."""
+    shared = int(config.get("hidden_size", 768)) // int(config.get("num_attention_heads", 12))
+    rows = next((value.shape[0] for name, value in tensors.items() if name.endswith("attn.qkv.weight")), 0)
+    width = rows // (3 * int(config.get("num_attention_heads", 12)))
+    if "dist_token" not in tensors:
+        return {"head_width": width} if width not in (0, shared) else {}
+    for key, value, ours in (("head_dim", width, shared), ("qkv_bias", config.get("qkv_bias", True), True)):
+        if value != ours:
+            raise CheckpointError(f"{key} is {value!r} in config.json, and {ours!r} in every DeiT here: {ONNX_ROUTE}")
+    return {}
 
 
 def _pooler_problem(poolers: Mapping[str, str], names: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -91,7 +106,8 @@ def pvt_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> 
     eps = float(config.get("layer_norm_eps", 1e-6))
     if config:
         _check_code(config)
-        _check_activation(config, ("gelu",))
+        _check_activation(config, EXACT_GELU)
+        _check_pvt(config, second=second)
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
             "channels": config.get("num_channels", 3),
@@ -129,7 +145,7 @@ def swin_any(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) ->
     config, overrides = file.config, {}
     if config:
         _check_code(config)
-        _check_activation(config, ("gelu",))
+        _check_activation(config, EXACT_GELU)
         _check_swin(config)
         overrides = {
             "image_size": _size(config.get("image_size", 224)),
@@ -203,12 +219,25 @@ def _check_swin(config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_pvt(config: Mapping[str, Any], *, second: bool) -> None:
+    """Refuse patches of a v1 that are not their stride, and stages that are not built."""
+    if not second and config.get("strides", config["patch_sizes"]) != config["patch_sizes"]:
+        raise CheckpointError(
+            f"strides is {config['strides']!r} in config.json, and patch_sizes is {config['patch_sizes']!r}: patches "
+            f"that are not their stride are not built; {ONNX_ROUTE}"
+        )
+    stages = config.get("num_encoder_blocks", len(config["depths"]))
+    if stages != len(config["depths"]):
+        raise CheckpointError(
+            f"num_encoder_blocks is {stages!r} in config.json, and depths has {len(config['depths'])}: stages that are "
+            f"not built cannot be left out; {ONNX_ROUTE}"
+        )
+
+
 def _check_activation(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
     activation = config.get("hidden_act", "gelu")
     if activation not in known:
-        raise CheckpointError(
-            f"hidden_act is {activation!r} in config.json, expected {' or '.join(known)}: {ONNX_ROUTE}"
-        )
+        raise CheckpointError(f"hidden_act is {activation!r} in config.json, expected {known[0]}: {ONNX_ROUTE}")
 
 
 def _size(value: Any) -> Any:

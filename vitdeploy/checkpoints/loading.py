@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,16 @@ from vitdeploy import catalog
 from vitdeploy.catalog import Variant
 from vitdeploy.checkpoints.candidates import AVERAGES, Candidate, common_root, find_candidates, same_shapes, unknown
 from vitdeploy.checkpoints.converted import Converted
+from vitdeploy.checkpoints.dialects import Dialect
 from vitdeploy.checkpoints.evidence import Evidence, evidence_of
 from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
+from vitdeploy.checkpoints.huggingface import ONNX_ROUTE
 from vitdeploy.checkpoints.layouts import swin
 from vitdeploy.checkpoints.layouts.vit import OTHER_BUILDER
 from vitdeploy.checkpoints.matching import check_match, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
 from vitdeploy.checkpoints.preprocessing import preprocess_of_weights
-from vitdeploy.checkpoints.stated import stated_arguments
+from vitdeploy.checkpoints.stated import read_with, stated_arguments
 from vitdeploy.datasets.class_names import usable_class_names
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
@@ -135,7 +137,7 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
 
     file, dialect = candidate.file, candidate.dialect
     evidence = evidence_of(file)
-    converted = dialect.converted(file, request.named)
+    converted = dialect.converted(file, {**read_with(evidence.arguments), **request.named})
     notes = _dropped(file, converted)
     converted = _with_stated(converted, dialect.family, evidence, file, request, notes)
     variant = _variant(name, dialect.family, converted, evidence, file, notes)
@@ -151,7 +153,7 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     if dialect.name in _SHIFT_BY_SIDE:
         _check_oblong(module, dialect.name, file)
     tensors = _fitted(dict(converted.tensors), module, converted, request, notes)
-    _assign(module, tensors, file, label, dialect.family)
+    _assign(module, tensors, f"{str(file.path)!r} as {label}", lambda: _hint(dialect, tensors, module, variant))
     preprocess = preprocess_of_weights(variant, converted, evidence, file, arguments, notes)
     return LoadedWeights(module.eval(), spec, preprocess, dialect.name, candidate.reason, ()), notes
 
@@ -167,8 +169,8 @@ def _with_stated(
     """Return the weights with the constructor arguments that the file states and no key shows.
 
     Raises:
-        CheckpointError: The model was built with something that none here has, or was pre-trained in other windows than
-            those that were named.
+        CheckpointError: The model was built with something that none here has, or with other heads or in other windows
+            than those that were named.
     """
     if not evidence.arguments or evidence.elsewhere is not None:
         return converted
@@ -179,12 +181,13 @@ def _with_stated(
             f"{str(file.path)!r} says that its model was built with {foreign}, which {family} here has not: the source "
             f"'timm:{named}' with weights='FILE', arguments={foreign} builds it"
         )
-    before, other = ours.get("pretrained_windows"), request.named.get("pretrained_windows")
-    if any(before or ()) and other is not None and list(other) != before:
-        raise CheckpointError(
-            f"{str(file.path)!r} says that its model was pre-trained in windows of {before}, and pretrained_windows is "
-            f"{other!r}: leave it out of arguments="
-        )
+    for key in ("heads", "pretrained_windows"):  # of weights there is one right value; a window may be another later
+        before, other = ours.get(key), request.named.get(key)
+        if before is not None and other is not None and not _same(key, before, other):
+            raise CheckpointError(
+                f"{str(file.path)!r} says that its model was built with {key}={before}, and {key} is {other!r}: "
+                "leave it out of arguments="
+            )
     if ours:
         notes.append(f"it says that it was built with {', '.join(f'{key}={value}' for key, value in ours.items())}")
     return replace(converted, overrides={**converted.overrides, **ours})
@@ -494,16 +497,12 @@ def _grid(cells: int, module: nn.Module) -> tuple[int, int]:
     return rows, cells // rows
 
 
-def _assign(module: nn.Module, tensors: Tensors, file: WeightFile, label: str, family: str) -> None:
+def _assign(module: nn.Module, tensors: Tensors, where: str, hint: Callable[[], str]) -> None:
     import torch
 
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_match(
-        {name: tuple(value.shape) for name, value in tensors.items()},
-        expected,
-        f"{str(file.path)!r} as {label}",
-        "" if _is_other_depth(tensors, expected) else _HINTS.get(family, ""),
-    )
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    check_match(found, expected, where, hint() if found != expected else "")
     state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)
@@ -511,11 +510,15 @@ def _assign(module: nn.Module, tensors: Tensors, file: WeightFile, label: str, f
         parameter.requires_grad_(trainable[name])
 
 
-def _is_other_depth(tensors: Tensors, expected: Mapping[str, object]) -> bool:
-    """Return whether the file has no tensor of a kind that the model lacks, only more or fewer blocks."""
+def _hint(dialect: Dialect, tensors: Tensors, module: nn.Module, variant: Variant | None) -> str:
+    """Return what else takes weights that do not fit: where only the depth is another, or the size of a variant, "".
+
+    Tensors of a kind that the model lacks, or kinds of which the file has none, are parts that its library has.
+    """
+    expected = module.state_dict()
     kinds, known = ({re.sub(r"\d+", "#", name) for name in names} for names in (tensors, expected))
-    return kinds <= known
-
-
-# What else may take tensors that the family has no place for.
-_HINTS = {"vit": OTHER_BUILDER}
+    if kinds == known and (variant is not None or tensors.keys() != expected.keys()):
+        return ""
+    if dialect.name.startswith("timm"):
+        return OTHER_BUILDER
+    return ONNX_ROUTE if dialect.name == "Hugging Face" else ""

@@ -18,7 +18,7 @@ def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where
         found: Tensor name → shape in the checkpoint.
         expected: Tensor name → shape in the model.
         where: What the error calls the checkpoint.
-        hint: What else may take tensors that are left over.
+        hint: What else may take such tensors.
     Raises:
         CheckpointError: One line with the first of the wrong shapes, gaps (with the nearest leftover) and leftovers,
             and how many there are of each.
@@ -39,9 +39,7 @@ def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where
         parts.append(f"{len(gaps)} missing ({_first([_with_nearest(name, leftovers) for name in gaps])})")
     if leftovers:
         parts.append(f"{len(leftovers)} left over ({_first(leftovers)})")
-    raise CheckpointError(
-        f"{where} does not fit the model: {'; '.join(parts)}" + (f"; {hint}" if hint and leftovers else "")
-    )
+    raise CheckpointError(f"{where} does not fit the model: {'; '.join(parts)}" + (f"; {hint}" if hint else ""))
 
 
 def is_of_classes(before: Shape, after: Shape, classes: tuple[int, int]) -> bool:

@@ -10,10 +10,14 @@ from vitdeploy.checkpoints.converted import Converted
 
 # What changes no logit of a trained model, or is read off shapes, names and tables.
 _SHOWN = re.compile(
-    r"num_classes|in_chans|img_size|patch_size|embed_dim|depths?|mlp_ratios?|qkv_bias|class_token|no_embed_class|fc_norm"
+    r"num_classes|in_chans|img_size|patch_size|embed_dims?|depths?|mlp_ratios?|qkv_bias|class_token|no_embed_class|fc_norm"
     r"|final_norm|init_values|window_size|dynamic_img_size|dynamic_img_pad|strict_img_size|weight_init|fix_init"
+    r"|sr_ratios|linear|inner_dim|legacy|device|dtype"
     r"|pretrained.*|.*drop.*"
 )
+_RENAMED = {
+    "num_heads": "heads", "num_heads_outer": "heads", "num_heads_inner": "inner_heads", "first_stride": "inner_stride",
+}  # fmt: skip
 _MEAN_FAMILIES = ("swin", "swin_v2", "pvt_v2")
 
 
@@ -31,8 +35,8 @@ def stated_arguments(
     ours: dict[str, Any] = {}
     foreign: dict[str, Any] = {}
     for key, value in stated.items():
-        if key == "num_heads" and isinstance(value, int | list | tuple):
-            ours["heads"] = value if isinstance(value, int) else list(value)
+        if key in _RENAMED and isinstance(value, int | list | tuple):
+            ours[_RENAMED[key]] = value if isinstance(value, int) else list(value)
         elif key == "global_pool":
             pooling = _pooling(value, family, converted, names)
             if pooling is None:
@@ -41,13 +45,26 @@ def stated_arguments(
                 ours |= pooling
         elif key == "fc_norm" and value and "global_pool" not in stated:
             foreign[key] = value  # beside any pooling, so that the norm no longer tells a mean
+        elif key == "window_size" and family == "swin_v2" and isinstance(value, int):  # no table of timm's proves it
+            ours["window"] = value
         elif key == "pretrained_window_sizes" and family == "swin_v2" and isinstance(value, list | tuple):
             ours["pretrained_windows"] = list(value)
-        elif key == "img_size" and "image_size" not in converted.proven and isinstance(value, int | list | tuple):
-            ours["image_size"] = value if isinstance(value, int) else list(value)
+        elif key == "img_size" and "image_size" not in converted.proven:
+            ours |= {name: size for name, size in read_with(stated).items() if name == "image_size"}
         elif _SHOWN.fullmatch(key) is None:
             foreign[key] = value
     return ours, foreign
+
+
+def read_with(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of our arguments that tensors are read with: the image's size, and TNT's stride between words."""
+    size, stride = stated.get("img_size"), stated.get("first_stride")
+    ours: dict[str, Any] = {}
+    if isinstance(size, int | list | tuple) and not isinstance(size, bool):
+        ours["image_size"] = size if isinstance(size, int) else list(size)
+    if isinstance(stride, int):
+        ours["inner_stride"] = stride
+    return ours
 
 
 def _pooling(value: Any, family: str, converted: Converted, names: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -89,6 +89,7 @@ DEIT3_PARALLEL: Rules = (
 _OTHER_PARTS = re.compile(
     r"reg_token|norm_pre\..*|attn_pool\..*|blocks\.\d+\.(attn\.([qk]_norm|norm)|mlp\.(norm|w12|fc1_[gx]))\..*"
 )
+_OTHER_THAN_DEIT = re.compile(r"fc_norm\..*|blocks\.\d+\.ls[12]\..*")
 
 
 def refuse_other_parts(state: State, where: str) -> None:
@@ -97,16 +98,28 @@ def refuse_other_parts(state: State, where: str) -> None:
     Raises:
         CheckpointError: There are registers, norms of queries and keys, a pooling by attention, or their like.
     """
-    others = [name for name in state if _OTHER_PARTS.fullmatch(name)]
+    patterns = [_OTHER_PARTS, *([_OTHER_THAN_DEIT] if "dist_token" in state else [])]
+    others = [name for name in state if any(pattern.fullmatch(name) for pattern in patterns)]
     if others:
         shown = ", ".join(others[:4]) + (", …" if others[4:] else "")
         raise CheckpointError(f"{where} does not fit the model: {len(others)} left over ({shown}); {OTHER_BUILDER}")
 
 
 OTHER_BUILDER = (
-    "timm builds ViTs with other parts: the source 'timm:NAME' with weights='FILE' takes such weights under timm's "
+    "timm builds models with other parts: the source 'timm:NAME' with weights='FILE' takes such weights under timm's "
     "name of the model"
 )
+
+
+def refuse_oblong_patches(state: State, where: str) -> None:
+    """Refuse patches that are no squares, before the image's size is asked for.
+
+    Raises:
+        CheckpointError: They are not.
+    """
+    height, width = state["patch_embed.proj.weight"].shape[2:]
+    if height != width:
+        raise CheckpointError(f"{where} has patches of {height}×{width} pixels, here all are squares; {OTHER_BUILDER}")
 
 
 def from_timm(state: State) -> Tensors:
