@@ -15,6 +15,7 @@ import site_pages  # noqa: E402 - found by the line above
 import vitdeploy  # noqa: E402
 
 site_pages.write_pages(HERE / "made")
+site_pages.write_demo(HERE / "made" / "site")
 
 project = "vitdeploy"
 copyright = "the vitdeploy authors, Apache-2.0"
@@ -22,7 +23,7 @@ version = release = vitdeploy.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["demo"]
+exclude_patterns = ["demo", "made/site"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
@@ -34,7 +35,10 @@ autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = f"vitdeploy {release}"
 html_show_sourcelink = False
-html_static_path: list[str] = []
+smartquotes = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_extra_path = ["made/site"]
 
 FIELD = re.compile(r"[a-z]\w*: \S")
 EXAMPLE = re.compile(r"^\[[^\]]+\]\((\.\./examples/[^)]+)\)$", re.MULTILINE)

@@ -15,16 +15,19 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import BaseModel
 
 import vitdeploy
 from vitdeploy import errors
+from vitdeploy.cli.app import EXAMPLES, app
+from vitdeploy.report import read_report
+from vitdeploy.report.html import render_html
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PACKAGE = Path(vitdeploy.__file__).parent
 BORROWED = {
-    "README.md": "start.md",
     "calibration/README.md": "calibration-sets.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -32,6 +35,7 @@ BORROWED = {
 }
 """Files elsewhere in the repository → their page, below ``made/``."""
 HOLE = "…"
+MARKUP = re.compile(r"[*_`<\[]")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -52,9 +56,16 @@ def write_pages(folder: Path) -> None:
     for name, page in BORROWED.items():
         text = (ROOT / name).read_text("utf8")
         (folder / page).write_text(relinked(text, ROOT / name, folder), encoding="utf8")
+    (folder / "commands.md").write_text(commands(), encoding="utf8")
     (folder / "troubleshooting.md").write_text(troubleshooting(), encoding="utf8")
     (folder / "recipes.md").write_text(recipes(), encoding="utf8")
     (folder / "reference.md").write_text(reference(), encoding="utf8")
+
+
+def write_demo(folder: Path) -> None:
+    """Write the report that the README shows as the page that ``bench --report`` writes, into ``folder``/demo."""
+    (folder / "demo").mkdir(parents=True, exist_ok=True)
+    (folder / "demo" / "report.html").write_text(render_html(read_report(DOCS / "demo")), encoding="utf8")
 
 
 def relinked(text: str, source: Path, folder: Path) -> str:
@@ -134,6 +145,37 @@ def troubleshooting() -> str:
 def _code(text: str) -> str:
     plain = " ".join(text.split())
     return f"`` {plain} ``" if "`" in plain else f"`{plain}`"
+
+
+def commands() -> str:
+    """Return the page of all commands: each with its usage, arguments, options and example, from the program itself."""
+    root: Any = typer.main.get_command(app)
+    context = root.make_context("vitdeploy", [], resilient_parsing=True)
+    lines = ["# Commands", "", root.help, "", f"{root.epilog} An error is one line; `--debug` adds the traceback.", ""]
+    for name, command in root.commands.items():
+        lines += _command(command, command.make_context(name, [], parent=context, resilient_parsing=True), "##")
+        if name in EXAMPLES:
+            lines += [f"```sh\n{EXAMPLES[name]}\n```", ""]
+    return "\n".join(lines)
+
+
+def _command(command: Any, context: Any, level: str) -> list[str]:
+    """Return the section of a command, those of its own commands below it."""
+    path = context.command_path.removeprefix("vitdeploy ")
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [f"{level} {path}", "", *inspect.cleandoc(command.help or "").splitlines(), ""]
+    inner = getattr(command, "commands", {})
+    if not inner:
+        lines += [f"`vitdeploy {path} {usage}`", ""]
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None and "--help" not in record[0]:
+            said = MARKUP.sub(r"\\\g<0>", " ".join(record[1].split()))
+            lines.append(f"* {_code(record[0])}: {said}")
+    lines.append("")
+    for name, one in inner.items():
+        lines += _command(one, one.make_context(name, [], parent=context, resilient_parsing=True), f"{level}#")
+    return lines
 
 
 def recipes() -> str:

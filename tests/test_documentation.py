@@ -123,11 +123,46 @@ def test_the_check_of_commands_notices_a_wrong_one() -> None:
             command.main(words, prog_name="vitdeploy", standalone_mode=False)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+WRITTEN = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a link may name behind ``#``, as GitHub and the site form it of headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text("utf8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf8")):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text("utf8")):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            led = page.parent / target if target else page
+            assert led.exists(), target
+            assert not anchor or anchor in anchors(led), f"{target}#{anchor}"
+
+
+def faulty_addresses(text: str) -> list[str]:
+    """Return the addresses of a text that are not https, have no full host, or stand there with a space or a user."""
+    places = r"(?<=\]\()(?:[a-z]+:|www\.|//)[^)\s]*|(?<![\w`'\"(/])(?:https?:|www\.)[^)>\s`'\"]*"
+    found = re.findall(places, re.sub(r"(?ms)^```.*?^```$", "", text))
+    return [one for one in found if not re.fullmatch(r"https://(?:[a-z0-9-]+\.)+[a-z]{2,}(?:/[\w./~%?&=#+-]*)?", one)]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_addresses_of_the_web_are_whole_and_https(page: Path) -> None:
+    assert faulty_addresses(page.read_text("utf8")) == []
+
+
+def test_the_check_of_addresses_notices_wrong_ones() -> None:
+    wrong = [
+        "http://example.org/a",
+        "https://localhost/a",
+        "www.example.org",
+        "https://me@example.org",
+        "//example.org",
+    ]
+    text = " ".join(f"[a]({one})" for one in [*wrong, "https://example.org/a_b/1.0.html#x"])
+    assert faulty_addresses(text) == wrong
 
 
 def test_targets_of_make_exist() -> None:
@@ -139,10 +174,9 @@ def test_targets_of_make_exist() -> None:
 
 def test_extras_exist() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    names = {
-        name for page in PAGES for name in re.findall(r"(?:vitdeploy|'\.)\[([a-z0-9,-]+)\]", page.read_text("utf8"))
-    }
-    assert {"torch", "tensorrt-rtx", "all"} <= names
+    extras = re.compile(r"(?:vitdeploy|[`'\s]\.|\.whl)\[([a-z0-9,-]+)\]")
+    names = {name for page in PAGES for found in extras.findall(page.read_text("utf8")) for name in found.split(",")}
+    assert {"torch", "tensorrt-rtx", "all", "tensorrt-cu12", "cuda13"} <= names
     for name in names:
         assert re.search(rf"^{name} = \[", project, re.MULTILINE), name
 
