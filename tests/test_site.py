@@ -119,7 +119,7 @@ def test_a_picture_shows_what_was_measured_in_light_and_dark(name: str) -> None:
     assert text == pictures.drawings(json.loads(pictures.MEASURED.read_text("utf8")))[f"{name}.svg"]
     root = ElementTree.fromstring(text)
     names = "{http://www.w3.org/2000/svg}"
-    assert all(len(present(root.find(f"{names}{part}")).text) > 15 for part in ("title", "desc"))
+    assert all(len(present(present(root.find(f"{names}{part}")).text)) > 15 for part in ("title", "desc"))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for mark in root.iter():
         x, y = float(mark.get("x") or mark.get("cx") or 0), float(mark.get("y") or mark.get("cy") or 0)
