@@ -8,7 +8,8 @@ alike. A ratio is of medians over the same rounds with a 95 % interval (``measur
 called faster whose interval touches 1. Weights are redrawn and images made: SQNR is of the outputs against the FP32
 graph, on images that no candidate was calibrated on. Large products of matrices take turns too: the best of them is
 what the machine can do at that time, of which each candidate's share is given. What is installed of the peers takes
-part (``pip install torchao nncf optimum-onnx timm openvino``), the others are named with the reason.
+part (``pip install torchao nncf optimum-onnx timm openvino``), the others are named with the reason. At the end both
+runtimes say how their time with our INT8 is divided over kernels.
 
 ``benchmarks/results/cpu.json`` is written after every round: a run that is ended leaves what it has.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu_candidates import BASELINE, CHECKED, GEMM, OURS, Candidate, Sources, gemms, make_all
+from cpu_candidates import BASELINE, CHECKED, GEMM, ORT_INT8, OURS, OV_INT8, Candidate, Sources, gemms, make_all
 from cpu_page import CPU_PAGE, CPU_RESULTS, cpu_page
 from cpu_worker import Images, Worker
 from numpy.typing import NDArray
@@ -32,9 +34,11 @@ from support_tables import read_results, write_results
 
 from vitdeploy import environment
 from vitdeploy.artifacts import read_onnx
+from vitdeploy.backends import get_backend
 from vitdeploy.catalog import variant
 from vitdeploy.measure.load import watch_other_load
 from vitdeploy.measure.statistics import logits_sqnr_db, speedup
+from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.inspect import inspect
 
 VARIANTS = (
@@ -72,6 +76,7 @@ def main() -> None:
 
 def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespace) -> None:
     """Judge the outputs of all candidates of a model, time them in turns, and keep what there is after each round."""
+    key = f"{name}, batch {batch}, {arguments.threads} threads"
     found, reasons = make_all(sources, batch, arguments.without)
     feeds = {"images": sources.folder / "feed.npy", "matrix": sources.folder / "matrix.npy"}
     np.save(sources.folder / "images.npy", sources.images)
@@ -112,9 +117,12 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
             for title in outputs
         }
         row = {"candidates": rows, "left_out": reasons, "gemm_gmacs_per_s": peaks}
-        keep(f"{name}, batch {batch}, {arguments.threads} threads", row | conditions(loads, len(blocks[BASELINE])))
+        keep(key, row | conditions(loads, len(blocks[BASELINE])))
     for worker in workers.values():
         worker.close()
+    feed = np.load(feeds["images"])
+    profiles = {title: profile(found[title], feed, arguments.threads) for title in (ORT_INT8, OV_INT8) if title in rows}
+    keep(key, row | conditions(loads, len(blocks[BASELINE])) | {"profiles": profiles})
     for title, one in sorted(rows.items(), key=lambda item: item[1]["p50_ms"]):
         print(f"  {title}: {one['p50_ms']:.2f} ms, ours {one['ours_faster_by']:.2f} × as fast {one['interval']}")
     for title, reason in reasons.items():
@@ -170,6 +178,20 @@ def integers(candidate: Candidate, title: str) -> list[int] | None:
     runtime = candidate.runtime.partition(":")[0]
     census = inspect(read_onnx(candidate.file), runtime=runtime).census  # type: ignore[arg-type]
     return None if census is None else [census.integer, census.planned]
+
+
+def profile(candidate: Candidate, images: NDArray[np.float32], threads: int) -> dict[str, float]:
+    """Return kernel and precision → share of the time of all kernels, largest first, by the runtime's own clock."""
+    backend = get_backend(candidate.runtime.partition(":")[0])
+    with backend.open(read_onnx(candidate.file), SessionOptions(threads=threads, device="cpu")) as session:
+        (name,) = session.inputs
+        times = session.layer_times({name: images}, warmup=3, iterations=20)
+    assert times is not None
+    spent: Counter[str] = Counter()
+    for layer in times.layers:
+        spent[f"{layer.operator} {layer.precision}"] += float(np.median(layer.ms))
+    whole = spent.total()
+    return {kernel: ms / whole for kernel, ms in spent.most_common() if ms >= 0.005 * whole}
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def write_gemm(path: Path, integers: bool) -> Path:
 
 
 def our_int8(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"]) -> None:
-    options = QuantizeOptions(effort="fast", cpu="auto")
+    options = QuantizeOptions(effort="fast", cpu="auto", profile="mha" if target == "openvino" else "linear")
     quantize(sources.model, path, precision="int8", target=target, calibration=sources.calibration, options=options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 from support_tables import RESULTS, ROOT, prose, read_results
@@ -11,14 +12,22 @@ __all__ = ["CPU_PAGE", "CPU_RESULTS", "cpu_page", "read_results"]
 
 CPU_RESULTS, CPU_PAGE = RESULTS / "cpu.json", ROOT / "docs" / "cpu.md"
 
-HEAD = "# On a CPU, beside others\n\n" + prose(
-    """Rendered from `benchmarks/results/cpu.json`; `python benchmarks/cpu.py` measures again and renews it, and a test
-    holds it against the JSON. Every candidate ran in a process of its own, in turns with the others. Weights are
-    redrawn and the same for all, SQNR is of the outputs against our FP32 graph on images that nothing was calibrated
-    on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch), with its 95 %
-    interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the fastest large product of
-    matrices reached in the same turns, in the arithmetic of most of the candidate's products; attention and all else
-    count as lost time."""
+HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
+    prose(paragraph)
+    for paragraph in (
+        """Rendered from `benchmarks/results/cpu.json`; `python benchmarks/cpu.py` measures again and renews it, and a
+        test holds it against the JSON. Every candidate ran in a process of its own, in turns with the others. Weights
+        are redrawn and the same for all, SQNR is of the outputs against our FP32 graph on images that nothing was
+        calibrated on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch),
+        with its 95 % interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the
+        fastest large product of matrices reached in the same turns, in the arithmetic of most of the candidate's
+        products; attention and all else count as lost time.""",
+        """Our graph for OpenVINO is of profile `mha`, which is what the default takes where the logits keep 35 dB or
+        lose at most 1 dB ([quantization](quantization.md#what-becomes-8-bits)). NNCF's default rounds residual sums
+        too, its mode for transformers does not.""",
+        """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
+        fuses is one kernel there; OpenVINO's Subgraph is attention.""",
+    )
 )
 
 
@@ -41,7 +50,17 @@ def section(key: str, row: Mapping[str, Any]) -> str:
     where = f"{machine['cpu']}, {machine['cores']} cores; {row['rounds']} rounds on {row['measured']}"
     left_out = [f"Left out: {title} ({reason})." for title, reason in row["left_out"].items()]
     words = [f"{where}; other processes kept busy: {others}. {versions}.", *left_out]
-    return "\n\n".join([f"## {key}", "\n".join(table), prose(" ".join(words))])
+    return "\n\n".join([f"## {key}", "\n".join(table), prose(" ".join(words)), *kernels(row.get("profiles", {}))])
+
+
+def kernels(profiles: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the table of what the time goes into, two columns for each runtime; nothing where it is unknown."""
+    if not profiles:
+        return []
+    columns = [[f"{kernel} | {100 * share:.1f} %" for kernel, share in found.items()] for found in profiles.values()]
+    rows = [f"| {' | '.join(cells)} |" for cells in zip_longest(*columns, fillvalue=" | ")]
+    head = f"| {' | '.join(f'kernels of {title}, by time | ' for title in profiles)} |"
+    return ["\n".join([head, f"| {' | '.join('--- | ---:' for _ in profiles)} |", *rows])]
 
 
 SHOWN = ("onnxruntime", "openvino", "torch", "timm", "vitdeploy")

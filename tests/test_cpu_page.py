@@ -52,3 +52,12 @@ def test_nobody_is_called_faster_whose_interval_holds_1(
     cells = [cell.strip() for cell in page.line("a peer", one).split("|")]
     assert cells[1:4] == ["a peer", "12.3", "–"]
     assert cells[5:7] == [words, "25 %"]
+
+
+def test_the_time_of_our_int8_is_divided_over_kernels_side_by_side(page: ModuleType) -> None:
+    profiles = {"a runtime": {"MatMul int8": 0.75, "Gelu fp32": 0.25}, "another": {"Subgraph int8": 1.0}}
+    (table,) = page.kernels(profiles)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert rows[2:] == [["MatMul int8", "75.0 %", "Subgraph int8", "100.0 %"], ["Gelu fp32", "25.0 %", "", ""]]
+    assert {len(row) for row in rows} == {4}
+    assert page.kernels({}) == []

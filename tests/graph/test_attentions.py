@@ -76,3 +76,37 @@ def test_a_softmax_that_is_read_twice_is_no_attention() -> None:
     extra = ir.node("Relu", [model.graph.outputs[1]], name="extra")
     model.graph.append(extra)
     assert find_attentions(model) == ()
+
+
+FUSED = "qkv = Relu (input) q0, k0, v0 = Split <axis = 2, num_outputs = 3> (qkv) "
+APART = "q0 = Relu (input) k0 = Sigmoid (input) v0 = Tanh (input) "
+HEADS = """qr = Reshape (q0, heads) kr = Reshape (k0, heads) vr = Reshape (v0, heads)
+    qh = Transpose <perm = [0, 2, 1, 3]> (qr) kt = Transpose <perm = [0, 2, 3, 1]> (kr)
+    v = Transpose <perm = [0, 2, 1, 3]> (vr) q = Mul (qh, c) s = MatMul (q, kt) p = Softmax <axis = -1> (s)
+    o = MatMul (p, v) """
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (FUSED + HEADS, {"qkv": ["Split"], "p": ["MatMul"]}),
+        (APART + HEADS, {"q0": ["Reshape"], "k0": ["Reshape"], "v0": ["Reshape"], "p": ["MatMul"]}),
+        # what others read too must not be rounded for them
+        (FUSED + HEADS + "other = Relu (k0) ",
+         {"q0": ["Reshape"], "kr": ["Transpose"], "p": ["MatMul"], "v0": ["Reshape"]}),
+        (APART + HEADS + "other = Relu (kr) ",
+         {"q0": ["Reshape"], "kt": ["MatMul"], "p": ["MatMul"], "v0": ["Reshape"]}),
+        # a scale for each head is more than one number
+        (APART + HEADS.replace("(qh, c)", "(qh, each)"),
+         {"q": ["MatMul"], "k0": ["Reshape"], "p": ["MatMul"], "v0": ["Reshape"]}),
+    ],
+)  # fmt: skip
+def test_factors_are_followed_to_where_they_are_computed(text: str, expected: dict[str, list[str]]) -> None:
+    constants = {"heads": np.array([0, 5, 2, 8]), "c": np.float32(0.25), "each": np.ones((2, 1, 1), np.float32)}
+    model = parse(
+        f"g (float[b, 5, {48 if text.startswith(FUSED) else 16}] input) => (float[b, 2, 5, 8] o) {{ {text} }}",
+        **{name: value for name, value in constants.items() if f", {name})" in text},
+    )
+    (found,) = find_attentions(model)
+    assert {value.name: [node.op_type for node, _ in uses] for value, uses in found.computed()} == expected
+    assert [value.name for value, _ in found.factors] == ["q", "kt", "p", "v"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import find_attentions
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.quantization.plan import Edits, Intent, make_plan, read_plan
-from vitdeploy.records import PlanEntry, PrecisionPlan, Target
+from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
 INT8 = Intent("int8", "tensorrt")
 
@@ -47,8 +48,18 @@ def test_profile_linear_takes_the_linears_and_leaves_the_rest_to_the_targets_bes
 ) -> None:
     found = plan(model, Intent("int8", target))
     attention = found.entries[-1].group
-    assert precisions(found) == {"patch": rest, **LINEAR, "head": rest, attention: rest}
+    patch = "int8" if target == "openvino" else rest
+    assert precisions(found) == {"patch": patch, **LINEAR, "head": rest, attention: rest}
     assert found.remainder == rest
+
+
+def test_images_whose_range_is_not_known_stay_as_they_are(model: ir.Model) -> None:
+    assert precisions(plan(model, Intent("int8", "openvino", images=False)))["patch"] == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["int8-weight-only", "fp16"])
+def test_a_patch_embedding_is_quantized_with_its_images_only(model: ir.Model, precision: NodePrecision) -> None:
+    assert precisions(plan(model, Intent(precision, "openvino")))["patch"] != "int8"
 
 
 def test_every_entry_has_nodes_and_a_reason(model: ir.Model) -> None:
@@ -63,6 +74,15 @@ def test_profile_mha_adds_the_products_of_attention(model: ir.Model) -> None:
     assert found.entries[-1].precision == "int8"
     assert len(found.entries[-1].nodes) == 2
     assert found.entries[-1].group.endswith(".attention")
+
+
+def test_openvino_multiplies_attentions_that_tensorrt_does_not_fuse(model: ir.Model) -> None:
+    groups = find_linear_groups(model)
+    attentions = [replace(found, obstacle="TensorRT has none") for found in find_attentions(model)]
+    for target, precision in (("openvino", "int8"), ("onnxruntime", "fp32"), ("tensorrt", "fp16")):
+        found = make_plan(groups, attentions, Intent("int8", target, "mha"))  # type: ignore[arg-type]
+        assert found.entries[-1].precision == precision
+    assert make_plan(groups, attentions, Intent("int8", "openvino", "auto")).profile == "linear"
 
 
 def test_fp16_leaves_nothing_to_decide(model: ir.Model) -> None:

@@ -163,3 +163,22 @@ def test_layer_errors_alone_choose_scaling_shift_and_muls(prepared, plan, observ
 def test_methods_that_were_asked_for_stay(prepared, plan, observers) -> None:
     chosen = treatments(propose(plan, proposals(prepared, observers, methods=("percentile",), percent=99.5)))
     assert {(t.ranges, t.percent) for t in chosen.values()} == {("percentile", 99.5)}
+
+
+@pytest.mark.parametrize(
+    ("best", "found", "kept"),
+    [(40.0, 39.1, True), (40.0, 38.9, True), (40.0, 34.9, False), (30.0, 29.1, True), (30.0, 28.9, False),
+     (math.nan, math.nan, False)],
+)  # fmt: skip
+def test_attention_goes_to_8_bits_where_the_logits_hardly_lose_or_keep_enough(
+    prepared, plan, observers, best: float, found: float, kept: bool
+) -> None:
+    faster = make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino", "mha"))
+    options = SearchOptions(methods=("minmax",), scaling="off", steps=frozenset())
+    score, _ = scored([best, found])
+    result = search(plan, Proposals(Bases(prepared, observers, Format(openvino=True)), options, faster), score)
+    assert [trial.kept for trial in result.trials] == [True, kept]
+    assert result.plan.profile == ("mha" if kept else "linear")
+    assert {entry.precision for entry in result.plan.entries if "attention" in entry.group} == {
+        "int8" if kept else "fp32"
+    }

@@ -92,15 +92,18 @@ def test_what_the_manifest_says_is_what_can_be_measured_again(source: OnnxModel,
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_q_dq_lands_on_four_weights_and_four_activations_per_block(made, target: str) -> None:
-    artifact = made["int8", target]
+def test_q_dq_lands_on_four_weights_and_four_activations_per_block_and_for_openvino_on_patches(
+    made, target: str
+) -> None:
+    artifact, patches = made["int8", target], target == "openvino"
     counts = ops(artifact.load())
-    assert counts["QuantizeLinear"] == 4 * DEPTH
-    assert counts["DequantizeLinear"] == 4 * DEPTH + 4 * DEPTH
-    rounded = {node.inputs[0].producer().op_type for node in artifact.load().graph if node.op_type == "QuantizeLinear"}
-    assert rounded == {"LayerNormalization", "Reshape", "Gelu"}
+    assert counts["QuantizeLinear"] == 4 * DEPTH + patches
+    assert counts["DequantizeLinear"] == 2 * (4 * DEPTH + patches)
+    pairs = [node.inputs[0].producer() for node in artifact.load().graph if node.op_type == "QuantizeLinear"]
+    rounded = {"image" if node is None else node.op_type for node in pairs}
+    assert rounded == {"LayerNormalization", "Reshape", "Gelu"} | ({"image"} if patches else set())
     readers = [node for node in artifact.load().graph if any(_dequantized(value) for value in node.inputs)]
-    assert Counter(node.op_type for node in readers) == {"MatMul": 4 * DEPTH}
+    assert Counter(node.op_type for node in readers) == {"MatMul": 4 * DEPTH} | ({"Conv": 1} if patches else {})
     for node in readers:
         assert all(_dequantized(value) for value in node.inputs), "both factors are integers"
 
@@ -138,6 +141,8 @@ def test_every_graph_is_sorted_and_of_the_same_opset_and_zero_points_are_what_it
             zero = node.inputs[2].const_value
             if target == "tensorrt" or node.inputs[0].is_initializer():
                 assert not np.asarray(zero.numpy(), np.float32).any(), "zero point 0"
+            elif node.name.startswith("input/"):
+                assert zero.dtype == ir.DataType.INT8, "images are signed"
             else:
                 assert zero.dtype == ir.DataType.UINT8, "kernels of x86 multiply unsigned activations"
 

@@ -116,7 +116,7 @@ def test_a_tiny_calibration_set_is_warned_of(source: OnnxModel, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"profile": "all"}, "profile is 'all', expected one of linear, mha"),
+        ({"profile": "all"}, "profile is 'all', expected one of auto, linear, mha"),
         ({"method": "average"}, "method is 'average', expected one of auto, minmax"),
         ({"percentile": 5.0}, "percentile is 5.0, expected more than 50 and at most 100"),
         ({"min_sqnr_db": float("nan")}, "min_sqnr_db is nan, expected a finite number"),

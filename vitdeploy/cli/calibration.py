@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from vitdeploy.cli.options import DATA_HELP, Json, Profile, Samples, Seed, Threads
+from vitdeploy.cli.options import DATA_HELP, Json, Samples, Seed, Threads
 from vitdeploy.cli.output import print_line
 
 app = typer.Typer(
@@ -129,7 +129,7 @@ def observe(
         Path, typer.Option("--output", "-o", metavar="NAME.calib.json", help="The calibration table to write.")
     ],
     profile: Annotated[
-        Profile, typer.Option("--profile", help="mha observes the factors of attention too.")
+        Literal["linear", "mha"], typer.Option("--profile", help="mha observes the factors of attention too.")
     ] = "linear",
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Every N-th image from the I-th on, counted from 1.")

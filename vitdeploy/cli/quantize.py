@@ -64,7 +64,9 @@ def quantize(
             "--lower", help="Write NAME.lowered.onnx too: faster, for ONNX Runtime and the CPU of this machine alone."
         ),
     ] = False,
-    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes are quantized.")] = "linear",
+    profile: Annotated[
+        Profile, typer.Option("--profile", help="mha: attention too; auto: for openvino, if the logits keep.")
+    ] = "auto",
     method: Method = "auto",
     percentile: Annotated[
         float | None, typer.Option("--percentile", help="For --method percentile.", show_default="99.99")

@@ -31,7 +31,7 @@ def sensitivity(
         Literal["groups", "kinds"], typer.Option("--level", help="kinds is quick: only all groups of a kind together.")
     ] = "groups",
     images: Annotated[int, typer.Option("--images", min=1, help="Judge on at most this many images.")] = 128,
-    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = "linear",
+    profile: Annotated[Profile, typer.Option("--profile", help="Which nodes the plan quantizes.")] = "auto",
     method: Method = "auto",
     equalization: Equalization = "auto",
     effort: Annotated[

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from vitdeploy.graph.linear_groups import path_of, shapes_at_batch_one
-from vitdeploy.graph.values import is_constant
+from vitdeploy.graph.values import array_of, is_constant
+
+_MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Identity"))
+Use = tuple[ir.Node, int]
 
 MOST_TOKENS = 512
 HEAD_WIDTHS = (16, 32, 64)
@@ -30,6 +34,32 @@ class Attention:
     def nodes(self) -> tuple[str, ...]:
         """Names of both products."""
         return str(self.scores.name), str(self.context.name)
+
+    @property
+    def factors(self) -> tuple[tuple[ir.Value, Use], ...]:
+        """q, kᵀ, p and v, each with where a product reads it."""
+        uses = [(node, index) for node in (self.scores, self.context) for index in (0, 1)]
+        found = [(node.inputs[index], (node, index)) for node, index in uses]
+        return tuple((value, use) for value, use in found if value is not None)
+
+    def computed(self) -> tuple[tuple[ir.Value, tuple[Use, ...]], ...]:
+        """Return q, kᵀ and v where they are computed, before they are split, moved or scaled, and p, with their uses.
+
+        A linear that gives all three is one value. None of these values has another reader than this attention; where
+        one on the way has, the factor counts as computed behind it.
+        """
+        chains = [list(_moved(value)) for value, _ in self.factors if value is not self.softmax.outputs[0]]
+        own = {self.scores, self.context, *(node for chain in chains for node, _ in chain)}
+        found: dict[ir.Value, tuple[Use, ...]] = {}
+        for value, use in self.factors:
+            origin, uses = value, tuple[Use, ...]([use])
+            if value is not self.softmax.outputs[0]:
+                for node, source in _moved(value):
+                    if any(reader not in own for output in (source, *node.outputs) for reader in output.consumers()):
+                        break
+                    origin, uses = source, tuple((reader, index) for reader, index in source.uses())
+            found[origin] = (*found.get(origin, ()), *(one for one in uses if one not in found.get(origin, ())))
+        return tuple(found.items())
 
 
 def find_attentions(model: ir.Model) -> tuple[Attention, ...]:
@@ -57,6 +87,23 @@ def find_attentions(model: ir.Model) -> tuple[Attention, ...]:
         obstacle = _obstacle(between, shapes.get(_name(scores, 0)), shapes.get(_name(node, 0)))
         found.append(Attention(name, scores, node, context, obstacle))
     return tuple(found)
+
+
+def _moved(value: ir.Value) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Yield the nodes that move a value's elements or multiply them by one number, upwards, with what they read."""
+    while (node := value.producer()) is not None and not node.domain:
+        sources = [one for one in node.inputs if one is not None and not is_constant(one)]
+        if len(sources) != 1 or any(output.is_graph_output() for output in node.outputs):
+            return
+        numbers = [array_of(one) for one in node.inputs if is_constant(one)]
+        by_one_number = node.op_type == "Mul" or (node.op_type == "Div" and node.inputs[0] is sources[0])
+        if not (
+            (node.op_type in _MOVES and node.inputs[0] is sources[0])
+            or (by_one_number and all(array is not None and array.size == 1 for array in numbers))
+        ):
+            return
+        yield node, sources[0]
+        value = sources[0]
 
 
 def _upstream_product(softmax: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:

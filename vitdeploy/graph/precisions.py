@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from vitdeploy.graph.quiet import quiet
-from vitdeploy.graph.values import DATA_MOVEMENT, is_constant
+from vitdeploy.graph.values import DATA_MOVEMENT, array_of, is_constant
 from vitdeploy.records import Precision
 
 NodeKind = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8", "other"]
@@ -59,14 +59,15 @@ def count_precisions(model: ir.Model, *, products_only: bool = False) -> dict[st
 def quantized_products(model: ir.Model) -> list[ir.Node]:
     """Return the MatMul, Gemm and Conv nodes whose operands are dequantized 8-bit integers, in graph order.
 
-    Products that a lowered graph already has as an integer operator count too.
+    Products that a lowered graph already has as an integer operator count too, and so do those of integers that were
+    multiplied by one number in between, as the scale of an attention is: OpenVINO multiplies afterwards.
     """
     _infer_types(model)
     names = ("MatMul", "Gemm", "Conv")
     return [
         node
         for node in model.graph
-        if (node.op_type in names and not node.domain and node_precision(node) == "int8")
+        if (node.op_type in names and not node.domain and node_precision(node, scaled=True) == "int8")
         or node.op_type == "MatMulIntegerToFloat"
     ]
 
@@ -99,14 +100,14 @@ def _infer_types(model: ir.Model) -> None:
             common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
-def node_precision(node: ir.Node) -> str:
-    """Return the precision of one node."""
+def node_precision(node: ir.Node, *, scaled: bool = False) -> str:
+    """Return the precision of one node; ``scaled`` operands are integers too where one number multiplies them."""
     if node.op_type in INTEGER_PRODUCTS:
         return "int8"
     if node.op_type in _WEIGHT_ONLY_PRODUCTS:
         return "int8-weight-only"
     operands = [value for value in node.inputs[:2] if value is not None]
-    stored = [_stored_type(value) for value in operands]
+    stored = [_stored_type(value, scaled) for value in operands]
     integer = [kind for kind in stored if kind is not None]
     if integer and len(integer) == len(operands):
         return _QUANTIZED.get(integer[0], "other")
@@ -121,14 +122,20 @@ def _computes_floats(node: ir.Node) -> bool:
     return any(value.dtype in _FLOATS for value in values)
 
 
-def _stored_type(value: ir.Value) -> ir.DataType | None:
+def _stored_type(value: ir.Value, scaled: bool) -> ir.DataType | None:
     """Return the type that a value has before its DequantizeLinear, None where it has none."""
     node = value.producer()
-    while node is not None and node.op_type in DATA_MOVEMENT | {"Cast"}:
+    while node is not None and (node.op_type in DATA_MOVEMENT | {"Cast"} or (scaled and _scales(node))):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
         return None
     return node.inputs[0].dtype
+
+
+def _scales(node: ir.Node) -> bool:
+    """Return whether a node multiplies its first input by one number."""
+    factor = array_of(node.inputs[1]) if node.op_type in ("Mul", "Div") else None
+    return factor is not None and factor.size == 1
 
 
 def _weight(value: ir.Value) -> bool:

@@ -27,6 +27,7 @@ def calibrate(
     progress: Progress,
     saved: SavedObservations | None = None,
     also: PrecisionPlan | None = None,
+    faster: PrecisionPlan | None = None,
 ) -> tuple[Calibrated, CalibrationInfo | None]:
     """Take ranges from the table or the images, as the request has them; none where only weights are quantized.
 
@@ -39,6 +40,7 @@ def calibrate(
         progress: Shows the pass, and says what was tried.
         saved: Keeps what was observed, so that a calibration that was killed goes on.
         also: A wider plan, whose tensors are observed as well.
+        faster: A plan with more in 8 bits, which is taken where the logits hardly lose by it.
     Raises:
         CalibrationError: An activation is NaN or infinite.
     """
@@ -54,7 +56,7 @@ def calibrate(
     assert inputs.data is not None
     assert division is not None
     assert preprocess is not None
-    calibration = Calibration(prepared, plan, preprocess, open_graph, inputs.form, also)
+    calibration = Calibration(prepared, plan, preprocess, open_graph, inputs.form, also, faster)
     calibrated = calibration.run(division, options, progress, saved)
     for line in trial_lines(calibrated.found, calibrated.compared):
         progress.note(line)

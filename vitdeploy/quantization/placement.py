@@ -64,13 +64,16 @@ class Format:
     are unsigned: that is what the kernels of x86 multiply with signed weights. ONNX Runtime converts signed ones, but
     only where a single node reads them; linears that share a signed one (q, k, v of most exporters) run in FP32 there
     without a word. ``signed``: activations that can be negative are signed all the same, for OpenVINO on a
-    processor with AMX, which multiplies them as they are, while a zero point costs time.
+    processor with AMX, which multiplies them as they are, while a zero point costs time. ``openvino``: the factors of
+    attention and the images are signed too, as its products of attention and convolutions want them, and those factors
+    are rounded where they are computed, so that what is split and moved is 8 bits wide.
     """
 
     scale_type: ScaleType = "float32"
     cpu: bool = False
     vnni: bool = False
     signed: bool = False
+    openvino: bool = False
 
     @property
     def clearance(self) -> bool:
@@ -90,9 +93,11 @@ def place(
     for dtype in (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN):
         fp8 = dtype == ir.DataType.FLOAT8E4M3FN
         chosen = [item for item in groups if (item.precision == "fp8") == fp8]
-        wanted = [(item.group.activation, item.group.uses, item.interval) for item in chosen if item.interval] + [
-            tensor for item in others if (item.precision == "fp8") == fp8 for tensor in item.tensors
-        ]
+        wanted = [
+            (item.group.activation, item.group.uses, item.interval, form.openvino and _has_kernel(item.group))
+            for item in chosen
+            if item.interval
+        ] + [(*tensor, form.openvino) for item in others if (item.precision == "fp8") == fp8 for tensor in item.tensors]
         if not chosen and not wanted:
             continue
         weights = {name: weight for item in chosen for name, weight in item.weights.items()}
@@ -136,12 +141,21 @@ def activation_grid(interval: Interval, form: Format, *, fp8: bool = False, sign
     return Grid(float(storable(scale_of(clip, steps=FP8_MAX if fp8 else 127.0), form.scale_type)))
 
 
-def _pairs(wanted: Sequence[Wanted], form: Format, fp8: bool) -> tuple[ActivationPair, ...]:
+def _has_kernel(group: LinearGroup) -> bool:
+    """Return whether a group is a convolution that is no linear: that of the patch embedding."""
+    weights = [linear.weight.const_value for linear in group.linears]
+    return any(size > 1 for weight in weights if weight is not None for size in weight.shape.numpy()[2:])
+
+
+def _pairs(
+    wanted: Sequence[tuple[ir.Value, tuple[Use, ...], Interval, bool]], form: Format, fp8: bool
+) -> tuple[ActivationPair, ...]:
+    """Return the pairs of tensors, each of which says whether it is signed where it can be negative."""
     ranges: dict[tuple[ir.Value, bool], Interval] = {}
     uses: dict[tuple[ir.Value, bool], list[Use]] = {}
-    for value, readers, (low, high) in wanted:
+    for value, readers, (low, high), signed_if_negative in wanted:
         for use in readers:
-            key = value, is_second_factor(*use)
+            key = value, is_second_factor(*use) or (signed_if_negative and low < 0)
             before = ranges.get(key, (low, high))
             ranges[key] = min(low, before[0]), max(high, before[1])
             listed = uses.setdefault(key, [])

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from vitdeploy.artifacts import OnnxModel, read_onnx
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import Attention
-from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.graph.linear_groups import PATCH_EMBEDDING, LinearGroup
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
-Profile = Literal["linear", "mha"]
+Profile = Literal["auto", "linear", "mha"]
 Remainder = Literal["fp32", "fp16", "bf16"]
 REMAINDERS: dict[Target, Remainder] = {"tensorrt": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
 """TensorRT is fastest with FP16 beside integers; on a CPU FP16 is emulated, which costs more than integers gain."""
@@ -29,13 +29,15 @@ _FP8_TARGETS: tuple[Target, ...] = ("tensorrt",)
 class Intent:
     """What a plan is for: the precision asked for, the runtime, and the profile that decides what gets it.
 
-    ``bf16``: the runtime is to compute everything else in BF16.
+    ``bf16``: the runtime is to compute everything else in BF16. ``images``: the range of what the first layer reads is
+    known, so that it can be in 8 bits as well.
     """
 
     precision: NodePrecision
     target: Target
     profile: Profile = "linear"
     bf16: bool = False
+    images: bool = True
 
     @property
     def remainder(self) -> Remainder:
@@ -49,8 +51,9 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
     """Return a plan with an entry for every group that can be quantized, each with the reason for its precision.
 
     Linears without an obstacle get the precision of ``intent``, all others the remainder; with FP16 that is the same.
-    The products of attention get it with profile ``mha``. Residual sums are no groups: quantizing them takes some
-    checkpoints to chance level, because outliers of the residual stream set the range.
+    So does the convolution that embeds patches, in INT8 for OpenVINO. The products of attention get it with profile
+    ``mha``, for TensorRT those that it fuses; with ``auto`` they do not yet. Residual sums are no groups: quantizing
+    them takes some checkpoints to chance level, because outliers of the residual stream set the range.
 
     Raises:
         UsageError: The target has no such precision, or the profile needs activations and only weights are quantized.
@@ -60,18 +63,20 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
     _check_precision(intent.precision, intent.target, "precision")
     entries = []
     for group in groups:
-        obstacle = "" if intent.precision == "fp16" else group.obstacle or _target_obstacle(group, intent)
+        obstacle = "" if intent.precision == "fp16" else _obstacle(group, intent)
         precision = intent.remainder if obstacle else intent.precision
-        reason = obstacle or f"linear that reads {_source(group)}"
+        kind = "patch embedding" if group.obstacle == PATCH_EMBEDDING else "linear"
+        reason = obstacle or f"{kind} that reads {_source(group)}"
         entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
     for attention in attentions if intent.precision in ("int8", "fp8") else ():
-        obstacle = attention.obstacle or (
+        obstacle = ("" if intent.target == "openvino" else attention.obstacle) or (
             "" if intent.profile == "mha" else "attention stays in high precision in profile 'linear'"
         )
         precision = intent.remainder if obstacle else intent.precision
         reason = obstacle or "attention: q, k, v and the softmax in 8 bits"
         entries.append(PlanEntry(group=attention.name, nodes=attention.nodes, precision=precision, reason=reason))
-    return PrecisionPlan(profile=intent.profile, remainder=intent.remainder, entries=tuple(entries))
+    profile = "linear" if intent.profile == "auto" else intent.profile
+    return PrecisionPlan(profile=profile, remainder=intent.remainder, entries=tuple(entries))
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,13 @@ def _check_precision(precision: NodePrecision, target: Target, where: str) -> No
         )
 
 
-def _target_obstacle(group: LinearGroup, intent: Intent) -> str:
+def _obstacle(group: LinearGroup, intent: Intent) -> str:
+    convolutions = all(linear.node.op_type == "Conv" for linear in group.linears)
+    embeds = group.obstacle == PATCH_EMBEDDING and intent.target == "openvino" and intent.precision == "int8"
+    if embeds and convolutions and intent.images:
+        return ""
+    if group.obstacle:
+        return group.obstacle
     if intent.target == "onnxruntime" and any(linear.node.op_type == "Conv" for linear in group.linears):
         return "ONNX Runtime has no integer convolution with a float output"
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ, QuantizedTensor
 from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
 from vitdeploy.graph.linear_groups import Linear, LinearGroup, path_of
+from vitdeploy.graph.transpose_factors_last import TransposeFactorsLast
 from vitdeploy.quantization.activation import Activation
 from vitdeploy.quantization.bias_correction import correct_biases
 from vitdeploy.quantization.layer_scale import fold_layer_scales
@@ -67,8 +68,11 @@ class Realized:
     before: Prepared
 
 
-def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int | None]:
-    """Return the tensors whose range the plan needs, each with the axis of its channels where a linear reads it."""
+def observed_tensors(prepared: Prepared, plan: PrecisionPlan, form: Format | None = None) -> dict[str, int | None]:
+    """Return the tensors whose range the plan needs, each with the axis of its channels where a linear reads it.
+
+    Without a ``form``, what a plan for any runtime needs.
+    """
     wanted = {entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS}
     values: list[ir.Value] = []
     axes: dict[str, int | None] = {}
@@ -77,7 +81,11 @@ def observed_tensors(prepared: Prepared, plan: PrecisionPlan) -> dict[str, int |
             axes[str(group.activation.name)] = channel_axis(group, prepared.shapes)
     for attention in prepared.attentions:
         if attention.name in wanted:
-            values.extend(value for value, _ in _factors(attention) if value is not attention.softmax.outputs[0])
+            if form is None or not form.openvino:
+                p = attention.softmax.outputs[0]
+                values.extend(value for value, _ in attention.factors if value is not p)
+            if form is None or form.openvino:
+                values.extend(value for value, _ in attention.computed())
     return {**dict.fromkeys(str(value.name) for value in values), **axes}
 
 
@@ -137,6 +145,8 @@ class Realizer:
             InsertQDQ(placement)(copy.graph)
         if self.form.cpu:
             KeepIntegerMatMuls()(copy.graph)
+        if self.form.openvino:
+            TransposeFactorsLast()(copy.graph)
         done = {"entries": tuple(entries), "cpu": self._cpu, "rotated": basis.rotated}
         return Realized(copy.graph, plan.model_copy(update=done), basis.prepared)
 
@@ -183,17 +193,22 @@ class Realizer:
         return found
 
     def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
-        """Return q, kᵀ, p and v with their ranges; p is a softmax, whose range is known to be 0 … 1."""
+        """Return q, kᵀ, p and v with their ranges.
+
+        p is a softmax, so TensorRT's range is 0 … 1; that of OpenVINO is what was observed, because over many tokens
+        most of p lies within a few steps of 0 otherwise.
+        """
         if precision == "int8-weight-only":
             raise UsageError(f"group {attention.name!r} holds no weights, so 'int8-weight-only' means nothing for it")
         tensors = []
-        for value, use in _factors(attention):
-            if value is attention.softmax.outputs[0]:
+        factors = attention.computed() if self.form.openvino else [(value, (use,)) for value, use in attention.factors]
+        for value, uses in factors:
+            if value is attention.softmax.outputs[0] and not self.form.openvino:
                 interval = (0.0, 1.0)
             else:
                 observer = observed(self.observers, value, attention.name)
                 interval = Activation.of(observer).interval(treatment.ranges, treatment.percent)
-            tensors.append((value, (use,), interval))
+            tensors.append((value, uses, interval))
         return QuantizedTensors(precision, tuple(tensors))
 
 
@@ -253,20 +268,10 @@ def free_places(group: LinearGroup, shapes: Shapes, kind: Kind, fixed: frozenset
     return None if places is None or fixed & places.tensors.keys() else places
 
 
-def _factors(attention: Attention) -> Iterator[tuple[ir.Value, tuple[ir.Node, int]]]:
-    for node in (attention.scores, attention.context):
-        for index in (0, 1):
-            value = node.inputs[index]
-            assert value is not None
-            yield value, (node, index)
-
-
 def attention_tensors(plan: PrecisionPlan, attentions: Mapping[str, Attention]) -> frozenset[str]:
     """Return the names of the factors of attentions that the plan quantizes."""
     chosen = [entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS]
-    return frozenset(
-        str(value.name) for name in chosen if name in attentions for value, _ in _factors(attentions[name])
-    )
+    return frozenset(str(value.name) for name in chosen if name in attentions for value, _ in attentions[name].factors)
 
 
 def finish(realized: Realized, float_model: ir.Model) -> Realized:

@@ -14,6 +14,7 @@ from vitdeploy.artifacts.calibration_table import SUFFIX
 from vitdeploy.datasets import Dataset, DataSource, open_dataset, overlap_text
 from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, SeenDataWarning, UsageError, require_one_of, warn
+from vitdeploy.graph.linear_groups import PATCH_EMBEDDING
 from vitdeploy.quantization.division import Division, divide, warn_of_few_images
 from vitdeploy.quantization.observers import METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
@@ -42,8 +43,10 @@ def _data_source(value: object) -> object:
 class QuantizeOptions:
     """How ranges are chosen and what is quantized.
 
-    profile: ``linear``: linears, with weights per channel and activations per tensor. ``mha``: the two products of
-        attention as well, where TensorRT can fuse them.
+    profile: ``linear``: linears, with weights per channel and activations per tensor, and for OpenVINO the patch
+        embedding. ``mha``: the two products of attention as well, where TensorRT can fuse them. ``auto``: ``linear``;
+        for OpenVINO ``mha`` where the logits lose at most 1 dB by it or keep 35 dB, tried on images, so not with
+        ``effort='fast'``.
     cpu: For which processors an INT8 graph for ONNX Runtime or OpenVINO is: ``any``; ``vnni``, those that have VNNI,
         AMX, or are not x86, where weights use all 8 bits; ``amx``, where OpenVINO's activations are signed too;
         ``auto``, the one of this machine. None: what a plan says, else any.
@@ -71,7 +74,7 @@ class QuantizeOptions:
     time_batch: For ``max_drop``, images per call.
     """
 
-    profile: Profile = "linear"
+    profile: Profile = "auto"
     cpu: CpuIntegers | Literal["auto"] | None = None
     remainder: Literal["fp32", "bf16"] | None = None
     lower: bool = False
@@ -94,7 +97,7 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require_one_of("profile", self.profile, ("linear", "mha"))
+        require_one_of("profile", self.profile, get_args(Profile))
         require_one_of("cpu", self.cpu, (None, "auto", *get_args(CpuIntegers)))
         require_one_of("remainder", self.remainder, (None, "fp32", "bf16"))
         require_one_of("method", self.method, ("auto", *METHODS))
@@ -173,6 +176,7 @@ class QuantizeInputs:
             cpu=on_cpu,
             vnni=processor != "any",
             signed=processor == "amx" and self.target == "openvino",
+            openvino=on_cpu and self.target == "openvino",
         )
 
     @property
@@ -212,8 +216,10 @@ class QuantizeInputs:
         steps: frozenset[StepName] = frozenset(AUTOMATIC if options.steps == "auto" else options.steps)
         return SearchOptions(methods, options.percentile, options.equalization, options.rounding, steps, options.effort)
 
-    def plan_of(self, prepared: Prepared) -> PrecisionPlan:
+    def plan_of(self, prepared: Prepared, profile: Profile | None = None) -> PrecisionPlan:
         """Return the plan of a prepared graph: the profile's, edited by the one that was handed in.
+
+        ``profile`` goes before that of the options.
 
         Raises:
             GraphError: The graph has Q/DQ nodes already, or nothing to quantize, or the edits do not fit it.
@@ -224,7 +230,8 @@ class QuantizeInputs:
                 f"{name!r} is quantized already, it has QuantizeLinear or DequantizeLinear nodes: quantize the FP32 "
                 f"graph"
             )
-        intent = Intent(self.precision, self.target, self.options.profile, self._bf16)
+        profile = profile or self.options.profile
+        intent = Intent(self.precision, self.target, profile, self._bf16, self._knows_images(prepared))
         plan = make_plan(prepared.linears, prepared.attentions, intent)
         if self.edits is not None:
             plan = self.edits.applied(plan, self.target, {str(node.name) for node in prepared.graph.graph})
@@ -234,6 +241,19 @@ class QuantizeInputs:
                 f"and head: precision='fp16' needs none"
             )
         return plan
+
+    def faster_plan_of(self, prepared: Prepared) -> PrecisionPlan | None:
+        """Return the plan that profile ``auto`` tries: for OpenVINO, with the products of attention in 8 bits."""
+        if (self.options.profile, self.target, self.precision) != ("auto", "openvino", "int8"):
+            return None
+        if self.options.effort == "fast" or self.data is None or self.options.max_drop is not None:
+            return None
+        return self.plan_of(prepared, "mha")
+
+    def _knows_images(self, prepared: Prepared) -> bool:
+        """Return whether a calibration table, if there is one, has the range of the images."""
+        first = [group for group in prepared.linears if group.obstacle == PATCH_EMBEDDING]
+        return self.table is None or all(str(group.activation.name) in self.table.ranges for group in first)
 
     def divide(self) -> Division | None:
         """Divide the calibration images: to observe, to compare steps on, and to check with; None without images.

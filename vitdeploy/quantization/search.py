@@ -33,6 +33,9 @@ ALPHAS = (0.25, 0.5, 0.65, 0.8, 1.0)
 FP8_ALPHA = 0.5
 WORTHWHILE_DB = 0.25
 """A step must gain that much in the logits: less is noise of the images that it was measured on."""
+MOST_LOSS_DB = 1.0
+ENOUGH_DB = 35.0
+"""A step that makes the graph faster may lose that much, or whatever leaves that many decibels."""
 WORTH_A_NODE_DB = 1.0
 """A step that puts nodes into the graph, which cost time, must gain more."""
 WORTH_A_ROTATION_DB = 1.0
@@ -76,13 +79,15 @@ class SearchOptions:
 class Step:
     """A change to a plan. ``propose`` returns the changed plan, or None where there is nothing to change.
 
-    ``by_layer_error``: the errors of layers alone can tell whether it is worth it.
+    ``by_layer_error``: the errors of layers alone can tell whether it is worth it. ``enough_db``: with that much it is
+    kept whatever it loses.
     """
 
     name: str
     least_gain_db: float
     propose: Callable[[PrecisionPlan], PrecisionPlan | None]
     by_layer_error: bool = True
+    enough_db: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,12 @@ class Proposals:
     """Proposes treatments for the groups of a plan that have none, from layer errors.
 
     Convolutions with a kernel, and linears whose channels are spread over several axes, get the ranges of least error
-    of the tensor and nothing else.
+    of the tensor and nothing else. ``faster``: a plan with more in 8 bits, the last of the steps.
     """
 
     bases: Bases
     options: SearchOptions
+    faster: PrecisionPlan | None = None
     _errors: dict[tuple[tuple[Rotated, ...], str], LayerError] = field(default_factory=dict)
 
     def start(self, plan: PrecisionPlan) -> PrecisionPlan:
@@ -146,6 +152,22 @@ class Proposals:
             yield self._step("rounding by GPTQ", WORTHWHILE_DB, self._rounding, by_layer_error=False)
         if "bias" in allowed:
             yield self._step("bias correction", WORTHWHILE_DB, self._bias, by_layer_error=False)
+        if self.faster is not None:
+            yield Step("attention in 8 bits", -MOST_LOSS_DB, partial(self._more, self.faster), False, ENOUGH_DB)
+
+    def _more(self, faster: PrecisionPlan, plan: PrecisionPlan) -> PrecisionPlan | None:
+        """Return the plan with what is in 8 bits in ``faster`` alone, with ranges of least error."""
+        wider = {entry.group: entry for entry in faster.entries if entry.precision in WITH_ACTIVATIONS}
+        ranges: RangeMethod = "mse" if "mse" in self.options.methods else self.options.methods[0]
+        treatment = self.options.start.model_copy(update={"ranges": ranges})
+        entries = tuple(
+            wider[entry.group].model_copy(update={"treatment": treatment})
+            if entry.group in wider and entry.precision not in WITH_ACTIVATIONS
+            else entry
+            for entry in plan.entries
+        )
+        changed = plan.model_copy(update={"entries": entries})
+        return None if changed == plan else changed.model_copy(update={"profile": faster.profile})
 
     def _turn(self, name: str, what: Rotated) -> Step:
         return self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
@@ -303,7 +325,7 @@ def search(
 ) -> Found:
     """Return the plan after the steps that gained in ``score``, logits SQNR in dB, each tried on the plan before it.
 
-    A step is kept where it gains its least gain; a score of NaN never wins.
+    A step is kept where it gains its least gain, or leaves enough; a score of NaN never wins.
     """
     plan = proposals.start(plan)
     steps = list(proposals.steps())
@@ -317,7 +339,8 @@ def search(
             proposed = step.propose(plan)
             if proposed is not None:
                 found = score(proposed)
-                kept = found >= best + step.least_gain_db or (math.isnan(best) and not math.isnan(found))
+                least = min(best + step.least_gain_db, step.enough_db)
+                kept = found >= least or (math.isnan(best) and not math.isnan(found))
                 trials.append(Trial(step=step.name, sqnr_db=found, kept=kept))
                 plan, best = (proposed, found) if kept else (plan, best)
             task.advance()

@@ -197,7 +197,7 @@ def treated(wide: PrecisionPlan, plan: PrecisionPlan, proposals: Proposals) -> P
     unknown = [
         entry.group
         for entry in wide.entries
-        if observed_tensors(proposals.bases.plain.prepared, wide.model_copy(update={"entries": (entry,)})).keys()
+        if observed_tensors(proposals.bases.plain.prepared, _only(wide, entry), proposals.bases.form).keys()
         - proposals.bases.plain.observers.keys()
     ]
     known = {entry.group: entry for entry in plan.entries if entry.precision in INTEGER_PRECISIONS}
@@ -206,6 +206,10 @@ def treated(wide: PrecisionPlan, plan: PrecisionPlan, proposals: Proposals) -> P
     if any(entry.precision in WITH_ACTIVATIONS for entry in wide.entries):
         wide = propose(in_high_precision(wide, (name for name in unknown if name not in known)), proposals)
     return wide
+
+
+def _only(plan: PrecisionPlan, entry: PlanEntry) -> PrecisionPlan:
+    return plan.model_copy(update={"entries": (entry,)})
 
 
 def effect_of(

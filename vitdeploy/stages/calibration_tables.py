@@ -18,7 +18,6 @@ from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError, VitdeployError, require_one_of
 from vitdeploy.progress import Progress
 from vitdeploy.quantization.calibration import Calibration
-from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.plan import Intent, Profile, make_plan
 from vitdeploy.quantization.request import refuse_resizing
 from vitdeploy.quantization.saved_observations import SavedObservations
@@ -96,9 +95,8 @@ def observe_calibration(
     if not len(dataset):
         raise CalibrationError("there are no images to calibrate with, expected at least one")
     prepared = Prepared.of(source.load())
-    plan = make_plan(prepared.linears, prepared.attentions, Intent("int8", "tensorrt", options.profile))
-
-    calibration = Calibration(prepared, plan, preprocess, cpu_opener(options.threads), Format())
+    plan = make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino", options.profile))
+    calibration = Calibration(prepared, plan, preprocess, cpu_opener(options.threads), None)
     if not calibration.tensors:
         raise GraphError(
             f"{str(source.path)!r} has no node to quantize, expected linears of at least 16 features between patch "

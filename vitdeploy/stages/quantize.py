@@ -191,7 +191,8 @@ class QuantizeRequest(QuantizeInputs):
         self.warn_of_images()
         saved = SavedObservations(self.output, self.key)
         try:
-            calibrated, info = calibrate(before, plan, division, self, open_graph, progress, saved)
+            faster = self.faster_plan_of(before)
+            calibrated, info = calibrate(before, plan, division, self, open_graph, progress, saved, faster=faster)
         except VitdeployError:
             saved.remove()
             raise
