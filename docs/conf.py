@@ -35,7 +35,7 @@ autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = f"vitdeploy {release}"
 html_show_sourcelink = False
-smartquotes = False
+smartquotes_action = "D"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_extra_path = ["made/site"]
@@ -47,9 +47,14 @@ CALIBRATION = "](../calibration/README.md"
 
 def _to_made_pages(app: Any, name: str, source: list[str]) -> None:
     """Let links to files outside this folder lead to the pages that are made of them, and show examples in place."""
+
+    def example(match: re.Match[str]) -> str:
+        language = "yaml" if match[1].endswith(".yml") else "python"
+        return f"```{{literalinclude}} {match[1]}\n:language: {language}\n```"
+
     if not name.startswith("made/"):
         text = source[0].replace(CALIBRATION, "](made/calibration-sets.md")
-        source[0] = EXAMPLE.sub(r"```{literalinclude} \1\n```", text)
+        source[0] = EXAMPLE.sub(example, text)
 
 
 def _to_arguments(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

@@ -35,7 +35,7 @@ BORROWED = {
 }
 """Files elsewhere in the repository → their page, below ``made/``."""
 HOLE = "…"
-MARKUP = re.compile(r"[*_`<\[]")
+MARKUP = re.compile(r"(?<!\S)--[\w-]+|[*_`<\[]")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -151,7 +151,14 @@ def commands() -> str:
     """Return the page of all commands: each with its usage, arguments, options and example, from the program itself."""
     root: Any = typer.main.get_command(app)
     context = root.make_context("vitdeploy", [], resilient_parsing=True)
-    lines = ["# Commands", "", root.help, "", f"{root.epilog} An error is one line; `--debug` adds the traceback.", ""]
+    lines = [
+        "# Commands",
+        "",
+        root.help,
+        "",
+        f"{_plain(root.epilog)} An error is one line; `--debug` adds the traceback.",
+        "",
+    ]
     for name, command in root.commands.items():
         lines += _command(command, command.make_context(name, [], parent=context, resilient_parsing=True), "##")
         if name in EXAMPLES:
@@ -163,19 +170,27 @@ def _command(command: Any, context: Any, level: str) -> list[str]:
     """Return the section of a command, those of its own commands below it."""
     path = context.command_path.removeprefix("vitdeploy ")
     usage = " ".join(command.collect_usage_pieces(context))
-    lines = [f"{level} {path}", "", *inspect.cleandoc(command.help or "").splitlines(), ""]
+    lines = [f"{level} {path}", "", _plain(command.help or ""), ""]
     inner = getattr(command, "commands", {})
     if not inner:
         lines += [f"`vitdeploy {path} {usage}`", ""]
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if record is not None and "--help" not in record[0]:
-            said = MARKUP.sub(r"\\\g<0>", " ".join(record[1].split()))
-            lines.append(f"* {_code(record[0])}: {said}")
+            lines.append(f"* {_code(record[0])}: {_plain(record[1])}")
     lines.append("")
     for name, one in inner.items():
         lines += _command(one, one.make_context(name, [], parent=context, resilient_parsing=True), f"{level}#")
     return lines
+
+
+def _plain(text: str) -> str:
+    """Return help text as Markdown: options as code, and nothing else that Markdown acts on; paragraphs stay."""
+    paragraphs = (" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
+    return "\n\n".join(
+        MARKUP.sub(lambda found: f"`{found[0]}`" if found[0].startswith("--") else f"\\{found[0]}", part)
+        for part in paragraphs
+    )
 
 
 def recipes() -> str:
