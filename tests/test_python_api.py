@@ -59,6 +59,20 @@ def test_ten_lines_of_the_docs_go_from_weights_to_report(
     printed = capsys.readouterr()
     assert "three.png" in printed.out
     assert printed.err == "", "nobody watches, so nothing is drawn"
+    (script,) = re.findall(r"<!-- test: with options -->\n\n```python\n(.*?)```", text, re.DOTALL)
+    names_there: dict[str, Any] = {}
+    exec(script, names_there)
+    assert [one.batch for one in names_there["report"].rows[-1].timings if one.scope == "end_to_end"] == [1, 8]
+
+
+def test_the_docs_say_which_options_each_verb_is_handed() -> None:
+    rows = re.findall(r"^\| `vd\.(\w+)` \| (.*?) \|", DOCS.read_text("utf8"), re.MULTILINE)
+    public = {name for name in dir(vd) if name.endswith(("Options", "BuildTarget"))}
+    assert {name for name, _ in rows} >= public
+    for name, taken_by in rows:
+        keyword = "".join(re.findall(r"`(\w+)=`", taken_by)) or "options"
+        for verb in re.findall(r"`(\w+)`", taken_by):
+            assert name in str(inspect.signature(getattr(vd, verb)).parameters[keyword].annotation), (verb, name)
 
 
 def test_every_verb_takes_an_artifact_a_path_and_a_text(tmp_path: Path) -> None:

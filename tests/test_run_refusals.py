@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,24 @@ def test_keys_of_a_source_without_one_name_those_of_the_training(key: str) -> No
     with pytest.raises(RecipeError, match=rf"a training has its own, 'train\.{key}'"):
         read_recipe(changes={key: value})
     read_recipe(changes={f"train.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "way"),
+    [
+        ("build", "'build: {precisions: []}' builds no engine"),
+        ("quantize", "'quantize: []' quantizes nothing"),
+        ("train", "'source: MODEL' takes a model that exists in place of a training"),
+        ("bench", "there is no run without it"),
+        ("export", "there is no run without it"),
+    ],
+)
+def test_an_empty_section_is_refused_with_the_way_to_leave_a_stage_out(key: str, way: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"'{key}' is empty: leave the key out for the default; {way}")):
+        read_recipe(None, {key: None})
+
+
+def test_the_ways_to_leave_a_stage_out_are_taken() -> None:
+    recipe = read_recipe(None, {"build": {"precisions": []}, "quantize": []})
+    assert (recipe.build.precisions, recipe.quantize) == ((), ())
+    assert read_recipe(None, {"bench": {"options": {"rounds": 3, "processes": False}}}).bench.options.rounds == 3

@@ -90,6 +90,22 @@ def test_names_are_read_in_every_shape(plain_folder: Path, tmp_path: Path, case:
     assert not [note for note in loaded.notes if "labels=" in note]
 
 
+def test_names_that_several_classes_share_get_one_note(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    for text, shared in (
+        ("a\nb\na\n", "'a' for 0, 2"),
+        ("x\nX\nx\n", "'x' for 0, 2"),
+        ('["a", "b", "b"]', "'b' for 1, 2"),
+    ):
+        file.write_text(text)
+        head = decide_head(HeadEvidence(outputs=3, labels=file))
+        assert len(head.classes) == 3
+        (note,) = head.notes
+        assert f"has one name for several classes: {shared}; a folder of that name fits them all" in note
+    file.write_text("a\nb\nc\n")
+    assert decide_head(HeadEvidence(outputs=3, labels=file)).notes == ()
+
+
 def test_names_beside_a_foreign_graph_are_left_out_likewise(tmp_path: Path) -> None:
     for tables, reason in UNUSABLE.values():
         head = decide_head(HeadEvidence(outputs=2, config={"model_type": "vit", **tables}))

@@ -9,10 +9,11 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from vitdeploy.cli import main, output
 from vitdeploy.errors import DataError
@@ -55,6 +56,50 @@ def test_lines_and_tables_have_escapes(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[0] == SHOWN
     assert len(lines) == 4
     assert len(set(map(len, lines[1:]))) == 1
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_no_line_of_a_table_ends_in_blanks(
+    colour: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR" if colour else "NO_COLOR", "1")
+    table = Table("name", "a longer head", caption="[dim]a caption[/dim]", caption_justify="left", box=None)
+    table.add_row("[bold]x[/bold]", "y")
+    output.print_rich(table)
+    output.print_table(["name", "also called"], [["vit", ""], ["a longer name", "x"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_all_tables_go_the_way_that_leaves_no_blanks() -> None:
+    """``print_rich`` and ``print_table`` alone write tables: nothing else of a command has a console for stdout."""
+    package = Path(output.__file__).parent.parent
+    users = {path.name for path in package.rglob("*.py") if "Console(" in path.read_text("utf8")}
+    assert users == {"output.py", "terminal_progress.py"}
+
+
+def test_checks_at_several_batches_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def at(batch: int, value: float, status: Literal["passed", "failed"] = "passed", of: str = "PyTorch") -> Check:
+        name = f"logits against {of}, batch {batch}"
+        return Check(name=name, status=status, value=value, limit=1e-4, unit="of the logits' range")
+
+    checks = [at(1, 2e-7), at(2, 3e-7), at(5, 1e-7), at(1, 1e-7, of="its file"), Check(name="digest", status="passed")]
+    for check in output.one_of_each([*checks, at(8, 0.1, "failed")]):
+        output.print_line(f"{check.name}: {output.check_words(check)}")
+    assert capsys.readouterr().out.splitlines() == [
+        "logits against PyTorch, batch 1, 2 and 5: passed: 3e-07 of the logits' range (limit 0.0001)",
+        "logits against its file, batch 1: passed: 1e-07 of the logits' range (limit 0.0001)",
+        "digest: passed",
+        "logits against PyTorch, batch 8: failed: 0.1 of the logits' range (limit 0.0001)",
+    ]
+
+
+def test_what_several_stages_have_to_say_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = output.make_progress()
+    for text in ("photos: left out are 1 .txt", "export: fresh", "photos: left out are 1 .txt"):
+        progress.note(text)
+    assert capsys.readouterr().err.splitlines() == ["photos: left out are 1 .txt", "export: fresh"]
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(25, 3), (24, 2), (17, 2), (16, 1), (2, 1)])

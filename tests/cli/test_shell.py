@@ -144,6 +144,26 @@ def test_an_error_is_one_line_with_its_exit_code(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("export vit.pth -o x.onnx --num-classes 7", "--model-arg num_classes=VALUE --reset-head does that"),
+        ("convert vit.pth -o x.safetensors --img-size=64", "--model-arg image_size=VALUE does that"),
+        ("train digits -o x.safetensors --drop-path 0.1", "--set drop_path=VALUE does that"),
+        ("run --epochs 3", "--set train.options.epochs=VALUE does that"),
+        ("run --max-drop 1", "--set bench.max_drop=VALUE does that"),
+        ("quantize x.onnx -o y.onnx --int8", "--precision int8 does that"),
+        ("train digits -o x.safetensors --num-classes 7", "No such option: --num-classes (Possible"),
+        ("bench x.onnx --nonsense", "No such option: --nonsense"),
+    ],
+)
+def test_an_option_of_other_programs_is_answered_with_ours(
+    line: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]):
         assert main(arguments) == 1

@@ -21,7 +21,8 @@ from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.datasets import open_dataset
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError
 from vitdeploy.measure.heads import softmax
-from vitdeploy.records import Manifest
+from vitdeploy.records import Manifest, ModelSpec
+from vitdeploy.runtime.prediction import predictions
 from vitdeploy.runtime.predictor import Predictor
 
 pytestmark = pytest.mark.slow
@@ -254,6 +255,15 @@ HEADS = {
     "no weight": ("t = Transpose <perm = [1, 0]> (x) logits = MatMul(x, t)", "come from MatMul node"),
     "two outputs": ("logits = Gemm(x, w) more = Identity(x)", "2 outputs, expected one"),
 }
+
+
+def test_a_class_without_a_name_is_called_by_its_number() -> None:
+    logits = np.array([[0.0, 3.0, 1.0]], np.float32)
+    for classes, names in (((), ["class 1", "class 2"]), (("a", "b", "c"), ["b", "c"]), (("0", "1", "2"), ["1", "2"])):
+        model = ModelSpec(family="vit", name="vit", arguments={"num_classes": 3}, classes=classes)
+        (found,) = predictions(["x.png"], logits, model, 2)
+        assert [one.name for one in found.classes] == names
+        assert [model.class_name(one.index) for one in found.classes] == names
 
 
 @pytest.mark.parametrize("name", HEADS)

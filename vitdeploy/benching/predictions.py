@@ -110,8 +110,8 @@ def _lines(entry: Entry, dataset: Dataset, labels: Labels) -> Iterator[dict[str,
 
 
 def class_name(model: ModelSpec, index: int) -> str:
-    """Return what a model calls a class; one without a name is ``class 17``."""
-    return printable(model.classes[index]) if index < len(model.classes) else f"class {index}"
+    """Return what a model calls a class, as one line."""
+    return printable(model.class_name(index))
 
 
 @dataclass(frozen=True)

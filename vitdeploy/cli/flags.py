@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 COMMANDS = {
     "list_models": ("models",),
@@ -38,6 +38,24 @@ RECIPE_KEYS = {"workspace_bytes": "build.workspace_mib", "max_drop_pp": "bench.m
 """Keywords of Python that the recipe of ``run`` calls otherwise."""
 MEBIBYTES = "workspace_bytes"
 """The keyword that counts bytes, where command line and recipe count MiB."""
+
+OTHER_NAMES = {
+    "img_size": "image_size",
+    "imgsz": "image_size",
+    "input_size": "image_size",
+    "classes": "num_classes",
+    "batch_size": "batch",
+    "pretrained": "weights",
+    "lr": "learning_rate",
+    "learningrate": "learning_rate",
+    "calib": "calibration",
+    "dataset": "data",
+    "out": "output",
+    "arch": "model",
+    "half": "fp16",
+    "max_drop": "max_drop_pp",
+}
+"""What other programs call an option."""
 
 SIZE = "HxW"
 """How the metavar of a height and width begins."""
@@ -75,6 +93,34 @@ def in_flags(text: str, *, calls_only: bool = False) -> str:
         out += text[end : found.start()] + (text[found.start() : stop] if translated is None else translated)
         end = stop
     return out + text[end:]
+
+
+def hint_for(option: str, command: Any) -> str:
+    """Return how a command sets what it has no option of its own for, such as ``--num-classes``; empty for unknown."""
+    from vitdeploy.records import Precision
+
+    name = option.lstrip("-").replace("-", "_")
+    name = OTHER_NAMES.get(name, name)
+    parameters = _parameters(command)
+    if "precision" in parameters and name in get_args(Precision):
+        return f"{parameters['precision'].opts[0]} {name}"
+    if "arguments" in parameters and name in _model_arguments():
+        if name != "num_classes":
+            return f"{parameters['arguments'].opts[0]} {name}=VALUE"
+        if "reset_head" in parameters:  # a training has as many classes as its data
+            return f"{parameters['arguments'].opts[0]} {name}=VALUE {parameters['reset_head'].opts[0]}"
+    if name in parameters and parameters[name].param_type_name == "option":
+        return str(parameters[name].opts[0])
+    path, settable = (_setting(name) or ("", False)) if "settings" in parameters else ("", False)
+    return f"--set {path}=VALUE" if settable else ""
+
+
+@cache
+def _model_arguments() -> set[str]:
+    """Return the names that ``--model-arg`` knows, of any family of the catalogue."""
+    from vitdeploy.catalog import variants
+
+    return {"num_classes", "image_size"}.union(*(one.arguments for one in variants().values()))
 
 
 def _keyword_text(name: str, value: str | None) -> str | None:

@@ -67,7 +67,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
 
 
 def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
-    from vitdeploy.cli.output import check_words
+    from vitdeploy.cli.output import check_words, one_of_each
 
     model = manifest.model
     arguments = ", ".join(f"{name}={value}" for name, value in model.arguments.items())
@@ -94,7 +94,7 @@ def _manifest_lines(manifest: Manifest) -> list[tuple[str, str]]:
         gpus = ", ".join(build.compute_capabilities) or build.gpu or "the GPU that it was built on"
         lines.append(("engine", f"{build.backend} {build.version}, batch {build.batch}, for {gpus}"))
         lines += [("", in_flags(note)) for note in (*build.notes, *filter(None, [build.reason]))]
-    lines += [("check", f"{check.name}: {check_words(check)}") for check in manifest.checks]
+    lines += [("check", f"{check.name}: {check_words(check)}") for check in one_of_each(manifest.checks)]
     lines += [("metric", f"{name} {value:.6g}") for name, value in manifest.metrics.items()]
     lines += [("made from", f"{role} {digest[:12]}") for role, digest in manifest.parents.items()]
     lines.append(("made by", manifest.producer or "unknown"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vitdeploy.records import Check
 
 LOG_WIDTH = 140
+_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+"""Blanks at the end of a line, before codes that end a colour."""
 
 
 def print_line(text: str = "") -> None:
@@ -46,17 +49,33 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
     if as_json:
         print_json({"path": str(artifact.path), "manifest": artifact.manifest})
         return
-    for check in artifact.manifest.checks:
+    for check in one_of_each(artifact.manifest.checks):
         print_line(f"{check.name}: {check_words(check)}")
     for line in summary:
         print_line(line)
     print_line(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")
 
 
+def one_of_each(checks: Sequence[Check]) -> list[Check]:
+    """Return checks, those of one thing at several batches as one: the worst of them, named after all the batches."""
+    groups: dict[tuple[str, str], list[tuple[str, Check]]] = {}
+    for check in checks:
+        subject, _, batch = check.name.rpartition(", batch ")
+        groups.setdefault((subject or check.name, check.status), []).append((batch, check))
+    found = []
+    for (subject, _), members in groups.items():
+        _, worst = max(members, key=lambda one: -1.0 if one[1].value is None else one[1].value)
+        batches = [batch for batch, _ in members]
+        several = f"{', '.join(batches[:-1])} and {batches[-1]}"
+        found.append(worst if len(members) == 1 else worst.model_copy(update={"name": f"{subject}, batch {several}"}))
+    return found
+
+
 def check_words(check: Check) -> str:
     """Return a check as words: ``passed: 44.2 dB (limit 20 dB), against the FP32 graph``."""
     unit = f" {check.unit}" if check.unit else ""
-    limit = f" (limit {check.limit:.4g}{unit})" if check.limit is not None else ""
+    of_limit = "" if unit.startswith(" of ") else unit  # a share: its words stand right before
+    limit = f" (limit {check.limit:.4g}{of_limit})" if check.limit is not None else ""
     value = f"{check.value:.4g}{unit}{limit}" if check.value is not None else ""
     detail = ", ".join(filter(None, [value, in_flags(check.detail)]))
     return f"{check.status}: {detail}" if detail else check.status
@@ -72,6 +91,7 @@ def make_progress() -> Progress:
 class _InFlags:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._shown: set[str] = set()
 
     @contextmanager
     def task(self, description: str, total: float | None = None) -> Iterator[Task]:
@@ -80,8 +100,10 @@ class _InFlags:
             yield task
 
     def note(self, text: str) -> None:
-        """See ``Progress.note``."""
-        self._progress.note(in_flags(text))
+        """See ``Progress.note``; several stages of a run have the same to say of their data, which is said once."""
+        if text not in self._shown:
+            self._shown.add(text)
+            self._progress.note(in_flags(text))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -115,10 +137,12 @@ def _numeric(cell: str) -> bool:
 
 
 def print_rich(renderable: Any) -> None:
-    """Print a table of rich's; into a log as wide as it needs to be, since a log has no width to fit."""
+    """Print a table of rich's without the blanks that end its lines; in a log as wide as it needs to be."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    console.print(renderable)
+    with console.capture() as capture:
+        console.print(renderable)
+    typer.echo(_BLANKS.sub(r"\1", capture.get()), nl=False)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from vitdeploy.cli.flags import in_flags, set_command
+from vitdeploy.cli.flags import hint_for, in_flags, set_command
 from vitdeploy.errors import FidelityWarning, VitdeployError
 from vitdeploy.text import printable
 
@@ -135,6 +135,9 @@ def _usage_line(error: Exception) -> str:
         message = f"{message}, got {found[0].get('input')!r}"
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "vitdeploy"
+    unknown = getattr(error, "option_name", None)
+    if isinstance(unknown, str) and context is not None and (hint := hint_for(unknown, context.command)):
+        return f"No such option: {unknown}; {hint} does that (see '{where} --help')"
     return f"{message} (see '{where} --help')"
 
 

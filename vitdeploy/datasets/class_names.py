@@ -17,6 +17,7 @@ _NUMBERED = (
     re.compile(r"(?P<index>\d{1,6})\s*[,;:\t ]\s*(?P<name>\S.*)", re.ASCII),
     re.compile(r"(?P<name>.*\S)\s*[,;:\t]\s*(?P<index>\d{1,6})", re.ASCII),
 )
+_LISTED = 5
 _TABLES = ("classes", "class_names", "labels", "names")
 _WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 
@@ -31,7 +32,7 @@ def read_class_names(path: Path, classes: int | None = None) -> tuple[str, ...]:
         classes: How many the model has; None for any number.
     Raises:
         ArtifactError: The file cannot be read.
-        DataError: It names no classes, another number of them, or one twice.
+        DataError: It names no classes, or another number of them.
     """
     try:
         text = decode_text(read_bytes(path, LARGEST))
@@ -45,6 +46,22 @@ def read_class_names(path: Path, classes: int | None = None) -> tuple[str, ...]:
     if empty is not None:
         raise DataError(f"{str(path)!r} has no name for class {empty}: an empty line or text stands there")
     return names
+
+
+def repeated_names(names: Sequence[str], source: str) -> str:
+    """Return a note on classes that share a name, empty where none do."""
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        places.setdefault(plain(name), []).append(index)
+    shared = [(names[found[0]], found) for found in places.values() if len(found) > 1]
+    if not shared:
+        return ""
+    shown = "; ".join(f"{name!r} for {', '.join(map(str, found))}" for name, found in shared[:_LISTED])
+    more = f" and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
+    return (
+        f"{source} has one name for several classes: {shown}{more}; a folder of that name fits them all, and "
+        "vd.bench(['ARTIFACT'], 'DATA', options=vd.BenchOptions(label_map='FILE')) says which it is"
+    )
 
 
 def class_names_of(config: Mapping[str, Any], source: str) -> tuple[str, ...]:

@@ -164,7 +164,8 @@ class ImageFolder:
             )
         dataset = ImageFiles(uri, self.root, names, labels if classes else None, classes)
         text = self._left_out_text(folders)
-        dataset.notes = ((f"{uri}{text}",) if text else ()) + tuple(_doubts(uri, classes, names))
+        where = str(self.root.joinpath(*folders[:1])) if len(folders) == 1 else str(self.root)
+        dataset.notes = ((f"{where}{text}",) if text else ()) + tuple(_doubts(uri, classes, names))
         return dataset
 
     def _left_out_text(self, folders: list[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.datasets.base import Dataset, Subset
-from vitdeploy.datasets.class_names import class_numbers, loosely, plain
+from vitdeploy.datasets.class_names import class_numbers, loosely, plain, repeated_names
 from vitdeploy.datasets.imagenet import imagenet_classes
 from vitdeploy.errors import DataError, warn
 from vitdeploy.reading import decode_text, parse_json, read_bytes
@@ -59,6 +59,8 @@ def rename_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
                 f"class {index} of {dataset.uri!r} is called {dataset.classes[index]!r}, and the names have that at "
                 f"{hits[0]}: give them in the order of the folders, {', '.join(dataset.classes[:_LISTED])} …"
             )
+    if note := repeated_names(names, "the list of names"):
+        warn(note)
     return Subset(dataset, np.arange(len(dataset)), classes=names)
 
 

@@ -191,6 +191,16 @@ class BenchSection(Section):
         )
 
 
+_WITHOUT = {
+    "train": "'source: MODEL' takes a model that exists in place of a training",
+    "export": "there is no run without it",
+    "quantize": "'quantize: []' quantizes nothing",
+    "build": "'build: {precisions: []}' builds no engine",
+    "bench": "there is no run without it, 'bench: {options: {rounds: 3, processes: false}}' makes it short",
+}
+"""How a stage is left out, or that it cannot be."""
+
+
 class Recipe(Section):
     """A run. Either a model is trained (``train``), or ``source`` names one that exists."""
 
@@ -210,6 +220,15 @@ class Recipe(Section):
     )
     build: BuildSection = BuildSection()
     bench: BenchSection = BenchSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_section(cls, values: Any) -> Any:
+        """Refuse ``build: null``, and a section all of whose lines are comments: is that none, or the default."""
+        for name, without in _WITHOUT.items() if isinstance(values, dict) else ():
+            if name in values and values[name] is None:
+                raise ValueError(f"{name!r} is empty: leave the key out for the default; {without}")
+        return values
 
     @property
     def data_sources(self) -> tuple[str, ...]:
@@ -292,7 +311,7 @@ def _put(values: dict[str, Any], name: str, value: Any, where: str) -> None:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(map(str, first["loc"])) or "the whole"
+    name = ".".join(map(str, first["loc"]))
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _keys_at(first["loc"][:-1])
         *place, last = first["loc"]
@@ -303,6 +322,8 @@ def _first_problem(error: ValidationError) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
         return f"there is no key {name!r}, {hint}"
     message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message  # of a check of ours, which names the keys
     value = first["input"]
     shown = f" is {value!r}" if isinstance(value, str | int | float | bool | None) else ""
     return f"{name}{shown}: {message}"

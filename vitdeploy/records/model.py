@@ -57,6 +57,10 @@ class ModelSpec(Record):
         arguments = (f"{name} {self.arguments[name]}" for name in ("patch", "width", "depth") if name in self.arguments)
         return f"{self.name} {', '.join([*sizes, *arguments])}".strip()
 
+    def class_name(self, index: int) -> str:
+        """Return what the model calls a class; one without a name is ``class 17``."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
     @property
     def class_count(self) -> int | None:
         """How many classes the model tells apart; None for a model without classes, and where it is not recorded."""

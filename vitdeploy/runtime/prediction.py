@@ -12,7 +12,7 @@ from vitdeploy.records import ModelSpec, Record, Task
 
 
 class ClassProbability(Record):
-    """One class of a prediction; ``name`` is its index where the model does not name its classes."""
+    """One class of a prediction; ``name`` is ``class 17`` where the model does not name its classes."""
 
     index: int
     name: str
@@ -44,14 +44,13 @@ def predictions(
             for name, row in zip(names, outputs, strict=True)
         )
     return tuple(
-        Prediction(image=name, classes=_classes(row, model.classes, top), task=model.task)
+        Prediction(image=name, classes=_classes(row, model, top), task=model.task)
         for name, row in zip(names, found, strict=True)
     )
 
 
-def _classes(probability: NDArray[np.float64], names: Sequence[str], top: int) -> tuple[ClassProbability, ...]:
+def _classes(probability: NDArray[np.float64], model: ModelSpec, top: int) -> tuple[ClassProbability, ...]:
     order = np.argsort(-probability, kind="stable")[:top]
     return tuple(
-        ClassProbability(index=int(i), name=names[i] if names else str(i), probability=float(probability[i]))
-        for i in order
+        ClassProbability(index=int(i), name=model.class_name(int(i)), probability=float(probability[i])) for i in order
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.datasets.class_names import read_class_names, usable_class_names
+from vitdeploy.datasets.class_names import read_class_names, repeated_names, usable_class_names
 from vitdeploy.errors import DataError, UsageError
 from vitdeploy.records.model import Activation, Task
 
@@ -107,7 +107,8 @@ def _names(task: Task, evidence: HeadEvidence) -> tuple[tuple[str, ...], tuple[s
         if not _fits(task, names, wanted):
             noun = "outputs" if task != "binary" else "classes"
             raise DataError(f"{str(evidence.labels)!r} has {len(names)} class names, the model has {wanted} {noun}")
-        return _both(task, names), ()
+        note = repeated_names(names, repr(str(evidence.labels)))
+        return _both(task, names), (note,) * bool(note)
     if task == "features":
         return (), ()
     counts = (wanted, 1) if task == "binary" else (wanted,)
