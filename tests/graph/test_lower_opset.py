@@ -1,5 +1,8 @@
 """Lowering the opset keeps the numbers, or is refused by name."""
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx_text import check, ops, parse, run
@@ -83,6 +86,28 @@ def test_an_operator_unknown_to_the_older_opset_is_refused() -> None:
         g=np.ones(6, np.float32),
     )
     with pytest.raises(GraphError, match=r"node 'norm' .* RMSNormalization does not exist there; export it again"):
+        LowerOpset(20)(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "zero", "message"),
+    [
+        (
+            "[q] i = QuantizeLinear(x, s, z) y = DequantizeLinear(i, s, z)",
+            np.uint16(7),
+            "QuantizeLinear knows no uint16",
+        ),
+        ("[q] y = DequantizeLinear(w, s, z)", np.int16(0), "DequantizeLinear knows no int16"),
+        ("[q] y = Identity(w)", ml_dtypes.int4(0), "Identity knows no int4"),
+    ],
+)
+def test_element_types_that_the_older_opset_has_not(text: str, zero: Any, message: str) -> None:
+    """As ONNX Runtime's quantizer writes 16-bit activations: such a graph was lowered to one that nothing opens."""
+    constants = {"s": np.float32(0.1), "z": np.asarray(zero), "w": np.full((4, 6), zero)}
+    read = {name: value for name, value in constants.items() if f"{name}," in text or f"{name})" in text}
+    y = "int4" if "Identity" in text else "float"
+    model = parse(f"g (float[N, 6] x) => ({y}[N, 6] y) {{ {text} }}", opset=21, **read)
+    with pytest.raises(GraphError, match=f"node 'q' cannot be lowered from opset 21 to 20: {message} there; export it"):
         LowerOpset(20)(model)
 
 

@@ -65,9 +65,10 @@ class ConvertToFloat16(ir.passes.InPlacePass):
                     )
             for value in (*node.inputs, *node.outputs):
                 if value is not None and value.name and value.dtype is None:
+                    kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
                     raise GraphError(
-                        f"the type of {value.name!r} cannot be inferred, so node {node.name!r} ({node.op_type}) cannot "
-                        "be converted to FP16"
+                        f"the type of {value.name!r} cannot be inferred, so node {node.name!r} ({kind}) cannot be "
+                        "converted to FP16"
                     )
 
 

@@ -51,10 +51,19 @@ def findings(model: ir.Model) -> list[Finding]:
     counts = Counter(node.op_type for node in model.graph if node.domain == "")
     found = [Finding(op, counts[op], consequence) for op, consequence in FORBIDDEN.items() if counts[op]]
     foreign = Counter(f"{node.domain}::{node.op_type}" for node in model.graph if node.domain != "")
-    found += [Finding(op, count, "is no standard ONNX operator") for op, count in sorted(foreign.items())]
+    found += [Finding(op, count, _consequence(op)) for op, count in sorted(foreign.items())]
     if model.functions:
         found.append(Finding("function", len(model.functions), "hides its nodes from the passes"))
     return found + _structure(model.graph)
+
+
+def _consequence(op: str) -> str:
+    if op.startswith("com.microsoft.nchwc::"):
+        return (
+            "is laid out for the kind of CPU on which ONNX Runtime wrote the file, and may run on no other: write it "
+            "with an optimization level below 99"
+        )
+    return "is no standard ONNX operator"
 
 
 def _structure(graph: ir.Graph) -> list[Finding]:

@@ -82,6 +82,8 @@ class LowerOpset(ir.passes.InPlacePass):
                 reason = f"has no attribute {missing[0]!r}"
             elif inputs > old.max_input or len(node.outputs) > old.max_output:
                 reason = f"takes at most {old.max_input} inputs"
+            elif unknown := _unknown_types(node, old):
+                reason = f"knows no {' and '.join(unknown)}"
         if reason is not None:
             advice = (
                 "use a higher opset=" if self._fits_newest(node) else f"export it again, for opset {NEWEST} or older"
@@ -98,6 +100,19 @@ class LowerOpset(ir.passes.InPlacePass):
         except onnx.defs.SchemaError:
             return False
         return self.opset < NEWEST
+
+
+def _unknown_types(node: ir.Node, schema: onnx.defs.OpSchema) -> list[str]:
+    """Return the element types among a node's inputs and outputs that a schema does not take there."""
+    unknown: dict[str, None] = {}
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for index, value in enumerate(values):
+            if value is None or value.dtype is None or not formals:
+                continue
+            name = value.dtype.name.lower()
+            if f"tensor({name})" not in formals[min(index, len(formals) - 1)].types:
+                unknown[name] = None
+    return list(unknown)
 
 
 def _expand_gelu(graph: ir.Graph, node: ir.Node) -> None:
