@@ -101,7 +101,7 @@ def rows(folder: Path) -> Iterator[str]:
                 for seed in SEEDS
             ]
             noise_db, same = (statistics.median(values) for values in zip(*found, strict=True))
-            cells.append(f"{noise_db:.1f} dB, {same:.1%}")
+            cells.append(f"{noise_db:.1f} dB, {100 * same:.1f} %")
         yield f"| {name} | {' | '.join(cells)} |"
         print(name, cells, flush=True)
 

@@ -80,7 +80,8 @@ def relinked(text: str, source: Path, folder: Path) -> str:
             return f"] (`{match[1]}`)"
         return f"]({os.path.relpath(target, folder)}{match[2] or ''})"
 
-    return re.sub(r"\[([^\]]*)\] \(`([^`]+)`\)", r"\1 (`\2`)", LINK.sub(replace, text))
+    named = re.sub(r"\[`?([^\]`]+?)/?`?\] \(`\1`\)", r"`\1`", LINK.sub(replace, text))
+    return re.sub(r"\[([^\]]*)\] \(`([^`]+)`\)", r"\1 (`\2`)", named)
 
 
 def error_tree() -> list[type[errors.VitdeployError]]:

@@ -148,6 +148,15 @@ def test_the_packages_of_a_jetson_are_those_that_vitdeploy_needs() -> None:
     assert not {"torch", "timm", "torchvision"} & set(listed)
 
 
+def test_a_link_to_a_file_that_is_no_page_becomes_its_name_once(site: ModuleType, tmp_path: Path) -> None:
+    text = (
+        "[`digits/`](digits), [`x.yaml`](x.yaml), [how](x.yaml), [site](../docs/data.md#splits), [web](https://a.org)"
+    )
+    source = DOCS.parent / "calibration" / "README.md"
+    shown = site.relinked(text, source, DOCS / "made")
+    assert shown == "`digits`, `x.yaml`, how (`x.yaml`), [site](../data.md#splits), [web](https://a.org)"
+
+
 def test_links_of_a_borrowed_page_lead_to_pages(pages: dict[str, str]) -> None:
     known = {path.name for path in DOCS.glob("*.md")} | set(pages)
     for name, text in pages.items():
