@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sample_reports import build, rows, timing
 
+from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError, GateError, UsageError
 from vitdeploy.measure.statistics import wilson_interval
 from vitdeploy.records import Report
@@ -72,6 +73,26 @@ def test_what_is_not_measured_any_more_does_not_pass_as_unchanged(
 ) -> None:
     with pytest.raises(GateError, match=said):
         compare(report, _changed(INT8, **fields)).check(max_drop_pp=1)
+
+
+def test_reports_without_a_common_row_say_so_in_a_line_each_and_show_no_empty_table(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = build(tuple(row.model_copy(update={"name": f"other.{row.name}"}) for row in rows()))
+    found = compare(report, other)
+    assert [line.split(":")[0] for line in found.unmatched] == [
+        "No row has the same name, backend and device in both reports.",
+        "only before",
+        "only after",
+    ]
+    assert found.unmatched[1].removeprefix("only before: ").split(", ") == [row.name for row in rows()]
+    for name, one in (("before", report), ("after", other)):
+        write_report(one, tmp_path / name)
+    assert main(["compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *found.unmatched,
+        "--row BEFORE --row AFTER compares two of other names",
+    ]
 
 
 def test_a_row_that_is_gone_does_not_pass_and_a_new_one_does(report: Report) -> None:

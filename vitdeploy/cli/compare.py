@@ -62,7 +62,10 @@ def compare(
     elif several is not None and len(reports) != 2:
         print_rich(history_table(several))
     else:
-        print_rich(comparison_table(found))
+        if found.rows:
+            print_rich(comparison_table(found))
+        for line in () if found.rows else (*found.unmatched, "--row BEFORE --row AFTER compares two of other names"):
+            print_line(line)
         for table in layer_change_tables(found.layers) if per_layer else ():
             print_rich(table)
         if per_layer and not found.layers:

@@ -218,7 +218,9 @@ def _checks(
     if ours is None or theirs is None:
         return (fidelity,)
     same = float(np.mean(ours == theirs))
-    return fidelity, Check(name="agreement", status="passed", value=same, detail=f"same first class, {detail}")
+    return fidelity, Check(
+        name="agreement", status="passed", value=same, unit="of the images", detail=f"same first class, {detail}"
+    )
 
 
 def hold(judged: Judged, inputs: QuantizeInputs) -> None:

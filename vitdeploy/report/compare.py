@@ -90,12 +90,21 @@ class Comparison(Record):
 
     __str__ = __repr__
 
+    @property
+    def unmatched(self) -> list[str]:
+        """Sentences on the rows that one report alone has."""
+        lines = [] if self.rows else ["No row has the same name, backend and device in both reports."]
+        for where, names in (("before", self.only_before), ("after", self.only_after)):
+            lines += [f"only {where}: {', '.join(names)}"] if names else []
+        return lines
+
     def _repr_html_(self) -> str:
-        lines = [f"only before: {name}" for name in self.only_before]
-        lines += [f"only after: {name}" for name in self.only_after]
         header = ("Artifact", *COLUMNS)
         return html_table(
-            f"{self.before} → {self.after}", header, [row.cells() for row in self.rows], [*lines, *self.caveats]
+            f"{self.before} → {self.after}",
+            header,
+            [row.cells() for row in self.rows],
+            [*self.unmatched, *self.caveats],
         )
 
     def check(
@@ -184,9 +193,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
     comparison = printable_record(comparison)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, caption_justify="left")
-    lines = [f"only before: {name}" for name in comparison.only_before]
-    lines += [f"only after: {name}" for name in comparison.only_after]
-    grid.caption = Text("\n".join([*lines, *comparison.caveats]), style="not italic not dim yellow")
+    grid.caption = Text("\n".join([*comparison.unmatched, *comparison.caveats]), style="not italic not dim yellow")
     grid.add_column("Artifact", overflow="fold")
     for name in COLUMNS:
         grid.add_column(name, justify="right", no_wrap=True)

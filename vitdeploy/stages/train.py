@@ -206,7 +206,7 @@ class TrainRequest:
         self._warn_of_shared_images()
         start, train = self._start(), self.splits["train"]
         detail = "" if self.source is not None else detail_note(start.subject, train)
-        for note in dict.fromkeys((*left_out, start.subject.note, detail)):
+        for note in dict.fromkeys((*left_out, *start.subject.note.splitlines(), detail)):
             if note:
                 progress.note(note)
         options = _fitting_batch(self.options, len(train), progress)

@@ -44,7 +44,7 @@ def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
 
     Where their number is another, the head is drawn anew and everything else kept. The source's arguments may ask for
     another image size, for which tables of positions are resized, and for whatever else changes no weight, such as
-    ``drop_path``. The subject's note says all of it.
+    ``drop_path``. The subject's note says all of it, a line for each.
 
     Raises:
         CheckpointError: The weights do not fit the arguments.
@@ -59,7 +59,7 @@ def trained_start(source: Source, train: Dataset, *, seed: int) -> Start:
     loaded = load(replace(source, options=options))
     spec = loaded.spec.model_copy(update={"classes": train.classes, "task": "single-label"})
     notes = (*loaded.notes, f"starting from {loaded.origin}")
-    return Start(Subject(spec, loaded.preprocess, "; ".join(notes)), loaded.module.train(), loaded.trained_on)
+    return Start(Subject(spec, loaded.preprocess, "\n".join(notes)), loaded.module.train(), loaded.trained_on)
 
 
 def open_teacher(source: Source, student: Subject) -> Teacher:
