@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,6 +251,31 @@ def test_a_full_disk_is_one_line_and_leaves_no_part(
     expected = f"error: the disk of '{HOST}' is full: make room there and run the same command again\n"
     assert (code, capsys.readouterr().err) == (1, expected)
     assert names_in(full, "parts") == []
+    assert not (tmp_path / "vit.engine").exists()
+
+
+def test_a_disk_without_room_is_found_before_anything_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: OnnxModel
+) -> None:
+    nearly = tmp_path / "nearly"
+    nearly.mkdir()
+    (nearly / "sitecustomize.py").write_text(  # what df says there
+        "import shutil\nwhole = shutil.disk_usage\nshutil.disk_usage = lambda path: whole(path)._replace(free=90_000)\n"
+    )
+    small = SshServer(tmp_path / "small", {"PYTHONPATH": str(nearly)})
+    reach(small, monkeypatch)
+    try:
+        code = main(["build", str(model.path), "-o", str(tmp_path / "vit.engine"), "--on", HOST])
+    finally:
+        small.stop()
+    there = str(small.cache / "remote")
+    line = (
+        rf"error: the disk of '{HOST}' has 90\.0 kB left in '{there}' and the files need [\d.]+ [kM]B: "
+        r"make room there; nothing was shipped\n"
+    )
+    assert code == 1
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert names_in(small, "parts") == names_in(small, "blobs") == []
     assert not (tmp_path / "vit.engine").exists()
 
 
