@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help gpu-test gpu-first-run demo test quick lint types imports unit coverage jetpack package format bench-startup schema families matrix clean distclean
+.PHONY: help gpu-test gpu-first-run demo test quick lint types imports unit coverage jetpack test-aarch64 package format bench-startup schema families matrix clean distclean
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
@@ -17,6 +17,7 @@ help:
 	@echo "make coverage       all tests, with the share of lines and branches that they reach; fails below the floor"
 	@echo "make docs           the documentation as a site in docs/_build/html; a link that leads nowhere fails; Python >= 3.11"
 	@echo "make package        wheel and sdist into dist/"
+	@echo "make test-aarch64   from an ONNX file to predictions on an emulated aarch64; needs qemu-user-static on Debian"
 	@echo "make gpu-test       the tests that need an NVIDIA GPU; says what it could not do"
 	@echo "make gpu-first-run  asks a GPU what only a GPU can tell; writes benchmarks/results/gpu_first_run.json"
 	@echo "make format         let ruff reformat"
@@ -70,7 +71,11 @@ coverage: $(STAMP)
 
 # What JetPack 6 gets: the built wheel with NumPy 2.2 and ONNX Runtime 1.23, no torch; everything from an ONNX file onwards.
 jetpack: $(STAMP)
-	$(BIN)/python tests/jetpack/run.py
+	PYTHONPATH=tests/support $(BIN)/python tests/jetpack/run.py
+
+# The same versions on an emulated aarch64: Debian's arm64 Python under qemu-user. Not in CI: it takes minutes.
+test-aarch64: $(STAMP)
+	PYTHONPATH=tests/support $(BIN)/python tests/aarch64/run.py
 
 # Pages that follow from the code (errors, recipes, API) are made first; warnings are errors.
 docs: $(STAMP)

@@ -1,12 +1,15 @@
 """A storm of damaged and hostile inputs over all commands: none may crash, hang, write, execute or inject anything.
 
-    python benchmarks/storm.py [--seed 0] [--rounds 1] [--kills 2] [--only KIND] [--sample N] [--jobs 2]
+    python benchmarks/storm.py [--seed 0] [--rounds 1] [--kills 20] [--only KIND] [--sample N] [--jobs 2]
 
 Every case is one command in a process and a folder of its own, with 60 seconds of processor time and 2 GB. It is a
 finding if it prints a traceback or an "unexpected" error, is ended by a limit or a signal, prints a control character,
 leaves anything changed where it failed, changes an input where it did not, runs what a file smuggles in, or lets a name
-of a file reach a page as markup. Figures go to ``benchmarks/results/storm.json``; findings are printed, and make the
-exit code 1.
+of a file reach a page as markup. A command that writes is also killed: at moments spread over the time that it takes,
+and, where an earlier output lies in its place, before each of its operations on files. It is a finding if an input is
+changed, if what lies in the output's place is neither the earlier one nor a whole one, or if the same command does not
+do its work after that, and make what it makes undisturbed. Figures go to ``benchmarks/results/storm.json``; findings
+are printed, and make the exit code 1.
 """
 
 from __future__ import annotations
@@ -27,15 +30,17 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 SECONDS, PATIENCE, MEMORY = 60, 240, 2 << 30
 """Seconds of processor time; seconds at all, as the machine may be busy; bytes."""
-FIRST_KILL_S, KILLS_WITHIN_S = 0.2, 1.6
-"""When the first kill comes, and over how long they are spread: what takes longer is killed at its beginning."""
+OPERATIONS = 20
+"""Most operations on files of a command before which it is killed: spread over all, the last ones among them."""
+TEMPORARY = ".vitdeploy-"
+"""How the names of files begin that are not finished; a killed process leaves them behind."""
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000
 READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18
 """Flags of Linux's unshare(2) and mount(2)."""
@@ -53,7 +58,8 @@ class Case:
 
     limit: Bytes that a file may have, as on a full disk; None for no limit.
     read_only: Whether the folder is on a disk that takes no writing, a mount of its own.
-    kill: Seconds after which the process is killed, and run again; None for no kill.
+    kill: When the process is killed, to be run again: a share of the time that it takes; None for no kill.
+    operation: The number of the operation on files before which it is killed, to be run again; None for no kill.
     """
 
     kind: str
@@ -63,6 +69,11 @@ class Case:
     limit: int | None = None
     read_only: bool = False
     kill: float | None = None
+    operation: int | None = None
+
+    @property
+    def is_killed(self) -> bool:
+        return self.kill is not None or self.operation is not None
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Outcome:
     seconds: float = 0.0
     memory: int = 0
     killed: bool = False
+    left: int = 0
     findings: list[str] = field(default_factory=list)
 
 
@@ -127,19 +139,47 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "photo.png": (("predict", "own.onnx", "photo.png"),),
     "photos/train/ant/0.png": (("calibration", "make", "photos:train", "-o", "made", "--samples", "4"),),
 }
-WRITERS: tuple[tuple[str, ...], ...] = (
-    ("convert", "own.safetensors", "-o", "new.safetensors"),
-    ("export", "own.safetensors", "-o", "new.onnx", "--reference", "digits:test"),
-    ("export", "theirs.onnx", "--preprocess", "digits", "-o", "new.onnx"),
-    ("quantize", "own.onnx", "--precision", "fp16", "-o", "new.onnx"),
-    ("quantize", "own.onnx", "--precision", "int8", "--calibration", "table.calib.json", "-o", "new.onnx"),
-    ("calibration", "make", "digits:train", "-o", "made", "--samples", "40"),
-    ("calibration", "observe", "own.onnx", "digits:train", "--samples", "40", "-o", "new.calib.json"),
-    ("package", "own.onnx", "-o", "new.zip"),
-    ("bench", "own.onnx", "--data", "digits:test", "--samples", "20", "--iterations", "2", "--report", "new"),
-    ("train", "digits", "--epochs", "1", "-o", "new.safetensors"),
-    ("run", "recipe.yaml", "-o", "new"),
-)
+BENCH = ("bench", "own.onnx", "--data", "digits:test", "--iterations", "2", "--report", "new")
+INT8 = ("quantize", "own.onnx", "--precision", "int8", "--calibration", "table.calib.json", "-o", "new.onnx")
+FP16 = ("quantize", "own.onnx", "--precision", "fp16", "-o", "new.onnx")
+EXPORT = ("export", "own.safetensors", "-o", "new.onnx")
+WRITERS: dict[tuple[str, ...], tuple[str, ...] | None] = {
+    ("convert", "own.safetensors", "-o", "new.safetensors"): (
+        "convert", "vit", "--weights", "theirs.pth", "--argument", "heads=2", "-o", "new.safetensors",
+    ),
+    (*EXPORT, "--reference", "digits:test"): EXPORT,
+    ("export", "theirs.onnx", "--preprocess", "digits", "-o", "new.onnx"): (*EXPORT, "--reference", "digits:test"),
+    FP16: INT8,
+    INT8: FP16,
+    ("calibration", "make", "digits:train", "-o", "made", "--samples", "40"): (
+        "calibration", "make", "digits:train", "-o", "made", "--samples", "30",
+    ),
+    ("calibration", "observe", "own.onnx", "digits:train", "--samples", "40", "-o", "new.calib.json"): (
+        "calibration", "observe", "own.onnx", "digits:train", "--samples", "30", "-o", "new.calib.json",
+    ),
+    ("package", "own.onnx", "-o", "new.zip"): ("package", "own.onnx", "--licence", "MIT", "-o", "new.zip"),
+    ("package", "own.onnx", "-o", "made"): ("package", "own.onnx", "--licence", "MIT", "-o", "made"),
+    (*BENCH, "--samples", "20"): (*BENCH, "--samples", "10"),
+    ("predict", "own.onnx", "pictures", "--csv"): None,
+    ("predict", "own.onnx", "pictures", "--parquet", "new.parquet"): (
+        "predict", "own.onnx", "pictures", "--top", "1", "--parquet", "new.parquet",
+    ),
+    ("train", "digits", "--epochs", "1", "-o", "new.safetensors"): (
+        "train", "digits", "--epochs", "1", "--seed", "1", "-o", "new.safetensors",
+    ),
+    ("run", "recipe.yaml", "-o", "new"): None,
+}  # fmt: skip
+"""Commands that write, and such as write something else under the same name."""
+BUILD = ("build", "own.onnx", "--backend", "tensorrt-rtx", "--compute-capability", "8.9", "-o", "new.engine")
+
+
+def writers() -> dict[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the commands that write, ``build`` among them where this machine can."""
+    from vitdeploy.backends import get_backend
+
+    if get_backend("tensorrt-rtx").unavailable() is not None:
+        return WRITERS
+    return {**WRITERS, BUILD: (*BUILD, "--profiling", "none")}
 
 
 def sound_inputs(folder: Path) -> None:
@@ -190,6 +230,9 @@ def sound_inputs(folder: Path) -> None:
     Path("plan.yaml").write_text("remainder: fp16\n")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save("photo.png")
+    Path("pictures").mkdir()
+    for index in range(40):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(f"pictures/{index}.png")
     for split in ("train", "test"):
         for name in ("ant", "bee"):
             Path(f"photos/{split}/{name}").mkdir(parents=True)
@@ -388,6 +431,8 @@ def made_by_hand() -> Iterator[tuple[str, str, str, Prepare]]:
         "an absolute path": _zip({"/tmp/smuggled": b"x"}),
         "a bomb": _zip({"bundle.json": bytes(400 << 20)}),
         "many files": _zip({f"{index}": b"" for index in range(5000)}),
+        "two names that differ in case": _zip({"x": b"", "X": b"", "manifest.json": b'{"kind": "bundle"}'}),
+        "a long name": _zip({"x" * 300: b"", "manifest.json": b'{"kind": "bundle"}'}),
         "hostile names": _zip({HOSTILE.replace("/", ""): b"x", "bundle.json": b"{}"}),
     }.items():
         yield "bundles", f"{what} in own.zip", "own.zip", replaced("own.zip", data)
@@ -463,8 +508,8 @@ def _hostile_classes(folder: Path, rng: random.Random) -> None:
     (folder / "names.txt").write_text("\n".join(f"{HOSTILE}{index}" for index in range(10)))
 
 
-def all_cases(rounds: int, kills: int = 2) -> Iterator[Case]:
-    """Yield every case of the storm; the moments of ``kills`` are spread over the first seconds of each command."""
+def all_cases(rounds: int, kills: int, undisturbed: Mapping[tuple[str, ...], Undisturbed]) -> Iterator[Case]:
+    """Yield every case of the storm; the moments of ``kills`` are spread over the time of each command."""
     for name, commands in READERS.items():
         for command in commands:
             for damage in (flipped, cut, scrambled):
@@ -494,12 +539,16 @@ def all_cases(rounds: int, kills: int = 2) -> Iterator[Case]:
     yield Case("graphs", "external data elsewhere", READERS["theirs.onnx"][0], _outside)
     page = ("export", "own.safetensors", "--labels", "names.txt", "-o", "new.onnx")
     yield Case("names", "hostile classes", page, _hostile_classes)
-    for command in WRITERS:
+    for command, known in undisturbed.items():
         for limit in (0, 4096, 60_000):
             yield Case("full disk", f"{limit} bytes", command, limit=limit)
         yield Case("read-only disk", "a mount", command, read_only=True)
         for turn in range(kills):
-            yield Case("killed", f"{turn}", command, kill=FIRST_KILL_S + KILLS_WITHIN_S * turn / kills)
+            yield Case("killed", f"at {turn + 0.5:g}/{kills} of its time", command, kill=(turn + 0.5) / kills)
+        count = min(known.operations, OPERATIONS) if known.previous is not None and kills else 0
+        for turn in range(count):
+            number = known.operations - turn * known.operations // count
+            yield Case("killed over an earlier output", f"before operation {number}", command, operation=number)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -516,6 +565,22 @@ def snapshot(folder: Path) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a command that writes does where nothing stands in its way.
+
+    made: Name of each file that it writes → its digest.
+    previous: A folder with the inputs and what another command has written under the same name; None for none.
+    left: Names that the other command has written.
+    """
+
+    seconds: float
+    operations: int
+    made: Mapping[str, str]
+    previous: Path | None
+    left: frozenset[str]
+
+
 @dataclass
 class Running:
     """A case whose process runs."""
@@ -530,8 +595,11 @@ class Running:
 class Storm:
     """Runs cases, a few at a time, in forked processes."""
 
-    def __init__(self, inputs: Path, work: Path, seed: int, jobs: int) -> None:
+    def __init__(
+        self, inputs: Path, work: Path, seed: int, jobs: int, undisturbed: Mapping[tuple[str, ...], Undisturbed]
+    ) -> None:
         self.inputs, self.work, self.seed, self.jobs = inputs, work, seed, jobs
+        self.undisturbed = undisturbed
         self.running: list[Running] = []
         self.outcomes: list[Outcome] = []
 
@@ -548,35 +616,15 @@ class Storm:
 
     def start(self, case: Case, index: int) -> None:
         folder = self.work / f"case-{index}"
-        shutil.copytree(self.inputs, folder / "w", symlinks=True)
+        before = self.inputs
+        if case.operation is not None:
+            before = self.undisturbed[case.command].previous or before
+        shutil.copytree(before, folder / "w", symlinks=True)
         case.prepare(folder / "w", random.Random(f"{self.seed} {index}"))
-        before = snapshot(folder / "w")
-        self.running.append(Running(Outcome(case), folder, before, self.fork(case, folder), time.monotonic()))
-
-    def fork(self, case: Case, folder: Path) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 99
-        try:
-            os.setpgid(0, 0)
-            if case.read_only:
-                mount_read_only(folder / "w")
-            os.chdir(folder / "w")
-            os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = str(folder)
-            for number, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), number)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            if case.limit is not None:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (case.limit, case.limit))
-            from vitdeploy.cli import main
-
-            code = main(list(case.command))
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
+        found = snapshot(folder / "w")
+        if case.operation is not None:
+            found = {name: found[name] for name in snapshot(self.inputs)}
+        self.running.append(Running(Outcome(case), folder, found, fork(case, folder), time.monotonic()))
 
     def poll(self) -> None:
         for one in list(self.running):
@@ -585,7 +633,7 @@ class Storm:
             outcome.seconds = time.monotonic() - one.started
             if not pid:
                 outcome.memory = max(outcome.memory, _memory(one.pid))
-                if case.kill is not None and outcome.seconds > case.kill:
+                if case.kill is not None and outcome.seconds > case.kill * self.undisturbed[case.command].seconds:
                     self.kill(one)
                 elif _cpu_seconds(one.pid) > SECONDS or outcome.seconds > PATIENCE:
                     outcome.findings.append(f"took more than {SECONDS} s")
@@ -597,8 +645,10 @@ class Storm:
                     continue
             else:
                 outcome.code = os.waitstatus_to_exitcode(status)
+                if case.operation is not None and outcome.code == -signal.SIGKILL:
+                    self.again(one)
             self.running.remove(one)
-            judge(one)
+            judge(one, self.undisturbed.get(case.command))
             self.outcomes.append(outcome)
             if outcome.findings:
                 print(f"{case.kind}: {case.name}: vitdeploy {' '.join(case.command)!r}")
@@ -610,10 +660,141 @@ class Storm:
     def kill(self, one: Running) -> None:
         os.killpg(one.pid, signal.SIGKILL)
         os.waitpid(one.pid, 0)
-        if one.outcome.case.kill is not None and not one.outcome.findings:  # and once more: nothing stands in the way
-            one.outcome.killed = True
-            one.pid = self.fork(one.outcome.case, one.folder)
-            one.outcome.code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
+        if one.outcome.case.is_killed and not one.outcome.findings:
+            self.again(one)
+
+    def again(self, one: Running) -> None:
+        """Look at what a killed command has left, and let it run once more: nothing stands in the way."""
+        outcome, case = one.outcome, one.outcome.case
+        outcome.killed = True
+        outcome.findings.extend(what_is_broken(case, one.folder))
+        one.pid = fork(replace(case, kill=None, operation=None), one.folder)
+        outcome.code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
+
+
+def fork(case: Case, folder: Path, count: bool = False) -> int:
+    """Return the number of a new process that runs a case's command in ``folder / 'w'``, its output beside that."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        os.setpgid(0, 0)
+        if case.read_only:
+            mount_read_only(folder / "w")
+        os.chdir(folder / "w")
+        os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = str(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        if case.limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (case.limit, case.limit))
+        if count or case.operation is not None:
+            counter = OperationCounter(folder / "w", case.operation)
+            sys.addaudithook(counter)
+        from vitdeploy.cli import main
+
+        code = main(list(case.command))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if count:
+            Path(folder, "operations").write_text(str(counter.count))
+    finally:
+        os._exit(code)
+
+
+class OperationCounter:
+    """An audit hook that counts the operations on files in a folder that change something there.
+
+    Kills the process, and those that it has started, before one of them: writing of what libraries write themselves is
+    not seen, opening and renaming of it is.
+    """
+
+    CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+
+    def __init__(self, folder: Path, last: int | None) -> None:
+        self.folder, self.last, self.count = str(folder), last, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event not in self.CHANGES:
+            return
+        if isinstance(arguments[0], int):
+            return
+        if os.path.join(self.folder, os.fsdecode(arguments[0])).startswith(self.folder):  # noqa: PTH118 - in a hook
+            self.count += 1
+            if self.count == self.last:
+                os.killpg(0, signal.SIGKILL)
+
+
+def run_undisturbed(
+    commands: Mapping[tuple[str, ...], tuple[str, ...] | None], inputs: Path, work: Path
+) -> dict[tuple[str, ...], Undisturbed]:
+    """Run each command that writes, and that whose output it replaces, and return what they do."""
+    found = {}
+    for index, (command, other) in enumerate(commands.items()):
+        folders = []
+        seconds = 0.0
+        for words, name in ((other, "previous"), (command, "undisturbed")):
+            folder = work / f"{name}-{index}"
+            shutil.copytree(inputs, folder / "w", symlinks=True)
+            folders.append(folder)
+            if words is None:
+                continue
+            started = time.monotonic()
+            if os.waitpid(fork(Case("undisturbed", name, words), folder, count=True), 0)[1]:
+                text = (folder / "stderr").read_text()
+                raise SystemExit(f"an undisturbed command fails: vitdeploy {' '.join(words)}\n{text}")
+            seconds = time.monotonic() - started
+        before = snapshot(inputs)
+        previous, made = (
+            {name: digest for name, digest in snapshot(folder / "w").items() if name not in before}
+            for folder in folders
+        )
+        found[command] = Undisturbed(
+            seconds,
+            int((folders[1] / "operations").read_text()),
+            made,
+            None if other is None else folders[0] / "w",
+            frozenset(previous),
+        )
+    return found
+
+
+def what_is_broken(case: Case, folder: Path) -> list[str]:
+    """Return what is neither the earlier output nor a whole one of what a killed command has left."""
+    name = next((word for word in case.command if word.split(".")[0] in ("new", "made")), "")
+    path = folder / "w" / name
+    if not name or case.command[0] == "run":  # a run checks what it finds itself
+        return []
+    if not path.exists():
+        return [f"lost {name}"] if case.operation is not None else []
+    if path.suffix == ".parquet":
+        command = None
+    elif case.command[0] == "calibration" and path.is_dir():
+        command = ("calibration", "check", name)
+    elif case.command[0] == "bench":
+        command = ("compare", name, name)
+    else:
+        command = ("inspect" if path.suffix == ".engine" else "verify", name)
+    if command is None:
+        import pyarrow.parquet
+
+        try:
+            pyarrow.parquet.read_table(path)
+        except Exception as error:
+            return [f"left {name} broken: {error}"]
+        return []
+    check = folder / "check"
+    check.mkdir(exist_ok=True)
+    if not (check / "w").exists():
+        (check / "w").symlink_to(folder / "w")
+    if os.waitstatus_to_exitcode(os.waitpid(fork(Case("check", name, command), check), 0)[1]):
+        return [f"left {name} broken: {(check / 'stdout').read_text()[-300:]}{(check / 'stderr').read_text()[-300:]}"]
+    return []
 
 
 def mount_read_only(folder: Path) -> None:
@@ -655,7 +836,7 @@ def _memory(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
 
 
-def judge(one: Running) -> None:
+def judge(one: Running, undisturbed: Undisturbed | None) -> None:
     """Add what a case did and must not do to its findings."""
     outcome, findings = one.outcome, one.outcome.findings
     text = "".join((one.folder / name).read_bytes().decode("utf-8", "replace") for name in ("stdout", "stderr"))
@@ -670,9 +851,14 @@ def judge(one: Running) -> None:
         findings.append(f"ended with {outcome.code}")
     if outcome.case.read_only and (outcome.code != 1 or "cannot write" not in text):
         findings.append(f"ended with {outcome.code} on a read-only disk: {lines[-1][:200] if lines else ''}")
-    if outcome.case.kill is not None and outcome.code != 0:
+    if outcome.case.is_killed and outcome.code != 0:
         findings.append(f"did not go on after it was killed: {lines[-1][:200] if lines else ''}")
+    if outcome.case.limit == 0 and outcome.code == 0:
+        findings.append("claims to have written to a disk without room")
     after = snapshot(one.folder / "w")
+    if outcome.case.is_killed and outcome.code == 0 and undisturbed is not None:
+        outcome.left = sum(Path(name).name.startswith(TEMPORARY) for name in after)
+        findings.extend(what_is_other(outcome.case, after, one.before, undisturbed))
     if outcome.code != 0 and after != one.before:
         changed = sorted(name for name in after.keys() | one.before.keys() if after.get(name) != one.before.get(name))
         changed = [name for name in changed if not name.endswith(".metrics.jsonl")]  # the log of a training that failed
@@ -686,6 +872,23 @@ def judge(one: Running) -> None:
     for page in (one.folder / "w").rglob("*.html"):
         if "<script>alert" in page.read_text(errors="replace"):
             findings.append(f"let a name into {page.name} as markup")
+
+
+def what_is_other(
+    case: Case, after: Mapping[str, str], before: Mapping[str, str], undisturbed: Undisturbed
+) -> Iterator[str]:
+    """Yield in what the outputs of a command that was killed and ran again differ from those of an undisturbed one."""
+    made = {name: after[name] for name in after.keys() - before.keys() if TEMPORARY not in name}
+    if missing := sorted(undisturbed.made.keys() - made.keys()):
+        yield f"did not write {', '.join(missing[:3])} after it was killed"
+    expected = undisturbed.made.keys() | (undisturbed.left if case.operation is not None else set())
+    if more := sorted(made.keys() - expected):
+        yield f"left {', '.join(more[:3])} after it was killed"
+    measured = case.command[0] in ("bench", "run", "build") or "--parquet" in case.command
+    other = sorted(name for name in made.keys() & undisturbed.made.keys() if made[name] != undisturbed.made[name])
+    other = [name for name in other if not name.endswith(".metrics.jsonl")]
+    if other and not measured:
+        yield f"wrote another {', '.join(other[:3])} after it was killed"
 
 
 def load_once() -> None:
@@ -707,7 +910,7 @@ def main() -> int:
     """Run the storm and return 1 where it found anything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=2, help="moments at which each command that writes is killed")
+    parser.add_argument("--kills", type=int, default=20, help="moments at which each command that writes is killed")
     parser.add_argument("--rounds", type=int, default=1, help="damaged copies of each file, command and kind of damage")
     parser.add_argument("--only", default="", help="only kinds that contain this text")
     parser.add_argument("--sample", type=int, default=0, help="a seeded choice of so many cases")
@@ -725,11 +928,12 @@ def main() -> int:
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         return 1
-    cases = [case for case in all_cases(options.rounds, options.kills) if options.only in case.kind]
+    undisturbed = run_undisturbed(writers(), work / "inputs", work)
+    cases = [case for case in all_cases(options.rounds, options.kills, undisturbed) if options.only in case.kind]
     if options.sample:
         cases = random.Random(options.seed).sample(cases, min(options.sample, len(cases)))
     started = time.monotonic()
-    outcomes = Storm(work / "inputs", work, options.seed, options.jobs).run(cases)
+    outcomes = Storm(work / "inputs", work, options.seed, options.jobs, undisturbed).run(cases)
     found = [outcome for outcome in outcomes if outcome.findings]
     slowest = max(outcomes, key=lambda outcome: outcome.seconds)
     figures = {
@@ -738,6 +942,7 @@ def main() -> int:
         "kinds": dict(sorted(Counter(outcome.case.kind for outcome in outcomes).items())),
         "exit_codes": dict(sorted(Counter(str(outcome.code) for outcome in outcomes).items())),
         "killed_before_their_end": sum(outcome.killed for outcome in outcomes),
+        "left_unfinished_files": sum(outcome.left > 0 for outcome in outcomes),
         "findings": len(found),
         "slowest_s": round(slowest.seconds, 1),
         "slowest": f"{slowest.case.kind}, {slowest.case.name}: {slowest.case.command[0]}",
