@@ -2,19 +2,28 @@
 
     python -m venv serving && serving/bin/pip install nvidia-pytriton onnxruntime
     vitdeploy package vit.onnx -o vit.zip --triton models
-    serving/bin/python benchmarks/triton_load.py models
+    serving/bin/python benchmarks/triton_load.py models [--perf-analyzer PROGRAM]
 
 The wheel ``nvidia-pytriton`` carries the server and its Python backend alone. So ``onnxruntime_onnx`` is answered by a
 few lines of Python around ONNX Runtime here (``BACKEND``): what is validated is that the server reads config.pbtxt,
 warms up with the golden sample, batches requests, answers over both protocols and turns requests away when the queue is
 full; Triton's own ONNX Runtime and TensorRT backends are not. For each model: answers are compared with ONNX Runtime's,
-eight clients ask as fast as they get answers, and then four queues' worth of requests come at once. Prints JSON, and
+eight clients ask as fast as they get answers, and then sixteen queues' worth of requests come at once. Prints JSON, and
 writes it to benchmarks/results/triton_load.json. Ends with 1 where an answer is wrong or the server does not survive.
+
+NVIDIA's ``perf_analyzer``, where it is named, asks each model over both protocols with as many clients. The package
+``perf-analyzer`` is empty; the program is in older wheels of ``tritonclient``, and needs a library of Debian's and one
+of CUDA's, on a machine without a GPU too:
+
+    pip download --no-deps tritonclient==2.41.0 nvidia-cuda-runtime-cu12 && apt-get install libb64-0d
+    unzip -o tritonclient-2.41.0-*.whl '*/perf_analyzer' && unzip -o nvidia_cuda_runtime_cu12-*.whl '*/libcudart.so.12'
+    export PERF_ANALYZER_LIBRARIES=$PWD/nvidia/cuda_runtime/lib
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -64,7 +73,9 @@ def main() -> int:
     """Serve, ask, and return 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", type=Path)
-    repository = parser.parse_args().repository.resolve()
+    parser.add_argument("--perf-analyzer", type=Path, help="NVIDIA's program, to measure with too")
+    arguments = parser.parse_args()
+    repository = arguments.repository.resolve()
     with tempfile.TemporaryDirectory() as name:
         server = start(repository, Path(name))
         try:
@@ -74,6 +85,9 @@ def main() -> int:
             server_version = wait_until_ready(client, server, Path(name) / "log")
             models = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
             found = {model: measure(repository / model, client) for model in models}
+            if arguments.perf_analyzer is not None:
+                for model in models:
+                    found[model]["perf_analyzer"] = analyze(arguments.perf_analyzer.resolve(), repository / model)
             survived = server.poll() is None and client.is_server_ready()
         finally:
             server.send_signal(signal.SIGINT)
@@ -186,10 +200,37 @@ def measure(folder: Path, client: Any) -> dict[str, Any]:
     }
 
 
+def analyze(program: Path, folder: Path) -> dict[str, Any]:
+    """Return what perf_analyzer measures of a model, over each protocol: answers per second, and latencies in ms.
+
+    On a machine that others use, too, no two windows of measurement agree: their mean is taken however they differ.
+    """
+    (*_, sizes) = re.findall(r"dims: \[([\d, ]+)\]", (folder / "config.pbtxt").read_text())
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.environ.get("PERF_ANALYZER_LIBRARIES", "")}
+    found: dict[str, Any] = {}
+    for protocol, url in (("http", HTTP), ("grpc", GRPC)):
+        with tempfile.NamedTemporaryFile(suffix=".csv") as table:
+            command = [
+                str(program), "-m", folder.name, "-u", url, "-i", protocol, "--concurrency-range", str(CLIENTS),
+                "--shape", f"input:{sizes.replace(' ', '')}", "--stability-percentage", "999", "--percentile", "99",
+                "--measurement-interval", "5000", "-f", table.name,
+            ]  # fmt: skip
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            (row,) = csv.DictReader(table.read().decode().splitlines())
+        found[protocol] = {
+            "per_s": float(row["Inferences/Second"]),
+            "p50_ms": float(row["p50 latency"]) / 1e3,
+            "p99_ms": float(row["p99 latency"]) / 1e3,
+        }
+    return found
+
+
 def overload(model: str, client: Any, value: Any, expected: np.ndarray[Any, Any], config: str) -> dict[str, Any]:
-    """Send four queues' worth of requests at once; each is answered rightly or turned away."""
+    """Send sixteen queues' worth of requests at once; each is answered rightly or turned away."""
     queued = re.search(r"max_queue_size: (\d+)", config)
-    count = 4 * int(queued[1]) if queued else 1000
+    count = 16 * int(queued[1]) if queued else 1000
     done = threading.Semaphore(0)
     right, wrong, refusals = [0], [0], {}  # type: list[int], list[int], dict[str, int]
     lock = threading.Lock()

@@ -44,7 +44,8 @@ COMMANDS = (
     "bench model.onnx int8.onnx --data digits:test --samples 50 --rounds 1 --iterations 2 --no-processes",
     "package model.onnx int8.onnx -o vit.zip",
     "verify vit.zip",
-    "predict vit.zip digit.png photographs --json",
+    "predict vit.zip digit.png",
+    "predict deit.onnx photographs",
 )
 """Measuring memory takes processes of its own, which qemu-user starts only where the kernel knows it as binfmt."""
 
@@ -103,8 +104,8 @@ def pip(*words: str | Path) -> None:
 
 def install(wheel: Path) -> None:
     """Make the emulated machine where a requirement changed, and put the wheel on it."""
-    texts = [path.read_text() for path in (CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__))]
-    wanted = hashlib.sha256("".join(texts).encode()).hexdigest()
+    texts = [*PACKAGES, *(path.read_text() for path in (CONSTRAINTS, ROOT / "pyproject.toml"))]
+    wanted = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     stamp = KEPT / ".installed"
     if not stamp.is_file() or stamp.read_text() != wanted:
         fetch_system()

@@ -80,7 +80,7 @@ def test_a_graph_is_served_by_onnx_runtime_and_warmed_up_with_a_golden_sample(
         512,
         triton.REJECT,
     )
-    assert config.instance_group[0].kind == triton.AUTO
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, triton.AUTO)
     assert (folder / "labels.txt").read_text().splitlines() == list(tiny_onnx.manifest.model.classes)
     assert (folder / "1" / "model.onnx").read_bytes() == tiny_onnx.path.read_bytes()
     (warmup,) = config.model_warmup
@@ -124,11 +124,11 @@ def test_an_engine_is_served_up_to_its_largest_batch(tiny_onnx: OnnxModel, trito
     engine = engine_of(tiny_onnx, tmp_path / "tiny.engine")
     two = engine_of(tiny_onnx, tmp_path / "two.engine", profiles=((1, 1, 1), (1, 8, 16)))
     one = engine_of(tiny_onnx, tmp_path / "one.engine", batch=(1, 1, 1))
-    models = write_triton_repository([engine, two, one], tmp_path / "models", options=TritonOptions(instances=2))
+    models = write_triton_repository([engine, two, one], tmp_path / "models", options=TritonOptions(instances=3))
     config = triton.config(models / "tiny")
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 32)
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (
-        2,
+        3,
         triton.GPU,
     )
     assert (models / "tiny" / "1" / "model.plan").read_bytes() == b"plan"

@@ -21,6 +21,8 @@ LARGEST_GRAPH_BATCH = 32
 """The batch up to which Triton collects requests for a graph that takes any."""
 DELAY_US = 500
 """How long a request may wait for others of its batch, in microseconds."""
+INSTANCES = 2
+"""With one, the thread of Triton 2.51 that collects requests left some for half a second, whatever the delay."""
 QUEUED_BATCHES = 16
 """Batches that may wait; what comes when so many do is turned away, so that overload costs requests and not memory."""
 WARMUP = "golden"
@@ -35,7 +37,7 @@ class TritonOptions:
     """
 
     largest_batch: int = LARGEST_GRAPH_BATCH
-    instances: int = 1
+    instances: int = INSTANCES
     storage_uri: str | None = None
 
 
