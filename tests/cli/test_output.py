@@ -72,6 +72,11 @@ def test_no_line_of_a_table_ends_in_blanks(
     assert [line for line in lines if line != line.rstrip()] == []
 
 
+def test_blanks_among_codes_of_colours_go_and_the_codes_stay() -> None:
+    text = "\x1b[1mTop-1\x1b[0m\x1b[2m \x1b[0m  \nrow  one\x1b[0m \n"
+    assert output.without_blanks(text) == "\x1b[1mTop-1\x1b[0m\x1b[2m\x1b[0m\nrow  one\x1b[0m\n"
+
+
 def test_all_tables_go_the_way_that_leaves_no_blanks() -> None:
     """``print_rich`` and ``print_table`` alone write tables: nothing else of a command has a console for stdout."""
     package = Path(output.__file__).parent.parent

@@ -31,7 +31,7 @@ def _printed(report: Report, width: int = 100) -> str:
 class Balance(HTMLParser):
     """Collects tags that are opened and not closed, attributes, and the text."""
 
-    VOID = frozenset({"meta", "link", "br", "line", "rect", "path", "circle"})
+    VOID = frozenset({"meta", "link", "br", "wbr", "line", "rect", "path", "circle"})
 
     def __init__(self) -> None:
         super().__init__()

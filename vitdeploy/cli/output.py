@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vitdeploy.records import Check
 
 LOG_WIDTH = 140
-_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
-"""Blanks at the end of a line, before codes that end a colour."""
+_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
+"""Blanks at the end of a line, and the codes among them that begin or end a colour."""
 
 
 def print_line(text: str = "") -> None:
@@ -145,4 +145,9 @@ def print_rich(renderable: Any) -> None:
         console = Console(width=LOG_WIDTH)
     with console.capture() as capture:
         console.print(renderable)
-    typer.echo(_BLANKS.sub(r"\1", capture.get()), nl=False)
+    typer.echo(without_blanks(capture.get()), nl=False)
+
+
+def without_blanks(text: str) -> str:
+    """Return text without the blanks at the ends of its lines."""
+    return _END.sub(lambda found: found[0].replace(" ", ""), text)
