@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py vit_small_patch16_224 --batch 1 8 --threads 2
     python benchmarks/cpu.py --page                # renew docs/cpu.md from the results
+    python benchmarks/cpu.py --folder F --make     # quantize with all of them, to measure later with --folder F
 
 Every candidate runs in a process of its own and they take turns, so that clocks and other users of the machine meet all
 alike. A ratio is of medians over the same rounds with a 95 % interval (``measure.statistics.speedup``), and nobody is
@@ -62,14 +63,23 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="PATTERN", help="titles to leave out, as '*torchao*'"
     )
+    parser.add_argument("--folder", type=Path, help="where graphs are kept: those that are there are not made again")
+    parser.add_argument("--make", action="store_true", help="measure nothing, make the graphs in --folder")
     parser.add_argument("--page", action="store_true", help="measure nothing, renew the page")
     arguments = parser.parse_args()
     for name in () if arguments.page else arguments.names or VARIANTS:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            sources = Sources.make(name, Path(folder), arguments.calibrated)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary) if arguments.folder is None else arguments.folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            sources = Sources.make(name, folder, arguments.calibrated)
             for batch in arguments.batch:
                 print(f"{name}, batch {batch}", flush=True)
-                measure(name, sources, batch, arguments)
+                if arguments.make:
+                    print(f"  left out: {make_all(sources, batch, arguments.without)[1]}", flush=True)
+                else:
+                    measure(name, sources, batch, arguments)
+    if arguments.make:
+        return
     CPU_PAGE.write_text(cpu_page(read_results(CPU_RESULTS)), "utf8")
     print(f"wrote {CPU_PAGE}")
 

@@ -13,7 +13,7 @@ import numpy as np
 from matrix import made_images
 from numpy.typing import NDArray
 
-from vitdeploy.artifacts import OnnxModel, write_checkpoint
+from vitdeploy.artifacts import OnnxModel, read_onnx, write_checkpoint
 from vitdeploy.datasets import batches, open_dataset
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Manifest, Preprocess
@@ -52,7 +52,10 @@ class Sources:
 
     @classmethod
     def make(cls, name: str, folder: Path, calibrated: int) -> Sources:
-        """Redraw the weights of timm's model of that name, load and export them, and make images."""
+        """Redraw the weights of timm's model of that name, load and export them, and make images.
+
+        An exported graph that is in the folder is taken as it is: weights and images are always the same.
+        """
         import timm
         from safetensors.torch import save_file
 
@@ -60,18 +63,22 @@ class Sources:
         from redrawing import redraw
 
         module = redraw(timm.create_model(name, pretrained=False)).eval()
-        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "timm.safetensors")
-        loaded = load_source(name, weights=folder / "timm.safetensors")
-        tensors = {key: tensor.detach().numpy() for key, tensor in loaded.module.state_dict().items()}
-        manifest = Manifest(kind="checkpoint", model=loaded.spec, preprocess=loaded.preprocess)
-        write_checkpoint(folder / "model.safetensors", tensors, manifest)
-        model = export(folder / "model.safetensors", folder / "fp32.onnx")
+        checkpoint, graph = folder / "model.safetensors", folder / "fp32.onnx"
+        if not graph.exists():
+            weights = folder / "timm.safetensors"
+            save_file({key: value.contiguous() for key, value in module.state_dict().items()}, weights)
+            loaded = load_source(name, weights=weights)
+            tensors = {key: tensor.detach().numpy() for key, tensor in loaded.module.state_dict().items()}
+            manifest = Manifest(kind="checkpoint", model=loaded.spec, preprocess=loaded.preprocess)
+            write_checkpoint(checkpoint, tensors, manifest)
+            export(checkpoint, graph)
+        model = read_onnx(graph)
         assert model.manifest.preprocess is not None
         spec = model.manifest.preprocess
         calibration = made_images(folder / "calibration", calibrated, 1, spec)
         unseen = open_dataset(made_images(folder / "unseen", CHECKED, 3, spec))
         images = np.concatenate(list(batches(unseen, spec, 8)))
-        return cls(module, folder / "model.safetensors", model, folder, calibration, images)
+        return cls(module, checkpoint, model, folder, calibration, images)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -100,6 +107,9 @@ def makers(sources: Sources, batch: int) -> Makers:
         runtime, against = ("openvino:bf16", OV_BF16) if bf16 else ("openvino", OV_INT8)
         return lambda: Candidate(runtime, file(), arithmetic, against)
 
+    def with_threads(runtime: str, file: Callable[[], Path], against: str) -> Callable[[], Candidate]:
+        return lambda: Candidate(runtime, file(), "int8", against)
+
     def once(name: str, make: Callable[[Path], None]) -> Callable[[], Path]:
         def file() -> Path:
             path = folder / name
@@ -122,6 +132,9 @@ def makers(sources: Sources, batch: int) -> Makers:
         ORT_INT8: onnxruntime(ours("onnxruntime"), "int8"),
         OV_INT8: openvino(ours("openvino"), "int8"),
         OV_BF16: openvino(ours("openvino"), "int8", bf16=True),
+        f"{ORT_INT8}, threads pinned": with_threads("onnxruntime:pinned", ours("onnxruntime"), ORT_INT8),
+        f"{ORT_INT8}, threads that sleep": with_threads("onnxruntime:sleeping", ours("onnxruntime"), ORT_INT8),
+        f"{OV_INT8}, threads pinned": with_threads("openvino:pinned", ours("openvino"), OV_INT8),
         "OpenVINO, our FP32": openvino(lambda: onnx, "fp32"),
         "OpenVINO, our FP32 in BF16": openvino(lambda: onnx, "bf16", bf16=True),
         "PyTorch eager FP32": pytorch("eager", "fp32"),

@@ -27,6 +27,9 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         too, its mode for transformers does not.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",
+        """Rows of ours with *threads pinned* or *that sleep* are the same graph with another setting of the runtime:
+        a core for each thread, and threads that do not spin while they wait within a call. vitdeploy pins nothing
+        and lets threads spin; *ours* of such a row says what that gains.""",
     )
 )
 

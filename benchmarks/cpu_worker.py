@@ -1,8 +1,9 @@
 """The process of one candidate of ``benchmarks/cpu.py``: it opens it, and answers lines of commands until stdin ends.
 
-A runtime is ``onnxruntime``, ``openvino``, ``openvino:bf16`` or ``pytorch:MODE``, where MODE is ``eager``, ``compile``,
-``autocast-bf16`` or ``torchao-int8``. Commands are ``feed FILE`` (an array that calls are timed with), ``outputs FILE``
-(what it makes of images, at the batch size of the feed) and ``turn``.
+A runtime is ``onnxruntime``, ``onnxruntime:pinned`` (a core for each thread), ``onnxruntime:sleeping`` (threads that do
+not spin while they wait), ``openvino``, ``openvino:pinned``, ``openvino:bf16`` or ``pytorch:MODE``, where MODE is
+``eager``, ``compile``, ``autocast-bf16`` or ``torchao-int8``. Commands are ``feed FILE`` (an array that calls are timed
+with), ``outputs FILE`` (what it makes of images, at the batch size of the feed) and ``turn``.
 """
 
 from __future__ import annotations
@@ -119,14 +120,21 @@ def opened(runtime: str, file: Path, threads: int) -> Run:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = threads, 4
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if mode == "sleeping":
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if mode == "pinned":  # one processor, counted from 1, for every thread but the one that calls
+            processors = ";".join(str(index + 1) for index in range(1, threads))
+            settings.add_session_config_entry("session.intra_op_thread_affinities", processors)
         session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
         return lambda images: session.run(None, {feed: images})[0]
     if name == "openvino":
         import openvino
 
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": mode or "f32"}
-        hints["INFERENCE_NUM_THREADS"] = threads
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        hints["INFERENCE_PRECISION_HINT"] = "bf16" if mode == "bf16" else "f32"
+        if mode == "pinned":
+            hints["ENABLE_CPU_PINNING"] = True
         request = openvino.Core().compile_model(str(file), "CPU", hints).create_infer_request()
         return lambda images: np.array(request.infer([images], share_inputs=True)[0])
     return opened_by_pytorch(file, mode, threads)
