@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -35,6 +36,7 @@ BORROWED = {
 }
 """Files elsewhere in the repository → their page, below ``made/``."""
 HOLE = "…"
+BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 MARKUP = re.compile(r"(?<!\S)--[\w-]+|[*_`<\[]")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -228,14 +230,37 @@ def recipes() -> str:
 
 def _keys(model: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
     """Yield key, type and default of each field of a model or a dataclass; those of a section follow its key."""
-    kinds = inspect.get_annotations(model)
+    kinds = get_type_hints(model, include_extras=True)
     for name, default in _defaults(model):
         key = f"{prefix}{name}"
         if is_dataclass(default) or isinstance(default, BaseModel):
             yield key, "section", ""
             yield from _keys(type(default), f"{key}.")
         else:
-            yield key, str(kinds.get(name, "")), "required" if default is ... else repr(default)
+            shown = "required" if default is ... else repr(default)
+            if isinstance(default, tuple) and any(isinstance(one, BaseModel) for one in default):
+                shown = "as above"
+            yield key, _kind(kinds[name]), shown
+
+
+def _kind(hint: Any) -> str:
+    """Return a type as a person writes it: ``int > 0``, ``'auto' | 'off'``, ``a list of int``."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = [limit for field in inner[1:] for limit in getattr(field, "metadata", [field])]
+        bounds = [
+            f"{sign} {getattr(one, name)}" for one in limits for name, sign in BOUNDS.items() if hasattr(one, name)
+        ]
+        return " ".join([_kind(inner[0]), " and ".join(bounds)]).strip()
+    if origin in (Union, UnionType):
+        return " | ".join(_kind(one) for one in inner)
+    if origin is Literal:
+        return " | ".join(repr(one) for one in inner)
+    if origin is tuple and inner[-1:] == (...,):
+        return f"a list of {_kind(inner[0])}"
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_kind, inner))}]"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def _defaults(model: Any) -> Iterator[tuple[str, Any]]:

@@ -68,6 +68,20 @@ def test_the_recipe_reference_has_every_key_of_the_default(pages: dict[str, str]
     assert {path for path in single if path not in keys and not path.startswith("train.arguments")} == set()
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `train.options.epochs` | `int ≥ 1` | `140` |",
+        r"| `bench.max_drop_by` | `'point' \| 'interval'` | `'point'` |",
+        r"| `train.options.label_smoothing` | `float ≥ 0 and ≤ 0.999` | `0.1` |",
+        r"| `build.workspace_mib` | `int \| None` | `None` |",
+    ],
+)
+def test_the_recipe_reference_writes_types_for_people(pages: dict[str, str], row: str) -> None:
+    assert row in pages["recipes.md"]
+    assert "Annotated" not in pages["recipes.md"]
+
+
 def test_the_reference_has_every_public_name(pages: dict[str, str]) -> None:
     vitdeploy: Any = importlib.import_module("vitdeploy")
     documented = set(re.findall(r"auto\w+:: vitdeploy\.(\w+)", pages["reference.md"]))
