@@ -116,7 +116,7 @@ def _of_manifest(content: Any, folder: Path) -> tuple[str, str] | None:
     if content.get("kind") == "bundle":
         return "a bundle", f"name one of the files in it; vd.predict({str(folder)!r}, 'IMAGE') runs it as it is"
     if content.get("kind") == "calibration-set":
-        return "a calibration set", f"vd.inspect({str(folder)!r}) shows it"
+        return "a calibration set", f"vd.check_calibration_set({str(folder)!r}) checks it"
     return None
 
 

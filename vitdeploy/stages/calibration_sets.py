@@ -43,7 +43,7 @@ from vitdeploy.records import Check, Preprocess, Record
 from vitdeploy.terminal_progress import AUTO, shown
 
 RECOMMENDED_SAMPLES = 128
-_FEW = f"{{}} images, fewer than {RECOMMENDED_SAMPLES}: ranges may be too narrow, compare with a larger set"
+_FEW = "ranges may be too narrow, compare with a larger set"
 
 
 class CalibrationRecipe(Record):
@@ -279,7 +279,7 @@ def _labels_check(manifest: CalibrationSet) -> Check:
     if absent and manifest.samples >= len(manifest.classes):
         listed = ", ".join(map(repr, absent[:5]))
         return Check(name="labels", status="failed", detail=f"{len(absent)} classes have no image: {listed}")
-    spread = f"{min(counts.values())} to {max(counts.values())} images in each of {len(counts)} classes"
+    spread = f"{min(counts.values())} to {max(counts.values())} images in each"
     return Check(name="labels", status="passed", value=len(counts), unit="classes", detail=spread)
 
 
@@ -289,9 +289,9 @@ def _duplicates_check(manifest: CalibrationSet) -> Check:
     if extra:
         twice = next(entry.original for entry in manifest.entries if counts[entry.sample_id] > 1)
         return Check(
-            name="duplicates", status="failed", value=extra, detail=f"{extra} images occur again, as {twice!r}"
+            name="duplicates", status="failed", value=extra, unit="repeated images", detail=f"such as {twice!r}"
         )
-    return Check(name="duplicates", status="passed", value=0, detail="every image occurs once")
+    return Check(name="duplicates", status="passed", value=0, unit="repeated images")
 
 
 def _size_check(manifest: CalibrationSet) -> Check:
@@ -302,7 +302,7 @@ def _size_check(manifest: CalibrationSet) -> Check:
         value=manifest.samples,
         limit=RECOMMENDED_SAMPLES,
         unit="images",
-        detail=f"{manifest.samples} images" if enough else _FEW.format(manifest.samples),
+        detail="" if enough else _FEW,
     )
 
 
@@ -318,7 +318,14 @@ def _origin_check(manifest: CalibrationSet) -> Check:
 def _overlap_check(manifest: CalibrationSet, test: Dataset) -> Check:
     ids = set(test.sample_ids)
     shared = [entry.original for entry in manifest.entries if entry.sample_id in ids]
-    detail = f"{len(shared)} images are also in {test.uri!r}"
+    detail = f"which are also in {test.uri!r}"
     if shared:
         detail += ": " + ", ".join(map(repr, shared[:5]))
-    return Check(name="overlap", status="failed" if shared else "passed", value=len(shared), limit=0, detail=detail)
+    return Check(
+        name="overlap",
+        status="failed" if shared else "passed",
+        value=len(shared),
+        limit=0,
+        unit="images",
+        detail=detail,
+    )
