@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts.base import ArrayValue, Artifact
 from vitdeploy.artifacts.digest import tensors_digest
-from vitdeploy.artifacts.files import atomic_path, save_tensors, write_atomically
+from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
 from vitdeploy.artifacts.other_files import not_an_artifact
+from vitdeploy.artifacts.pairs import atomic_pair, fitting_version
 from vitdeploy.errors import ArtifactError, CalibrationError
 from vitdeploy.reading import read_head, read_json, read_tensors
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
@@ -75,14 +76,13 @@ class CalibrationTable(Artifact):
 
 
 def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> CalibrationTable:
-    """Write arrays, then the JSON that names them; a JSON whose arrays do not match it is refused when read."""
+    """Write arrays and the JSON that names them; a JSON whose arrays do not match it is refused when read."""
     path = Path(path)
     numbers, arrays = _split(ranges)
     sealed = manifest.sealed(_digest(numbers, arrays))
-    with atomic_path(arrays_of(path)) as temporary:
-        save_tensors(temporary, arrays)
     body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
-    write_atomically(path, canonical_json(body))
+    with atomic_pair(path, canonical_json(body), arrays_of(path)) as temporary:
+        save_tensors(temporary, arrays)
     return CalibrationTable(path, sealed, dict(ranges))
 
 
@@ -93,14 +93,16 @@ def read_calibration_table(path: Path) -> CalibrationTable:
         ArtifactError: It is missing, of another kind, damaged, or its arrays are not beside it.
     """
     path = Path(path)
-    body = read_json(path, "a calibration table")
-    if not isinstance(body, dict) or not isinstance(numbers := body.get("tensors"), dict) or "manifest" not in body:
-        refusal = None if path.name.endswith(SUFFIX) else not_an_artifact(path)
-        raise refusal or ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged")
-    manifest = manifest_of(body["manifest"], path)
-    if manifest.kind != "calibration-table":
-        raise ArtifactError(f"{str(path)!r} is of kind {manifest.kind!r}, expected a calibration table")
-    arrays = read_tensors(arrays_of(path))
+    arrays: dict[str, NDArray[Any]] = {}
+
+    def read(body: Any) -> tuple[Manifest, dict[str, Any]]:
+        manifest, numbers = _checked(body, path)
+        arrays.update(arrays or read_tensors(arrays_of(path)))
+        return manifest, numbers
+
+    manifest, numbers = fitting_version(
+        read_json(path, "a calibration table"), read, lambda found: found[0].payload_sha256 == _digest(found[1], arrays)
+    )
     check_payload(manifest, _digest(numbers, arrays), path, _REMEDY)
     try:
         ranges = {name: _joined(name, numbers[name], arrays) for name in numbers}
@@ -109,6 +111,17 @@ def read_calibration_table(path: Path) -> CalibrationTable:
             f"{str(path)!r} is not a calibration table: a tensor lacks its numbers; {_REMEDY}"
         ) from error
     return CalibrationTable(path, manifest, ranges)
+
+
+def _checked(body: Any, path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Return the manifest of a table's JSON, and what it has of each tensor."""
+    if not isinstance(body, dict) or not isinstance(numbers := body.get("tensors"), dict) or "manifest" not in body:
+        refusal = None if path.name.endswith(SUFFIX) else not_an_artifact(path)
+        raise refusal or ArtifactError(f"{str(path)!r} is not a calibration table, or is damaged")
+    manifest = manifest_of(body["manifest"], path)
+    if manifest.kind != "calibration-table":
+        raise ArtifactError(f"{str(path)!r} is of kind {manifest.kind!r}, expected a calibration table")
+    return manifest, numbers
 
 
 def arrays_of(path: Path) -> Path:

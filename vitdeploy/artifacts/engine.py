@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
-from vitdeploy.artifacts.files import atomic_path
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
+from vitdeploy.artifacts.pairs import atomic_pair, fitting_version
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import read_bytes, read_json, require_regular, sha256_of_file
 from vitdeploy.records import Manifest
@@ -36,13 +35,10 @@ def sidecar_of(path: Path) -> Path:
 def write_engine(path: Path, plan: bytes, manifest: Manifest) -> Engine:
     """Write the plan and its sidecar; a plan without a matching sidecar is refused when read.
 
-    Both lie on the disk under temporary names before either takes its place, so a full disk leaves the old pair whole.
+    A full disk, and a kill at any moment, leave the old pair or the new one (``atomic_pair``).
     """
     sealed = manifest.sealed(hashlib.sha256(plan).hexdigest())
-    with atomic_path(sidecar_of(path)) as sidecar, atomic_path(Path(path)) as temporary:
-        sidecar.write_text(manifest_text(sealed), encoding="utf-8")
-        with sidecar.open("rb") as stream:
-            os.fsync(stream.fileno())
+    with atomic_pair(sidecar_of(path), manifest_text(sealed), Path(path)) as temporary:
         temporary.write_bytes(plan)
     return Engine(Path(path), sealed)
 
@@ -60,6 +56,11 @@ def read_engine(path: Path) -> Engine:
         raise ArtifactError(
             f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with vd.build('MODEL.onnx')"
         )
-    manifest = manifest_of(read_json(sidecar, "an engine's manifest"), path)
-    check_payload(manifest, sha256_of_file(path), path, "build it again with vd.build('MODEL.onnx')")
+    digest = sha256_of_file(path)
+    manifest = fitting_version(
+        read_json(sidecar, "an engine's manifest"),
+        lambda raw: manifest_of(raw, path),
+        lambda found: found.payload_sha256 == digest,
+    )
+    check_payload(manifest, digest, path, "build it again with vd.build('MODEL.onnx')")
     return Engine(path, manifest)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,8 +57,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success its files are synced and it takes the place of ``path``.
 
     Modes are those of the umask, whoever wrote a file into it: safetensors keeps its own for the owner alone.
-    A folder that was there is moved aside first and removed last: a kill at any point leaves the old one, the new one,
-    or (between two renames) neither, never half of one. Whether it may be replaced is the caller's question.
+    A folder that was there exchanges its name with the new one in a single step, and is removed last: a kill at any
+    point leaves the old one or the new one. Where the file system knows no such step, the old one is moved aside first,
+    and a kill between the two renames leaves it there. Whether it may be replaced is the caller's question.
 
     Raises:
         ArtifactError: The place cannot be written, or the disk is full; ``path`` is as it was before.
@@ -73,14 +76,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for entry in [*temporary.rglob("*"), temporary]:
             _sync(entry)
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
-        if path.exists():
-            path.replace(aside)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if aside.exists():
-                aside.replace(path)
-            raise
+        if path.exists() and _exchange(temporary, path):
+            aside = temporary
+        else:
+            _replace(temporary, path, aside)
         _sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
@@ -89,6 +88,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if aside.is_symlink():
             aside.unlink()
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace(temporary: Path, path: Path, aside: Path) -> None:
+    if path.exists():
+        path.replace(aside)
+    try:
+        temporary.replace(path)
+    except OSError:
+        if aside.exists():
+            aside.replace(path)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; return whether the system did: Linux can on most of its file systems."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

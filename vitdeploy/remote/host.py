@@ -20,6 +20,7 @@ from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx, read_eng
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX, write_error
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
+from vitdeploy.artifacts.pairs import atomic_pair
 from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.benching.options import BenchOptions
@@ -94,8 +95,8 @@ class Remote:
             for path in (engine, sidecar):
                 result.fetch(path.name, path)
             read_engine(engine)
-            sidecar.replace(sidecar_of(output))
-            engine.replace(output)
+            with atomic_pair(sidecar_of(output), sidecar.read_text("utf8"), output) as temporary:
+                engine.replace(temporary)
         return read_engine(output)
 
     def bench(
