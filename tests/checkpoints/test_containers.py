@@ -218,6 +218,15 @@ def test_bfloat16_half_and_views_keep_their_values(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read[name], value.float().numpy())
 
 
+def test_a_view_that_repeats_its_numbers_is_said_to_be_one(tmp_path: Path) -> None:
+    """torch stores one number for it; what it unfolds to has no bound."""
+    torch.save({**vit().state_dict(), "norm.bias": torch.zeros(1).expand(24)}, tmp_path / "m.pth")
+    with pytest.raises(
+        CheckpointError, match=r"'norm\.bias' .* repeats its 1 numbers to the shape \[24\]; \.contiguous\(\)"
+    ):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+
+
 class Launcher:
     def __reduce__(self):
         return print, ("this must never be printed",)

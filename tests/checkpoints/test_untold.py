@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from vitdeploy.checkpoints import LoadedWeights, LoadRequest, load_foreign
@@ -129,6 +130,32 @@ def test_an_architecture_that_only_timm_knows_is_not_taken_for_another(
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "own.pth", None)
     assert load(tmp_path / "own.pth", "vit_base_patch32_224").spec.name == "vit_base_patch32_224"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "said"),
+    [
+        ("test_convnext", "test_convnext", "its args.model is 'test_convnext': the source 'timm:test_convnext' with"),
+        ("test_vit3", "test_vit3", "the source 'timm:test_vit3' with weights='FILE' takes such weights"),
+        ("test_mambaout", "test_mambaout", "the source 'timm:test_mambaout' with weights='FILE' builds"),
+        ("resnet_of_mine", "test_convnext", "adopts that$"),
+    ],
+)
+def test_weights_of_no_family_are_sent_to_the_model_of_timm_that_the_file_says(
+    tmp_path: Path, name: str, keys: str, said: str
+) -> None:
+    args = argparse.Namespace(model=name, gp=None, model_kwargs={})
+    torch.save({"state_dict": timm.create_model(keys).state_dict(), "args": args}, tmp_path / "own.pth")
+    for family in (None, "vit"):
+        with pytest.raises(CheckpointError, match=said):
+            load(tmp_path / "own.pth", family)
+
+
+def test_a_family_that_is_not_the_file_s_is_said_to_be_another(tmp_path: Path) -> None:
+    written(tmp_path / "own.pth", "t2t", heads=3)
+    for family in ("vit", "vit_pytorch", "pvt"):
+        with pytest.raises(CheckpointError, match=f"holds weights of family 't2t', not of '{family}'"):
+            load(tmp_path / "own.pth", family)
 
 
 @pytest.mark.parametrize("name", ["vit_small", "resnet_of_mine", "deit"])

@@ -60,7 +60,7 @@ def evidence_of(file: WeightFile) -> Evidence:
             name = table.get(key)
             if isinstance(name, str) and catalog.resolve(name) is not None:
                 return Evidence(name, f"{where}{key}", changes=changes, arguments=built_with)
-    return Evidence(where="args", changes=changes, elsewhere=_of_timm(file.beside), arguments=built_with)
+    return Evidence(where="args", changes=changes, elsewhere=stated_for_timm(file.beside), arguments=built_with)
 
 
 def _built_with(beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _table(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _of_timm(beside: Mapping[str, Any]) -> tuple[str, str] | None:
+def stated_for_timm(beside: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the name of a model of timm that arguments of a script state, and where; None without timm."""
     stated = [
         (table[key], f"{where}{key}")

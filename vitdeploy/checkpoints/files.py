@@ -102,7 +102,7 @@ class WeightFile:
             try:
                 array = leaf.array()
             except (ValueError, TypeError) as error:
-                raise CheckpointError(f"tensor {name!r} in {str(self.path)!r} is damaged: {error}") from error
+                raise CheckpointError(f"tensor {name!r} in {str(self.path)!r} cannot be read: {error}") from error
             array = _float32(array)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CheckpointError(

@@ -17,8 +17,8 @@ from vitdeploy.catalog import Variant
 from vitdeploy.checkpoints.candidates import AVERAGES, Candidate, common_root, find_candidates, same_shapes, unknown
 from vitdeploy.checkpoints.converted import Converted
 from vitdeploy.checkpoints.dialects import Dialect
-from vitdeploy.checkpoints.evidence import Evidence, evidence_of
-from vitdeploy.checkpoints.files import Tensors, WeightFile, open_weights
+from vitdeploy.checkpoints.evidence import Evidence, evidence_of, stated_for_timm
+from vitdeploy.checkpoints.files import OpenedFile, Tensors, WeightFile, open_weights
 from vitdeploy.checkpoints.huggingface import ONNX_ROUTE
 from vitdeploy.checkpoints.layouts import swin
 from vitdeploy.checkpoints.layouts.vit import OTHER_BUILDER
@@ -93,7 +93,7 @@ def load_foreign(path: Path, name: str | None = None, request: LoadRequest = Loa
     opened = open_weights(Path(path))
     candidates = find_candidates(opened)
     if not candidates:
-        raise unknown(opened.below(common_root(opened)))
+        raise _with_name_of_timm(unknown(opened.below(common_root(opened))), opened)
     first: CheckpointError | ModelError | None = None
     for candidate in candidates:
         try:
@@ -104,7 +104,18 @@ def load_foreign(path: Path, name: str | None = None, request: LoadRequest = Loa
         passed = candidates[: candidates.index(candidate)]
         return _with_notes(loaded, [*_choice(candidate, candidates, passed), *notes])
     assert first is not None
-    raise first
+    raise _with_name_of_timm(first, opened) if "does not fit the model" in str(first) else first
+
+
+def _with_name_of_timm(error: CheckpointError | ModelError, opened: OpenedFile) -> CheckpointError | ModelError:
+    """Return an error with the model of timm that the file says it is, where it says one: timm builds it."""
+    stated = stated_for_timm(opened.beside)
+    if stated is None or f"timm:{stated[0]}" in str(error):
+        return error
+    text = str(error).replace("'timm:NAME'", f"'timm:{stated[0]}'")
+    if text == str(error):
+        text += f"; its {stated[1]} is {stated[0]!r}: the source 'timm:{stated[0]}' with weights='FILE' builds that"
+    return CheckpointError(text)
 
 
 def _with_notes(loaded: LoadedWeights, notes: list[str]) -> LoadedWeights:
@@ -207,11 +218,15 @@ def _variant(
     name: str | None, family: str, converted: Converted, evidence: Evidence, file: WeightFile, notes: list[str]
 ) -> Variant | None:
     """Return the catalogue's entry: by name, by what the file says, or as the only one that fits; None without one."""
+    from vitdeploy.models import FAMILIES
+
     where = repr(str(file.path))
     stated = evidence.variant
     if stated is not None and (stated.family != family or not _fits(stated, converted, size=False)):
         stated = None
     if name is not None and name != family:
+        if name in FAMILIES:
+            raise CheckpointError(f"{where} holds weights of family {family!r}, not of {name!r}")
         variant = catalog.variant(name)
         if variant.family != family:
             raise CheckpointError(f"{where} holds weights of family {family!r}, {name} is {variant.family!r}")

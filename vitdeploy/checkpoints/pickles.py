@@ -167,6 +167,11 @@ class StoredTensor:
         count = math.prod(self.shape)
         if count == 0:
             return np.zeros(self.shape, np.float32 if self.dtype == BFLOAT16 else self.dtype)
+        if last < len(row) < count and 0 in self.strides:
+            raise ValueError(
+                f"a view repeats its {len(row)} numbers to the shape {list(self.shape)}; .contiguous() before it is "
+                "saved writes them all"
+            )
         if last >= len(row) or count > len(row):
             raise ValueError(f"a tensor of shape {list(self.shape)} does not lie within its {len(row)} numbers")
         steps = tuple(stride * row.itemsize for stride in self.strides)
