@@ -105,6 +105,7 @@ TANH = (
 
 
 def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any]) -> Converted:
+    state, pretraining = vit.without_pretraining(state)
     vit.refuse_other_parts(state, repr(str(file.path)))
     vit.refuse_oblong_patches(state, repr(str(file.path)))
     overrides: dict[str, Any] = {"eps": 1e-6}
@@ -119,6 +120,7 @@ def _from_timm_vit(file: WeightFile, state: Tensors, arguments: Mapping[str, Any
         changes["notes"] = (TANH,)
     if token and "dist_token" not in state and "fc_norm.weight" not in state:
         changes["usual"] = {"pool": "cls"}
+    changes["dropped"] = dict.fromkeys(pretraining, "a part of pre-training, which no image passes")
     if token and vit.is_grid_with_token(state, arguments.get("image_size")):  # 4×6 patches and a token are 5×5 rows
         overrides |= {"class_token_position": True, "image_size": list(arguments["image_size"])}
         changes |= {"position_tokens": {"pos_embed": 1}, "proven": {}}

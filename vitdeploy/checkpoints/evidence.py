@@ -46,12 +46,13 @@ def evidence_of(file: WeightFile) -> Evidence:
         DataError: A configuration of timm says something that cannot be carried out.
     """
     config = file.config
-    if isinstance(config.get("pretrained_cfg"), Mapping):
+    if is_of_timm(config):
         source = f"config.json of {file.path.name!r}"
+        stated = config.get("pretrained_cfg")
         return Evidence(
             str(config.get("architecture") or ""),
             source,
-            preprocess_from_timm_config(config["pretrained_cfg"], source),
+            preprocess_from_timm_config(stated, source) if isinstance(stated, Mapping) else None,
             arguments={**_pool(config.get("global_pool")), **_table(config.get("model_args"))},
         )
     changes, built_with = _changes(file.beside), _built_with(file.beside)
@@ -61,6 +62,11 @@ def evidence_of(file: WeightFile) -> Evidence:
             if isinstance(name, str) and catalog.resolve(name) is not None:
                 return Evidence(name, f"{where}{key}", changes=changes, arguments=built_with)
     return Evidence(where="args", changes=changes, elsewhere=stated_for_timm(file.beside), arguments=built_with)
+
+
+def is_of_timm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is timm's, or that of the wrapper that transformers has around timm's models."""
+    return isinstance(config.get("pretrained_cfg"), Mapping) or config.get("model_type") == "timm_wrapper"
 
 
 def _built_with(beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,11 +127,11 @@ def _changes(beside: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TimmFolder:
-    """What timm's config.json says: the model, its arguments and preprocessing; ``config`` is all of it."""
+    """What timm's config.json says: the model, its arguments, its preprocessing if any; ``config`` is all of it."""
 
     architecture: str
     arguments: Mapping[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     config: Mapping[str, Any]
 
 
@@ -138,13 +144,12 @@ def timm_folder(path: Path) -> TimmFolder | None:
     """
     file = path / "config.json"
     config = read_json(file) if file.is_file() else None
-    if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg"), Mapping):
-        return None
-    if not isinstance(config.get("architecture"), str):
+    if not isinstance(config, dict) or not is_of_timm(config) or not isinstance(config.get("architecture"), str):
         return None
     source = f"config.json of {path.name!r}"
     arguments = dict(config.get("model_args") or {})
     if isinstance(config.get("num_classes"), int):
         arguments["num_classes"] = config["num_classes"]
-    record = preprocess_from_timm_config(config["pretrained_cfg"], source)
+    stated = config.get("pretrained_cfg")
+    record = preprocess_from_timm_config(stated, source) if isinstance(stated, Mapping) else None
     return TimmFolder(config["architecture"], arguments, record, config)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from vitdeploy.wording import adoption
 
 Tensors = dict[str, NDArray[Any]]
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 # Entries of training scripts that hold tensors and are no models.
 NO_WEIGHTS = re.compile(
@@ -203,6 +204,7 @@ def _of_tables(path: Path, container: str, content: Any) -> OpenedFile:
         place = WRAPPERS.sub("", f"{place}.").removesuffix(".")
         if COUNTERS.fullmatch(name) is None or leaf.shape not in ((), (1,)):
             leaves[full], places[full] = leaf, place
+    leaves, places = _without_chunks(leaves), _without_chunks(places)
     _fold(leaves, places)
     if not leaves:
         if not isinstance(content, Mapping | list | tuple):
@@ -211,6 +213,15 @@ def _of_tables(path: Path, container: str, content: Any) -> OpenedFile:
         keys = ", ".join(repr(str(key)) for key in list(content)[:6]) if isinstance(content, Mapping) else "a list"
         raise CheckpointError(f"{str(path)!r} holds no tensors" + (f"; it has {keys}" if content else ""))
     return OpenedFile(path, container, leaves, places, _beside(content))
+
+
+def _without_chunks(table: dict[str, T]) -> dict[str, T]:
+    """Return names without the chunks in which DINOv2's training keeps its blocks: ``blocks.1.7.`` is block 7."""
+    chunked = re.compile(r"(?<=blocks)\.\d+(?=\.\d+\.)")
+    if not any(re.search(r"(?:^|\.)blocks\.\d+\.\d+\.attn\.qkv\.weight$", name) for name in table):
+        return table
+    renamed = {chunked.sub("", name): value for name, value in table.items()}
+    return renamed if len(renamed) == len(table) else table
 
 
 def _fold(leaves: dict[str, Leaf], places: dict[str, str]) -> None:

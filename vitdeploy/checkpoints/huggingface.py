@@ -21,15 +21,8 @@ HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 SWIN_EPS = 1e-5
 EXACT_GELU = ("gelu", "gelu_python")
 ONNX_ROUTE = f"torch.onnx.export writes the model of transformers as it is, and {adoption('MODEL.onnx')} adopts that"
-MODEL_TYPES = {
-    "vit": "vit",
-    "deit": "deit",
-    "pvt": "pvt",
-    "pvt_v2": "pvt_v2",
-    "swin": "swin",
-    "swinv2": "swin_v2",
-}
-"""``model_type`` of config.json → family."""
+MODEL_TYPES = ("vit", "vit_mae", "deit", "pvt", "pvt_v2", "swin", "swinv2")
+"""``model_type`` of config.json that the conversions here are for; others share names of tensors with them."""
 
 
 def vit_or_deit(file: WeightFile, state: Tensors, _arguments: Mapping[str, Any]) -> Converted:
@@ -196,6 +189,9 @@ def _head_classes(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_code(config: Mapping[str, Any]) -> None:
+    kind = config.get("model_type")
+    if kind is not None and kind not in MODEL_TYPES:
+        raise CheckpointError(f"model_type is {kind!r} in config.json, which is none of those built here: {ONNX_ROUTE}")
     if "auto_map" in config:
         raise CheckpointError(
             f"auto_map is {config['auto_map']!r} in config.json: the model has code of its own, which is not run here; "

@@ -22,7 +22,7 @@ from vitdeploy.checkpoints.files import OpenedFile, Tensors, WeightFile, open_we
 from vitdeploy.checkpoints.huggingface import ONNX_ROUTE
 from vitdeploy.checkpoints.layouts import swin
 from vitdeploy.checkpoints.layouts.vit import OTHER_BUILDER
-from vitdeploy.checkpoints.matching import check_match, is_of_classes
+from vitdeploy.checkpoints.matching import check_match, check_numbers, is_of_classes
 from vitdeploy.checkpoints.positions import resize_positions
 from vitdeploy.checkpoints.preprocessing import preprocess_of_weights
 from vitdeploy.checkpoints.stated import read_with, stated_arguments
@@ -518,6 +518,7 @@ def _assign(module: nn.Module, tensors: Tensors, where: str, hint: Callable[[], 
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     check_match(found, expected, where, hint() if found != expected else "")
+    check_numbers(tensors, {name for name, value in module.state_dict().items() if value.is_floating_point()}, where)
     state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from vitdeploy.errors import CheckpointError
 
@@ -40,6 +41,25 @@ def check_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where
     if leftovers:
         parts.append(f"{len(leftovers)} left over ({_first(leftovers)})")
     raise CheckpointError(f"{where} does not fit the model: {'; '.join(parts)}" + (f"; {hint}" if hint else ""))
+
+
+def check_numbers(found: Mapping[str, Any], floating: Collection[str], where: str) -> None:
+    """Refuse integers and complex numbers in place of weights.
+
+    Args:
+        found: Tensor name → array in the checkpoint.
+        floating: Names of the model's tensors that are floating-point.
+        where: What the error calls the checkpoint.
+    Raises:
+        CheckpointError: There are such; the line names the first of them and their type.
+    """
+    others = [name for name in found if name in floating and found[name].dtype.kind != "f"]
+    if others:
+        raise CheckpointError(
+            f"{where} has {found[others[0]].dtype} numbers in {len(others)} of its weights ({_first(others)}): "
+            "quantized ones are not read; in the code that made it, save them as plain numbers, with "
+            "value.dequantize() or value.float() for each"
+        )
 
 
 def is_of_classes(before: Shape, after: Shape, classes: tuple[int, int]) -> bool:

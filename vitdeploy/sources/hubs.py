@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.hub_weights import HubWeights, read_hub_weights
@@ -65,13 +67,16 @@ def _filled_timm(name: str, arguments: Mapping[str, Any], found: HubWeights, whe
     taken where ``img_size`` asks for it.
 
     Raises:
-        CheckpointError: Names or shapes differ otherwise.
+        CheckpointError: Names or shapes differ otherwise, or weights are no floating-point numbers.
     """
     import torch
 
+    from vitdeploy.checkpoints.matching import check_numbers
     from vitdeploy.models.external import create_timm
 
     module = create_timm(name, arguments)
+    floating = {key for key, value in module.state_dict().items() if value.is_floating_point()}
+    check_numbers({key: np.asarray(value) for key, value in found.tensors.items()}, floating, where)
     try:
         fill(module, found.tensors, where)
     except CheckpointError:

@@ -278,7 +278,7 @@ def _load_timm_folder(path: Path, model: TimmFolder, options: SourceOptions) -> 
     return replace(
         loaded,
         spec=loaded.spec.model_copy(update={"classes": classes or loaded.spec.classes}),
-        preprocess=model.preprocess.at_size(loaded.preprocess.size),
+        preprocess=(model.preprocess or loaded.preprocess).at_size(loaded.preprocess.size),
         notes=(*notes, *loaded.notes),
     )
 

@@ -80,17 +80,20 @@ def fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     """Copy arrays into a module, every one into its place; counters of batch norms, which no logit needs, may lack.
 
     Raises:
-        CheckpointError: Names or shapes differ.
+        CheckpointError: Names or shapes differ, or weights are no floating-point numbers.
     """
+    import numpy as np
     import torch
 
-    from vitdeploy.checkpoints.matching import check_match
+    from vitdeploy.checkpoints.matching import check_match, check_numbers
 
     state = module.state_dict()
     tensors = {name: tensors[name] for name in tensors if not name.endswith(_COUNTERS)}
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_COUNTERS)}
     found = {name: tuple(array.shape) for name, array in tensors.items()}
     check_match(found, {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+    arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    check_numbers(arrays, {name for name, tensor in state.items() if tensor.is_floating_point()}, where)
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(torch.as_tensor(tensors[name]))

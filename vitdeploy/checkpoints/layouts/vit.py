@@ -111,6 +111,14 @@ OTHER_BUILDER = (
 )
 
 
+def without_pretraining(state: State) -> tuple[Tensors, tuple[str, ...]]:
+    """Return the encoder, and what MAE and DINO train beside it: mask token and decoder, in words."""
+    others = [name for name in state if re.match(r"mask_token$|decoder_", name)]
+    kept = {name: value for name, value in state.items() if name not in others}
+    more = f"{others[0]} and {len(others) - 1} more" if len(others) > 1 else "".join(others)
+    return kept, (more,) if more else ()
+
+
 def refuse_oblong_patches(state: State, where: str) -> None:
     """Refuse patches that are no squares, before the image's size is asked for.
 
