@@ -36,7 +36,7 @@ def test_a_text_names_runtime_device_and_target(text: str, device: str, target: 
 
 @pytest.mark.parametrize("text", ["abacus", "pytorch", "null", "tensorrt-lean", "openvino:cpu", ""])
 def test_what_times_no_graph_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="time_on is "):
+    with pytest.raises(UsageError, match="no runtime for time_on="):
         TimingPlace.parse(text)
 
 

@@ -255,6 +255,18 @@ def test_an_engine_of_another_version_or_gpu_says_which(refused: Run, finished_r
         ("bench model.onnx --data digits --runtime abacus", "there is no runtime 'abacus'"),
         ("bench model.onnx --data digits --rounds 0", "greater than or equal to 1"),
         ("compare report.json report.json --max-drop -1", "greater than or equal to 0"),
+        (
+            "quantize model.onnx -o o.onnx --precision int8 --calibration digits --max-drop 1",
+            "--max-drop finds the fastest graph, so say where: --time-on onnxruntime",
+        ),
+        (
+            "quantize model.onnx -o o.onnx --precision int8 --calibration digits --time-on openvino",
+            "--time-on openvino is for a search only: set --max-drop too",
+        ),
+        (
+            "quantize model.onnx -o o.onnx --precision int8 --calibration digits --max-drop 1 --time-on abacus",
+            "there is no runtime for --time-on abacus, expected one of",
+        ),
         ("calibration make -o c", "name the DATA and how many --samples, or a --recipe"),
         ("calibration make digits -o c --recipe r.yaml --samples 3", "--recipe sets samples"),
         ("predict model.onnx", "Missing argument 'IMAGE...'"),

@@ -12,7 +12,8 @@ import pytest
 from onnx_text import parse
 from small_vit import small_vit
 
-from vitdeploy.graph.linear_groups import find_linear_groups, path_of, shapes_at_batch_one
+from vitdeploy.graph.channel_places import channel_axis
+from vitdeploy.graph.linear_groups import find_linear_groups, path_of, products_left_out, shapes_at_batch_one
 from vitdeploy.quantization.prepared import prepare
 
 pytestmark = pytest.mark.slow
@@ -275,3 +276,32 @@ def test_a_graph_that_timm_exports_gives_the_same_four_groups_per_block(tmp_path
         "patch_embed.proj": "patch embedding",
         "head": "head",
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "weight", "reason"),
+    [
+        ("[mix] h = MatMul (w, x)", normal(64, 64), "'mix' has its weight on the left"),
+        ("[wide] h = MatMul (x, w)", normal(1, 32, 32), "'wide' has a weight that is no matrix"),
+        (
+            "kept = Identity (w) first = ReduceMax <keepdims = 0> (x) yes = Greater (first, first) h = If (yes) <"
+            "then_branch = g1 () => (a) { [inner] a = MatMul (x, w) },"
+            "else_branch = g2 () => (b) { b = Identity (x) }>",
+            normal(32, 32),
+            "'inner' lies inside another node",
+        ),
+        ("[fc] h = MatMul (x, w)", normal(32, 32), None),
+        ("[scores] h = MatMul (s, x) s = Softmax (w)", normal(64, 64), None),
+    ],
+)
+def test_products_with_weights_that_no_group_has_are_named(body: str, weight: Any, reason: str | None) -> None:
+    model = graph(f"{body} {HEAD}", w=weight, **HEAD_CONSTANTS)
+    assert products_left_out(model) == (() if reason is None else (reason,))
+
+
+def test_a_linear_without_channels_has_no_channel_axis_and_stays_as_it_is() -> None:
+    body = f"[narrow] n = MatMul (x, w1) a = Relu (n) [back] b = MatMul (a, w2) h = Add (x, b) {HEAD}"
+    model = prepare(graph(body, w1=normal(32, 0), w2=normal(0, 32), **HEAD_CONSTANTS))
+    back = next(group for group in find_linear_groups(model) if group.nodes == ("back",))
+    assert back.obstacle.startswith("0 → 32 features")
+    assert channel_axis(back, shapes_at_batch_one(model)) is None

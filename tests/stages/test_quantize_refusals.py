@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,13 @@ def test_nan_in_the_weights_is_an_error_that_names_a_tensor(source: OnnxModel, t
     broken[0, 0] = np.nan
     weight.const_value = ir.tensor(broken, name=weight.name)
     artifact = write_onnx(tmp_path / "nan.onnx", model, source.manifest)
-    with pytest.raises(CalibrationError, match=r"tensor '.*' has NaN during calibration"):
+    before = shutil.copy(source.path, tmp_path / "x.onnx").read_bytes()
+    with pytest.raises(CalibrationError, match=r"tensor '.*' has NaN during calibration for image '.+'"):
         quantize(artifact, tmp_path / "x.onnx", precision="int8", calibration="digits", options=FAST)
     with pytest.raises(GraphError, match=r"weight 'blocks\.0\.mlp\.fc1\.weight' cannot be quantized"):
         quantize(artifact, tmp_path / "x.onnx", precision="int8-weight-only", options=FAST)
-    assert not (tmp_path / "x.onnx").exists()
+    assert (tmp_path / "x.onnx").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.onnx", "x.onnx"]
 
 
 def test_a_limit_that_is_missed_is_a_gate_and_nothing_is_written(source: OnnxModel, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class TimingPlace:
         known = [name for name in names() if name not in UNFIT]
         if backend not in known or (provider and backend != "onnxruntime"):
             raise UsageError(
-                f"time_on is {text!r}, expected one of {', '.join(known)}, or onnxruntime with a provider such as "
-                f"'onnxruntime:cuda'"
+                f"there is no runtime for time_on={text!r}, expected one of {', '.join(known)}, or onnxruntime with a "
+                f"provider such as 'onnxruntime:cuda'"
             )
         return cls(backend, provider or None)
 

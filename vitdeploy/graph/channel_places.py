@@ -84,8 +84,11 @@ def find_places(group: LinearGroup, shapes: Shapes, kind: Kind = "scale") -> Pla
 def channel_axis(group: LinearGroup, shapes: Shapes) -> int | None:
     """Return the axis of a group's activation that runs over the linears' input channels, counted from the front.
 
-    It is not the last one where a Transpose lies between; None where the channels are spread over several axes.
+    It is not the last one where a Transpose lies between; None where the channels are spread over several axes, or
+    there are none.
     """
+    if not group.linears[0].in_features:
+        return None
     try:
         search = _started(group, shapes, "scale")
         channels = search.channels_at(group.activation, group.uses)

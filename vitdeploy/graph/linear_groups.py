@@ -89,6 +89,27 @@ def find_linear_groups(model: ir.Model) -> tuple[LinearGroup, ...]:
     return tuple(_uniquely_named(groups))
 
 
+def products_left_out(model: ir.Model) -> tuple[str, ...]:
+    """Return the products with a constant weight that no group has, each as its node's name and the reason.
+
+    They lie in the body of an If or a Loop, have their weight on the left, or one that is no matrix.
+    """
+    found = []
+    for node in model.graph.all_nodes():
+        if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv"):
+            continue
+        constant = [
+            value is not None and value.is_initializer() and value.const_value is not None for value in node.inputs
+        ]
+        if node.graph is not model.graph and any(constant[:2]):
+            found.append(f"{node.name!r} lies inside another node")
+        elif constant[:2] == [True, False]:
+            found.append(f"{node.name!r} has its weight on the left")
+        elif constant[:2] == [False, True] and linear_of(node) is None:
+            found.append(f"{node.name!r} has a weight that is no matrix")
+    return tuple(found)
+
+
 def shapes_at_batch_one(model: ir.Model) -> dict[str, tuple[int | None, ...]]:
     """Return the shape of every value for a batch of one image; an unknown dimension is None."""
     return shapes_at_batch(model, 1)

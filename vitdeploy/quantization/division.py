@@ -72,9 +72,10 @@ def divide(dataset: Dataset, *, hold_out: bool, compare: bool, seed: int = 0) ->
 def warn_of_few_images(dataset: Dataset) -> None:
     """Warn of a calibration set of fewer than ``FEWEST_IMAGES``."""
     if len(dataset) < FEWEST_IMAGES:
+        count = "1 image" if len(dataset) == 1 else f"{len(dataset)} images"
         warn(
-            f"the calibration set {dataset.uri!r} has {len(dataset)} images, fewer than {FEWEST_IMAGES}: ranges may be "
-            "too narrow, 100 to 500 images like those in use are usual",
+            f"the calibration set {dataset.uri!r} has {count}, fewer than {FEWEST_IMAGES}: ranges may be too narrow, "
+            "100 to 500 images like those in use are usual",
             CalibrationWarning,
         )
 

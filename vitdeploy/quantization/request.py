@@ -108,11 +108,11 @@ class QuantizeOptions:
         if self.table is not None and not str(self.table).endswith(SUFFIX):
             raise UsageError(f"the calibration table {str(self.table)!r} must be called NAME{SUFFIX}")
         if self.max_drop is not None and self.time_on is None:
-            raise UsageError("max_drop finds the fastest graph, so say where with time_on, such as 'onnxruntime'")
+            raise UsageError("max_drop= finds the fastest graph, so say where: time_on='onnxruntime'")
         if self.time_on is not None and self.max_drop is None:
-            raise UsageError(f"time_on is {self.time_on!r}, which is for a search only: set max_drop= too")
+            raise UsageError(f"time_on={self.time_on!r} is for a search only: set max_drop= too")
         if self.max_drop is not None and self.remainder == "bf16":
-            raise UsageError("max_drop compares graphs beside FP32 or FP16, so it goes without remainder='bf16'")
+            raise UsageError("max_drop= compares graphs beside FP32 or FP16, so it goes without remainder='bf16'")
         if isinstance(self.equalization, str):
             require_one_of("equalization", self.equalization, ("auto", "off", "a number from 0 to 1"))
         elif not 0.0 <= self.equalization <= 1.0:

@@ -178,6 +178,7 @@ class QuantizeRequest(QuantizeInputs):
         """
         from vitdeploy.backends.lowered import lower
         from vitdeploy.backends.onnxruntime import cpu_opener
+        from vitdeploy.graph.linear_groups import products_left_out
         from vitdeploy.quantization.prepared import Prepared
         from vitdeploy.quantization.realize import Realizer, finish
 
@@ -186,6 +187,8 @@ class QuantizeRequest(QuantizeInputs):
         before = Prepared.of(self.source.load())
         plan = self.plan_of(before)
         _note_opset(before.graph, plan, progress)
+        if left := products_left_out(before.graph):
+            progress.note(f"{len(left)} product(s) with weights are no linears and stay in high precision: {left[0]}")
         division = self.divide()
         open_graph = cpu_opener(self.options.threads)
         self.warn_of_images()
@@ -271,16 +274,16 @@ class Budget:
         assert inputs.options.time_on is not None
         place = TimingPlace.parse(inputs.options.time_on)
         if inputs.precision not in ("int8", "fp8"):
-            raise UsageError(f"max_drop chooses where {inputs.precision!r} is used, expected precision int8 or fp8")
+            raise UsageError(f"max_drop= chooses where {inputs.precision!r} is used, expected precision int8 or fp8")
         if place.target not in (None, inputs.target):
             raise UsageError(f"the target is {inputs.target!r} and latency is taken on {place.target!r}: name one")
         if inputs.table is not None:
-            raise UsageError("max_drop ranks groups on calibration images, and a table holds none: calibration='DATA'")
+            raise UsageError("max_drop= ranks groups on calibration images, and a table holds none: calibration='DATA'")
         model = inputs.source.manifest.model
         if inputs.validation is None:
-            raise DataError("max_drop needs images with labels that calibration does not see: validation='DATA'")
+            raise DataError("max_drop= needs images with labels that calibration does not see: validation='DATA'")
         if model.task not in ("single-label", "binary"):
-            raise UsageError(f"max_drop is a drop of top-1, which a model with the task {model.task!r} has not")
+            raise UsageError(f"max_drop= is a drop of top-1, which a model with the task {model.task!r} has not")
         labels = match_labels(inputs.validation, model.classes, count=model.class_count)
         place.require()
         return cls(place, labels)
