@@ -40,6 +40,7 @@ VERBS = (
 SHOWN_BY = {
     "backends/onnxruntime.py": ("bench", "predict"),
     "backends/tensorrt": ("build",),
+    "backends/timing_place.py": ("quantize",),
     "artifacts/lineage.py": ("bench",),
     "benching/command.py": ("bench",),
     "datasets/class_names.py": ("export", "convert"),
