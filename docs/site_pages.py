@@ -10,7 +10,9 @@ import ast
 import inspect
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,6 +24,7 @@ from pydantic import BaseModel
 import vitdeploy
 from vitdeploy import errors
 from vitdeploy.cli.app import EXAMPLES, app
+from vitdeploy.cli.flags import in_flags, set_command
 from vitdeploy.report import read_report
 from vitdeploy.report.html import render_html
 
@@ -36,6 +39,7 @@ BORROWED = {
 }
 """Files elsewhere in the repository → their page, below ``made/``."""
 HOLE = "…"
+SHELL_QUOTED = "'\"'\"'"
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 MARKUP = re.compile(r"(?<!\S)--[\w-]+|[*_`<\[]")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
@@ -129,9 +133,9 @@ def troubleshooting() -> str:
         "# Troubleshooting by error message",
         "",
         "Every error of vitdeploy is one line that says what is wrong and what to do about it, so this page is an",
-        "index: search it for some words of the message. `…` stands for a value. Messages name keywords and functions",
-        "of Python; the command line prints them with its flags. `--debug` adds the traceback. What is no error of",
-        "vitdeploy's own, such as a full disk, is one line too.",
+        "index: search it for some words of the message. `…` stands for a value. Where a message names keywords or",
+        "functions of Python, what the command line prints instead stands below it, behind `>`. `--debug` adds the",
+        "traceback. What is no error of vitdeploy's own, such as a full disk, is one line too.",
         "",
         "The page is made from the code: each class with its meaning, and what it says where.",
         "",
@@ -140,9 +144,21 @@ def troubleshooting() -> str:
     for kind in error_tree():
         mine = sorted({(one.text, one.module) for one in found if one.kind == kind.__name__})
         lines += [f"## {kind.__name__}", "", f"{inspect.getdoc(kind)} Exit code {kind.exit_code}.", ""]
-        lines += [f"* {_code(text)} <br> {_code(module)}" for text, module in mine]
+        for text, module in mine:
+            printed = copy_context().run(on_the_command_line, text)
+            lines.append(" <br> ".join([f"* {_code(text)}", *(f"`>` {_code(one)}" for one in printed), _code(module)]))
         lines.append("")
     return "\n".join(lines)
+
+
+def on_the_command_line(text: str) -> list[str]:
+    """Return how most of the commands print a message, where that differs from Python's words: one text, or none."""
+    found: Counter[str] = Counter()
+    for name in sorted(EXAMPLES.keys() - {"run"}):
+        set_command([name])
+        found[in_flags(text)] += 1
+    del found[text]
+    return [one for one, _ in found.most_common(1) if SHELL_QUOTED not in one]
 
 
 def _code(text: str) -> str:

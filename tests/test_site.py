@@ -49,6 +49,20 @@ def test_troubleshooting_finds_a_message_by_its_words(pages: dict[str, str], tex
     assert text in pages["troubleshooting.md"]
 
 
+@pytest.mark.parametrize(
+    ("python", "printed"),
+    [
+        ("labels by order need equal counts; pass label_map='FILE'", "--label-map FILE"),
+        ("expected at least 2: some are kept out", "--validation DATA"),
+        ("makes one for any size", "'vitdeploy export … --fuse-resize any' makes"),
+    ],
+)
+def test_troubleshooting_has_what_the_command_line_prints(pages: dict[str, str], python: str, printed: str) -> None:
+    lines = [line for line in pages["troubleshooting.md"].splitlines() if python in line]
+    assert lines
+    assert all(printed in line.split("`>`")[1] for line in lines)
+
+
 def test_troubleshooting_has_every_class_with_its_exit_code(pages: dict[str, str]) -> None:
     sections = pages["troubleshooting.md"].split("\n## ")[1:]
     codes = {section.split("\n")[0]: int(re.findall(r"Exit code (\d)", section)[0]) for section in sections}
