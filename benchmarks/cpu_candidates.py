@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import OnnxModel, read_onnx, write_checkpoint
 from vitdeploy.datasets import batches, open_dataset
+from vitdeploy.quantization.plan import Profile
 from vitdeploy.quantization.request import QuantizeOptions
 from vitdeploy.records import Manifest, Preprocess
 from vitdeploy.sources.load import load_source
@@ -120,9 +121,11 @@ def makers(sources: Sources, batch: int) -> Makers:
         return file
 
     def ours(target: Literal["onnxruntime", "openvino"]) -> Callable[[], Path]:
-        return once(f"{target}.onnx", lambda path: our_int8(sources, path, target))
+        profile: Profile = "mha" if target == "openvino" else "linear"
+        return once(f"{target}.onnx", lambda path: our_int8(sources, path, target, profile))
 
     timm_graph = once(f"timm.{batch}.onnx", lambda path: timm_export(sources, path, batch))
+    linear = once("openvino.linear.onnx", lambda path: our_int8(sources, path, "openvino", "linear"))
     nncf_default = once("nncf.xml", lambda path: nncf_int8(sources, path, for_transformers=False))
     nncf_accurate = once("nncf.transformers.xml", lambda path: nncf_int8(sources, path, for_transformers=True))
     static = once("static.onnx", lambda path: own_static(sources, path))
@@ -134,6 +137,7 @@ def makers(sources: Sources, batch: int) -> Makers:
         OV_BF16: openvino(ours("openvino"), "int8", bf16=True),
         f"{ORT_INT8}, threads pinned": with_threads("onnxruntime:pinned", ours("onnxruntime"), ORT_INT8),
         f"{ORT_INT8}, threads that sleep": with_threads("onnxruntime:sleeping", ours("onnxruntime"), ORT_INT8),
+        f"{OV_INT8} of profile linear": openvino(linear, "int8"),
         f"{OV_INT8}, threads pinned": with_threads("openvino:pinned", ours("openvino"), OV_INT8),
         "OpenVINO, our FP32": openvino(lambda: onnx, "fp32"),
         "OpenVINO, our FP32 in BF16": openvino(lambda: onnx, "bf16", bf16=True),
@@ -210,8 +214,8 @@ def write_gemm(path: Path, integers: bool) -> Path:
     return path
 
 
-def our_int8(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"]) -> None:
-    options = QuantizeOptions(effort="fast", cpu="auto", profile="mha" if target == "openvino" else "linear")
+def our_int8(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"], profile: Profile) -> None:
+    options = QuantizeOptions(effort="fast", cpu="auto", profile=profile)
     quantize(sources.model, path, precision="int8", target=target, calibration=sources.calibration, options=options)
 
 

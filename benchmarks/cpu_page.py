@@ -23,8 +23,8 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         fastest large product of matrices reached in the same turns, in the arithmetic of most of the candidate's
         products; attention and all else count as lost time.""",
         """Our graph for OpenVINO is of profile `mha`, which is what the default takes where the logits keep 35 dB or
-        lose at most 1 dB ([quantization](quantization.md#what-becomes-8-bits)). NNCF's default rounds residual sums
-        too, its mode for transformers does not.""",
+        lose at most 1 dB ([quantization](quantization.md#what-becomes-8-bits)); the row *of profile linear* has
+        attention in FP32. NNCF's default rounds residual sums too, its mode for transformers does not.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",
         """Rows of ours with *threads pinned* or *that sleep* are the same graph with another setting of the runtime:
