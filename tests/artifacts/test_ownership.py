@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError, VitdeployError
 from vitdeploy.pipeline import read_recipe, run
 from vitdeploy.stages.convert import convert
+from vitdeploy.stages.package import package
 from vitdeploy.stages.quantize import quantize
 
 REFUSED = "exists and was not written by vitdeploy: choose another name, or remove it"
@@ -105,6 +107,24 @@ def test_on_the_command_line(
     assert main(f"quantize {tiny_onnx.path} -o photo.jpg --precision fp16".split()) == 1
     assert "is the name of an image, and this writes an ONNX file" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_killed_bench_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "report.samples.npz").write_bytes(b"PK\x03\x04half")
+    refuse_unwritable_folder(tmp_path, ("report.samples.npz",))
+    refuse_unwritable_folder(tmp_path, ("report.json", "report.md", "report.html"))
+
+
+def test_a_bundle_in_an_archive_is_replaced_and_another_archive_is_not(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
+    bundle = package([tiny_onnx], tmp_path / "vit.zip")
+    assert package([tiny_onnx], tmp_path / "vit.zip").manifest == bundle.manifest
+    for name, content in (("manifest.json", '{"manifest_version": 3}'), ("manifest.json", "["), ("x.txt", "")):
+        with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+            archive.writestr(name, content)
+        before = (tmp_path / "other.zip").read_bytes()
+        with pytest.raises(ArtifactError, match=REFUSED):
+            package([tiny_onnx], tmp_path / "other.zip")
+        assert (tmp_path / "other.zip").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["report.json", "report.md", "report.html"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +25,7 @@ _LARGEST_JSON = 32 << 20
 _METADATA_PROPS, _KEY = 14, 1  # fields of ONNX's ModelProto and StringStringEntryProto
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire types
 _LONGEST_VARINT = 10
-_PARQUET = b"PAR1"
+_PARQUET, _ZIP = b"PAR1", b"PK\x03\x04"
 _RECORDS = ({"groups", "kinds", "trials"}, {"candidates", "max_drop_pp"}, {"entries", "remainder"})
 _OF_FOLDERS = (RUN, REPORT, "report.html", FRONT, MANIFEST)
 
@@ -38,6 +40,8 @@ def is_ours(path: Path) -> bool:
             return any(key.startswith(MARK) for key in safetensors_metadata(path))
         if head.lstrip()[:1] == b"{":
             return _is_our_json(path)
+        if head.startswith(_ZIP):
+            return _is_bundled(path)
         if head.startswith(_PARQUET):
             return _footer_has_mark(path)
         return PAGE_MARK in head or _has_our_sidecar(path) or has_onnx_mark(path)
@@ -104,6 +108,16 @@ def _is_our_json(path: Path) -> bool:
         or any(isinstance(one, dict) and "manifest_sha256" in one for one in states)
         or any(keys >= known for known in _RECORDS)
     )
+
+
+def _is_bundled(path: Path) -> bool:
+    """Return whether an archive has the manifest of a bundle; others have files of that name too."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(MANIFEST) as stream:
+            content = parse_json(stream.read(_LARGEST_JSON))
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error):
+        return False
+    return isinstance(content, dict) and content.get("kind") == "bundle"
 
 
 def _has_our_sidecar(path: Path) -> bool:
