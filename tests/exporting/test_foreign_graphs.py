@@ -13,11 +13,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
+from notes import Notes
 from PIL import Image
 
 from vitdeploy.errors import DataError, GraphError, UsageError
 from vitdeploy.preprocess import DIGITS_PREPROCESS, normalize
-from vitdeploy.records import Task
+from vitdeploy.records import Preprocess, Task
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.predict import predict
 
@@ -106,6 +107,51 @@ def test_inputs_that_a_transpose_or_a_cast_explains_are_taken(
     np.testing.assert_allclose(predicted(model, photo), expected, rtol=1e-3, atol=1e-6)
     assert model.manifest.preprocess == DIGITS_PREPROCESS
     onnx.checker.check_model(model.path, full_check=True)
+
+
+COLOURS = "int64[2] flat = {-1, 64}, float[1, 3, 1, 1] mu = {0.485, 0.456, 0.406}, float[3] s3 = {0.2, 0.3, 0.4}"
+COLOURS += ", float w0 = {0.003921569}, float[1, 3, 1, 1] m9 = {123.675, 116.28, 103.53}, float[3] nu = {0.5, 0.4, 0.3}"
+GREY = "r0 = ReduceMean <axes = [1]> (h0) f = Reshape(r0, flat)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "mean", "outcome"),
+    [
+        ("h0 = Sub(pixel_values, mu)", (0.485, 0.456, 0.406), "refused"),
+        ("g0 = Div(pixel_values, w0) h0 = Sub(g0, m9)", (0.485, 0.456, 0.406), "refused"),
+        (
+            "t0 = Transpose <perm = [0, 2, 3, 1]> (pixel_values) g0 = Sub(t0, nu) "
+            "h0 = Transpose <perm = [0, 3, 1, 2]> (g0)",
+            (0.5, 0.4, 0.3),
+            "refused",
+        ),
+        ("h0 = Sub(pixel_values, mu)", (0.5,) * 3, "noted"),
+        ("g0 = Mul(pixel_values, w0) h0 = Identity(g0)", (0.5,) * 3, "noted"),
+        ("h0 = Sub(pixel_values, mu)", (0.0,) * 3, "taken"),
+        ("h0 = Identity(pixel_values)", (0.485, 0.456, 0.406), "taken"),
+    ],
+)
+def test_a_graph_that_normalizes_images_itself(
+    tmp_path: Path, nodes: str, mean: tuple[float, ...], outcome: str
+) -> None:
+    """Images that are normalized twice give accuracies that are a little lower, and nothing else shows it."""
+    source = foreign(
+        tmp_path, (IMAGE, "float[N, 3, 8, 8] pixel_values"), (FLAT, f"{nodes} {GREY}"),
+        ("int64[2] flat = {-1, 64}", COLOURS),
+    )  # fmt: skip
+    std = (0.25 if any(mean) else 1.0,) * 3
+    options = ExportOptions(preprocess=Preprocess(size=(8, 8), resize="squash", mean=mean, std=std, source="made"))
+    notes = Notes()
+    if outcome == "refused":
+        with pytest.raises(
+            GraphError, match=r"subtracts the mean of images itself, in node .* mean 0 and std 1, as pre"
+        ):
+            export(source, tmp_path / "x.onnx", options=options)
+        return
+    export(source, tmp_path / "x.onnx", options=options, progress=notes)
+    assert any(line.startswith("the graph begins with arithmetic on colours") for line in notes.lines) is (
+        outcome == "noted"
+    )
 
 
 BYTES = "c0 = Cast <to = 1> (pixel_values) d0 = Div(c0, scale) f = Reshape(d0, flat)"

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vitdeploy.errors import GraphError
-from vitdeploy.graph.values import DATA_MOVEMENT
+from vitdeploy.graph.values import DATA_MOVEMENT, array_of
 from vitdeploy.records import Preprocess
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def fit_input(model: ir.Model, spec: Preprocess, where: str) -> tuple[Preprocess
         _open_sizes(value)
     notes: list[str] = []
     bytes_in = image.dtype == ir.DataType.UINT8
+    if not bytes_in and (own := _own_normalization(image, spec, where)):
+        notes.append(own)
     last = _channels_last(image, spec, where)
     wanted = [image.shape[0] if image.shape is not None else None, spec.channels, *spec.size]
     if bytes_in:
@@ -218,6 +222,43 @@ def _read_by_transpose(value: ir.Value) -> bool:
             if node.op_type in _ELEMENTWISE:
                 front.extend(node.outputs)
     return False
+
+
+def _own_normalization(image: ir.Value, spec: Preprocess, where: str) -> str:
+    """Return a note where the graph begins with arithmetic on colours, "" where it does not.
+
+    Raises:
+        GraphError: It subtracts the mean that the preprocessing subtracts.
+    """
+    if spec_is_bytes(spec) or not (any(spec.mean) or any(value != 1.0 for value in spec.std)):
+        return ""
+    found, front, seen = "", [image], set()
+    while front:
+        for node in front.pop().consumers():
+            if node in seen or node.op_type not in (*_ELEMENTWISE, "Transpose"):
+                continue
+            seen.add(node)
+            front.extend(node.outputs)
+            constants = [array_of(value) for value in node.inputs]
+            for values in (array.reshape(-1) for array in constants if array is not None):
+                colours = values.size == spec.channels > 1 and node.op_type in ("Add", "Sub", "Mul", "Div")
+                if colours or (values.size == 1 and node.op_type in ("Mul", "Div") and _is_of_bytes(float(values[0]))):
+                    found = found or f"{node.name!r} ({node.op_type})"
+                if colours and any(np.allclose(abs(values), np.multiply(spec.mean, by), rtol=1e-3) for by in (1, 255)):
+                    raise GraphError(
+                        f"{where} subtracts the mean of images itself, in node {node.name!r}, and so does the "
+                        "preprocessing: name one with mean 0 and std 1, as preprocess='FILE.json'"
+                    )
+    if not found:
+        return ""
+    return (
+        f"the graph begins with arithmetic on colours, in node {found}: if it normalizes images itself, name a "
+        "preprocessing with mean 0 and std 1"
+    )
+
+
+def _is_of_bytes(factor: float) -> bool:
+    return any(abs(factor * by - 1) < 1e-2 for by in (255, 1 / 255))
 
 
 def _retyped(image: ir.Value) -> bool:
