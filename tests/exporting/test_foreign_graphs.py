@@ -531,3 +531,32 @@ def test_attention_of_opset_23_is_written_out_and_measured_as_it_was(tmp_path: P
     model = export(source, tmp_path / "adopted.onnx", options=ADOPT)
     assert "Attention" not in {node.op_type for node in model.load().graph}
     np.testing.assert_allclose(predicted(model, photo), softmax(run(source, normalized())[0]), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            "r0 = RandomNormalLike(pixel_values) n0 = Add(pixel_values, r0)",
+            r"\(RandomNormalLike\) draws random numbers",
+        ),
+        ("r0 = Bernoulli(pixel_values) n0 = Mul(pixel_values, r0)", r"\(Bernoulli\) draws random numbers"),
+        (
+            "n0, m0, v0 = BatchNormalization <training_mode = 1> (pixel_values, s1, s1, s1, s1)",
+            r"\(BatchNormalization\) takes mean and variance of the batch",
+        ),
+    ],
+)
+def test_a_graph_in_training_mode_is_refused(tmp_path: Path, nodes: str, reason: str) -> None:
+    """ONNX Runtime draws the same numbers in each session: before and after adoption would be equal."""
+    scale = ("int64[2] flat = {-1, 64}", "int64[2] flat = {-1, 64}, float[1] s1 = {1.0}")
+    opset = ('opset_import: ["" : 14]', 'opset_import: ["" : 17]')
+    source = foreign(tmp_path, (FLAT, f"{nodes} f = Reshape(n0, flat)"), scale, opset)
+    with pytest.raises(GraphError, match=f"was exported in training mode: node .*{reason}; .* model.eval"):
+        export(source, tmp_path / "x.onnx", options=ADOPT)
+
+
+def test_random_numbers_that_reach_no_output_are_no_reason(tmp_path: Path, photo) -> None:
+    source = foreign(tmp_path, (FLAT, f"r0 = RandomNormalLike(pixel_values) {FLAT}"))
+    model = export(source, tmp_path / "x.onnx", options=ADOPT)
+    np.testing.assert_allclose(predicted(model, photo), softmax(run(source, normalized())[0]), rtol=1e-3, atol=1e-6)

@@ -22,6 +22,7 @@ from vitdeploy.exporting.interface import choose_output, fit_input, fit_output
 from vitdeploy.graph.bounds import refuse_large, refuse_unbounded
 from vitdeploy.graph.output_activation import output_activation
 from vitdeploy.graph.precisions import graph_precision
+from vitdeploy.graph.training_mode import refuse_training_mode
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.preprocess import CONFIG, PREPROCESSOR, normalize, preprocess_of_folder, read_config
 from vitdeploy.progress import Progress
@@ -78,6 +79,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         notes = choose_output(model, options.output_name, where)
         if options.task == "features":
             notes = (*notes, *_without_head(model, path))
+        refuse_training_mode(model, where)
         spec, more = fit_input(model, named, where)
         refuse_large(model, where, batch=CHECKED_BATCH, memory=environment.memory_bytes())
         if options.golden is None:
