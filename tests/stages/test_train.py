@@ -27,6 +27,7 @@ from vitdeploy.stages.export import export
 from vitdeploy.stages.train import TrainRequest, train
 from vitdeploy.training.options import Augmentation, Distillation, Hardware, TrainOptions
 from vitdeploy.training.paths import metrics_path
+from vitdeploy.training.recipe import read_training_recipe, recipe_names
 
 pytestmark = pytest.mark.slow
 
@@ -359,7 +360,9 @@ def test_resume_without_a_state_starts_from_the_beginning_and_says_so(tmp_path: 
 
 
 def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path: Path) -> None:
-    checkpoint = train("digits", tmp_path / "v.safetensors", arguments={**TINY, "image_size": 16}, options=QUICK)
+    checkpoint = train(
+        "digits", tmp_path / "v.safetensors", arguments={**TINY, "patch": 16, "image_size": 48}, options=QUICK
+    )
     suggested = open_dataset("digits").preprocess
     assert checkpoint.manifest.preprocess == suggested.model_copy(update={"size": (16, 16), "resize": "squash"})
 
@@ -425,3 +428,39 @@ def test_a_model_of_timm_is_trained_further_through_a_checkpoint_of_ours(photos,
     assert all(check.status == "passed" for check in exported.manifest.checks)
     second = train(str(photos), tmp_path / "b.safetensors", model=first, options=replace(options, learning_rate=1e-9))
     np.testing.assert_allclose(second.tensors()["head.weight"], first.tensors()["head.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_trains_a_model_of_timm_further_and_resumes(
+    photos, timm_weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """One epoch with layer decay, stopped before its end, at another size and number of classes than the weights."""
+    from vitdeploy.training import loop
+
+    found = read_training_recipe(recipe).options
+    options = replace(
+        found, epochs=2, batch=20, warmup_epochs=1, layer_decay=0.7, hardware=QUICK.hardware, save_every_s=0.0
+    )
+    settings: dict[str, Any] = {"model": "timm:test_vit", "weights": timm_weights, "arguments": {"image_size": 48}}
+    if options.distillation is not None:
+        teacher = train(
+            str(photos), tmp_path / "t.safetensors", arguments={**TINY, "patch": 16, "image_size": 48}, options=QUICK
+        )
+        options = replace(options, distillation=replace(options.distillation, teacher=str(teacher.path)))
+        small = {"img_size": 48, "embed_dim": 24, "depth": 1, "num_heads": 3}
+        settings = {"model": "timm:deit_tiny_distilled_patch16_224", "random_weights": True, "arguments": small}
+
+    def crash(*arguments) -> None:
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_finish", crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train(str(photos), tmp_path / "v.safetensors", options=options, **settings)
+    notes = Notes()
+    resumed = train(str(photos), tmp_path / "v.safetensors", options=options, resume=True, progress=notes, **settings)
+    assert any(line.startswith("resuming after epoch 2") for line in notes.lines)
+    assert (resumed.manifest.model.family, resumed.manifest.preprocess.size) == ("timm", (48, 48))
+    assert resumed.tensors()["head.weight"].shape[0] == 3
+    assert all(np.isfinite(value).all() for value in resumed.tensors().values())
+    assert resumed.manifest.metrics["epochs"] == 2
