@@ -198,6 +198,19 @@ def test_configurations_of_packages_that_are_not_installed_are_inert(
     assert_loads(tmp_path / "m.pth", reference)
 
 
+def test_an_oblong_image_is_not_taken_for_a_square_one_without_a_token(tmp_path: Path) -> None:
+    """4×6 patches and a class token are as many positions as 5×5 patches; mmpretrain's token has one always."""
+    reference = vit(img_size=(32, 48))
+    torch.save(as_mmpretrain(reference.state_dict()), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="do not tell which image size it is for"):
+        load_foreign(tmp_path / "m.pth", "vit", HEADS)
+    request = LoadRequest(image_size=(32, 48), arguments={"heads": 3})
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        loaded = load_foreign(tmp_path / "m.pth", "vit", request).module(x)
+        torch.testing.assert_close(loaded, reference(x), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_plain_pickles_of_arrays(protocol: int, tmp_path: Path) -> None:
     reference = vit()
