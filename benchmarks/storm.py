@@ -927,6 +927,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="moments at which each command that writes is killed")
     parser.add_argument("--rounds", type=int, default=1, help="damaged copies of each file, command and kind of damage")
     parser.add_argument("--only", default="", help="only kinds that contain this text")
+    parser.add_argument("--commands", default="", help="of those that write, only these, such as package,quantize")
     parser.add_argument("--sample", type=int, default=0, help="a seeded choice of so many cases")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
@@ -942,7 +943,12 @@ def main() -> int:
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         return 1
-    undisturbed = run_undisturbed(writers(), work / "inputs", work)
+    chosen = {
+        command: other
+        for command, other in writers().items()
+        if command[0] in (options.commands or command[0]).split(",")
+    }
+    undisturbed = run_undisturbed(chosen, work / "inputs", work)
     cases = [case for case in all_cases(options.rounds, options.kills, undisturbed) if options.only in case.kind]
     if options.sample:
         cases = random.Random(options.seed).sample(cases, min(options.sample, len(cases)))
@@ -963,7 +969,7 @@ def main() -> int:
         "largest_mb": round(max(outcome.memory for outcome in outcomes) / 1e6),
     }
     print(json.dumps({**figures, "minutes": round((time.monotonic() - started) / 60, 1), "kept": str(work)}, indent=2))
-    if not options.only and not options.sample:
+    if not (options.only or options.sample or options.commands):
         RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     if not found:
         shutil.rmtree(work, ignore_errors=True)

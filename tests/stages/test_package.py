@@ -363,3 +363,19 @@ def test_an_earlier_bundle_is_replaced_as_a_whole(bundle: Path, tiny_onnx: OnnxM
     package([tiny_onnx], bundle)
     assert not (bundle / "tiny.engine").exists()
     assert [graph.name for graph in read_bundle(bundle).manifest.graphs] == ["tiny.onnx"]
+
+
+def test_an_earlier_archive_is_replaced_and_nobody_elses(tiny_onnx: OnnxModel, tmp_path: Path) -> None:
+    output = tmp_path / "tiny.zip"
+    package([tiny_onnx], output)
+    package([tiny_onnx], output, provenance=TERMS)
+    assert read_bundle(output).manifest.licence == TERMS.licence
+    for name, members in {"theirs": {"manifest.json": b'{"name": "an extension"}'}, "other": {"a.txt": b"a"}}.items():
+        theirs = tmp_path / f"{name}.zip"
+        with zipfile.ZipFile(theirs, "w") as made:
+            for member, data in members.items():
+                made.writestr(member, data)
+        before = theirs.read_bytes()
+        with pytest.raises(ArtifactError, match="was not written by vitdeploy"):
+            package([tiny_onnx], theirs)
+        assert theirs.read_bytes() == before
