@@ -58,7 +58,7 @@ class Case:
 
     limit: Bytes that a file may have, as on a full disk; None for no limit.
     read_only: Whether the folder is on a disk that takes no writing, a mount of its own.
-    kill: When the process is killed, to be run again: a share of the time that it takes; None for no kill.
+    kill: When the process is killed, to be run again: a share of the processor time that it takes; None for no kill.
     operation: The number of the operation on files before which it is killed, to be run again; None for no kill.
     """
 
@@ -583,6 +583,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 class Undisturbed:
     """What a command that writes does where nothing stands in its way.
 
+    seconds: The processor time that it takes.
     made: Name of each file that it writes → its digest.
     previous: A folder with the inputs and what another command has written under the same name; None for none.
     left: Names that the other command has written.
@@ -647,7 +648,10 @@ class Storm:
             outcome.seconds = time.monotonic() - one.started
             if not pid:
                 outcome.memory = max(outcome.memory, _memory(one.pid))
-                if case.kill is not None and outcome.seconds > case.kill * self.undisturbed[case.command].seconds:
+                if (
+                    case.kill is not None
+                    and _cpu_seconds(one.pid) >= case.kill * self.undisturbed[case.command].seconds
+                ):
                     self.kill(one)
                 elif _cpu_seconds(one.pid) > SECONDS or outcome.seconds > PATIENCE:
                     outcome.findings.append(f"took more than {SECONDS} s")
@@ -669,7 +673,7 @@ class Storm:
                 print("".join(f"    {finding!r}\n" for finding in outcome.findings), end="", flush=True)
             else:
                 shutil.rmtree(one.folder, ignore_errors=True)
-        time.sleep(0.01)
+        time.sleep(0.005)
 
     def kill(self, one: Running) -> None:
         os.killpg(one.pid, signal.SIGKILL)
@@ -758,11 +762,11 @@ def run_undisturbed(
             folders.append(folder)
             if words is None:
                 continue
-            started = time.monotonic()
-            if os.waitpid(fork(Case("undisturbed", name, words), folder, count=True), 0)[1]:
+            _, status, usage = os.wait4(fork(Case("undisturbed", name, words), folder, count=True), 0)
+            if status:
                 text = (folder / "stderr").read_text()
                 raise SystemExit(f"an undisturbed command fails: vitdeploy {' '.join(words)}\n{text}")
-            seconds = time.monotonic() - started
+            seconds = usage.ru_utime + usage.ru_stime
         before = snapshot(inputs)
         previous, made = (
             {name: digest for name, digest in snapshot(folder / "w").items() if name not in before}
