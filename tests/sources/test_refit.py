@@ -14,7 +14,8 @@ from vitdeploy.artifacts import Checkpoint, read_checkpoint, write_checkpoint
 from vitdeploy.errors import CheckpointError, ModelError, UsageError
 from vitdeploy.models import model_from_spec
 from vitdeploy.records import Manifest, ModelSpec, Preprocess
-from vitdeploy.sources.load import LoadedModel, load_source
+from vitdeploy.sources.load import LoadedModel, load, load_source
+from vitdeploy.sources.source import SourceOptions, open_source
 from vitdeploy.training.small import small_member
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -205,6 +206,26 @@ def test_timm_weights_of_the_usual_size_are_taken_at_another(tmp_path: Path) -> 
     assert loaded.spec.arguments == {"img_size": 224, "num_classes": 7}
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_source("timm:test_vit", weights=tmp_path / "w.safetensors", arguments={"image_size": 224, "embed_dim": 96})
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_timm_weights_of_another_size_are_trained_further_at_theirs_and_at_others(tmp_path: Path, size: int) -> None:
+    """The size that is named need not be the one of timm's own weights, nor that of the file."""
+    import timm
+    from safetensors.torch import save_file
+    from timm.layers import resample_abs_pos_embed
+
+    torch.manual_seed(1)
+    module = timm.create_model("test_vit", num_classes=7, img_size=64)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    options = SourceOptions(weights=tmp_path / "w.safetensors", head_for=3, arguments={"image_size": size})
+    loaded = load(open_source("timm:test_vit", options))
+    side = size // module.patch_embed.patch_size[0]
+    expected = resample_abs_pos_embed(module.pos_embed, [side, side], num_prefix_tokens=module.num_prefix_tokens)
+    torch.testing.assert_close(loaded.module.pos_embed, expected)
+    torch.testing.assert_close(loaded.module.blocks[0].attn.qkv.weight, module.blocks[0].attn.qkv.weight)
+    assert loaded.preprocess.size == (size, size)
+    assert loaded.module(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
 
 def test_torchvision_weights_are_taken_with_their_own_number_of_classes(tmp_path: Path) -> None:

@@ -176,8 +176,14 @@ def _load_hub(source: Source) -> LoadedModel:
         return load_hub(name, weights, arguments)
     if options.random_weights:
         return load_hub(name, weights, {**arguments, "num_classes": options.head_for})
-    size: dict[str, Any] = {key: arguments.pop(key) for key in ("image_size", "img_size") if key in arguments}
-    loaded = load_hub(name, weights, arguments)
+    size: dict[str, Any] = {key: arguments[key] for key in ("image_size", "img_size") if key in arguments}
+    usual = {key: value for key, value in arguments.items() if key not in size}
+    try:
+        loaded = load_hub(name, weights, usual)
+    except CheckpointError:  # a file of another image size than the model's usual one
+        if not size or source.file is None:
+            raise
+        loaded, size = load_hub(name, weights, arguments), {}
     return refit(loaded, size, classes=options.head_for, seed=options.seed)
 
 
