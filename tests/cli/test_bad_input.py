@@ -115,7 +115,7 @@ def test_a_file_of_another_kind_is_told_what_was_expected(refused: Run, finished
         for command in ("quantize {} -o o.onnx --precision fp16", "build {} -o o.engine", "verify {}", "inspect {}"):
             assert name in refused(command.format(name))
     assert "model.safetensors" in refused("quantize model.safetensors -o o.onnx --precision fp16")
-    assert "is a folder" in refused("build . -o o.engine")
+    assert "is the folder of a run" in refused("build . -o o.engine")
     assert "is the record of a run, expected a report" in refused("compare run.json run.json")
 
 
