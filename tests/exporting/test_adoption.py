@@ -178,7 +178,11 @@ def test_a_model_of_ours_needs_no_adoption(tmp_path: Path, tiny_onnx: OnnxModel)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is not an ONNX model"), (b"no protobuf at all", "not an ONNX"), (json.dumps({}).encode(), "not an ONNX")],
+    [
+        (b"", "is not an ONNX model"),
+        (b"no protobuf at all", "is a text file"),
+        (json.dumps({}).encode(), "is a JSON file"),
+    ],
 )
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.onnx"

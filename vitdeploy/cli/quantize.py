@@ -46,7 +46,7 @@ def quantize(
         Literal["any", "vnni", "amx", "auto"] | None,
         typer.Option(
             "--cpu",
-            help="CPUs that INT8 is for: all; with VNNI (1 dB more); with AMX (faster in OpenVINO); auto: this one.",
+            help="CPUs that INT8 is for: all; VNNI (finer weights); AMX (faster in OpenVINO); auto: this one.",
             show_default="any",
         ),
     ] = None,

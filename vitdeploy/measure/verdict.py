@@ -247,7 +247,11 @@ def _recommendation(
             f"{where}, keep the baseline {_title(best)} at batch {batch}: nothing that keeps its accuracy is faster "
             f"({_speed(best, batch)})."
         )
-    parts = [f"{where}, ship {_title(best)}: {_speed(best, batch)} at batch {batch}"]
+    timing = timing_of(best, batch)
+    shown = timing is None or timing.speedup_ci95 is None or timing.speedup_ci95[0] > 1
+    title = _title(best)
+    choice = f"ship {title}" if shown else f"{title} is first, but not shown to be faster than the baseline"
+    parts = [f"{where}, {choice}: {_speed(best, batch)} at batch {batch}"]
     if best.top1 is not None and best.delta_top1_pp is not None and best.delta_ci95_pp is not None:
         change = "the same as the baseline" if best.delta_top1_pp == 0 else f"{points_text(best.delta_top1_pp)} pp"
         interval = points_range_text(best.delta_ci95_pp)
@@ -257,9 +261,6 @@ def _recommendation(
     other = next((row for row in fit if is_baseline(row, baseline)), None)
     if best.size_bytes and other is not None and other.size_bytes:
         parts.append(f"{size_text(best.size_bytes)} instead of {size_text(other.size_bytes)}")
-    timing = timing_of(best, batch)
-    if timing is not None and timing.speedup_ci95 is not None and timing.speedup_ci95[0] <= 1:
-        parts.append("it is not shown to be faster than the baseline")
     if accuracy_kept(best, baseline) == "small loss":
         parts.append("the loss is small but real")
     return "; ".join(parts) + "."
