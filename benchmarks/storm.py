@@ -31,6 +31,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ SECONDS, PATIENCE, MEMORY = 60, 240, 2 << 30
 """Seconds of processor time; seconds at all, as the machine may be busy; bytes."""
 OPERATIONS = 20
 """Most operations on files of a command before which it is killed: spread over all, the last ones among them."""
-TEMPORARY = ".vitdeploy-"
-"""How the names of files begin that are not finished; a killed process leaves them behind."""
+TEMPORARY = (".vitdeploy-", ".tmp")
+"""How the names of unfinished files begin, ours and those of safetensors; a killed process leaves them behind."""
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000
 READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18
 """Flags of Linux's unshare(2) and mount(2)."""
@@ -554,7 +555,8 @@ def all_cases(rounds: int, kills: int, undisturbed: Mapping[tuple[str, ...], Und
     for command, known in undisturbed.items():
         for limit in (0, 4096, 60_000):
             yield Case("full disk", f"{limit} bytes", command, limit=limit)
-        yield Case("read-only disk", "a mount", command, read_only=True)
+        if known.made:  # what prints alone needs no disk
+            yield Case("read-only disk", "a mount", command, read_only=True)
         moments = kills if command[0] != "run" else kills // 4  # it calls the others, and takes as long as all of them
         for turn in range(moments):
             share = (turn + 0.5) / moments
@@ -639,7 +641,8 @@ class Storm:
         found = snapshot(folder / "w")
         if case.operation is not None:
             found = {name: found[name] for name in snapshot(self.inputs)}
-        self.running.append(Running(Outcome(case), folder, found, fork(case, folder), time.monotonic()))
+        kill_s = None if case.kill is None else case.kill * self.undisturbed[case.command].seconds
+        self.running.append(Running(Outcome(case), folder, found, fork(case, folder, kill_s=kill_s), time.monotonic()))
 
     def poll(self) -> None:
         for one in list(self.running):
@@ -648,12 +651,7 @@ class Storm:
             outcome.seconds = time.monotonic() - one.started
             if not pid:
                 outcome.memory = max(outcome.memory, _memory(one.pid))
-                if (
-                    case.kill is not None
-                    and _cpu_seconds(one.pid) >= case.kill * self.undisturbed[case.command].seconds
-                ):
-                    self.kill(one)
-                elif _cpu_seconds(one.pid) > SECONDS or outcome.seconds > PATIENCE:
+                if _cpu_seconds(one.pid) > SECONDS or outcome.seconds > PATIENCE:
                     outcome.findings.append(f"took more than {SECONDS} s")
                     self.kill(one)
                 elif outcome.memory > MEMORY:
@@ -663,7 +661,9 @@ class Storm:
                     continue
             else:
                 outcome.code = os.waitstatus_to_exitcode(status)
-                if case.operation is not None and outcome.code == -signal.SIGKILL:
+                if case.is_killed and outcome.code in (-signal.SIGKILL, -signal.SIGPROF):
+                    with suppress(ProcessLookupError):
+                        os.killpg(one.pid, signal.SIGKILL)  # what it has started
                     self.again(one)
             self.running.remove(one)
             judge(one, self.undisturbed.get(case.command))
@@ -678,8 +678,6 @@ class Storm:
     def kill(self, one: Running) -> None:
         os.killpg(one.pid, signal.SIGKILL)
         os.waitpid(one.pid, 0)
-        if one.outcome.case.is_killed and not one.outcome.findings:
-            self.again(one)
 
     def again(self, one: Running) -> None:
         """Look at what a killed command has left, and let it run once more: nothing stands in the way."""
@@ -690,8 +688,12 @@ class Storm:
         outcome.code = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
 
 
-def fork(case: Case, folder: Path, count: bool = False) -> int:
-    """Return the number of a new process that runs a case's command in ``folder / 'w'``, its output beside that."""
+def fork(case: Case, folder: Path, count: bool = False, kill_s: float | None = None) -> int:
+    """Return the number of a new process that runs a case's command in ``folder / 'w'``, its output beside that.
+
+    After ``kill_s`` seconds of its processor time the system ends it by SIGPROF: nothing handles that, so it is as if
+    it were killed by SIGKILL, and comes at its time however busy the machine is.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -713,6 +715,8 @@ def fork(case: Case, folder: Path, count: bool = False) -> int:
             sys.addaudithook(counter)
         from vitdeploy.cli import main
 
+        if kill_s is not None:
+            signal.setitimer(signal.ITIMER_PROF, kill_s)
         code = main(list(case.command))
         sys.stdout.flush()
         sys.stderr.flush()
@@ -896,7 +900,11 @@ def what_is_other(
     case: Case, after: Mapping[str, str], before: Mapping[str, str], undisturbed: Undisturbed
 ) -> Iterator[str]:
     """Yield in what the outputs of a command that was killed and ran again differ from those of an undisturbed one."""
-    made = {name: after[name] for name in after.keys() - before.keys() if TEMPORARY not in name}
+    made = {
+        name: after[name]
+        for name in after.keys() - before.keys()
+        if not any(part.startswith(TEMPORARY) for part in Path(name).parts)
+    }
     if missing := sorted(undisturbed.made.keys() - made.keys()):
         yield f"did not write {', '.join(missing[:3])} after it was killed"
     expected = undisturbed.made.keys() | (undisturbed.left if case.operation is not None else set())
