@@ -31,7 +31,8 @@ from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
 pytestmark = pytest.mark.slow
 
 BAD = "blocks.1.mlp.fc1"
-GROUPS = {f"blocks.{index}.{part}" for index in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+GROUPS = {"patch", *(f"blocks.{index}.{part}" for index in (0, 1) for part in PARTS)}
 IMAGES = 1097
 
 
@@ -99,7 +100,7 @@ def test_a_bad_group_goes_back_to_high_precision(searched: tuple[OnnxModel, int]
     assert not full.certified
     faster = [one for one in front.candidates if one.speedup > chosen.speedup * 1.01]
     assert not any(one.certified for one in faster)
-    # 10 linears of 1 ms in FP32; 8 of them may take 0.4 ms
+    # 10 linears of 1 ms in FP32; 9 of them, all but the head, may take 0.4 ms
     quantized = len(GROUPS) - len(chosen.high)
     assert chosen.speedup == pytest.approx(10 / (10 - 0.6 * quantized))
     kept = {entry.group for entry in made.manifest.plan.entries if entry.precision == "fp32"}
@@ -152,7 +153,7 @@ def test_integers_that_are_slower_leave_fp32_as_it_is_and_say_so(
     front = front_of(made.path)
     assert (front.chosen, front.within_budget, made.manifest.precision) == ("fp32", True, "fp32")
     assert front.verdict[0].startswith("FP32 is the fastest on scripted on the CPU")
-    assert "int8 is not faster here: it takes 1.40 times the time of fp32" in front.verdict
+    assert "int8 is not faster here: it takes 1.45 times the time of fp32" in front.verdict
     assert not any(node.op_type == "QuantizeLinear" for node in made.load().graph)
 
 
@@ -162,7 +163,7 @@ def test_fp16_that_is_faster_is_taken(runtime: ScriptedBackend, source: OnnxMode
     assert made.manifest.precision == "fp16"
     front = front_of(made.path)
     assert front.chosen == "fp16"
-    assert "int8 is not faster here: it takes 1.84 times the time of fp16" in front.verdict
+    assert "int8 is not faster here: it takes 1.82 times the time of fp16" in front.verdict
 
 
 def test_layers_that_integers_slow_down_stay_in_high_precision(

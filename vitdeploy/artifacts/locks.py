@@ -74,6 +74,12 @@ def hold_file(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def is_held_here(folder: Path) -> bool:
+    """Return whether this process, or one that it works for, holds a folder."""
+    lock = folder / FOLDER_LOCK
+    return lock.is_file() and _is_ours(_holder(lock))
+
+
 def refuse_held(path: Path) -> None:
     """Raise where another process holds a file, or the folder that it lies in.
 

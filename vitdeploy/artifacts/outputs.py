@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitdeploy.artifacts.base import Artifact
-from vitdeploy.artifacts.locks import refuse_held
+from vitdeploy.artifacts.locks import is_held_here, refuse_held
 from vitdeploy.artifacts.ownership import is_our_folder, is_ours
 from vitdeploy.artifacts.run_record import RUN
 from vitdeploy.errors import ArtifactError
@@ -64,12 +64,15 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
 def refuse_strange(path: Path) -> None:
     """Raise where a file is there that vitdeploy did not write: somebody's photograph, notes or weights.
 
-    The folder of a run is the run's own, damaged files too: they are made anew.
+    The folder of a run is the run's own, damaged files too: they are made anew. One that this process holds was looked
+    at when it was taken.
 
     Raises:
         ArtifactError: There is such a file.
     """
-    if path.is_file() and not is_ours(path) and not _is_of_run(path.parent):
+    if not path.is_file() or is_held_here(path.parent):
+        return
+    if not is_ours(path) and not _is_of_run(path.parent):
         raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: choose another name, or remove it")
 
 
@@ -77,9 +80,13 @@ def _is_of_run(folder: Path) -> bool:
     return (folder / RUN).is_file() and is_ours(folder / RUN)
 
 
-def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
+def refuse_unwritable_folder(path: Path, names: Iterable[str] = (), *, ours: bool = False) -> None:
     """Raise where no files called ``names`` could be written into the folder ``path``, which need not be there yet.
 
+    Args:
+        path: The folder.
+        names: What is written into it.
+        ours: It is known to hold what vitdeploy wrote, whatever state that is in.
     Raises:
         ArtifactError: ``path`` is a file, or lies where nothing can be written, or a name is taken by what is no file,
             or by one that vitdeploy did not write.
@@ -90,9 +97,12 @@ def refuse_unwritable_folder(path: Path, names: Iterable[str] = ()) -> None:
         raise ArtifactError(f"{str(path)!r} is not a name that a folder can have") from error
     if is_taken:
         raise ArtifactError(f"{str(path)!r} is a file, expected a folder")
+    names = tuple(names)
     for name in names:
         refuse_special(path / name, "a file")
-        if not name.endswith(".npz") and not is_our_folder(path):  # arrays carry no mark, their name is ours alone
+    marked = [name for name in names if not name.endswith(".npz")]  # arrays carry no mark, their name is ours alone
+    if marked and not (ours or is_held_here(path) or is_our_folder(path)):
+        for name in marked:
             refuse_strange(path / name)
     _refuse_unwritable(path, [path, *path.absolute().parents])
 

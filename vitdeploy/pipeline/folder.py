@@ -23,10 +23,12 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / RUN
+        self.is_of_a_run = True
+        """Whether the folder has such a record, so that what lies in it is a run's own."""
         try:
             self._entries = read_run_record(self._path)
         except ArtifactError:
-            self._entries = {}  # it decides nothing
+            self._entries, self.is_of_a_run = {}, False  # it decides nothing else
 
     def get(self, stage: str) -> Provenance | None:
         """Return what the stage made last, None where that is not known."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
-from vitdeploy.artifacts.outputs import refuse_strange, refuse_unwritable_folder
+from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.datasets import refuse_output_in_data
@@ -111,13 +111,12 @@ def carry_out(recipe: Recipe, folder: Path, progress: Progress) -> RunResult:
     Raises:
         VitdeployError: As ``run``, but no ``GateError`` of the report.
     """
-    refuse_unwritable_folder(folder, ("report.json", "report.md", "report.html", RUN))
+    memory = Memory(folder)
+    names = ("report.json", "report.md", "report.html", RUN, *_outputs(recipe))
+    refuse_unwritable_folder(folder, names, ours=memory.is_of_a_run)
     refuse_output_in_data(folder, *recipe.data_sources)
-    if not (folder / RUN).is_file():
-        for name in _outputs(recipe):
-            refuse_strange(folder / name)
     with locked(folder):
-        return _Run(recipe, folder, progress).all()
+        return _Run(recipe, folder, memory, progress).all()
 
 
 def _outputs(recipe: Recipe) -> list[str]:
@@ -130,11 +129,11 @@ def _outputs(recipe: Recipe) -> list[str]:
 class _Run:
     """One run: recipe, folder, memory, and what became of the stages so far."""
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, memory: Memory, progress: Progress) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.memory = memory
         self.progress = progress
-        self.memory = Memory(folder)
         self.sources = RunSources(recipe)
         self.outcomes: list[StageOutcome] = []
         self.not_built: list[Row] = []
