@@ -364,7 +364,7 @@ def test_small_images_are_scaled_to_a_size_that_is_asked_for(tmp_path: Path) -> 
         "digits", tmp_path / "v.safetensors", arguments={**TINY, "patch": 16, "image_size": 48}, options=QUICK
     )
     suggested = open_dataset("digits").preprocess
-    assert checkpoint.manifest.preprocess == suggested.model_copy(update={"size": (16, 16), "resize": "squash"})
+    assert checkpoint.manifest.preprocess == suggested.model_copy(update={"size": (48, 48), "resize": "squash"})
 
 
 def test_a_given_preprocessing_is_taken_as_it_is(tmp_path: Path) -> None:
