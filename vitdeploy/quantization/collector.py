@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
 
 import numpy as np
@@ -18,15 +20,19 @@ from vitdeploy.quantization.observers import TensorObserver
 from vitdeploy.sessions import Opener
 
 Observers = dict[str, TensorObserver]
-MEMORY_BUDGET_BYTES = 128 << 20
+MEMORY_BUDGET_BYTES = 64 << 20
+"""Of the observed tensors of one batch, of which two are held: one that is observed, and one that is computed."""
 LARGEST_BATCH = 32
+
+Outputs = dict[str, NDArray[np.float32]]
 
 
 class Collector:
     """An opened copy of a graph whose outputs are the tensors to observe; a context manager.
 
-    Images stream through batch by batch. What is kept does not grow with their number (``TensorObserver``); what is
-    held at once are the observed tensors of one batch, for which ``batch_for`` chooses a size.
+    Images stream through batch by batch; while one is observed the next is computed. What is kept does not grow with
+    their number (``TensorObserver``); what is held at once are the observed tensors of two batches, for which
+    ``batch_for`` chooses a size.
     """
 
     def __init__(self, model: ir.Model, tensors: Mapping[str, int | None], open_graph: Opener) -> None:
@@ -72,42 +78,66 @@ class Collector:
             {name: TensorObserver(name, axis) for name, axis in self.tensors.items()} if start is None else start
         )
         seen = 0
-        with progress.task("calibrating", total=total) as task:
-            for images in batches:
-                for part in self._parts(images):
-                    self._observe(part, observers, seen, name_of)
-                    seen += len(part)
+        with progress.task("calibrating", total=total) as task, closing(self._computed(batches)) as computed:
+            for images, outputs, is_last in computed:
+                self._observe(images, outputs, observers, seen, name_of)
+                del outputs  # two batches of them are held, not three
+                seen += len(images)
                 task.advance(len(images))
-                if after is not None:
+                if after is not None and is_last:
                     after(observers, seen)
         if not seen and start is None:
             raise CalibrationError("the calibration set has no images, expected at least one")
         return observers
 
-    def _parts(self, images: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+    def _computed(
+        self, batches: Iterable[NDArray[np.float32]]
+    ) -> Generator[tuple[NDArray[np.float32], Outputs, bool], None, None]:
+        """Yield the images of each run, what they gave, and whether they end a batch; one run ahead of the reader."""
+        ahead: tuple[NDArray[np.float32], Future[Outputs], bool] | None = None
+        with ThreadPoolExecutor(1) as worker:
+            for batch in batches:
+                parts = list(self._parts(batch))
+                for images in parts:
+                    before, ahead = ahead, (images, worker.submit(self._run, images), images is parts[-1])
+                    if before is not None:
+                        yield before[0], before[1].result(), before[2]
+            if ahead is not None:
+                yield ahead[0], ahead[1].result(), ahead[2]
+
+    def _parts(self, images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         size = self._input.shape[0] or len(images)
         return (images[start : start + size] for start in range(0, len(images), size))
 
-    def _observe(
-        self, images: NDArray[np.float32], observers: Observers, seen: int, name_of: Callable[[int], str] | None
-    ) -> None:
+    def _run(self, images: NDArray[np.float32]) -> Outputs:
+        """Return the observed tensors of some images; those of a fixed batch that is filled up are cut again."""
         fixed, count = self._input.shape[0], len(images)
+        if fixed is None or count == fixed:
+            return self._session.run({self._input.name: np.ascontiguousarray(images, self._input.dtype)})
+        images = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
+        found = self._session.run({self._input.name: np.ascontiguousarray(images, self._input.dtype)})
+        for tensor, array in found.items():
+            if not array.ndim or len(array) % fixed:
+                raise GraphError(
+                    f"tensor {tensor!r} of shape {array.shape} does not run over the images, so {count} do not "
+                    f"fit a graph with the fixed batch {fixed}: export it with a dynamic batch"
+                )
+        return {tensor: array[: len(array) // fixed * count] for tensor, array in found.items()}
+
+    def _observe(
+        self,
+        images: NDArray[np.float32],
+        outputs: Outputs,
+        observers: Observers,
+        seen: int,
+        name_of: Callable[[int], str] | None,
+    ) -> None:
         keys = np.array([_key(image) for image in images], np.uint64)
 
         def name(index: int) -> str:
             return f"image {seen + index + 1}" if name_of is None else f"image {name_of(seen + index)!r}"
 
-        if fixed is not None and count < fixed:
-            images = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
-        feed = np.ascontiguousarray(images, self._input.dtype)
-        for tensor, array in self._session.run({self._input.name: feed}).items():
-            if fixed is not None and count < fixed:
-                if not array.ndim or len(array) % fixed:
-                    raise GraphError(
-                        f"tensor {tensor!r} of shape {array.shape} does not run over the images, so {count} do not "
-                        f"fit a graph with the fixed batch {fixed}: export it with a dynamic batch"
-                    )
-                array = array[: len(array) // fixed * count]
+        for tensor, array in outputs.items():
             observers[tensor].update(array, keys, name)
 
 
@@ -138,7 +168,7 @@ def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 
 def batch_for(model: ir.Model, tensors: Iterable[str]) -> int:
-    """Return how many images to run at once so that the observed tensors take about 128 MB, 1 to 32."""
+    """Return how many images to run at once so that the observed tensors take about 64 MB, 1 to 32."""
     shapes = shapes_at_batch_one(model)
     elements = sum(math.prod(size or 1 for size in shapes.get(name, ())) for name in set(tensors))
     return max(1, min(LARGEST_BATCH, MEMORY_BUDGET_BYTES // max(4 * elements, 1)))
