@@ -432,7 +432,8 @@ def _drifts(rows: Sequence[Row]) -> list[str]:
     ]
     if not moved:
         return []
-    listed = _list([f"{name} at batch {timing.batch} ({ratio_text(timing.drift)})" for name, timing in moved])
+    named = [f"{name} at batch {timing.batch} ({ratio_text(timing.drift)})" for name, timing in moved]
+    listed = _list(list(dict.fromkeys(named)))  # both scopes of a row
     return [
         f"Times drifted over the run by more than their intervals, from its first third to its last: {listed}. "
         "Speed-ups compare the same rounds."
