@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from vitdeploy.report.axes import Axis, linear_ticks
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "quantization-explained.md"
 PLACE = ROOT / "docs" / "pictures"
@@ -42,40 +44,19 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--ink)}.so
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Values ``low`` … ``high`` → pixels ``start`` … ``end``, linear or by logarithm, with ticks."""
+class Scale(Axis):
+    """An axis and the values that stand beside it."""
 
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def at(self, value: float) -> float:
-        """Return the pixel of a value; one outside lies on the border."""
-        value = min(max(value, self.low), self.high)
-        low, high = self.low, self.high
-        if self.logarithmic:
-            value, low, high = math.log(value), math.log(low), math.log(high)
-        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
+    marks: tuple[float, ...] = ()
 
 
-def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
-    """Return about ``count`` round values within an interval."""
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= count)
-    first = math.ceil(low / step - 1e-9)
-    return tuple(round(index * step, 9) for index in range(first, math.floor(high / step + 1e-9) + 1))
+def linear(low: float, high: float, start: float, end: float) -> Scale:
+    return Scale(low, high, start, end, marks=tuple(linear_ticks(low, high, 5)))
 
 
-def linear(low: float, high: float, start: float, end: float) -> Axis:
-    return Axis(low, high, start, end, ticks(low, high))
-
-
-def decades(low: float, high: float, start: float, end: float) -> Axis:
+def decades(low: float, high: float, start: float, end: float) -> Scale:
     first, last = math.ceil(math.log10(low)), math.ceil(math.log10(high))
-    return Axis(low, 10.0**last, start, end, tuple(10.0**power for power in range(first, last + 1)), True)
+    return Scale(low, 10.0**last, start, end, True, tuple(10.0**power for power in range(first, last + 1)))
 
 
 def said(value: float) -> str:
@@ -85,7 +66,7 @@ def said(value: float) -> str:
     return f"{value / 1e3:g}k" if abs(value) >= 1e3 else f"{value:g}"
 
 
-def picture(title: str, says: str, x: Axis, y: Axis, names: tuple[str, str], marks: Iterator[str]) -> str:
+def picture(title: str, says: str, x: Scale, y: Scale, names: tuple[str, str], marks: Iterator[str]) -> str:
     """Return an SVG: both axes, and the marks; ``says`` is what a person hears who does not see it."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -95,11 +76,11 @@ def picture(title: str, says: str, x: Axis, y: Axis, names: tuple[str, str], mar
         f'<text class="soft" x="{LEFT - 34}" y="20">{escape(names[1])}</text>',
         f'<text class="soft" x="{RIGHT}" y="{HEIGHT - 12}" text-anchor="end">{escape(names[0])}</text>',
     ]
-    for value in y.ticks:
+    for value in y.marks:
         at = y.at(value)
         parts.append(f'<path class="grid" d="M{LEFT} {at}H{RIGHT}"/>')
         parts.append(f'<text class="soft" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{said(value)}</text>')
-    for value in x.ticks:
+    for value in x.marks:
         parts.append(
             f'<text class="soft" x="{x.at(value)}" y="{BOTTOM + 17}" text-anchor="middle">{said(value)}</text>'
         )
@@ -144,7 +125,7 @@ def draw_range(data: dict[str, Any]) -> str:
 def draw_channels(data: dict[str, Any]) -> str:
     """Draw the largest magnitude of each channel before and after channels were scaled."""
     before, after = data["before"], data["after"]
-    x = Axis(0, len(before), LEFT, RIGHT, ticks(0, len(before)))
+    x = Scale(0, len(before), LEFT, RIGHT, marks=tuple(linear_ticks(0, len(before), 5)))
     y = decades(min(*before, *after) / 2, max(*before, *after), BOTTOM, TOP)
     wide = (RIGHT - LEFT) / len(before)
 
@@ -174,7 +155,7 @@ def draw_depth(data: dict[str, Any]) -> str:
     lines = data["lines"]
     values = [value for line in lines.values() for value in line]
     count = max(map(len, lines.values()))
-    x = Axis(1, count, LEFT, RIGHT, ticks(1, count))
+    x = Scale(1, count, LEFT, RIGHT, marks=tuple(linear_ticks(1, count, 5)))
     y = linear(min(0.0, *values), max(values) * 1.12, BOTTOM, TOP)
 
     def marks() -> Iterator[str]:

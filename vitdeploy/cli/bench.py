@@ -169,6 +169,7 @@ def bench(
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import choose_gpu, parse_counts, split_lists
+    from vitdeploy.records.report import REPORT_FILES
     from vitdeploy.report import class_table, layer_table, scenario_lines
     from vitdeploy.report.mlflow_run import require_mlflow
 
@@ -205,7 +206,7 @@ def bench(
     if mlflow:
         require_mlflow()
     if report is not None:
-        refuse_unwritable_folder(report, ("report.json", "report.md", "report.html"))
+        refuse_unwritable_folder(report, REPORT_FILES)
     with folder_or_nothing(report):
         measure = vd.bench if on is None else vd.Remote(on).bench
         found = measure(

@@ -20,6 +20,7 @@ from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.preprocess import preprocess_from
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Report, Row
+from vitdeploy.records.report import REPORT_FILES
 from vitdeploy.terminal_progress import AUTO, shown
 
 FOLDER = Path("vitdeploy-run")
@@ -112,7 +113,7 @@ def carry_out(recipe: Recipe, folder: Path, progress: Progress) -> RunResult:
         VitdeployError: As ``run``, but no ``GateError`` of the report.
     """
     memory = Memory(folder)
-    names = ("report.json", "report.md", "report.html", RUN, *_outputs(recipe))
+    names = (*REPORT_FILES, RUN, *_outputs(recipe))
     refuse_unwritable_folder(folder, names, ours=memory.is_of_a_run)
     refuse_output_in_data(folder, *recipe.data_sources)
     with locked(folder):

@@ -26,6 +26,8 @@ from vitdeploy.wording import Interval, ms_text, percent_text, points_text, rati
 __all__ = ["Baseline", "Conditions", "Device", "DropBy", "Interval", "Report", "Row", "Timing"]
 
 REPORT = "report.json"
+REPORT_FILES = (REPORT, "report.md", "report.html")
+"""What a report's folder holds; the JSON is written last."""
 DIGEST_KEY = "report_sha256"
 """The last key of the file: the digest of all others."""
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.records import Report, sha256_of
-from vitdeploy.records.report import DIGEST_KEY, REPORT
+from vitdeploy.records.report import DIGEST_KEY, REPORT, REPORT_FILES
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.text import printable_json
-
-FILES = (REPORT, "report.md", "report.html")
 
 
 def write_report(report: Report, folder: Path | str) -> Path:
@@ -26,7 +24,7 @@ def write_report(report: Report, folder: Path | str) -> Path:
             disk is full.
     """
     folder = Path(folder)
-    refuse_unwritable_folder(folder, FILES)
+    refuse_unwritable_folder(folder, REPORT_FILES)
     write_atomically(folder / "report.html", render_html(report))
     write_atomically(folder / "report.md", render_markdown(report))
     write_atomically(folder / REPORT, report_json(report))
