@@ -430,7 +430,13 @@ def test_a_small_test_set_is_named_with_what_it_cannot_show(images: int, drop: s
 
 @pytest.mark.parametrize(
     ("drift", "interval", "said"),
-    [(1.4, (9.5, 10.5), True), (0.7, (9.5, 10.5), True), (1.04, (9.5, 10.5), False), (1.4, (5.0, 15.0), False)],
+    [
+        (1.4, (9.5, 10.5), True),
+        (0.7, (9.5, 10.5), True),
+        (1.04, (9.5, 10.5), False),
+        (1.4, (5.0, 15.0), False),
+        (1.02, (9.99, 10.01), False),
+    ],
 )
 def test_a_drift_beyond_the_interval_is_said(drift: float, interval: tuple[float, float], said: bool) -> None:
     timing = _timing(10.0).model_copy(update={"drift": drift, "p50_ci95": interval})

@@ -421,13 +421,14 @@ def _different_models(rows: Sequence[Row]) -> list[str]:
 
 
 def _drifts(rows: Sequence[Row]) -> list[str]:
-    """Name the rows whose median moved over the run by more than its interval is wide."""
+    """Name the rows whose median moved over the run by more than 3 % and by more than its interval is wide."""
     moved = [
         (row.name, timing)
         for row in rows
         for timing in row.timings
         if timing.drift is not None
         and timing.p50_ci95 is not None
+        and abs(timing.drift - 1) > 0.03
         and abs(timing.drift - 1) * timing.p50_ms > timing.p50_ci95[1] - timing.p50_ci95[0]
     ]
     if not moved:
