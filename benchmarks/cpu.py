@@ -152,6 +152,7 @@ def conditions(loads: list[float], rounds: int) -> dict[str, Any]:
         "environment": environment.current().model_dump(mode="json", exclude_none=True),
         "versions": environment.versions(),
         "cpu_integers": environment.cpu_integers(),
+        "openvino_batch": "fixed",
         "other_load_cores": float(np.mean(loads)) if loads else None,
     }
 

@@ -52,7 +52,10 @@ def section(key: str, row: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(row["versions"].items()) if name in SHOWN)
     where = f"{machine['cpu']}, {machine['cores']} cores; {row['rounds']} rounds on {row['measured']}"
     left_out = [f"Left out: {title} ({reason})." for title, reason in row["left_out"].items()]
-    words = [f"{where}; other processes kept busy: {others}. {versions}.", *left_out]
+    without = "It has no VNNI, so that 8-bit products take several instructions." * (row["cpu_integers"] == "any")
+    fixed = "OpenVINO compiled every graph for this batch size." * (row.get("openvino_batch") == "fixed")
+    conditions = [f"{where}; other processes kept busy: {others}.", f"{versions}.", without, fixed]
+    words = [*filter(None, conditions), *left_out]
     return "\n\n".join([f"## {key}", "\n".join(table), prose(" ".join(words)), *kernels(row.get("profiles", {}))])
 
 

@@ -135,8 +135,17 @@ def opened(runtime: str, file: Path, threads: int) -> Run:
         hints["INFERENCE_PRECISION_HINT"] = "bf16" if mode == "bf16" else "f32"
         if mode == "pinned":
             hints["ENABLE_CPU_PINNING"] = True
-        request = openvino.Core().compile_model(str(file), "CPU", hints).create_infer_request()
-        return lambda images: np.array(request.infer([images], share_inputs=True)[0])
+        core = openvino.Core()
+        model, requests = core.read_model(str(file)), dict[tuple[int, ...], Any]()
+
+        def infer(images: Images) -> Any:
+            if images.shape not in requests:
+                fixed = model.clone()
+                fixed.reshape(list(images.shape))
+                requests[images.shape] = core.compile_model(fixed, "CPU", hints).create_infer_request()
+            return np.array(requests[images.shape].infer([images], share_inputs=True)[0])
+
+        return infer
     return opened_by_pytorch(file, mode, threads)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,24 @@ class TestOpenVINOSession(SessionConformance):
 def test_int8_graph_runs(tmp_path: Path) -> None:
     with BACKEND.open(write_small_vit(tmp_path / "vit.onnx", "int8")) as session:
         assert session.run({"input": images(2)})["logits"].shape == (2, 10)
+
+
+def test_the_first_batch_sizes_have_models_of_their_own_and_others_share_one(
+    small_export: Callable[[str], OnnxModel],
+) -> None:
+    model = small_export("pvt_v2")
+    found: dict[int, Counter[str]] = {}
+    with BACKEND.open(model) as session, BACKEND.open(model) as one_by_one:
+        for batch in (3, 2, 5, 3):
+            logits = session.run({"input": images(batch)})["logits"]
+            alone = [one_by_one.run({"input": image[None]})["logits"] for image in images(batch)]
+            np.testing.assert_allclose(logits, np.concatenate(alone), rtol=0, atol=1e-5)
+            kernels = session.kernels()
+            assert kernels is not None
+            found[batch] = Counter(kernel.operator for kernel in kernels)
+    assert found[3] == found[2]
+    assert found[3]["Eltwise"] == 0 < found[5]["Eltwise"]
+    assert found[3]["Transpose"] < found[5]["Transpose"], "those around convolutions are layouts of their memory"
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

@@ -34,6 +34,8 @@ ROLES: dict[str, Role] = {
     "Reorder": "reorder",
 }
 MODES = ("fp32", "bf16", "throughput")
+KEPT_SIZES = 2
+"""Batch sizes that a session compiles a model for; each holds the weights once more."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class OpenVINOBackend:
 
         Raises:
             BackendError: It is not installed, the artifact is no ONNX model, the options ask for BF16 and this
-                processor has none, or OpenVINO refuses the graph.
+                processor has none, or OpenVINO cannot read the graph. What it cannot compile is said at the first run.
         """
         missing = self.unavailable()
         if missing is not None:
@@ -140,7 +142,13 @@ class OpenVINOBackend:
 
 
 class OpenVINOSession(CheckedSession):
-    """A compiled model, set to answer one call as soon as possible, or with a stream for each part of a batch."""
+    """A model, set to answer one call as soon as possible, or with a stream for each part of a batch.
+
+    It is compiled when a batch comes, for that size: where the batch is left open, OpenVINO keeps Transposes, changes of
+    memory layout and sums as passes of their own that it folds into their neighbours else (PVT v2 takes twice the time).
+    The first sizes are kept, so that a remainder behind full batches recompiles nothing; beyond them, one model that
+    takes any size answers.
+    """
 
     def __init__(self, path: Path, options: SessionOptions, mode: Mode = Mode()) -> None:
         import openvino
@@ -153,32 +161,34 @@ class OpenVINOSession(CheckedSession):
         if options.threads:
             self._config["INFERENCE_NUM_THREADS"] = options.threads
         try:
-            self._compiled: Any = openvino.Core().compile_model(str(path), DEVICE, self._config)
-            streams = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if mode.throughput else 1
-            self._requests: list[Any] = [self._compiled.create_infer_request() for _ in range(streams)]
+            self._core = openvino.Core()
+            self._model: Any = self._core.read_model(str(path))
         except RuntimeError as error:
             raise BackendError(f"openvino cannot open {str(path)!r}: {one_line(error)}") from error
         words = [DEVICE, *(["BF16"] if mode.remainder == "bf16" else []), *(["throughput"] if mode.throughput else [])]
-        super().__init__("openvino", " ".join(words), _specs(self._compiled.inputs), _specs(self._compiled.outputs))
+        super().__init__("openvino", " ".join(words), _specs(self._model.inputs), _specs(self._model.outputs))
+        self._compiled: dict[int | None, Any] = {}
+        self._requests: dict[int | None, list[Any]] = {}
+        self._latest: int | None = 1 if self._batch_is_open else None
+        self._streams = self._count_streams() if mode.throughput else 1
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is computed in BF16, and how many streams a batch is divided over."""
         bf16 = "OpenVINO computes in BF16 what is not in 8 bits" if self._mode.remainder == "bf16" else ""
-        streams = f"set for throughput: a batch is divided over {len(self._requests)} streams"
+        streams = f"set for throughput: a batch is divided over {self._streams} streams"
         return tuple(filter(None, (*self.more_notes, bf16, streams if self._mode.throughput else "")))
 
     def kernels(self) -> tuple[Kernel, ...] | None:
-        """Return the nodes of the runtime model."""
-        return tuple(_kernel(node) for node in self._compiled.get_runtime_model().get_ordered_ops())
+        """Return the nodes of the runtime model, that of the batch which ran last; of one image before any ran."""
+        compiled = self._compiled_for(self._latest)
+        return tuple(_kernel(node) for node in compiled.get_runtime_model().get_ordered_ops())
 
     def layer_times(self, feed: Feed, *, warmup: int, iterations: int) -> LayerTimes:
         """Return what the performance counters say of a model that is compiled once more, with them on."""
-        import openvino
-
         arrays = self._checked(feed)
         try:
-            compiled: Any = openvino.Core().compile_model(str(self._path), DEVICE, {**self._config, "PERF_COUNT": True})
+            compiled = self._compile(self._batch_of(arrays), {**self._config, "PERF_COUNT": True})
             request = compiled.create_infer_request()
             for _ in range(warmup):
                 request.infer(arrays, share_inputs=True)
@@ -193,20 +203,58 @@ class OpenVINOSession(CheckedSession):
         kernels = {str(op.get_friendly_name()): _kernel(op) for op in compiled.get_runtime_model().get_ordered_ops()}
         return LayerTimes(tuple(_layer_times(before, after, warmup, iterations, kernels)), calls)
 
-    def _run(self, arrays: Arrays) -> Arrays:
+    @property
+    def _batch_is_open(self) -> bool:
+        """Return whether the inputs leave the number of images open, and nothing else."""
+        return all(spec.shape[:1] == (None,) and None not in spec.shape[1:] for spec in self._inputs.values())
+
+    def _batch_of(self, arrays: Arrays) -> int | None:
+        return len(next(iter(arrays.values()))) if self._batch_is_open else None
+
+    def _compile(self, batch: int | None, config: dict[str, Any]) -> Any:
+        """Compile for a batch size, or as the model is for None."""
+        model = self._model
+        if batch is not None:
+            model = model.clone()
+            model.reshape({name: [batch, *spec.shape[1:]] for name, spec in self._inputs.items()})
+        return self._core.compile_model(model, DEVICE, config)
+
+    def _compiled_for(self, batch: int | None) -> Any:
+        """Return the model for a batch size, compiled now if there is none and room for it, else for any size."""
+        if batch not in self._compiled and sum(size is not None for size in self._compiled) >= KEPT_SIZES:
+            batch = None
+        if batch not in self._compiled:
+            self._compiled[batch] = self._compile(batch, self._config)
+        self._latest = batch
+        return self._compiled[batch]
+
+    def _requests_for(self, batch: int | None, count: int = 1) -> list[Any]:
+        compiled = self._compiled_for(batch)
+        requests = self._requests.setdefault(self._latest, [])
+        while len(requests) < count:
+            requests.append(compiled.create_infer_request())
+        return requests[:count]
+
+    def _count_streams(self) -> int:
         try:
-            if len(self._requests) > 1 and all(spec.shape[:1] == (None,) for spec in self._inputs.values()):
-                return self._run_in_streams(arrays)
-            results = self._requests[0].infer(arrays, share_inputs=True)
+            return int(self._compiled_for(self._latest).get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot open {str(self._path)!r}: {one_line(error)}") from error
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        batch = self._batch_of(arrays)
+        try:
+            if self._streams > 1 and batch is not None:
+                return self._run_in_streams(arrays, batch)
+            results = self._requests_for(batch)[0].infer(arrays, share_inputs=True)
         except RuntimeError as error:
             raise BackendError(f"openvino failed: {one_line(error)}") from error
         return {name: np.array(results[name]) for name in self._outputs}
 
-    def _run_in_streams(self, arrays: Arrays) -> Arrays:
-        images = len(next(iter(arrays.values())))
-        count = min(len(self._requests), images)
+    def _run_in_streams(self, arrays: Arrays, images: int) -> Arrays:
+        count = min(self._streams, images)
         parts = {name: np.array_split(array, count) for name, array in arrays.items()}
-        busy = self._requests[:count]
+        busy = self._requests_for(None if images % count else images // count, count)
         for index, request in enumerate(busy):
             request.start_async({name: part[index] for name, part in parts.items()}, share_inputs=True)
         for request in busy:
@@ -214,7 +262,9 @@ class OpenVINOSession(CheckedSession):
         return {name: np.concatenate([request.results[name] for request in busy]) for name in self._outputs}
 
     def _release(self) -> None:
-        self._requests, self._compiled = [], None
+        self._requests.clear()
+        self._compiled.clear()
+        self._model = None
 
 
 def _layer_times(
