@@ -125,6 +125,9 @@ class SessionOptions:
     ``threads`` are of the CPU, 0: all cores. ``cuda_graph`` records an engine's launch once per batch size and
     replays it, where the engine can be recorded. ``cpu_fallback`` lets a provider on a GPU leave nodes to the CPU.
     ``cache`` keeps what TensorRT-RTX compiles at load for the next process.
+    ``pinning`` says whether each thread of the CPU stays on a core of its own, ``spinning`` whether a thread that waits
+    within a call goes on looking for work instead of sleeping; None is what the runtime does by itself. A runtime that
+    has no such setting refuses it (``THREAD_SETTINGS``).
     """
 
     threads: int = 0
@@ -134,6 +137,13 @@ class SessionOptions:
     cuda_graph: bool = True
     cpu_fallback: bool = False
     cache: bool = True
+    pinning: bool | None = None
+    spinning: bool | None = None
+
+
+ThreadSetting = Literal["pinning", "spinning"]
+THREAD_SETTINGS: tuple[ThreadSetting, ...] = ("pinning", "spinning")
+"""Fields of ``SessionOptions`` that some runtimes have on the CPU, as their ``thread_settings`` say."""
 
 
 BatchRange = tuple[int, int, int]
@@ -217,6 +227,7 @@ class Backend(Protocol):
     """One runtime. ``unavailable`` is None where it can be used, else why not and the command that fixes it.
 
     ``graph_devices`` are those on which it runs ONNX files as they are; empty for one that runs engines or checkpoints.
+    One that can pin threads of the CPU, or say whether they spin, names these settings in ``thread_settings``.
     """
 
     name: str

@@ -32,7 +32,8 @@ def _options_of(command: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
 
 EVERYTHING: dict[str, Any] = {
-    "batches": (1, 8), "threads": 4, "thread_counts": (1, 4), "device": "cpu", "runtimes": ("onnxruntime", "openvino"),
+    "batches": (1, 8), "threads": 4, "thread_counts": (1, 4), "pinning": (True, False), "spinning": (False,),
+    "device": "cpu", "runtimes": ("onnxruntime", "openvino"),
     "rounds": 3, "iterations": 7, "samples": 50, "seed": 9, "label_map": Path("my labels.csv"),
     "labels_by_order": True, "tf32": True, "cuda_graph": False, "cpu_fallback": True,
     "pytorch": ("compile", "autocast-bf16"), "image_to_label": False, "self_check": True, "sustained_s": 2.5,

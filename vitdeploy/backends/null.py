@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession
+from vitdeploy.backends.threads import refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records.report import Device
@@ -48,6 +49,7 @@ class NullBackend:
         Raises:
             BackendError: The artifact is of no kind that has inputs.
         """
+        refuse_thread_settings(self.name, options)
         if not isinstance(artifact, (Checkpoint, Engine, OnnxModel)):
             raise BackendError(f"null opens checkpoints, ONNX models and engines, got {artifact.manifest.kind!r}")
         spec, preprocess = artifact.manifest.model, artifact.manifest.preprocess

@@ -19,11 +19,22 @@ from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.lowered import refuse_lowered
 from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
+from vitdeploy.backends.threads import cores, pinned_to, refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Manifest, Precision, PrecisionPlan
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, Feed, Kernel, LayerTimes, Opener, SessionOptions, TensorSpec
+from vitdeploy.sessions import (
+    THREAD_SETTINGS,
+    BuildTarget,
+    Feed,
+    Kernel,
+    LayerTimes,
+    Opener,
+    SessionOptions,
+    TensorSpec,
+    ThreadSetting,
+)
 from vitdeploy.text import one_line
 
 if TYPE_CHECKING:
@@ -60,6 +71,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     graph_devices: tuple[Device, ...] = ("cpu", "cuda")
+    thread_settings: tuple[ThreadSetting, ...] = THREAD_SETTINGS
 
     def unavailable(self) -> str | None:
         try:
@@ -176,6 +188,9 @@ class OnnxRuntimeSession(CheckedSession):
         import onnxruntime
 
         provider = choose_provider(options, onnxruntime.get_available_providers())
+        refuse_thread_settings(
+            OnnxRuntimeBackend.name, options, THREAD_SETTINGS if provider == PROVIDERS["cpu"] else ()
+        )
         if provider in ON_GPU and hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from pip packages, which the loader does not search
@@ -276,6 +291,15 @@ def session_settings(options: SessionOptions, precision: Precision, exact_intege
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
+    if options.pinning is not None:
+        # it pins its threads by itself where it chooses how many there are, and never the one that calls
+        processors = pinned_to(options.threads) if options.pinning else cores()
+        settings.intra_op_num_threads = options.threads or len(processors)
+        if options.pinning and len(processors) > 1:
+            affinities = ";".join(str(processor + 1) for processor in processors[1:])  # counted from 1
+            settings.add_session_config_entry("session.intra_op_thread_affinities", affinities)
+    if options.spinning is not None:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     # products with weights in 8 bits are FP32 then; the default rounds their activations to 8 bits as well

@@ -14,10 +14,21 @@ from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
 from vitdeploy.backends.lowered import refuse_lowered
 from vitdeploy.backends.session import Arrays, CheckedSession
+from vitdeploy.backends.threads import refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records.report import Device
-from vitdeploy.sessions import BuildTarget, Feed, Kernel, LayerTime, LayerTimes, Role, SessionOptions, TensorSpec
+from vitdeploy.sessions import (
+    BuildTarget,
+    Feed,
+    Kernel,
+    LayerTime,
+    LayerTimes,
+    Role,
+    SessionOptions,
+    TensorSpec,
+    ThreadSetting,
+)
 from vitdeploy.text import one_line
 
 DEVICE = "CPU"
@@ -87,6 +98,7 @@ class OpenVINOBackend:
 
     name = "openvino"
     graph_devices: tuple[Device, ...] = ("cpu",)
+    thread_settings: tuple[ThreadSetting, ...] = ("pinning",)
 
     def unavailable(self) -> str | None:
         try:
@@ -127,6 +139,7 @@ class OpenVINOBackend:
                 "vd.export() makes one from a checkpoint"
             )
         refuse_lowered(artifact, self.name, self.version())
+        refuse_thread_settings(self.name, options, self.thread_settings)
         mode = Mode.parse("cuda" if options.device == "cuda" else options.provider or "cpu")
         plan = artifact.manifest.plan
         planned = plan is not None and plan.remainder == "bf16" and mode.remainder is None
@@ -160,6 +173,8 @@ class OpenVINOSession(CheckedSession):
         }
         if options.threads:
             self._config["INFERENCE_NUM_THREADS"] = options.threads
+        if options.pinning is not None:
+            self._config["ENABLE_CPU_PINNING"] = options.pinning
         try:
             self._core = openvino.Core()
             self._model: Any = self._core.read_model(str(path))

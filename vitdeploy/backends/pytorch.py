@@ -16,6 +16,7 @@ from torch import nn
 
 from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
+from vitdeploy.backends.threads import refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records.report import Device
@@ -102,6 +103,7 @@ def open_module(
     Raises:
         BackendError: The provider is unknown, or device 'cuda' is asked for where torch sees none.
     """
+    refuse_thread_settings("pytorch", options)
     mode = options.provider or "eager"
     if mode not in MODES:
         raise BackendError(f"pytorch has no provider {options.provider!r}, expected one of {', '.join(MODES)}")

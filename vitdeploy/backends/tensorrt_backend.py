@@ -19,6 +19,7 @@ from vitdeploy.backends.tensorrt_inspector import judge_precision, precision_by_
 from vitdeploy.backends.tensorrt_options import check_target
 from vitdeploy.backends.tensorrt_refit import refit
 from vitdeploy.backends.tensorrt_session import EngineRequest, EngineSession
+from vitdeploy.backends.threads import refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import BuildInfo, Check, Examination, Manifest, stage_key
@@ -124,6 +125,7 @@ class PlanBackend(ABC):
                 f"{self.name} opens engines, {str(artifact.path)!r} is of kind {artifact.manifest.kind!r}: "
                 f"build one with vd.build({str(artifact.path)!r}, {str(artifact.path.with_suffix('.engine'))!r})"
             )
+        refuse_thread_settings(self.name, options)
         reason = self.mismatch(artifact) or self.can_run()
         if reason is not None:
             raise BackendError(reason)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,13 @@ from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel
 from vitdeploy.backends.onnxruntime import saturates_here
 from vitdeploy.backends.opening import engine_backend
 from vitdeploy.backends.openvino import Mode
+from vitdeploy.backends.threads import thread_settings_of
 from vitdeploy.benching.labels import NO_TOP1
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.measure.accuracy import BatchLimits, only_input
 from vitdeploy.preprocess import to_input
 from vitdeploy.records import Manifest, ModelSpec, Precision, Preprocess, Target
-from vitdeploy.records.report import Device, backend_title, executing_target
+from vitdeploy.records.report import Device, backend_title, executing_target, threads_text
 from vitdeploy.sessions import Feed, Session, SessionOptions
 from vitdeploy.sources.source import Source
 
@@ -40,7 +42,8 @@ class Candidate:
     """One row of the report before it is measured: what is opened, by which runtime, on which device.
 
     Either ``artifact`` is there, or ``loaded`` from a ``source`` (a baseline). ``provider`` is what the runtime is
-    asked for, None for its own choice on ``device``; ``limits`` are the least and the largest batch of an engine.
+    asked for, None for its own choice on ``device``; ``pinning`` and ``spinning`` are as ``SessionOptions`` has them;
+    ``limits`` are the least and the largest batch of an engine.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Candidate:
     source: Source | None = None
     loaded: LoadedModel | None = None
     limits: BatchLimits | None = None
+    pinning: bool | None = None
+    spinning: bool | None = None
 
     def open(
         self, *, threads: int = 0, tf32: bool = False, cuda_graph: bool = True, cpu_fallback: bool = False
@@ -72,6 +77,8 @@ class Candidate:
             tf32=tf32,
             cuda_graph=cuda_graph,
             cpu_fallback=cpu_fallback,
+            pinning=self.pinning,
+            spinning=self.spinning,
         )
         if self.artifact is not None:
             return backends.get_backend(self.backend).open(self.artifact, options)
@@ -158,7 +165,13 @@ def title_of(source: Source) -> str:
     return source.text if path is None else Path(path).name
 
 
-def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], device: Device | None) -> list[Candidate]:
+def list_candidates(
+    artifacts: Sequence[Artifact],
+    runtimes: Sequence[str],
+    device: Device | None,
+    pinning: Sequence[bool] = (),
+    spinning: Sequence[bool] = (),
+) -> list[Candidate]:
     """Return the candidates of all artifacts but checkpoints, whose devices depend on these.
 
     Args:
@@ -167,8 +180,10 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
         runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), one provider of it
             alone, as ``onnxruntime:cuda``; ``openvino``, or that with a ``Mode``, as ``openvino:bf16``.
         device: None for whatever is there.
+        pinning: Settings of CPU threads, with each of which an ONNX model is a candidate; empty: the runtime's own.
+        spinning: Likewise.
     Raises:
-        UsageError: There is no such runtime, or none for ``device``.
+        UsageError: There is no such runtime, none for ``device``, or one that has no such setting of threads.
     """
     places = [place for runtime in runtimes for place in _places(runtime, device)]
     if not places and any(isinstance(artifact, OnnxModel) for artifact in artifacts):
@@ -180,8 +195,31 @@ def list_candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str], devi
         elif isinstance(artifact, OnnxModel):
             target = artifact.manifest.target
             own = [place for place in places if target is not None and executing_target(place[0], place[2]) == target]
-            found.extend(of_artifact(artifact, backend, where, provider) for backend, where, provider in own or places)
+            for backend, where, provider in own or places:
+                one = of_artifact(artifact, backend, where, provider)
+                found.extend(_with_thread_settings(one, pinning, spinning))
+    if (pinning or spinning) and all(one.pinning is None and one.spinning is None for one in found):
+        raise UsageError("pinning and spinning are of the CPU threads of ONNX models, and none is to run there")
     return found
+
+
+def _with_thread_settings(
+    candidate: Candidate, pinning: Sequence[bool], spinning: Sequence[bool]
+) -> Iterator[Candidate]:
+    """Yield a candidate with each setting of its threads; what runs on a GPU as it is."""
+    if candidate.device != "cpu":
+        yield candidate
+        return
+    wanted = {"pinning": pinning, "spinning": spinning}
+    known = thread_settings_of(backends.get_backend(candidate.backend))
+    for name, values in wanted.items():
+        if values and name not in known:
+            raise UsageError(
+                f"{backend_title(candidate.backend)} has no setting for {name} of CPU threads: leave {name}= out, or "
+                "bench the other runtimes alone"
+            )
+    for pinned, spin in product(pinning or (None,), spinning or (None,)):
+        yield replace(candidate, pinning=pinned, spinning=spin)
 
 
 def list_checkpoints(
@@ -293,7 +331,8 @@ def _places(runtime: str, device: Device | None) -> list[tuple[str, Device, str 
 
 def _place(candidate: Candidate) -> str:
     where = (candidate.provider or candidate.device).replace("cpu", "CPU").replace("cuda", "CUDA")
-    return f"{backend_title(candidate.backend)}, {where}"
+    threads = threads_text(candidate.pinning, candidate.spinning)
+    return ", ".join(filter(None, (backend_title(candidate.backend), where, threads)))
 
 
 def _cuda_provider() -> bool:

@@ -20,6 +20,10 @@ def _list(flag: str) -> Words:
     return lambda values: [flag, ",".join(map(str, values))]
 
 
+def _switches(flag: str) -> Words:
+    return lambda values: [flag, ",".join("on" if value else "off" for value in values)]
+
+
 def _each(flag: str) -> Words:
     return lambda values: [word for value in values for word in (flag, value)]
 
@@ -32,6 +36,8 @@ FLAGS: dict[str, Words] = {
     "batches": _list("--batch"),
     "threads": _value("--threads"),
     "thread_counts": _list("--threads"),
+    "pinning": _switches("--pinning"),
+    "spinning": _switches("--spinning"),
     "device": _value("--device"),
     "runtimes": _list("--runtime"),
     "rounds": _value("--rounds"),

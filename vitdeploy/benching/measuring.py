@@ -116,6 +116,8 @@ class Entry:
                 "backend": candidate.backend,
                 "provider": self.provider or candidate.provider,
                 "device": candidate.device,
+                "pinning": candidate.pinning,
+                "spinning": candidate.spinning,
                 "target": candidate.target,
                 "precision": candidate.precision,
                 "status": status,

@@ -13,6 +13,7 @@ from vitdeploy.reading import sha256_of_file
 from vitdeploy.records.constraints import Count, NonNegative, NonNegativeCount, Positive, check_fields
 from vitdeploy.records.report import Device
 from vitdeploy.records.scenario import SCENARIO_NAMES, ScenarioName
+from vitdeploy.sessions import THREAD_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class BenchOptions:
     row run that long without a pause. ``per_layer`` profiles the layers of each row, in calls of their own.
     ``streams`` are numbers of execution contexts that an engine is to be run with at once, for its throughput.
     ``thread_counts`` are numbers of CPU threads that rows on the CPU are timed with as well, at each batch size.
+    ``pinning`` and ``spinning`` are settings of CPU threads, as ``SessionOptions`` has them, with each of which ONNX
+    models are rows of their own; empty leaves them to the runtime. A runtime that has none is refused.
     ``scenarios`` are those of MLPerf Inference that each row is put under, ``scenario_s`` is the time for one run of
     them, ``latency_bound_ms`` what a server keeps for 99 % of its queries.
     ``thumbnails`` puts small copies of images on which rows and baseline differ into the report.
@@ -66,6 +69,8 @@ class BenchOptions:
     per_layer: bool = False
     streams: tuple[Count, ...] = ()
     thread_counts: tuple[Count, ...] = ()
+    pinning: tuple[bool, ...] = ()
+    spinning: tuple[bool, ...] = ()
     scenarios: tuple[ScenarioName, ...] = ()
     scenario_s: Positive = RULE_SECONDS
     latency_bound_ms: Positive = SERVER_BOUND_MS
@@ -78,6 +83,9 @@ class BenchOptions:
             raise UsageError(f"the batch sizes are {self.batches!r}, expected at least one, each once")
         if len(set(self.thread_counts)) != len(self.thread_counts):
             raise UsageError(f"the numbers of threads are {self.thread_counts!r}, expected each once")
+        for name in THREAD_SETTINGS:
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected each setting once")
         known = ("compile", "autocast-fp16", "autocast-bf16")
         wrong = [mode for mode in self.pytorch or () if mode not in known]
         if wrong:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def request_of(candidate: Candidate, *, batch: int, options: BenchOptions) -> di
         "device": candidate.device,
         "provider": candidate.provider,
         "batch": batch,
+        "pinning": candidate.pinning,
+        "spinning": candidate.spinning,
         "threads": options.threads,
         "tf32": options.tf32,
         "cuda_graph": options.cuda_graph,
@@ -97,7 +100,9 @@ def _candidate(request: dict[str, Any]) -> Candidate:
             loaded = without_head(loaded)
         return of_loaded(source, loaded, device)
     manifest = Manifest.model_validate(request["manifest"])
-    return of_artifact(KINDS[manifest.kind](Path(request["path"]), manifest), request["backend"], device, provider)
+    artifact = KINDS[manifest.kind](Path(request["path"]), manifest)
+    found = of_artifact(artifact, request["backend"], device, provider)
+    return replace(found, pinning=request["pinning"], spinning=request["spinning"])
 
 
 def main() -> int:

@@ -46,6 +46,24 @@ def bench(
             show_default="the runtime's choice",
         ),
     ] = None,
+    pinning: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pinning",
+            metavar="on|off[,...]",
+            help="Keep each CPU thread on a core of its own; 'on,off' makes a row of each.",
+            show_default="the runtime's choice",
+        ),
+    ] = None,
+    spinning: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spinning",
+            metavar="on|off[,...]",
+            help="Let CPU threads spin while they wait; 'on,off' makes a row of each.",
+            show_default="the runtime's choice",
+        ),
+    ] = None,
     device: Device = "auto",
     gpu: Gpu = None,
     runtimes: Annotated[
@@ -168,7 +186,7 @@ def bench(
     from vitdeploy import BenchOptions, log_to_mlflow, write_report
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
-    from vitdeploy.cli.values import choose_gpu, parse_counts, split_lists
+    from vitdeploy.cli.values import choose_gpu, parse_counts, parse_switches, split_lists
     from vitdeploy.records.report import REPORT_FILES
     from vitdeploy.report import class_table, layer_table, scenario_lines
     from vitdeploy.report.mlflow_run import require_mlflow
@@ -179,6 +197,8 @@ def bench(
         batches=parse_counts("--batch", batches) or (1,),
         threads=max(counts, default=0),
         thread_counts=counts if len(counts) > 1 else (),
+        pinning=parse_switches("--pinning", pinning),
+        spinning=parse_switches("--spinning", spinning),
         device=None if device == "auto" else device,
         runtimes=split_lists(runtimes) or ("onnxruntime",),
         rounds=rounds,

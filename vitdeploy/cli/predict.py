@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitdeploy.cli.options import CpuFallback, Device, Json
+from vitdeploy.cli.options import CpuFallback, Device, Json, Threads
 from vitdeploy.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="Number of most likely classes of each image.")] = 5,
     device: Device = "auto",
     cpu_fallback: CpuFallback = False,
+    threads: Threads = 0,
+    pinning: Annotated[
+        bool | None,
+        typer.Option(help="Keep each CPU thread on a core of its own, or do not.", show_default="the runtime's choice"),
+    ] = None,
+    spinning: Annotated[
+        bool | None,
+        typer.Option(help="Let CPU threads spin while they wait, or do not.", show_default="the runtime's choice"),
+    ] = None,
     as_json: Json = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV on stdout: a line for each image and class, or number.")
@@ -63,7 +72,8 @@ def predict(
                 task.advance()
                 yield one
 
-    with load(artifact, options=SessionOptions(device=device, cpu_fallback=cpu_fallback)) as model:
+    options = SessionOptions(threads, device, cpu_fallback=cpu_fallback, pinning=pinning, spinning=spinning)
+    with load(artifact, options=options) as model:
         start = time.perf_counter()
         found = model.stream(list(images), top=top, on_error=lambda _, error: failures.append(error))
         if as_json:

@@ -83,6 +83,22 @@ def parse_counts(option: str, texts: Iterable[str] | None) -> tuple[int, ...]:
     return tuple(map(int, entries))
 
 
+def parse_switches(option: str, texts: Iterable[str] | None) -> tuple[bool, ...]:
+    """Return the settings that ``on``, ``off`` or ``on,off`` name.
+
+    Raises:
+        UsageError: An entry is something else, or a list is empty.
+    """
+    from vitdeploy.errors import UsageError
+
+    known = {"on": True, "off": False}
+    for text in texts or ():
+        entries = split_lists([text])
+        if not entries or any(entry not in known for entry in entries):
+            raise UsageError(f"{option} is {text!r}, expected on, off or on,off")
+    return tuple(known[entry] for entry in split_lists(texts))
+
+
 def parse_frame(option: str, text: str | None) -> Frame | None:
     """Return the size that ``480x640`` names, as (height, width); ``any`` as it is.
 

@@ -119,6 +119,13 @@ def backend_title(backend: str) -> str:
     return BACKEND_TITLES.get(backend, backend)
 
 
+def threads_text(pinning: bool | None, spinning: bool | None) -> str:
+    """Return ``threads pinned and sleeping``; nothing where both are left to the runtime."""
+    words = {True: ("pinned", "spinning"), False: ("not pinned", "sleeping")}
+    found = [words[value][index] for index, value in enumerate((pinning, spinning)) if value is not None]
+    return f"threads {' and '.join(found)}" if found else ""
+
+
 def executing_target(backend: str, provider: str | None) -> Target | None:
     """Return the target whose graphs a runtime is meant for; None for PyTorch, which runs no graph."""
     return TARGET_OF_PROVIDER.get(provider or "", TARGET_OF_BACKEND.get(backend))
@@ -180,6 +187,8 @@ class Row(Record):
     ``error_profile`` is what ``quantize`` saw inside the graph, on its own images and in ONNX Runtime.
     ``layer_profile`` is where the time of a call goes, layer by layer; None where that was not asked for, or its
     runtime does not tell.
+    ``pinning`` says whether its CPU threads were pinned to cores, ``spinning`` whether they spun while they waited;
+    None: what the runtime does by itself.
     ``by_threads`` are latencies with other numbers of threads, empty where none were asked for.
     ``scenarios`` are those of MLPerf Inference that were asked for.
     ``energy_mj_per_image`` is what the device's own meter counted over at least 5 s of calls, idle power included.
@@ -189,6 +198,8 @@ class Row(Record):
     backend: str
     provider: str | None = None
     device: Device | None = None
+    pinning: bool | None = None
+    spinning: bool | None = None
     target: Target | None = None
     precision: Precision
     status: Literal["ok", "built", "skipped", "failed"]

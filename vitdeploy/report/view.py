@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Conditions, Environment, Interval, Report, Row, Timing
-from vitdeploy.records.report import SelfCheck, backend_title
+from vitdeploy.records.report import SelfCheck, backend_title, threads_text
 from vitdeploy.text import UNKNOWN, size_text
 from vitdeploy.wording import ms_text, number_text, percent_text, points_text
 
@@ -31,9 +31,9 @@ class Fact:
 
 
 def runtime_text(row: Row) -> str:
-    """Return which runtime on which device: ``ONNX Runtime · CPU``."""
-    title = backend_title(row.backend)
-    return f"{title} · {DEVICES[row.device]}" if row.device is not None else title
+    """Return which runtime on which device, and settings of threads that were chosen: ``ONNX Runtime · CPU``."""
+    device = None if row.device is None else DEVICES[row.device]
+    return " · ".join(filter(None, (backend_title(row.backend), device, threads_text(row.pinning, row.spinning))))
 
 
 def interval_text(interval: Interval | None, factor: float = 1.0, digits: int = 2) -> str:

@@ -268,7 +268,7 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
     """Return what is measured in the order of the report, the baseline first."""
     opened, dataset, options = request.artifacts, request.dataset, request.options
     device: Device | None = options.device
-    others = list_candidates(opened, options.runtimes, device)
+    others = list_candidates(opened, options.runtimes, device, options.pinning, options.spinning)
     checkpoints = list_checkpoints(opened, others, device)
     reference = choose_baseline(Scene(opened, others, options.runtimes, device, dataset), request.baseline, progress)
     progress.note(f"baseline: {reference.accuracy_against}")
@@ -288,8 +288,9 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
     return entries, reference
 
 
-def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None]:
-    return (candidate.digest, candidate.backend, candidate.device, candidate.provider)
+def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None, bool | None, bool | None]:
+    settings = candidate.pinning, candidate.spinning
+    return (candidate.digest, candidate.backend, candidate.device, candidate.provider, *settings)
 
 
 def _baseline_record(entries: Sequence[Entry], reference: BaselineChoice) -> Baseline:
