@@ -199,10 +199,11 @@ class OnnxRuntimeSession(CheckedSession):
         self._tf32 = options.tf32
         self._file = source if isinstance(source, str) else None  # a graph in memory is not kept for it
         self._settings = functools.partial(session_settings, options, precision, exact_integers)
+        settings = self._settings()
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 source,
-                self._settings(),
+                settings,
                 providers=provider_list(provider, options, precision),
                 enable_fallback=0,  # else a run that fails on the GPU is repeated on the CPU, with a line on stdout
             )
