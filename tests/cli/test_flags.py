@@ -39,6 +39,7 @@ VERBS = (
 )
 SHOWN_BY = {
     "backends/onnxruntime.py": ("bench", "predict"),
+    "backends/threads.py": ("bench", "predict"),
     "backends/tensorrt": ("build",),
     "backends/timing_place.py": ("quantize",),
     "artifacts/lineage.py": ("bench",),
