@@ -33,9 +33,9 @@ def keys_of(images):
     return np.array([hash(image.tobytes()) & (2**64 - 1) for image in images], np.uint64)
 
 
-def watched(images, size: int = 1) -> TensorObserver:
+def watched(images, size: int = 1, most_rows: int = 4) -> TensorObserver:
     """Observe images [rows, C] in batches."""
-    observer = TensorObserver("t")
+    observer = TensorObserver("t", most_rows=most_rows)
     for start in range(0, len(images), size):
         batch = np.stack(images[start : start + size])
         observer.update(batch, keys_of(batch))
@@ -61,9 +61,9 @@ def test_order_of_images_does_not_matter(images, random) -> None:
     assert state(watched(images)) == state(watched(shuffled))
 
 
-@given(pictures, st.integers(1, 6))
-def test_way_of_batching_does_not_matter(images, size) -> None:
-    assert state(watched(images, size)) == state(watched(images))
+@given(pictures, st.integers(1, 6), st.sampled_from([4, 16, 100]))
+def test_way_of_batching_does_not_matter(images, size, most_rows) -> None:
+    assert state(watched(images, size, most_rows)) == state(watched(images, 1, most_rows))
 
 
 @given(streams)
@@ -72,11 +72,23 @@ def test_without_images_every_value_counts_in_any_batches(stream) -> None:
     assert state(observed(stream)) == state(observed([whole])) == state(observed(list(whole[:, None])))
 
 
-@given(pictures, pictures)
-def test_merged_observers_are_the_observer_of_both_streams(first, second) -> None:
-    merged = watched(first)
-    merged.merge(watched(second))
-    assert state(merged) == state(watched(first + second))
+@given(pictures, pictures, st.sampled_from([4, 16, 100]))
+def test_merged_observers_are_the_observer_of_both_streams(first, second, most_rows) -> None:
+    merged = watched(first, most_rows=most_rows)
+    merged.merge(watched(second, most_rows=most_rows))
+    assert state(merged) == state(watched(first + second, most_rows=most_rows))
+
+
+@pytest.mark.parametrize(
+    ("channels", "few", "many"), [(64, 2400, 8192), (512, 1024, 4 * 512), (3072, 168, 170 * 16)]
+)
+def test_rounding_weights_together_gets_several_rows_a_channel_in_bounded_memory(channels, few, many) -> None:
+    images = np.random.default_rng(0).standard_normal((600 if channels < 3072 else 200, 17, channels), np.float32)
+    for most_rows, expected in ((4, few), (16, many)):
+        sample = watched(list(images), 50, most_rows).sample
+        assert sample.rows.shape[1] == most_rows
+        assert len(sample.images) * most_rows == min(expected, len(images) * most_rows)
+        assert sample.keys.tolist() == sorted(keys_of(images).tolist())[: len(sample.images)]
 
 
 def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +99,8 @@ def test_a_merge_of_many_images_keeps_the_sample_of_the_whole(monkeypatch: pytes
     assert state(first) == state(whole)
     assert whole.sample.keys.tolist() == sorted(keys_of(images).tolist())[:5]
     rows = {tuple(row) for image in images for row in image.tolist()}
-    assert len(whole.sample.flat) == 5 * 4
-    assert {tuple(row) for row in whole.sample.flat.tolist()} <= rows
+    assert whole.sample.rows.shape == (5, 4, 3)
+    assert {tuple(row) for row in whole.sample.rows.reshape(-1, 3).tolist()} <= rows
 
 
 def test_parts_of_other_widths_do_not_merge() -> None:

@@ -98,5 +98,6 @@ def test_forced_it_is_in_the_plan_of_every_linear_and_replays(trained: OnnxModel
     treatments = [entry.treatment for entry in plan.entries if entry.treatment is not None]
     assert len(treatments) >= 8
     assert {one.rounding for one in treatments} == {"gptq"}
+    assert (plan.sampled_rows, nearest.manifest.plan and nearest.manifest.plan.sampled_rows) == (16, None)
     assert forced.digest != nearest.digest
     assert quantized(trained, tmp_path / "again.onnx", plan=plan, steps=()).digest == forced.digest

@@ -43,6 +43,23 @@ def state(table):
     }
 
 
+def test_shards_with_many_rows_merge_too_and_not_with_others(source: OnnxModel, whole, tmp_path: Path) -> None:
+    tables = {}
+    for shard in (None, (1, 2), (2, 2)):
+        options = ObserveOptions(threads=1, samples=203, rounding="gptq", shard=shard)
+        output = tmp_path / f"{shard and shard[0]}.calib.json"
+        tables[shard] = observe_calibration(source, "digits", output, options=options)
+    merged = merge_calibration_tables([tables[2, 2], tables[1, 2]], tmp_path / "merged.calib.json")
+    assert state(merged) == state(tables[None])
+    assert merged.manifest.payload_sha256 == tables[None].manifest.payload_sha256
+    read = read_calibration_table(merged.path).ranges
+    rows = {name: found.rows.shape[1] for name, found in read.items() if found.axis is not None}
+    assert {found.most_rows for found in read.values()} == {16}
+    assert max(rows.values()) > max(found.rows.shape[1] for found in whole.ranges.values()) == 4
+    with pytest.raises(CalibrationError, match="keep up to 4 and 16 rows of an image: observe all shards with the same"):
+        merge_calibration_tables([merged, whole], tmp_path / "mixed.calib.json")
+
+
 @pytest.mark.parametrize("shards", [2, 3, 7])
 def test_shards_merge_into_exactly_the_table_of_one_pass(source: OnnxModel, whole, shards: int, tmp_path: Path) -> None:
     parts = []

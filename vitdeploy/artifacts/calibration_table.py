@@ -22,6 +22,8 @@ from vitdeploy.reading import read_head, read_json, read_tensors
 from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
 
 SUFFIX = ".calib.json"
+SAMPLED_ROWS = 4
+"""Of an image, in tables that say nothing else."""
 _REMEDY = "calibrate again with vd.quantize(..., calibration='DATA')"
 
 
@@ -34,6 +36,7 @@ class TensorRange(ArrayValue):
     count: how many values there were.
     counts: [bins] int64, sampled values of |x| in equal bins over [0, 2**exponent); ``exponent`` None means zeros only.
     keys, rows: [images] uint64 and [images, rows, C] float32, the sampled rows of images and the images' keys.
+    most_rows: of an image, where it has as many.
     """
 
     axis: int | None
@@ -44,6 +47,7 @@ class TensorRange(ArrayValue):
     counts: NDArray[np.int64]
     keys: NDArray[np.uint64]
     rows: NDArray[np.float32]
+    most_rows: int = SAMPLED_ROWS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,13 +151,21 @@ def _split(ranges: Mapping[str, TensorRange]) -> tuple[dict[str, Any], dict[str,
     arrays: dict[str, NDArray[Any]] = {}
     for name, found in ranges.items():
         numbers[name] = {"axis": found.axis, "count": found.count, "exponent": found.exponent}
+        if found.most_rows != SAMPLED_ROWS:
+            numbers[name]["most_rows"] = found.most_rows
         arrays.update({f"{name}:{part}": np.ascontiguousarray(getattr(found, part)) for part in _ARRAYS})
     return numbers, arrays
 
 
 def _joined(name: str, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TensorRange:
     parts = {part: arrays[f"{name}:{part}"] for part in _ARRAYS}
-    return TensorRange(axis=numbers["axis"], count=numbers["count"], exponent=numbers["exponent"], **parts)
+    return TensorRange(
+        axis=numbers["axis"],
+        count=numbers["count"],
+        exponent=numbers["exponent"],
+        most_rows=numbers.get("most_rows", SAMPLED_ROWS),
+        **parts,
+    )
 
 
 def _digest(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -131,6 +131,10 @@ def observe(
     profile: Annotated[
         Literal["linear", "mha"], typer.Option("--profile", help="mha observes the factors of attention too.")
     ] = "linear",
+    rounding: Annotated[
+        Literal["nearest", "gptq"],
+        typer.Option("--rounding", help="gptq keeps what 'quantize --rounding gptq' wants: up to 32 MB of each tensor."),
+    ] = "nearest",
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Every N-th image from the I-th on, counted from 1.")
     ] = None,
@@ -143,7 +147,14 @@ def observe(
     from vitdeploy import ObserveOptions, observe_calibration
     from vitdeploy.cli.output import make_progress, print_artifact
 
-    options = ObserveOptions(profile=profile, shard=parse_shard(shard), samples=samples, seed=seed, threads=threads)
+    options = ObserveOptions(
+        profile=profile,
+        rounding=rounding,
+        shard=parse_shard(shard),
+        samples=samples,
+        seed=seed,
+        threads=threads,
+    )
     print_artifact(observe_calibration(model, data, output, options=options, progress=make_progress()), as_json)
 
 

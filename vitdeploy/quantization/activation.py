@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,14 +22,17 @@ Interval = tuple[float, float]
 class Activation:
     """An activation [..., C] as it was observed, or after its channels were shifted or scaled.
 
-    ``lo`` and ``hi`` [C] are exact; ``rows`` [n, C] is a sample. ``streamed`` is the histogram of the tensor as it was
-    observed; after a change that of the rows takes its place.
+    ``lo`` and ``hi`` [C] are exact; ``images`` [rows, C] are a sample, which was observed as it is: ``shift`` and
+    ``factor`` [C] make it (x - shift) / factor. ``streamed`` is the histogram of the tensor as it was observed; after a
+    change that of the rows takes its place.
     """
 
     lo: Vector
     hi: Vector
-    rows: NDArray[np.float32]
+    images: Sequence[NDArray[np.float32]]
     streamed: HistogramObserver | None = None
+    shift: Vector | None = None
+    factor: Vector | None = None
 
     @classmethod
     def of(cls, observer: TensorObserver) -> Activation:
@@ -41,8 +45,20 @@ class Activation:
             raise CalibrationError(
                 f"tensor {observer.name!r} was never seen during calibration: give at least one sample"
             )
-        rows = observer.sample.flat if len(observer.sample.keys) else np.zeros((0, observer.lo.size), np.float32)
-        return cls(observer.lo, observer.hi, rows, observer.histogram)
+        return cls(observer.lo, observer.hi, tuple(observer.sample.images), observer.histogram)
+
+    @property
+    def count(self) -> int:
+        """How many rows the sample has."""
+        return sum(map(len, self.images))
+
+    @cached_property
+    def rows(self) -> NDArray[np.float32]:
+        """The sample, [n, C]; made when it is first asked for, because those of all groups of a graph are large."""
+        rows = np.concatenate(self.images) if self.images else np.zeros((0, self.lo.size), np.float32)
+        if self.shift is not None:
+            rows = rows - self.shift
+        return rows if self.factor is None else rows / self.factor
 
     @property
     def channel_amax(self) -> Vector:
@@ -76,12 +92,15 @@ class Activation:
         return found
 
     def shifted(self, shift: Vector) -> Activation:
-        """Return x - shift."""
-        return Activation(self.lo - shift, self.hi - shift, self.rows - shift)
+        """Return x - shift, of an activation that was not scaled."""
+        assert self.factor is None
+        together = shift if self.shift is None else self.shift + shift
+        return Activation(self.lo - shift, self.hi - shift, self.images, shift=together)
 
     def scaled(self, factor: Vector) -> Activation:
         """Return x / factor."""
-        return Activation(self.lo / factor, self.hi / factor, self.rows / factor)
+        together = factor if self.factor is None else self.factor * factor
+        return Activation(self.lo / factor, self.hi / factor, self.images, shift=self.shift, factor=together)
 
     def turned(
         self, offset: NDArray[np.float64], divisor: NDArray[np.float64], positions: NDArray[np.intp], matrix: Matrix
@@ -91,11 +110,17 @@ class Activation:
         The ranges are those of the sample: what a channel becomes depends on all of its row.
         """
         rows = turn((self.rows - offset) / divisor, positions, matrix).astype(np.float32)
-        return Activation(rows.min(axis=0), rows.max(axis=0), rows)
+        return Activation(rows.min(axis=0), rows.max(axis=0), (rows,))
 
     def first(self, count: int) -> Activation:
         """Return the same with at most ``count`` sampled rows."""
-        return Activation(self.lo, self.hi, self.rows[:count], self.streamed)
+        kept, left = [], count
+        for rows in self.images:
+            kept.append(rows[:left])
+            left -= len(kept[-1])
+            if not left:
+                break
+        return Activation(self.lo, self.hi, tuple(kept), self.streamed, self.shift, self.factor)
 
     def interval(self, method: RangeMethod, percent: float) -> Interval:
         """Return the smallest and the largest value to represent.

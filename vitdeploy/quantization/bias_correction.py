@@ -30,7 +30,7 @@ def correct_biases(
     nothing was sampled.
     """
     places = bias_places(group)
-    if places is None or not len(activation.rows):
+    if places is None or not activation.count:
         return False
     rounded = grid.rounded(activation.rows)
     exact, mean = activation.rows.mean(axis=0, dtype=np.float64), rounded.mean(axis=0, dtype=np.float64)

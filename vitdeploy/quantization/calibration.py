@@ -18,6 +18,7 @@ from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
 from vitdeploy.quantization.division import Division
+from vitdeploy.quantization.observers import SAMPLED_ROWS
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import Realizer, observed_tensors
@@ -49,7 +50,7 @@ class Calibration:
     """Calibrates one prepared graph for one plan; of a wider plan ``also`` the tensors are observed too.
 
     Without a ``form``, whatever a graph for any runtime needs is observed. ``faster`` is a plan with more in 8 bits,
-    taken where the logits hardly lose by it.
+    taken where the logits hardly lose by it. The plan says how many rows of an image are sampled.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Calibration:
     ) -> None:
         self.prepared, self.plan, self.preprocess = prepared, plan, preprocess
         self.open_graph, self.form, self.faster = open_graph, form or Format(), faster
+        self.most_rows = plan.sampled_rows or SAMPLED_ROWS
         self.tensors = observed_tensors(prepared, also or faster or plan, form)
         self.batch = batch_for(prepared.graph, self.tensors)
 
@@ -100,7 +102,7 @@ class Calibration:
 
     def collector(self) -> Collector:
         """Open the graph with the tensors to observe as outputs."""
-        return Collector(self.prepared.graph, self.tensors, self.open_graph)
+        return Collector(self.prepared.graph, self.tensors, self.open_graph, self.most_rows)
 
     def observe(
         self,

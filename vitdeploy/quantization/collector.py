@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitdeploy.errors import CalibrationError, GraphError
 from vitdeploy.graph.linear_groups import shapes_at_batch_one
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.observers import TensorObserver
+from vitdeploy.quantization.observers import SAMPLED_ROWS, TensorObserver
 from vitdeploy.sessions import Opener
 
 Observers = dict[str, TensorObserver]
@@ -31,12 +31,14 @@ class Collector:
     """An opened copy of a graph whose outputs are the tensors to observe; a context manager.
 
     Images stream through batch by batch; while one is observed the next is computed. What is kept does not grow with
-    their number (``TensorObserver``); what is held at once are the observed tensors of two batches, for which
-    ``batch_for`` chooses a size.
+    their number (``TensorObserver``, with a sample of up to ``most_rows`` rows of an image); what is held at once are
+    the observed tensors of two batches, for which ``batch_for`` chooses a size.
     """
 
-    def __init__(self, model: ir.Model, tensors: Mapping[str, int | None], open_graph: Opener) -> None:
-        self.tensors = dict(tensors)
+    def __init__(
+        self, model: ir.Model, tensors: Mapping[str, int | None], open_graph: Opener, most_rows: int = SAMPLED_ROWS
+    ) -> None:
+        self.tensors, self.most_rows = dict(tensors), most_rows
         self._session = open_graph(with_outputs(model, tuple(self.tensors)))
         (self._input,) = self._session.inputs.values()
 
@@ -75,7 +77,9 @@ class Collector:
             CalibrationError: There is no image, or a tensor has NaN or infinite values.
         """
         observers = (
-            {name: TensorObserver(name, axis) for name, axis in self.tensors.items()} if start is None else start
+            {name: TensorObserver(name, axis, self.most_rows) for name, axis in self.tensors.items()}
+            if start is None
+            else start
         )
         seen = 0
         with progress.task("calibrating", total=total) as task, closing(self._computed(batches)) as computed:
@@ -175,7 +179,7 @@ def batch_for(model: ir.Model, tensors: Iterable[str]) -> int:
 
 
 def merged(first: Mapping[str, TensorObserver], second: Mapping[str, TensorObserver]) -> Observers:
-    """Return the observers of both parts of a stream."""
+    """Return the observers of both parts of a stream; sampled rows are shared with them."""
     result: Observers = {}
     for name in first:
         result[name] = TensorObserver(name, first[name].axis)

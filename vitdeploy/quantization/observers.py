@@ -3,30 +3,34 @@
 The result depends on the multiset of images seen, not on their order or on how they were batched, and two observers of
 disjoint parts of a stream merge into the observer of the whole. Ranges are exact, over all values. The histogram and
 the sample of rows, which cost more, see up to ``HISTOGRAM_ROWS`` and ``SAMPLED_ROWS`` rows of each image, spread evenly
-from a start that follows from the image's content.
+from a start that follows from the image's content; where weights are rounded together, which wants several rows for
+each channel, ``MANY_ROWS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.artifacts.calibration_table import SAMPLED_ROWS
 from vitdeploy.errors import CalibrationError
 from vitdeploy.records import RangeMethod
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "mse", "percentile", "entropy")
 BINS = 4096
 HISTOGRAM_ROWS = 64
-SAMPLED_ROWS = 4
+MANY_ROWS = 16
 _SMALLEST_EXPONENT = -100
 _MSE_CANDIDATES = 96
 _ENTROPY_LEVELS = 128
 _ENTROPY_STEP = 32
 _SAMPLE_VALUES = 1 << 19
+_MOST_SAMPLE_VALUES = 1 << 23
+_ROWS_BY_CHANNEL = 4
 
 
 @dataclass
@@ -155,36 +159,41 @@ def _divergence(counts: NDArray[np.int64], end: int) -> float:
 class RowSample:
     """Rows [n, C] of the images whose keys are the smallest: a sample that does not depend on order or batches.
 
-    ``keys`` [images] ascends; ``rows`` [images, rows of each, C]. A key is a hash of the image's content, so an image
-    that occurs twice is sampled once.
+    ``keys`` [images] ascends; ``images`` has the rows [rows of each, C] of each. A key is a hash of the image's
+    content, so an image that occurs twice is sampled once. Kept are 2 MB; with ``most_rows`` above ``SAMPLED_ROWS`` of
+    each image four rows for each channel, but at most 32 MB.
     """
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    rows: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    images: list[NDArray[np.float32]] = field(default_factory=list)
+    most_rows: int = SAMPLED_ROWS
 
-    def merge(self, keys: NDArray[np.uint64], rows: NDArray[np.float32]) -> None:
-        """Take in rows of further images."""
+    def merge(self, keys: NDArray[np.uint64], images: Sequence[NDArray[np.float32]]) -> None:
+        """Take in rows of further images; the arrays are kept, not copied."""
         if not len(keys):
             return
-        if not len(self.keys):
-            self.rows = np.zeros((0, *rows.shape[1:]), np.float32)
-        elif rows.shape[1:] != self.rows.shape[1:]:
+        shape = images[0].shape
+        if self.images and shape != self.images[0].shape:
             raise CalibrationError(
-                f"an image has rows of shape {rows.shape[1:]}, those before had {self.rows.shape[1:]}: calibrate with "
+                f"an image has rows of shape {shape}, those before had {self.images[0].shape}: calibrate with "
                 f"images of one size"
             )
-        capacity = max(1, _SAMPLE_VALUES // max(1, rows.shape[1] * rows.shape[2]))
+        capacity = max(1, self._most_values(shape[1]) // max(1, shape[0] * shape[1]))
         if len(self.keys) >= capacity and keys.min() > self.keys[-1]:
             return
         together, first = np.unique(np.concatenate([self.keys, keys]), return_index=True)
-        kept = first[:capacity]
-        self.rows = np.concatenate([self.rows, rows])[kept]
+        known = [*self.images, *images]
+        self.images = [known[index] for index in first[:capacity]]
         self.keys = together[:capacity]
 
     @property
-    def flat(self) -> NDArray[np.float32]:
-        """All rows, [n, C]."""
-        return self.rows.reshape(-1, self.rows.shape[-1])
+    def rows(self) -> NDArray[np.float32]:
+        """The rows by image, [images, rows of each, C]."""
+        return np.stack(self.images) if self.images else np.zeros((0, 0, 0), np.float32)
+
+    def _most_values(self, channels: int) -> int:
+        wanted = 0 if self.most_rows <= SAMPLED_ROWS else _ROWS_BY_CHANNEL * channels**2
+        return max(_SAMPLE_VALUES, min(wanted, _MOST_SAMPLE_VALUES))
 
 
 class TensorObserver:
@@ -192,17 +201,18 @@ class TensorObserver:
 
     ``lo`` and ``hi``: exact smallest and largest value per index of ``axis`` [C], or [1] where ``axis`` is None (the
     tensor is no input of a linear). ``count``: how many values there were. ``histogram``: of the magnitudes of all
-    channels together. ``sample``: rows [C], for whatever looks at channels together; empty where ``axis`` is None.
+    channels together. ``sample``: up to ``most_rows`` rows [C] of an image, for whatever looks at channels together;
+    empty where ``axis`` is None.
     """
 
-    def __init__(self, name: str, axis: int | None = -1) -> None:
+    def __init__(self, name: str, axis: int | None = -1, most_rows: int = SAMPLED_ROWS) -> None:
         self.name = name
         self.axis = axis
         self.lo: NDArray[np.float32] | None = None
         self.hi: NDArray[np.float32] | None = None
         self.count = 0
         self.histogram = HistogramObserver()
-        self.sample = RowSample()
+        self.sample = RowSample(most_rows=most_rows)
 
     def update(
         self, x: NDArray[Any], keys: NDArray[np.uint64] | None = None, name_of: Callable[[int], str] | None = None
@@ -228,7 +238,8 @@ class TensorObserver:
         images = rows.reshape(len(keys), -1, rows.shape[-1])
         self.histogram.update(np.abs(_spread(images, keys, HISTOGRAM_ROWS)))
         if self.axis is not None:
-            self.sample.merge(keys, _spread(images, keys, SAMPLED_ROWS))
+            chosen = _spread(images, keys, self.sample.most_rows)
+            self.sample.merge(keys, [rows.copy() for rows in chosen])
 
     def merge(self, other: TensorObserver) -> None:
         """Take in what ``other`` has seen; afterwards this is the observer of both streams.
@@ -240,6 +251,7 @@ class TensorObserver:
             return
         if self.lo is None or self.hi is None:
             self.lo, self.hi, self.axis = other.lo.copy(), other.hi.copy(), other.axis
+            self.sample.most_rows = other.sample.most_rows
         elif self.lo.shape != other.lo.shape:
             raise CalibrationError(
                 f"tensor {self.name!r} has {self.lo.size} channels in one part and {other.lo.size} in the other"
@@ -248,7 +260,7 @@ class TensorObserver:
             self.lo, self.hi = np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi)
         self.count += other.count
         self.histogram.merge(other.histogram)
-        self.sample.merge(other.sample.keys, other.sample.rows)
+        self.sample.merge(other.sample.keys, other.sample.images)
 
     @property
     def amax(self) -> float:

@@ -116,7 +116,8 @@ class Edits:
             changes[edit.group] = self._changed(entry or edit, edit, plan)
         kept = [changes.pop(entry.group, entry) for entry in plan.entries]
         entries = (*kept, *changes.values())
-        return plan.model_copy(update={"entries": entries, "rotated": self.plan.rotated})
+        done = {"rotated": self.plan.rotated, "sampled_rows": self.plan.sampled_rows}
+        return plan.model_copy(update={"entries": entries, **done})
 
     def _keeps_nodes(self, edit: PlanEntry, node_names: Collection[str]) -> bool:
         return edit.precision == "fp32" and bool(edit.nodes) and all(name in node_names for name in edit.nodes)

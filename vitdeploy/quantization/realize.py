@@ -132,15 +132,16 @@ class Realizer:
                     activation = basis.activation(group)
                     change = _Change(copy.graph.graph, self.prepared.shapes, fixed)
                     group, activation, treatment = change.apply(group, activation, treatment)
-                    rows = activation.rows
-                    fits = entry.precision == "int8" and can_be_rounded_for_outputs(group) and len(rows)
-                    if not fits or rows.shape[1] != group.linears[0].in_features:
+                    fits = entry.precision == "int8" and can_be_rounded_for_outputs(group) and activation.count
+                    if not fits or activation.lo.size != group.linears[0].in_features:
                         treatment = treatment.model_copy(update={"rounding": "nearest"})
                 changed.append((group, entry.precision, activation, treatment))
                 kept = treatment if activation is not None else None
                 entries.append(entry.model_copy(update={"treatment": kept}))
         # only now are all weights final: scaling one group may go into the weights of another
-        quantized = [self._group(copy.graph.graph, *item) for item in changed]
+        quantized = []
+        while changed:  # the rows of one at a time are held
+            quantized.append(self._group(copy.graph.graph, *changed.pop(0)))
         for placement in place(quantized, self.form, others):
             InsertQDQ(placement)(copy.graph)
         if self.form.cpu:

@@ -16,7 +16,7 @@ from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, SeenDataWarning, UsageError, require_one_of, warn
 from vitdeploy.graph.linear_groups import PATCH_EMBEDDING
 from vitdeploy.quantization.division import Division, divide, warn_of_few_images
-from vitdeploy.quantization.observers import METHODS
+from vitdeploy.quantization.observers import MANY_ROWS, METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
 from vitdeploy.quantization.search import AUTOMATIC, STEPS, Effort, SearchOptions, StepName
@@ -235,12 +235,23 @@ class QuantizeInputs:
         plan = make_plan(prepared.linears, prepared.attentions, intent)
         if self.edits is not None:
             plan = self.edits.applied(plan, self.target, {str(node.name) for node in prepared.graph.graph})
+        if self._learns_rounding:
+            plan = plan.model_copy(update={"sampled_rows": MANY_ROWS})
         if self.precision != "fp16" and not any(entry.precision in INTEGER_PRECISIONS for entry in plan.entries):
             raise GraphError(
                 f"{name!r} has no node to quantize, expected linears of at least 16 features between patch embedding "
                 f"and head: precision='fp16' needs none"
             )
         return plan
+
+    @property
+    def _learns_rounding(self) -> bool:
+        """Return whether weights are rounded together whatever that costs; a plan that is replayed says so itself."""
+        if self.data is None or self.precision != "int8" or self.options.rounding == "nearest":
+            return False
+        searched = self.edits is None and self.options.effort == "best"
+        allowed = self.options.steps == "auto" or "rounding" in self.options.steps
+        return self.options.rounding == "gptq" or (searched and allowed)
 
     def faster_plan_of(self, prepared: Prepared) -> PrecisionPlan | None:
         """Return the plan that profile ``auto`` tries: for OpenVINO, with the products of attention in 8 bits."""

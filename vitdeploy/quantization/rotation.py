@@ -123,9 +123,9 @@ class Bases:
 
     def _has_rows(self, name: str, width: int) -> bool:
         observer = self.plain.observers.get(name)
-        if observer is None or not len(observer.sample.keys):
+        if observer is None or not observer.sample.images:
             return False
         groups = [group for group in self.plain.prepared.linears if str(group.activation.name) == name]
         axes = [channel_axis(group, self.plain.prepared.shapes) for group in groups]
         matrices = all(is_matrix(linear) for group in groups for linear in group.linears)
-        return matrices and None not in axes and observer.sample.flat.shape[1] == width
+        return matrices and None not in axes and observer.sample.images[0].shape[1] == width

@@ -31,7 +31,9 @@ def round_for_outputs(
         rows: [n, K], as the linear reads them, so after their own rounding.
         pairwise: Two integers of one sign in rows 2k and 2k + 1 sum up to at most 128 (``pairwise_scale``).
     """
-    moments = rows.T.astype(np.float64) @ rows.astype(np.float64)
+    exact = rows.astype(np.float64)
+    moments = exact.T @ exact  # NumPy computes a product with its own transpose by half
+    del exact
     used = np.diag(moments) > 0
     moments[~used, ~used] = 1.0
     order = np.argsort(-np.diag(moments), kind="stable")

@@ -21,6 +21,7 @@ def ranges_of(observers: Mapping[str, TensorObserver]) -> dict[str, TensorRange]
             counts=observer.histogram.counts,
             keys=observer.sample.keys,
             rows=observer.sample.rows,
+            most_rows=observer.sample.most_rows,
         )
         for name, observer in observers.items()
         if observer.lo is not None and observer.hi is not None
@@ -34,6 +35,6 @@ def observers_of(ranges: Mapping[str, TensorRange]) -> Observers:
         observer = TensorObserver(name, found.axis)
         observer.lo, observer.hi, observer.count = found.lo.copy(), found.hi.copy(), found.count
         observer.histogram = HistogramObserver(found.counts.copy(), found.exponent)
-        observer.sample = RowSample(found.keys.copy(), found.rows.copy())
+        observer.sample = RowSample(found.keys.copy(), list(found.rows.copy()), found.most_rows)
         observers[name] = observer
     return observers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vitdeploy.records.base import Record
+from vitdeploy.records.constraints import Count
 from vitdeploy.records.samples import SampleSet
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
@@ -57,13 +58,15 @@ class PrecisionPlan(Record):
     ``cpu`` says for which processors a graph for ONNX Runtime or OpenVINO is: ``any``; ``vnni``, those that add
     products of 8 bits in 32, where weights may use all their bits; ``amx``, those that multiply signed activations too.
     ``rotated`` says which channels are in another basis, by matrices that follow from their number: those of the
-    residual streams, those of the attentions' values within each head.
+    residual streams, those of the attentions' values within each head. ``sampled_rows`` says how many rows of an image
+    its numbers were computed from, if not 4.
     """
 
     profile: str
     remainder: Literal["fp32", "fp16", "bf16"]
     cpu: CpuIntegers = "any"
     rotated: tuple[Rotated, ...] = ()
+    sampled_rows: Count | None = None
     entries: tuple[PlanEntry, ...] = ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from vitdeploy.datasets.opening import calibration_split
 from vitdeploy.errors import CalibrationError, GraphError, UsageError, VitdeployError, require_one_of
 from vitdeploy.progress import Progress
 from vitdeploy.quantization.calibration import Calibration
+from vitdeploy.quantization.observers import MANY_ROWS
 from vitdeploy.quantization.plan import Intent, Profile, make_plan
 from vitdeploy.quantization.request import refuse_resizing
 from vitdeploy.quantization.saved_observations import SavedObservations
 from vitdeploy.quantization.table import observers_of, ranges_of
-from vitdeploy.records import CalibrationInfo, Manifest, SampleSet, sha256_of, stage_key
+from vitdeploy.records import CalibrationInfo, Manifest, Rounding, SampleSet, sha256_of, stage_key
 from vitdeploy.terminal_progress import AUTO, shown
 from vitdeploy.wording import adoption
 
@@ -32,12 +34,14 @@ class ObserveOptions:
     """What is observed, over which images.
 
     profile: ``mha`` observes the factors of attention as well.
+    rounding: ``gptq`` keeps as many rows of the inputs of linears as rounding weights together wants.
     shard: (i, n): every n-th image from the i-th on, counted from 1; None: all.
     samples: Take that many of the images, stratified, by ``seed``, before they are divided into shards.
     threads: CPU threads, 0 for all.
     """
 
     profile: Profile = "linear"
+    rounding: Rounding = "nearest"
     shard: tuple[int, int] | None = None
     samples: int | None = None
     seed: int = 0
@@ -45,6 +49,7 @@ class ObserveOptions:
 
     def __post_init__(self) -> None:
         require_one_of("profile", self.profile, ("linear", "mha"))
+        require_one_of("rounding", self.rounding, get_args(Rounding))
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise UsageError(f"shard {self.shard[0]}/{self.shard[1]} is out of range, expected I/N with 1 ≤ I ≤ N")
 
@@ -96,6 +101,8 @@ def observe_calibration(
         raise CalibrationError("there are no images to calibrate with, expected at least one")
     prepared = Prepared.of(source.load())
     plan = make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino", options.profile))
+    if options.rounding == "gptq":
+        plan = plan.model_copy(update={"sampled_rows": MANY_ROWS})
     calibration = Calibration(prepared, plan, preprocess, cpu_opener(options.threads), None)
     if not calibration.tensors:
         raise GraphError(
@@ -103,7 +110,8 @@ def observe_calibration(
             f"embedding and head"
         )
     parents = {"onnx": source.digest, "calibration": dataset.digest}
-    key = stage_key("observe", {"profile": options.profile}, parents)
+    decided = {"profile": options.profile, **({} if options.rounding == "nearest" else {"rounding": options.rounding})}
+    key = stage_key("observe", decided, parents)
     saved = SavedObservations(output, key)
     try:
         with calibration.collector() as collector:
@@ -126,7 +134,7 @@ def observe_calibration(
             images=SampleSet.of(dataset.sample_ids),
         ),
         parents=parents,
-        options={"profile": options.profile},
+        options=decided,
         producer=f"vitdeploy {versions.get('vitdeploy', '')}".strip(),
         versions=versions,
         environment=environment.current(),
@@ -158,6 +166,11 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
                 f"{str(other.path)!r} and {str(first.path)!r} observed different tensors ({odd!r} is in one only): "
                 f"observe all shards with the same profile and plan"
             )
+        if _most_rows(other) != _most_rows(first):
+            raise CalibrationError(
+                f"{str(other.path)!r} and {str(first.path)!r} keep up to {_most_rows(other)} and {_most_rows(first)} rows "
+                f"of an image: observe all shards with the same rounding"
+            )
     digests = [table.digest for table in opened]
     if len(set(digests)) < len(digests):
         twice = next(table.path for index, table in enumerate(opened) if table.digest in digests[:index])
@@ -179,6 +192,10 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
         update={"calibration": info, "parents": parents, "key": stage_key("merge", {}, parents)}
     )
     return write_calibration_table(output, ranges_of(merged), manifest)
+
+
+def _most_rows(table: CalibrationTable) -> int:
+    return max((one.most_rows for one in table.ranges.values()), default=0)
 
 
 def _table_path(output: Path | str) -> Path:
