@@ -79,9 +79,7 @@ def test_merged_observers_are_the_observer_of_both_streams(first, second, most_r
     assert state(merged) == state(watched(first + second, most_rows=most_rows))
 
 
-@pytest.mark.parametrize(
-    ("channels", "few", "many"), [(64, 2400, 8192), (512, 1024, 4 * 512), (3072, 168, 170 * 16)]
-)
+@pytest.mark.parametrize(("channels", "few", "many"), [(64, 2400, 8192), (512, 1024, 4 * 512), (3072, 168, 170 * 16)])
 def test_rounding_weights_together_gets_several_rows_a_channel_in_bounded_memory(channels, few, many) -> None:
     images = np.random.default_rng(0).standard_normal((600 if channels < 3072 else 200, 17, channels), np.float32)
     for most_rows, expected in ((4, few), (16, many)):

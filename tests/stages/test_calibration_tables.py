@@ -56,7 +56,9 @@ def test_shards_with_many_rows_merge_too_and_not_with_others(source: OnnxModel, 
     rows = {name: found.rows.shape[1] for name, found in read.items() if found.axis is not None}
     assert {found.most_rows for found in read.values()} == {16}
     assert max(rows.values()) > max(found.rows.shape[1] for found in whole.ranges.values()) == 4
-    with pytest.raises(CalibrationError, match="keep up to 4 and 16 rows of an image: observe all shards with the same"):
+    with pytest.raises(
+        CalibrationError, match="keep up to 4 and 16 rows of an image: observe all shards with the same"
+    ):
         merge_calibration_tables([merged, whole], tmp_path / "mixed.calib.json")
 
 

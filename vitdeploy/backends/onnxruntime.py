@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, OnnxModel
+from vitdeploy.backends.custom_operators import register_libraries, remedy
 from vitdeploy.backends.lowered import refuse_lowered
 from vitdeploy.backends.onnxruntime_faults import truncates_fp16_quantize
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
@@ -207,9 +208,11 @@ class OnnxRuntimeSession(CheckedSession):
                 providers=provider_list(provider, options, precision),
                 enable_fallback=0,  # else a run that fails on the GPU is repeated on the CPU, with a line on stdout
             )
+        except BackendError:
+            raise
         except Exception as error:  # onnxruntime's exceptions have no common public base
             where = "the graph" if isinstance(source, bytes) else repr(source)
-            raise BackendError(f"onnxruntime cannot open {where}: {one_line(error)}") from error
+            raise BackendError(f"onnxruntime cannot open {where}: {one_line(error)}{remedy(str(error))}") from error
         used = self._session.get_providers()[0]
         is_explicit = options.provider is not None or options.device == "cuda"
         if used != provider and is_explicit:
@@ -302,6 +305,7 @@ def session_settings(options: SessionOptions, precision: Precision, exact_intege
     if options.spinning is not None:
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     settings.log_severity_level = FATAL_ONLY  # the exception says it; nothing is printed beside it
+    register_libraries(settings)
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     # products with weights in 8 bits are FP32 then; the default rounds their activations to 8 bits as well
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")

@@ -133,7 +133,9 @@ def observe(
     ] = "linear",
     rounding: Annotated[
         Literal["nearest", "gptq"],
-        typer.Option("--rounding", help="gptq keeps what 'quantize --rounding gptq' wants: up to 32 MB of each tensor."),
+        typer.Option(
+            "--rounding", help="gptq keeps what 'quantize --rounding gptq' wants: up to 32 MB of each tensor."
+        ),
     ] = "nearest",
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Every N-th image from the I-th on, counted from 1.")

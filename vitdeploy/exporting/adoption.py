@@ -238,6 +238,7 @@ def _run(model: ir.Model, images: NDArray[np.float32], where: str) -> tuple[int,
     Raises:
         GraphError: ONNX Runtime refuses the graph, or its output is no row of numbers per image.
     """
+    from vitdeploy.backends.custom_operators import LIBRARIES, unknown_operators
     from vitdeploy.backends.onnxruntime import open_graph
     from vitdeploy.errors import BackendError
 
@@ -253,6 +254,11 @@ def _run(model: ir.Model, images: NDArray[np.float32], where: str) -> tuple[int,
             sizes = [1, 2, CHECKED_BATCH] if fixed is None else [fixed]
             expected = Expected({size: run_batch(session, images, (size, size)) for size in sizes})
     except BackendError as error:
+        if (unknown := unknown_operators(model)) is not None:
+            raise GraphError(
+                f"{where} has operators that ONNX Runtime does not know: {unknown}: if a library registers them, name "
+                f"its file in the environment variable {LIBRARIES}, else export the model without them"
+            ) from error
         raise GraphError(f"{where} cannot be run as it is: {error}") from error
     if not np.isfinite(expected.last).all():
         raise GraphError(f"{where} gives outputs that are NaN or infinite as it is: its weights or its FP16 overflow")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from vitdeploy.errors import GraphError
+from vitdeploy.graph.quiet import quiet
 from vitdeploy.graph.small_integers import SmallValues, static_shape
 from vitdeploy.text import size_text
 
@@ -53,7 +54,8 @@ def refuse_large(model: ir.Model, where: str, *, batch: int, memory: int | None)
     try:
         model.graph.sort()  # others' files need not be in order, and a copy can only be made of one that is
         copy = model.clone()
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+        with quiet():
+            common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     except Exception:  # onnx raises what its C++ raises; a graph that it cannot infer is judged by ONNX Runtime
         return
     peak, node, count = _peak(copy.graph, batch)

@@ -9,6 +9,7 @@ from vitdeploy.artifacts import IR_VERSION
 from vitdeploy.graph.fix_image_size import FixImageSize
 from vitdeploy.graph.fuse_gelu import FuseGelu
 from vitdeploy.graph.fuse_layer_norm import FuseLayerNorm
+from vitdeploy.graph.inline_functions import InlineFunctions
 from vitdeploy.graph.lower_attention import LowerAttention
 from vitdeploy.graph.lower_fused_operators import LowerFusedOperators
 from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
@@ -31,6 +32,7 @@ def clean(model: ir.Model, opset: int = NEWEST, image: tuple[int, int, int] | No
     """
     lower = LowerOpset(opset)
     for step in (
+        InlineFunctions(),
         common.RemoveInitializersFromInputsPass(),
         FixImageSize(image),
         RaiseOpset(),

@@ -63,7 +63,7 @@ def _consequence(op: str) -> str:
             "is laid out for the kind of CPU on which ONNX Runtime wrote the file, and may run on no other: write it "
             "with an optimization level below 99"
         )
-    return "is no standard ONNX operator"
+    return "is no operator of ONNX: it stays in high precision, and runtimes other than ONNX Runtime refuse it"
 
 
 def _structure(graph: ir.Graph) -> list[Finding]:

@@ -42,7 +42,7 @@ _NEVER_FOLDED = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantiz
 
 
 class Simplify(ir.passes.InPlacePass):
-    """Inline functions, fold constants, apply onnxscript's exact rewrites, drop dead nodes, sort topologically.
+    """Fold constants, apply onnxscript's exact rewrites, drop dead nodes, sort topologically.
 
     Parameters are not merged even where they are equal (LayerNorm weights of a fresh model), because each must stay
     addressable by its name.
@@ -51,7 +51,6 @@ class Simplify(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before, initializers = model.graph.num_nodes(), list(model.graph.initializers.values())
         with quiet():
-            common.InlinePass()(model)
             FoldTransposes()(model)
             for _ in range(4):
                 changed = _fold(model)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitdeploy.artifacts.calibration_table import SAMPLED_ROWS
 from vitdeploy.datasets import Dataset, batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.graph.values import collect_graphs_like
@@ -18,7 +19,6 @@ from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
 from vitdeploy.quantization.division import Division
-from vitdeploy.quantization.observers import SAMPLED_ROWS
 from vitdeploy.quantization.placement import Format
 from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import Realizer, observed_tensors

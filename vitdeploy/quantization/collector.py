@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitdeploy.artifacts.calibration_table import SAMPLED_ROWS
 from vitdeploy.errors import CalibrationError, GraphError
 from vitdeploy.graph.linear_groups import shapes_at_batch_one
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.observers import SAMPLED_ROWS, TensorObserver
+from vitdeploy.quantization.observers import TensorObserver
 from vitdeploy.sessions import Opener
 
 Observers = dict[str, TensorObserver]

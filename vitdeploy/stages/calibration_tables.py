@@ -168,8 +168,8 @@ def merge_calibration_tables(tables: Sequence[CalibrationTable | Path | str], ou
             )
         if _most_rows(other) != _most_rows(first):
             raise CalibrationError(
-                f"{str(other.path)!r} and {str(first.path)!r} keep up to {_most_rows(other)} and {_most_rows(first)} rows "
-                f"of an image: observe all shards with the same rounding"
+                f"{str(other.path)!r} and {str(first.path)!r} keep up to {_most_rows(other)} and {_most_rows(first)} "
+                "rows of an image: observe all shards with the same rounding"
             )
     digests = [table.digest for table in opened]
     if len(set(digests)) < len(digests):
