@@ -146,7 +146,7 @@ def test_each_setting_is_a_row_that_names_it(tmp_path: Path) -> None:
         "m.onnx (ONNX Runtime, CPU, threads not pinned and sleeping)": (False, False, "ok"),
     }
     assert "ONNX Runtime · CPU · threads pinned and sleeping" in page.with_suffix(".md").read_text("utf8")
-    assert "--pinning on,off --spinning off" in str(report.command)
+    assert "pinning=(True, False), spinning=(False,)" in str(report.command)
 
 
 def test_the_process_of_a_row_opens_it_with_its_setting(tmp_path: Path) -> None:
