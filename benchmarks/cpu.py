@@ -27,7 +27,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu_candidates import BASELINE, CHECKED, GEMM, ORT_INT8, OURS, OV_INT8, Candidate, Sources, gemms, make_all
+from cpu_candidates import (
+    BASELINE,
+    CHECKED,
+    GEMM,
+    ORT_INT8,
+    ORT_LOWERED,
+    OURS,
+    OV_INT8,
+    Candidate,
+    Sources,
+    gemms,
+    make_all,
+)
 from cpu_page import CPU_PAGE, CPU_RESULTS, cpu_page
 from cpu_worker import Images, Worker
 from numpy.typing import NDArray
@@ -131,7 +143,11 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
     for worker in workers.values():
         worker.close()
     feed = np.load(feeds["images"])
-    profiles = {title: profile(found[title], feed, arguments.threads) for title in (ORT_INT8, OV_INT8) if title in rows}
+    profiles = {
+        title: profile(found[title], feed, arguments.threads)
+        for title in (ORT_INT8, ORT_LOWERED, OV_INT8)
+        if title in rows
+    }
     keep(key, row | conditions(loads, len(blocks[BASELINE])) | {"profiles": profiles})
     for title, one in sorted(rows.items(), key=lambda item: item[1]["p50_ms"]):
         print(f"  {title}: {one['p50_ms']:.2f} ms, ours {one['ours_faster_by']:.2f} × as fast {one['interval']}")
@@ -160,12 +176,13 @@ def conditions(loads: list[float], rounds: int) -> dict[str, Any]:
 def timed(title: str, candidate: Candidate, blocks: Blocks, peaks: Mapping[str, float], gmacs: float) -> dict[str, Any]:
     """Return a candidate's median, its speed beside ours, and its share of what the machine's large products reach."""
     p50 = float(np.median(np.concatenate(blocks[title])))
-    ratio, interval = 1.0, None
-    if title not in OURS and candidate.against in blocks:
-        ratio, interval = speedup(blocks[candidate.against], blocks[title])
     share = gmacs / (p50 / 1000) / peaks[candidate.arithmetic]
-    against = {} if title in OURS else {"against": candidate.against}
-    return {"p50_ms": p50, "ours_faster_by": ratio, "interval": interval, "share_of_gemm": share} | against
+    found = {"p50_ms": p50, "ours_faster_by": 1.0, "interval": None, "share_of_gemm": share}
+    ours = ORT_INT8 if candidate.against == ORT_LOWERED and ORT_LOWERED not in blocks else candidate.against
+    if title in OURS or title == ours:
+        return found
+    ratio, interval = speedup(blocks[ours], blocks[title]) if ours in blocks else (1.0, None)
+    return found | {"ours_faster_by": ratio, "interval": interval, "against": ours}
 
 
 def peaks_of(blocks: Blocks, arithmetics: Mapping[str, str]) -> dict[str, float]:
@@ -184,7 +201,7 @@ def sqnr(outputs: Images, reference: Images) -> float | None:
 
 def integers(candidate: Candidate, title: str) -> list[int] | None:
     """Return how many products of our INT8 run in integers, and how many should."""
-    if title not in OURS:
+    if title not in (*OURS, ORT_INT8):
         return None
     runtime = candidate.runtime.partition(":")[0]
     census = inspect(read_onnx(candidate.file), runtime=runtime).census  # type: ignore[arg-type]

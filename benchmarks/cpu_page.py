@@ -18,8 +18,8 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         """Rendered from `benchmarks/results/cpu.json`; `python benchmarks/cpu.py` measures again and renews it, and a
         test holds it against the JSON. Every candidate ran in a process of its own, in turns with the others. Weights
         are redrawn and the same for all, SQNR is of the outputs against our FP32 graph on images that nothing was
-        calibrated on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch),
-        with its 95 % interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the
+        calibrated on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch; in
+        ONNX Runtime the lowered graph, where there is a row of it), with its 95 % interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the
         fastest large product of matrices reached in the same turns, in the arithmetic of most of the candidate's
         products; attention and all else count as lost time.""",
         """Our graph for OpenVINO is of profile `mha`, which is what the default takes where the logits keep 35 dB or
@@ -28,8 +28,10 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",
         """Rows of ours with *threads pinned* or *that sleep* are the same graph with another setting of the runtime:
-        a core for each thread, and threads that do not spin while they wait within a call. vitdeploy pins nothing
-        and lets threads spin; *ours* of such a row says what that gains.""",
+        a core for each thread, and threads that do not spin while they wait within a call, as `bench --pinning on`
+        and `--spinning off` set it ([measuring](measuring.md#threads)); the other rows pin nothing and spin. *Ours*
+        of such a row says what that gains. *Lowered* is what `quantize --lower` writes for this machine
+        ([quantization](quantization.md#what-becomes-8-bits)).""",
     )
 )
 

@@ -117,14 +117,11 @@ def opened(runtime: str, file: Path, threads: int) -> Run:
     if name == "onnxruntime":
         import onnxruntime
 
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.log_severity_level = threads, 4
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        if mode == "sleeping":
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if mode == "pinned":  # one processor, counted from 1, for every thread but the one that calls
-            processors = ";".join(str(index + 1) for index in range(1, threads))
-            settings.add_session_config_entry("session.intra_op_thread_affinities", processors)
+        from vitdeploy.backends.onnxruntime import session_settings
+        from vitdeploy.sessions import SessionOptions
+
+        spinning, pinning = (False if mode == "sleeping" else None), (True if mode == "pinned" else None)
+        settings = session_settings(SessionOptions(threads, pinning=pinning, spinning=spinning), "fp32")
         session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
         return lambda images: session.run(None, {feed: images})[0]

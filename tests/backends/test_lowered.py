@@ -11,10 +11,12 @@ from readout_vit import write_readout_vit
 
 from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, read_onnx
-from vitdeploy.backends import get_backend
-from vitdeploy.backends.lowered import lower, lowered_path
+from vitdeploy.backends import get_backend, lowering
+from vitdeploy.backends.lowered import lowered_path
+from vitdeploy.backends.lowering import gains, lower
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.measure.timing import TurnOptions
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
@@ -23,13 +25,18 @@ LOWER = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="of
 ON_CPU = SessionOptions(provider="cpu", threads=1)
 
 
+FASTER, SLOWER, EQUAL = (1.2, (1.1, 1.3)), (0.8, (0.7, 0.9)), (1.0, (0.9, 1.1))
+
+
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = tmp_path_factory.mktemp("lowered")
     source = write_readout_vit(folder / "vit.onnx", 2)
-    return quantize(
-        source, folder / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=LOWER
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "time_pair", lambda *_: {1: FASTER, 8: EQUAL})
+        return quantize(
+            source, folder / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=LOWER
+        )
 
 
 @pytest.fixture
@@ -51,7 +58,48 @@ def test_it_gives_the_portable_graphs_logits_and_says_what_it_is_for(portable: O
     assert census is not None
     assert portable.manifest.plan is not None
     planned = [entry for entry in portable.manifest.plan.entries if entry.precision == "int8"]
-    assert census.integer == census.planned == len(planned) > 0
+    divided = [node for node in portable.load().graph if node.op_type == "Split"]
+    assert len(divided) == 2, "q, k and v of each block"
+    assert census.integer == census.planned == len(planned) + 2 * len(divided)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "gain"),
+    [
+        ({1: FASTER, 8: EQUAL}, True),
+        ({1: EQUAL, 8: EQUAL}, False),
+        ({1: FASTER, 8: SLOWER}, False),
+        ({1: (1.5, None)}, False),
+        ({}, False),
+    ],
+)
+def test_a_step_gains_by_its_intervals(ratios: dict[int, tuple[float, tuple[float, float] | None]], gain: bool) -> None:
+    assert gains(ratios) is gain
+
+
+def test_a_step_that_does_not_gain_is_left_out(
+    portable: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = OnnxModel(tmp_path / "int8.onnx", portable.manifest)
+    copy.path.write_bytes(portable.path.read_bytes())
+    for verdicts, kept in (([FASTER, SLOWER, EQUAL], "biases"), ([SLOWER, EQUAL], None)):
+        left, notes = list(verdicts), Notes()
+        monkeypatch.setattr(lowering, "time_pair", lambda *_, left=left: {1: left.pop(0)})
+        found = lower(copy, notes)
+        steps = () if found is None or found.manifest.lowered is None else found.manifest.lowered.steps
+        assert [step.split()[0] for step in steps] == ([] if kept is None else [kept])
+        assert not left
+        assert any("0.800× as fast at batch 1 [0.700, 0.900], left out" in line for line in notes.lines)
+    assert f"no step makes {copy.path.name} faster on this machine" in notes.lines[-1]
+
+
+def test_a_pair_is_timed_at_each_batch(portable: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowering, "TURNS", TurnOptions(rounds=3, warmup=1, iterations=2, fill_s=0.0))
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    with OnnxRuntimeBackend().open(portable, ON_CPU) as one, OnnxRuntimeBackend().open(portable, ON_CPU) as two:
+        found = lowering.time_pair(one, two, images)
+    assert list(found) == [1, 8]
+    assert all(ratio > 0 and interval is not None for ratio, interval in found.values())
 
 
 def test_another_release_processor_or_runtime_names_the_portable_graph(

@@ -88,12 +88,13 @@ class BuildInfo(Record):
 
 
 class Lowering(Record):
-    """What a graph was lowered for, and the name of the portable graph that it was made from."""
+    """What a graph was lowered for, the name of the portable graph that it was made from, and the steps that gained."""
 
     runtime: str
     version: str
     cpu: str
     portable: str
+    steps: tuple[str, ...] = ()
 
 
 class Manifest(Record):

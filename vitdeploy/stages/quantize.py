@@ -176,7 +176,7 @@ class QuantizeRequest(QuantizeInputs):
         Raises:
             VitdeployError: As ``quantize``.
         """
-        from vitdeploy.backends.lowered import lower
+        from vitdeploy.backends.lowering import lower
         from vitdeploy.backends.onnxruntime import cpu_opener
         from vitdeploy.graph.linear_groups import products_left_out
         from vitdeploy.quantization.prepared import Prepared
@@ -228,7 +228,7 @@ class QuantizeRequest(QuantizeInputs):
         written = write_onnx(output, realized.model, manifest, judged.golden)
         saved.remove()
         if self.options.lower:
-            lower(written, progress)
+            lower(written, progress, threads=self.options.threads)
         if chosen is not None:
             front = write_front(front_folder(self.output), chosen.front)
             journal.remove()

@@ -1,0 +1,157 @@
+"""Lower a graph for ONNX Runtime on the processor of this machine: the steps that gain there, each measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vitdeploy import environment
+from vitdeploy.artifacts import Golden, OnnxModel, write_onnx
+from vitdeploy.backends.lowered import lowered_path, release_of
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend, cpu_opener
+from vitdeploy.errors import GraphError
+from vitdeploy.graph.divide_products import DivideProducts
+from vitdeploy.graph.fuse_transposed_factors import FuseTransposedFactors
+from vitdeploy.graph.lower_integer_matmuls import LowerIntegerMatMuls
+from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.statistics import logits_sqnr_db, speedup
+from vitdeploy.measure.timing import Contestant, TurnOptions, time_in_turns
+from vitdeploy.preprocess import to_input
+from vitdeploy.progress import SILENT, Progress
+from vitdeploy.records import Check, Lowering
+from vitdeploy.records.report import Interval
+from vitdeploy.sessions import Session
+
+MEASURED_WITH = ("1.32",)
+"""Releases of ONNX Runtime with which lowered graphs were measured to be faster, and to give the same logits."""
+
+LEAST_SQNR_DB = 60.0
+"""What the logits of a lowered graph must keep of those of the portable one."""
+
+STEPS: tuple[tuple[str, Callable[[], ir.passes.InPlacePass]], ...] = (
+    ("biases inside the integer products", LowerIntegerMatMuls),
+    ("q, k and v as products of their own", DivideProducts),
+    ("products that take k as it is", FuseTransposedFactors),
+)
+"""What is tried, each on what was kept of those before it."""
+
+BATCHES = (1, 8)
+TURNS = TurnOptions(rounds=7, warmup=1, iterations=20, block_s=0.3, fill_s=0.1)
+
+
+def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0) -> OnnxModel | None:
+    """Write a graph beside a portable one, with ONNX Runtime's own operators, and hold its logits against that one's.
+
+    Each of ``STEPS`` is kept where it is faster on this machine. None, with a note, where ONNX Runtime has a release
+    that this was not measured with, or no step gains.
+
+    Args:
+        portable: A quantized graph for ONNX Runtime.
+        progress: Told what was kept.
+        threads: CPU threads that it is timed with, 0 for all.
+    Raises:
+        GraphError: The logits on the golden samples differ.
+    """
+    version, path = OnnxRuntimeBackend().version(), lowered_path(portable.path)
+    if release_of(version) not in MEASURED_WITH:
+        measured = " and ".join(MEASURED_WITH)
+        progress.note(f"{path.name} was not written: lowering was measured with ONNX Runtime {measured}, not {version}")
+        return None
+    pixels, preprocess = _pixels(portable), portable.manifest.preprocess
+    assert preprocess is not None
+    images = to_input(pixels, preprocess)
+    graph, kept, opener = portable.load(), list[str](), cpu_opener(threads)
+    for title, make in STEPS:
+        changed = graph.clone()
+        if not make()(changed).modified:
+            continue
+        with opener(graph) as before, opener(changed) as after:
+            ratios = time_pair(before, after, images, progress)
+        progress.note(f"{title}: {_ratios_text(ratios)}, {'kept' if gains(ratios) else 'left out'}")
+        if gains(ratios):
+            graph = changed
+            kept.append(title)
+    if not kept:
+        progress.note(f"{path.name} was not written: no step makes {portable.path.name} faster on this machine")
+        return None
+    lowering = Lowering(
+        runtime="onnxruntime",
+        version=version,
+        cpu=environment.cpu_name(),
+        portable=portable.path.name,
+        steps=tuple(kept),
+    )
+    golden = portable.golden
+    name, renewed = "logits SQNR of the portable graph", None
+    check = Check(name=name, status="unchecked", unit="dB", detail="the graph has no golden samples")
+    if golden is not None:
+        opener = cpu_opener(1)
+        with opener(portable.load()) as before, opener(graph) as after:
+            old, new = run_batch(before, images), run_batch(after, images)
+        found = logits_sqnr_db(new, old)
+        if not found >= LEAST_SQNR_DB:
+            raise GraphError(
+                f"the lowered graph keeps {found:.1f} dB of {portable.path.name}, expected {LEAST_SQNR_DB:g}"
+            )
+        detail = f"on {len(images)} golden samples"
+        value = found if found != float("inf") else None
+        detail += ": equal bit for bit" if value is None else ""
+        check = Check(name=name, status="passed", value=value, limit=LEAST_SQNR_DB, unit="dB", detail=detail)
+        renewed = Golden(golden.pixels, golden.reference, new)
+    manifest = portable.manifest.model_copy(
+        update={"lowered": lowering, "parents": {"portable": portable.digest}, "checks": (check,)}
+    )
+    progress.note(
+        f"wrote {path.name} for ONNX Runtime {version} on {lowering.cpu}: bench it beside {portable.path.name}"
+    )
+    return write_onnx(path, graph, manifest, renewed)
+
+
+def time_pair(
+    before: Session, after: Session, images: NDArray[Any], progress: Progress = SILENT
+) -> dict[int, tuple[float, Interval | None]]:
+    """Return batch size → how many times as fast the second session is, with its 95 % interval, timed in turns.
+
+    Args:
+        before: The graph without a step.
+        after: The graph with it.
+        images: [n, ...] as the graph takes them; repeated to fill a batch.
+        progress: Shows the turns.
+    """
+    (spec,) = before.inputs.values()
+    found = {}
+    for batch in BATCHES if spec.shape[0] is None else (spec.shape[0],):
+        feed = {spec.name: np.resize(images, (batch, *images.shape[1:])).astype(spec.dtype)}
+        pair = {"before": Contestant(before, feed), "after": Contestant(after, feed)}
+        turns = time_in_turns(pair, TURNS, progress=progress)
+        if not turns.failures:
+            found[batch] = speedup(turns.blocks["after"], turns.blocks["before"])
+    return found
+
+
+def gains(ratios: Mapping[int, tuple[float, Interval | None]]) -> bool:
+    """Return whether a step is faster at some batch size and slower at none, by the 95 % intervals of its ratios."""
+    known = [interval for _, interval in ratios.values() if interval is not None]
+    return any(low > 1 for low, _ in known) and not any(high < 1 for _, high in known)
+
+
+def _ratios_text(ratios: Mapping[int, tuple[float, Interval | None]]) -> str:
+    parts = [
+        f"{ratio:.3f}× as fast at batch {batch}" + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
+        for batch, (ratio, interval) in ratios.items()
+    ]
+    return ", ".join(parts) or "not timed"
+
+
+def _pixels(portable: OnnxModel) -> NDArray[np.uint8]:
+    """Return images of the model's size, [n, H, W, C]: its golden samples, else noise."""
+    preprocess = portable.manifest.preprocess
+    if portable.golden is not None:
+        return portable.golden.pixels
+    assert preprocess is not None
+    size = preprocess.pixel_size or preprocess.resized_to
+    return np.random.default_rng(0).integers(0, 256, (1, *size, preprocess.channels), np.uint8)
