@@ -18,7 +18,7 @@ WIDTH = 6
 def product(after: str, *, bias: bool = True, **constants: Any) -> ir.Model:
     """Return a graph of an integer product ``m`` [N, 5, 6] of ONNX Runtime, and what comes after it."""
     random = np.random.default_rng(3)
-    biases = {"b": np.linspace(-1, 1, WIDTH, dtype=np.float32)} if bias else {}
+    biases: dict[str, Any] = {"b": np.linspace(-1, 1, WIDTH, dtype=np.float32)} if bias else {}
     model = parse(
         f"""g (float[N, 5, 8] input) => (float[N, 5, K] logits) {{
             q = QuantizeLinear(input, s, z)
