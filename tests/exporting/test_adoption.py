@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
+from onnx import helper, numpy_helper
 
 from vitdeploy.artifacts import OnnxModel, open_artifact, read_onnx
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError, VitdeployError
@@ -201,3 +203,68 @@ def test_a_graph_that_onnxruntime_refuses_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises((BackendError, GraphError)):
         export(source, tmp_path / "x.onnx", options=ADOPT)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [lambda index, name: "node", lambda index, name: f"block/{index % 3}", lambda index, name: name or "x"],
+    ids=["all of one name", "some of one name", "of their own"],
+)
+def test_nodes_of_one_name_get_names_of_their_own(renamed, tmp_path: Path) -> None:
+    source = write_foreign(tmp_path / "foreign.onnx")
+    model = onnx.load(source)
+    for index, node in enumerate(model.graph.node):
+        node.name = renamed(index, node.name)
+    onnx.save(model, source)
+    names = [node.name for node in export(source, tmp_path / "x.onnx", options=ADOPT).load().graph]
+    assert len(set(names)) == len(names)
+    assert all(names)
+
+
+def with_sparse_weight(source: Path, dims: list[int], places: np.ndarray) -> np.ndarray:
+    """Make the weight of the foreign graph sparse, and return it as it is then."""
+    model = onnx.load(source)
+    (weight,) = [one for one in model.graph.initializer if one.name == "w"]
+    array = numpy_helper.to_array(weight)
+    flat = np.arange(0, array.size, 3)
+    dense = np.zeros_like(array)
+    dense.reshape(-1)[flat] = array.reshape(-1)[flat]
+    values = numpy_helper.from_array(dense.reshape(-1)[flat], "w")
+    indices = numpy_helper.from_array(np.ascontiguousarray(places.astype(np.int64)), "places")
+    model.graph.initializer.remove(weight)
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dims))
+    onnx.save(model, source)
+    return dense
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_sparse_weights_are_written_out(axes: int, tmp_path: Path) -> None:
+    source = write_foreign(tmp_path / "foreign.onnx")
+    shape = weight_shape(source)
+    flat = np.arange(0, np.prod(shape), 3)
+    places = flat if axes == 1 else np.stack(np.unravel_index(flat, shape), axis=1)
+    dense = with_sparse_weight(source, list(shape), places)
+    model = export(source, tmp_path / "x.onnx", options=ADOPT).load()
+    held = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    assert any(array.shape in (dense.shape, dense.T.shape) and set(array.flat) == set(dense.flat) for array in held)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shift", "message"),
+    [
+        (None, 1 << 20, "lie outside of"),
+        (None, -9, "lie outside of"),
+        ([1 << 20, 1 << 20], 0, "too large to write out"),
+    ],
+)
+def test_sparse_weights_that_do_not_fit_are_refused(dims, shift: int, message: str, tmp_path: Path) -> None:
+    source = write_foreign(tmp_path / "foreign.onnx")
+    shape = weight_shape(source)
+    with_sparse_weight(source, dims or list(shape), np.arange(0, np.prod(shape), 3) + shift)
+    with pytest.raises(ArtifactError, match=message):
+        export(source, tmp_path / "x.onnx", options=ADOPT)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def weight_shape(source: Path) -> tuple[int, ...]:
+    return next(tuple(one.dims) for one in onnx.load(source).graph.initializer if one.name == "w")

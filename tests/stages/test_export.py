@@ -189,7 +189,7 @@ def test_a_batch_that_is_baked_in_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_departures_from_a_legal_graph_are_noted(tmp_path: Path) -> None:
     notes = Notes()
     text = FOREIGN.replace(
-        "t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t)", 'y = Einsum <equation = "nd,cd->nc"> (q, w)'
+        "t = Transpose <perm = [1, 0]> (w) y = MatMul(q, t)", 'y = Einsum <equation = "...d,cd->...c"> (q, w)'
     )
     model = export(
         write_foreign(tmp_path / "foreign.onnx", text),

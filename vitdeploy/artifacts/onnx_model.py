@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vitdeploy.artifacts.base import Artifact
 from vitdeploy.artifacts.digest import onnx_digest, release
@@ -28,6 +31,8 @@ EXTERNAL_TENSOR_MINIMUM = 1024
 EXTERNAL_ALIGNMENT = 4096
 IR_VERSION = 10
 LARGEST_PROTOBUF = 1 << 31
+LARGEST_SPARSE = 1 << 28
+"""Elements of a sparse weight when it is written out, 1 GB in float32."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,6 +179,7 @@ def load_ir(path: Path) -> ir.Model:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)  # whatever its name ends in
         if not proto.graph.node or not proto.graph.output:
             raise ArtifactError(f"{str(path)!r} is not an ONNX model: it has no nodes or no outputs")
+        _write_out_sparse(proto.graph, path)
         model = ir.serde.deserialize_model(proto)
         if not all(isinstance(text, str) for text in (*model.metadata_props, *model.metadata_props.values())):
             raise ValueError("a string is not UTF-8")
@@ -193,6 +199,31 @@ def load_ir(path: Path) -> ir.Model:
             ) from error
         refusal = not_an_artifact(path, "an ONNX model")
         raise refusal or ArtifactError(f"{str(path)!r} is not an ONNX file, or is damaged") from error
+
+
+def _write_out_sparse(graph: Any, path: Path) -> None:
+    """Turn sparse weights into plain ones, in place: onnx_ir reads no others.
+
+    Raises:
+        ArtifactError: One is too large for that, or has values outside of its shape.
+    """
+    from onnx import numpy_helper
+
+    for sparse in graph.sparse_initializer:
+        name, shape = sparse.values.name, tuple(sparse.dims)
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        if math.prod(shape) > LARGEST_SPARSE:
+            raise ArtifactError(f"{str(path)!r} has a sparse weight {name!r} of shape {shape}, too large to write out")
+        flat = places if places.ndim < 2 else places @ np.cumprod((1, *shape[:0:-1]))[::-1]
+        inside = places.ndim < 2 or (places.shape[1] == len(shape) and bool((places < shape).all()))
+        if not inside or flat.shape != values.shape or ((places < 0).any() or (flat >= math.prod(shape)).any()):
+            raise ArtifactError(
+                f"{str(path)!r} is damaged: values of the sparse weight {name!r} lie outside of {shape}"
+            )
+        dense = np.zeros(math.prod(shape), values.dtype)
+        dense[flat] = values
+        graph.initializer.append(numpy_helper.from_array(dense.reshape(shape), name))
+    del graph.sparse_initializer[:]
 
 
 def _digest(model: ir.Model, path: Path) -> str:

@@ -68,6 +68,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         GraphError: The graph is no image classifier, does not fit the preprocessing, or cannot be cleaned unchanged.
     """
     from vitdeploy.graph.clean import clean
+    from vitdeploy.graph.name_nodes import complete_names
 
     with progress.task("adopt", total=3) as task:
         task.describe("reading")
@@ -75,6 +76,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         refuse_unbounded(model, where)
         named = _preprocess(path, model, options.preprocess, progress)
         original = onnx_digest(model)
+        complete_names(model.graph)  # ONNX Runtime refuses a graph with two nodes of one name
         precision = graph_precision(model)
         notes = choose_output(model, options.output_name, where)
         if options.task == "features":

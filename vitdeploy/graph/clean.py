@@ -11,6 +11,7 @@ from vitdeploy.graph.fuse_gelu import FuseGelu
 from vitdeploy.graph.fuse_layer_norm import FuseLayerNorm
 from vitdeploy.graph.inline_functions import InlineFunctions
 from vitdeploy.graph.lower_attention import LowerAttention
+from vitdeploy.graph.lower_einsum import LowerEinsum
 from vitdeploy.graph.lower_fused_operators import LowerFusedOperators
 from vitdeploy.graph.lower_opset import NEWEST, LowerOpset
 from vitdeploy.graph.name_inputs_outputs import NameInputsOutputs
@@ -39,6 +40,7 @@ def clean(model: ir.Model, opset: int = NEWEST, image: tuple[int, int, int] | No
         LowerAttention(),
         LowerFusedOperators(),
         Simplify(),
+        LowerEinsum(),
         PadTokens(),
         PlainGemms(),
         FuseLayerNorm(),

@@ -40,7 +40,7 @@ class NameNodes(ir.passes.InPlacePass):
         if any(SCOPES_KEY in node.metadata_props for node in model.graph):
             self._name_by_module(model.graph)
         else:
-            _complete_names(model.graph)
+            complete_names(model.graph)
         return ir.passes.PassResult(model, modified=before != [node.name for node in model.graph])
 
     def _name_by_module(self, graph: ir.Graph) -> None:
@@ -113,7 +113,8 @@ def _park(graph: ir.Graph) -> None:
         value.name = f"__{index}__"
 
 
-def _complete_names(graph: ir.Graph) -> None:
+def complete_names(graph: ir.Graph) -> None:
+    """Give every node without a name, and all but the first of one name, a name of its own, in place."""
     used: Counter[str] = Counter(node.name for node in graph if node.name)
     seen: set[str] = set()
     for node in graph:
