@@ -145,21 +145,21 @@ def _linear(
     known = None if x.shape is None else dict(zip(product.a, x.shape, strict=True))
     if known is not None and any(isinstance(known[k], int) and known[k] != size[k] for k in product.summed):
         return None  # an axis of one that is repeated
-    kept, summed, made = product.of_a, product.summed, product.of_b
-    order = [product.b.index(letter) for letter in (*summed, *made)]
+    kept, summed, columns = product.of_a, product.summed, product.of_b
+    order = [product.b.index(letter) for letter in (*summed, *columns)]
     flat = array.transpose(order).reshape(math.prod(size[k] for k in summed), -1)
     value = writer.permuted(x, product.a, kept + summed)
     if len(summed) > 1:
         value = writer.reshaped(value, [*[0] * len(kept), len(flat)])
     value = writer.op("MatMul", value, writer.constant(f"{weight.name}.matrix", flat))
-    old, behind = writer.node.outputs[0], kept + made
-    sizes = [size[letter] for letter in made]
-    if behind == product.out and len(made) > 1 and (bias := _bias(old, len(product.out), sizes)) is not None:
+    old, behind = writer.node.outputs[0], kept + columns
+    sizes = [size[letter] for letter in columns]
+    if behind == product.out and len(columns) > 1 and (bias := _bias(old, len(product.out), sizes)) is not None:
         add, name, vector = bias
         value = writer.op("Add", value, writer.constant(f"{name}.vector", vector))
         writer.nodes[-1].name = add.name
         old = add.outputs[0]
-    if len(made) > 1:
+    if len(columns) > 1:
         value = writer.reshaped(value, [*[0] * len(kept), *sizes])
     return old, writer.permuted(value, behind, product.out)
 
