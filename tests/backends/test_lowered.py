@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,12 @@ from vitdeploy.backends.lowering import gains, lower
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.measure.timing import TurnOptions
+from vitdeploy.records import CpuIntegers
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.inspect import inspect
+from vitdeploy.stages.package import package
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
+from vitdeploy.stages.triton import write_triton_repository
 
 LOWER = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True)
 ON_CPU = SessionOptions(provider="cpu", threads=1)
@@ -116,6 +121,45 @@ def test_another_release_processor_or_runtime_names_the_portable_graph(
     pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
     with pytest.raises(BackendError, match="and this is OpenVINO"):
         get_backend("openvino").open(lowered)
+
+
+def test_a_processor_of_the_same_name_that_multiplies_otherwise_is_another(
+    lowered: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lowered.manifest.lowered is not None
+    here = lowered.manifest.lowered.integers
+    words = {"any": "without VNNI", "vnni": "with VNNI", "amx": "with AMX", None: ""}
+    there: CpuIntegers = "any" if here != "any" else "vnni"
+    monkeypatch.setattr(environment, "cpu_integers", lambda: there)
+    cpu = re.escape(environment.cpu_name())
+    with pytest.raises(BackendError, match=rf"on {cpu} {words[here]}, and this is .* on {cpu} {words[there]}: take"):
+        OnnxRuntimeBackend().open(lowered, ON_CPU)
+
+
+def test_the_portable_graph_is_named_as_it_is_called_now(
+    portable: OnnxModel, lowered: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "über hier"
+    folder.mkdir()
+    copy = Path(shutil.copy(lowered.path, folder / "schnell 1.onnx"))
+    monkeypatch.setattr(environment, "cpu_name", lambda: "A Processor of 2011")
+    digest = portable.digest[:12]
+    gone = f"take 'int8.onnx', which it was made from and which is not beside it (digest {digest})"
+    with pytest.raises(BackendError, match=re.escape(gone)):
+        OnnxRuntimeBackend().open(read_onnx(copy), ON_CPU)
+    shutil.copy(portable.path, folder / "für alle.onnx")
+    with pytest.raises(BackendError, match=r"take 'für alle.onnx', which it was made from$"):
+        OnnxRuntimeBackend().open(read_onnx(copy), ON_CPU)
+
+
+def test_what_others_are_to_run_is_not_made_of_it(portable: OnnxModel, lowered: OnnxModel, tmp_path: Path) -> None:
+    message = r"was lowered for ONNX Runtime .*, which others refuse: take 'int8.onnx', which it was made from"
+    for artifacts in ([lowered], [portable, lowered]):
+        with pytest.raises(UsageError, match=message):
+            package(artifacts, tmp_path / "vit.bundle")
+        with pytest.raises(UsageError, match=message):
+            write_triton_repository(artifacts, tmp_path / "models")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_with_an_unknown_release_it_is_not_written_and_that_is_said(

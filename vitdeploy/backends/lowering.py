@@ -82,6 +82,7 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
         runtime="onnxruntime",
         version=version,
         cpu=environment.cpu_name(),
+        integers=environment.cpu_integers(),
         portable=portable.path.name,
         steps=tuple(kept),
     )

@@ -277,6 +277,7 @@ def _in_flags(report: Report) -> Report:
         verdict = verdict.replace(row.reason.rstrip("."), reason.rstrip(".")) if row.reason else verdict
         rows.append(row.model_copy(update={"reason": reason, "notes": tuple(map(in_flags, row.notes))}))
     against = in_flags(report.baseline.accuracy_against, calls_only=True)
+    verdict = verdict.replace(report.baseline.accuracy_against.rstrip("."), against.rstrip("."))
     baseline = report.baseline.model_copy(update={"accuracy_against": against})
     lines = tuple(verdict.split("\n")) if verdict else ()
     return report.model_copy(update={"rows": tuple(rows), "verdict": lines, "baseline": baseline})

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from vitdeploy.records.base import Record, sha256_of
 from vitdeploy.records.error_profile import ErrorProfile
 from vitdeploy.records.model import ModelSpec
-from vitdeploy.records.precision import CalibrationInfo, Precision, PrecisionPlan, Target
+from vitdeploy.records.precision import CalibrationInfo, CpuIntegers, Precision, PrecisionPlan, Target
 from vitdeploy.records.preprocess import Preprocess
 from vitdeploy.records.samples import TrainingData
 
@@ -93,6 +93,7 @@ class Lowering(Record):
     runtime: str
     version: str
     cpu: str
+    integers: CpuIntegers | None = None
     portable: str
     steps: tuple[str, ...] = ()
 

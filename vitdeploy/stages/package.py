@@ -26,6 +26,7 @@ from vitdeploy.artifacts.files import save_tensors, write_error
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.artifacts.signature import read_private_key
+from vitdeploy.backends.lowered import refuse_to_ship
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import to_input
 from vitdeploy.records import BundledGraph, BundleManifest, Preprocess, Report
@@ -126,6 +127,8 @@ def _refuse_unfit(opened: Sequence[Artifact], graphs: Sequence[OnnxModel], engin
                 f"{str(one.path)!r} is a {one.manifest.kind}, expected ONNX models and engines: vd.export() "
                 "makes a graph of a checkpoint"
             )
+    for graph in graphs:
+        refuse_to_ship(graph)
     first = graphs[0]
     if first.manifest.preprocess is None:
         raise ArtifactError(f"{str(first.path)!r} carries no preprocessing, so an image cannot become its input")

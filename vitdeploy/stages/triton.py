@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, atomic_folder, load_ir, open_artifact
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
+from vitdeploy.backends.lowered import refuse_to_ship
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import to_input
 from vitdeploy.records import Manifest, Preprocess
@@ -98,6 +99,8 @@ class _Model:
         where, manifest = repr(str(artifact.path)), artifact.manifest
         if not isinstance(artifact, OnnxModel | Engine):
             raise UsageError(f"{where} is a {manifest.kind}, expected ONNX models and engines")
+        if isinstance(artifact, OnnxModel):
+            refuse_to_ship(artifact)
         if manifest.preprocess is None:
             raise ArtifactError(f"{where} carries no preprocessing, so what it takes is not known")
         largest, fixed = options.largest_batch, None
