@@ -38,7 +38,9 @@ def refuse_lowered(model: OnnxModel, backend: str, version: str) -> None:
     others = same and None not in (lowered.integers, integers) and lowered.integers != integers
     if (lowered.runtime, release_of(lowered.version)) != (backend, release_of(version)) or not same or others:
         cpu += f" {_INTEGERS[integers]}" if others and integers is not None else ""
-        raise BackendError(f"{_made_for(model, lowered, others)}, and this is {here} on {cpu}: {portable_of(model)}")
+        raise BackendError(
+            f"{_lowering_text(model, lowered, others)}, and this is {here} on {cpu}: {portable_of(model)}"
+        )
 
 
 def refuse_to_ship(model: OnnxModel) -> None:
@@ -49,7 +51,7 @@ def refuse_to_ship(model: OnnxModel) -> None:
     """
     lowered = model.manifest.lowered
     if lowered is not None:
-        raise UsageError(f"{_made_for(model, lowered)}, which others refuse: {portable_of(model)}")
+        raise UsageError(f"{_lowering_text(model, lowered)}, which others refuse: {portable_of(model)}")
 
 
 def portable_of(model: OnnxModel) -> str:
@@ -69,7 +71,7 @@ def portable_of(model: OnnxModel) -> str:
     return f"take {name!r}, which it was made from{more}"
 
 
-def _made_for(model: OnnxModel, lowered: Lowering, integers: bool = False) -> str:
-    how = f" {_INTEGERS[lowered.integers]}" if integers and lowered.integers is not None else ""
+def _lowering_text(model: OnnxModel, lowered: Lowering, integers: bool = False) -> str:
+    instructions = f" {_INTEGERS[lowered.integers]}" if integers and lowered.integers is not None else ""
     runtime = f"{backend_title(lowered.runtime)} {lowered.version}"
-    return f"{str(model.path)!r} was lowered for {runtime} on {lowered.cpu}{how}"
+    return f"{str(model.path)!r} was lowered for {runtime} on {lowered.cpu}{instructions}"
