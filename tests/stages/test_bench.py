@@ -186,7 +186,7 @@ def test_several_numbers_of_threads_are_timed_at_each_batch(tmp_path: Path) -> N
         assert one.images_per_s > 0
     page, text = render_html(report), render_markdown(report)
     assert page.count('<tr data-name="m.onnx"><th scope="row">m.onnx</th><td class="n">4</td>') == 2
-    assert all(f"Threads × artifact, batch {batch}" in page for batch in (1, 4))
+    assert all(f"Latency by threads of the CPU, batch {batch}" in page for batch in (1, 4))
     assert "## Threads" in text
     with pytest.raises(UsageError, match=r"the numbers of threads are \(1, 1\), expected each once"):
         BenchOptions(thread_counts=(1, 1))

@@ -261,7 +261,7 @@ def thread_bars(report: Report) -> list[Bars]:
         here = [(row, one) for row, one in timed if one.batch == batch]
         slowest = [one.p50_ms if one.p50_ci95 is None else one.p50_ci95[1] for _, one in here]
         limit = LONGEST_WHISKER * max(one.p50_ms for _, one in here)
-        labels = [f"{one.threads} × {row.name}" for row, one in here]
+        labels = [f"{_threads(one.threads)}, {row.name}" for row, one in here]
         left = _left(labels)
         axis = size_axis([min(ms, limit) for ms in slowest], left, BAR_WIDTH - 72)
         bars = [
@@ -271,15 +271,20 @@ def thread_bars(report: Report) -> list[Bars]:
                 precision=row.precision,
                 label=shortened(label, left - BAR_MARGIN),
                 value=f"{ms_text(one.p50_ms)} ms",
-                title=f"{row.name}, {runtime_text(row)}, {one.threads} threads: p50 {ms_text(one.p50_ms)} ms",
+                title=f"{row.name}, {runtime_text(row)}, {_threads(one.threads)}: p50 {ms_text(one.p50_ms)} ms",
                 whisker=axis.at(min(ms, limit)),
                 cut=ms > limit,
             )
             for index, ((row, one), label, ms) in enumerate(zip(here, labels, slowest, strict=True))
         ]
-        caption = f"Threads × artifact, batch {batch}: bar p50, line to the end of its 95 % interval"
+        arrow = ARROW if any(bar.cut for bar in bars) else ""
+        caption = f"Latency by threads of the CPU, batch {batch}: bar p50, line to the end of its 95 % interval{arrow}"
         charts.append(_chart(caption, bars, left, axis, lambda value: f"{_number(value)} ms"))
     return charts
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def size_bars(report: Report) -> Bars | None:
