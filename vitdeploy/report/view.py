@@ -32,8 +32,18 @@ class Fact:
 
 def runtime_text(row: Row) -> str:
     """Return which runtime on which device, and settings of threads that were chosen: ``ONNX Runtime · CPU``."""
-    device = None if row.device is None else DEVICES[row.device]
-    return " · ".join(filter(None, (backend_title(row.backend), device, threads_text(row.pinning, row.spinning))))
+    return " · ".join(filter(None, (runtime_name(row), row_threads(row))))
+
+
+def runtime_name(row: Row) -> str:
+    """Return which runtime on which device."""
+    title = backend_title(row.backend)
+    return f"{title} · {DEVICES[row.device]}" if row.device is not None else title
+
+
+def row_threads(row: Row) -> str:
+    """Return settings of threads that were chosen for a row, nothing where they were left to its runtime."""
+    return threads_text(row.pinning, row.spinning)
 
 
 def interval_text(interval: Interval | None, factor: float = 1.0, digits: int = 2) -> str:
