@@ -3,6 +3,7 @@
     python benchmarks/cpu.py vit_small_patch16_224 --batch 1 8 --threads 2
     python benchmarks/cpu.py --page                # renew docs/cpu.md from the results
     python benchmarks/cpu.py --folder F --make     # quantize with all of them, to measure later with --folder F
+    python benchmarks/cpu.py --folder F --default  # which profile `quantize` takes by itself, at which SQNR
 
 Every candidate runs in a process of its own and they take turns, so that clocks and other users of the machine meet all
 alike. A ratio is of medians over the same rounds with a 95 % interval (``measure.statistics.speedup``), and nobody is
@@ -53,6 +54,7 @@ from vitdeploy.measure.load import watch_other_load
 from vitdeploy.measure.statistics import logits_sqnr_db, speedup
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.inspect import inspect
+from vitdeploy.stages.quantize import quantize
 
 VARIANTS = (
     "vit_base_patch16_224",
@@ -77,6 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where graphs are kept: those that are there are not made again")
     parser.add_argument("--make", action="store_true", help="measure nothing, make the graphs in --folder")
+    parser.add_argument("--default", action="store_true", help="measure nothing, quantize with all defaults")
     parser.add_argument("--page", action="store_true", help="measure nothing, renew the page")
     arguments = parser.parse_args()
     for name in () if arguments.page else arguments.names or VARIANTS:
@@ -84,6 +87,9 @@ def main() -> None:
             folder = Path(temporary) if arguments.folder is None else arguments.folder / name
             folder.mkdir(parents=True, exist_ok=True)
             sources = Sources.make(name, folder, arguments.calibrated)
+            if arguments.default:
+                keep("defaults", name, by_default(sources))
+                continue
             for batch in arguments.batch:
                 print(f"{name}, batch {batch}", flush=True)
                 if arguments.make:
@@ -139,7 +145,7 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
             for title in outputs
         }
         row = {"candidates": rows, "left_out": reasons, "gemm_gmacs_per_s": peaks}
-        keep(key, row | conditions(loads, len(blocks[BASELINE])))
+        keep("rows", key, row | conditions(loads, len(blocks[BASELINE])))
     for worker in workers.values():
         worker.close()
     feed = np.load(feeds["images"])
@@ -148,16 +154,28 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
         for title in (ORT_INT8, ORT_LOWERED, OV_INT8)
         if title in rows
     }
-    keep(key, row | conditions(loads, len(blocks[BASELINE])) | {"profiles": profiles})
+    keep("rows", key, row | conditions(loads, len(blocks[BASELINE])) | {"profiles": profiles})
     for title, one in sorted(rows.items(), key=lambda item: item[1]["p50_ms"]):
         print(f"  {title}: {one['p50_ms']:.2f} ms, ours {one['ours_faster_by']:.2f} × as fast {one['interval']}")
     for title, reason in reasons.items():
         print(f"  {title}: left out, {reason}", flush=True)
 
 
-def keep(key: str, row: dict[str, Any]) -> None:
-    rows = read_results(CPU_RESULTS).get("rows", {}) | {key: row}
-    write_results(CPU_RESULTS, {"rows": rows})
+def keep(part: str, key: str, row: dict[str, Any]) -> None:
+    results = read_results(CPU_RESULTS)
+    write_results(CPU_RESULTS, {**results, part: results.get(part, {}) | {key: row}})
+
+
+def by_default(sources: Sources) -> dict[str, Any]:
+    """Return which profile ``quantize`` takes for OpenVINO where nothing is chosen, and the SQNR of its check."""
+    path = sources.folder / "default.onnx"
+    if not path.exists():
+        quantize(sources.model, path, precision="int8", target="openvino", calibration=sources.calibration)
+    manifest = read_onnx(path).manifest
+    (sqnr,) = (check.value for check in manifest.checks if check.name == "logits SQNR")
+    assert manifest.plan is not None
+    print(f"  {manifest.plan.profile}, {sqnr:.1f} dB", flush=True)
+    return {"profile": manifest.plan.profile, "sqnr_db": sqnr}
 
 
 def conditions(loads: list[float], rounds: int) -> dict[str, Any]:

@@ -23,9 +23,13 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         nobody is called faster. *Of GEMM* is the share of what the fastest large product of matrices reached in the
         same turns, in the arithmetic of most of the candidate's products; attention and all else count as lost
         time.""",
-        """Our graph for OpenVINO is of profile `mha`, which is what the default takes where the logits keep 35 dB or
-        lose at most 1 dB ([quantization](quantization.md#what-becomes-8-bits)); the row *of profile linear* has
-        attention in FP32. NNCF's default rounds residual sums too, its mode for transformers does not.""",
+        """Our graph for OpenVINO is of profile `mha` here, whatever it keeps; the row *of profile linear* has attention
+        in FP32. By itself `quantize` takes `mha` where the logits keep 35 dB or lose at most 1 dB
+        ([quantization](quantization.md#what-becomes-8-bits)), after a search of ranges that these rows are made
+        without (`--effort fast`): the next table says what it takes, and the SQNR of its own check, on images that
+        calibration has not seen (`python benchmarks/cpu.py --default`). Where that is `linear`, `--profile mha` gives
+        the speed of the rows below, at their SQNR. NNCF's default rounds residual sums too, its mode for
+        transformers does not.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",
         """Rows of ours with *threads pinned* or *that sleep* are the same graph with another setting of the runtime:
@@ -40,7 +44,16 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
 def cpu_page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     sections = [section(key, row) for key, row in results.get("rows", {}).items()]
-    return "\n\n".join([HEAD, *sections]) + "\n"
+    return "\n\n".join([HEAD, *defaults(results.get("defaults", {})), *sections]) + "\n"
+
+
+def defaults(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the table of what ``quantize`` takes by itself; nothing where that was not tried."""
+    if not found:
+        return []
+    lines = [f"| {name} | `{one['profile']}` | {one['sqnr_db']:.1f} |" for name, one in sorted(found.items())]
+    table = ["| `quantize --target openvino` at its defaults | profile | SQNR dB |", "| --- | --- | ---: |", *lines]
+    return ["\n".join(table)]
 
 
 def section(key: str, row: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.backends.threads import cores, pinned_to, refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import Manifest, Precision, PrecisionPlan
+from vitdeploy.records import CpuIntegers, Manifest, Precision, PrecisionPlan
 from vitdeploy.records.report import Device
 from vitdeploy.sessions import (
     THREAD_SETTINGS,
@@ -118,7 +118,12 @@ class OnnxRuntimeBackend:
 
 def saturates_here(plan: PrecisionPlan | None) -> bool:
     """Return whether a graph's weights are for processors that add in 32 bits, and this one is known not to."""
-    return plan is not None and plan.cpu != "any" and environment.cpu_integers() == "any"
+    return plan is not None and saturates(plan.cpu)
+
+
+def saturates(made_for: CpuIntegers) -> bool:
+    """Return whether this processor is known to add 8-bit products in 16 bits, where such weights need 32."""
+    return made_for != "any" and environment.cpu_integers() == "any"
 
 
 def _quantizes_fp16(manifest: Manifest) -> bool:
@@ -126,11 +131,14 @@ def _quantizes_fp16(manifest: Manifest) -> bool:
     return manifest.plan is not None and manifest.plan.remainder == "fp16" and manifest.precision != "fp16"
 
 
-def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> OnnxRuntimeSession:
+def open_graph(
+    model: ir.Model, options: SessionOptions = SessionOptions(), *, exact_integers: bool = False
+) -> OnnxRuntimeSession:
     """Open a graph that is in memory: calibration graphs with extra outputs, candidates of a search.
 
     A graph with more than 256 MB of weights goes through a temporary file with external data, which ONNX Runtime maps
-    into memory; so a large model is not held three times.
+    into memory; so a large model is not held three times. ``exact_integers`` has weights converted so that no product
+    saturates, as ``saturates`` says that it would.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
@@ -147,17 +155,21 @@ def open_graph(model: ir.Model, options: SessionOptions = SessionOptions()) -> O
     fp8 = any(tensor.dtype == ir.DataType.FLOAT8E4M3FN for tensor in tensors)
     precision: Precision = "fp8" if fp8 else "fp32"
     if not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY_LIMIT:
-        return OnnxRuntimeSession(ir.to_proto(model).SerializeToString(), options, precision)
+        source = ir.to_proto(model).SerializeToString()
+        return OnnxRuntimeSession(source, options, precision, exact_integers=exact_integers)
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
-        return OnnxRuntimeSession(str(path), options, precision)
+        return OnnxRuntimeSession(str(path), options, precision, exact_integers=exact_integers)
 
 
-def cpu_opener(threads: int) -> Opener:
-    """Return what opens graphs on the CPU with that many threads, 0 for all."""
-    options = SessionOptions(threads=threads, device="cpu")
-    return lambda model: open_graph(model, options)
+def cpu_opener(threads: int, made_for: CpuIntegers = "any") -> Opener:
+    """Return what opens graphs on the CPU with that many threads, 0 for all.
+
+    Weights that are made for other processors than this one are computed as these would.
+    """
+    options, exact = SessionOptions(threads=threads, device="cpu"), saturates(made_for)
+    return lambda model: open_graph(model, options, exact_integers=exact)
 
 
 def _has_fp16_quantize(model: ir.Model) -> bool:

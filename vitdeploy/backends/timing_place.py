@@ -11,7 +11,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import write_onnx
 from vitdeploy.backends import get_backend, names
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.records import Manifest, Precision, Target
+from vitdeploy.records import CpuIntegers, Manifest, Precision, Target
 from vitdeploy.records.report import Device, backend_title, executing_target
 from vitdeploy.sessions import BuildTarget, Opener, Session, SessionOptions
 
@@ -93,21 +93,22 @@ class TimingPlace:
 
             choose_provider(self._options(0), onnxruntime.get_available_providers())
 
-    def opener(self, manifest: Manifest, batch: int, threads: int = 0) -> Opener:
+    def opener(self, manifest: Manifest, batch: int, threads: int = 0, made_for: CpuIntegers = "any") -> Opener:
         """Return what opens a graph; an engine is built for this batch alone.
 
         Args:
             manifest: Of the FP32 graph: what goes in and comes out.
             batch: The size at which latency counts.
             threads: Of the CPU, 0 for all.
+            made_for: The processors that integers in the graphs suit.
         """
         backend, options = get_backend(self.backend), self._options(threads)
 
         def open_there(model: ir.Model) -> Session:
             if self.backend == "onnxruntime":
-                from vitdeploy.backends.onnxruntime import open_graph
+                from vitdeploy.backends.onnxruntime import open_graph, saturates
 
-                return open_graph(model, options)
+                return open_graph(model, options, exact_integers=saturates(made_for))
             described = manifest.model_copy(update={"precision": _precision(model), "parents": {}, "checks": ()})
             with tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True) as folder:
                 written = write_onnx(Path(folder) / "graph.onnx", model, described)

@@ -25,7 +25,7 @@ from vitdeploy.quantization.affine import (
     symmetric_scale,
     unsigned_grid,
 )
-from vitdeploy.records import NodePrecision
+from vitdeploy.records import CpuIntegers, NodePrecision
 
 INTEGER_PRECISIONS: tuple[NodePrecision, ...] = ("int8", "int8-weight-only", "fp8")
 
@@ -74,6 +74,11 @@ class Format:
     vnni: bool = False
     signed: bool = False
     openvino: bool = False
+
+    @property
+    def processor(self) -> CpuIntegers:
+        """How the processor multiplies integers that they are made for."""
+        return "amx" if self.signed else "vnni" if self.vnni else "any"
 
     @property
     def clearance(self) -> bool:

@@ -51,7 +51,7 @@ from vitdeploy.quantization.scaling import (
     smoothing_factor,
     weight_amax,
 )
-from vitdeploy.records import CpuIntegers, NodePrecision, PlanEntry, PrecisionPlan, Treatment
+from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Treatment
 
 WITH_ACTIVATIONS = ("int8", "fp8")
 
@@ -148,12 +148,8 @@ class Realizer:
             KeepIntegerMatMuls()(copy.graph)
         if self.form.openvino:
             TransposeFactorsLast()(copy.graph)
-        done = {"entries": tuple(entries), "cpu": self._cpu, "rotated": basis.rotated}
+        done = {"entries": tuple(entries), "cpu": self.form.processor, "rotated": basis.rotated}
         return Realized(copy.graph, plan.model_copy(update=done), basis.prepared)
-
-    @property
-    def _cpu(self) -> CpuIntegers:
-        return "amx" if self.form.signed else "vnni" if self.form.vnni else "any"
 
     def _group(
         self,

@@ -163,13 +163,13 @@ class Predictor:
                 f"the features of {str(self._graph.path)!r} are in another basis, because its stream is rotated: "
                 "take them from its FP32 graph, or quantize without the step 'streams'"
             )
-        from vitdeploy.backends.onnxruntime import open_graph
+        from vitdeploy.backends.onnxruntime import open_graph, saturates_here
         from vitdeploy.graph.head_input import find_head_input
 
         graph = self._graph.load()
         features = find_head_input(graph)
         graph.graph.outputs[:] = [features]
-        return open_graph(graph, self._options)
+        return open_graph(graph, self._options, exact_integers=saturates_here(plan))
 
     def read(self, images: Images, batch: int = BATCH) -> Iterator[tuple[str, NDArray[np.uint8] | DataError]]:
         """Yield the name of each image and its pixels, [H, W, C] resized and cropped, or why there are none."""

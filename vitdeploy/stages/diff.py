@@ -274,7 +274,7 @@ def _outputs(
 def _tensors(
     pair: tuple[Artifact, Artifact], images: Dataset, preprocess: Preprocess, options: _Options, progress: Progress
 ) -> tuple[Correspondence, list[Difference]]:
-    from vitdeploy.backends.onnxruntime import open_graph
+    from vitdeploy.backends.onnxruntime import open_graph, saturates_here
     from vitdeploy.graph.correspondence import correspond, with_types
     from vitdeploy.quantization.collector import batch_for, with_outputs
 
@@ -290,6 +290,7 @@ def _tensors(
                 open_graph(
                     with_outputs(graph, names),
                     SessionOptions(options.threads, place.device, place.provider, cpu_fallback=True),
+                    exact_integers=place.artifact is not None and saturates_here(place.artifact.manifest.plan),
                 )
                 for graph, names, place in zip(graphs, (firsts, seconds), options.places, strict=True)
                 if place is not None

@@ -1,0 +1,61 @@
+"""Weights for processors that add in 32 bits are judged as these compute them, on one that adds in 16 bits too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from readout_vit import write_readout_vit
+
+from vitdeploy import environment
+from vitdeploy.backends import lowering, onnxruntime
+from vitdeploy.backends.onnxruntime import cpu_opener, saturates
+from vitdeploy.backends.timing_place import TimingPlace
+from vitdeploy.records import CpuIntegers
+from vitdeploy.stages.quantize import QuantizeOptions, quantize
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether weights of each graph that is opened are converted, on a processor without VNNI."""
+    found: list[bool] = []
+    settings = onnxruntime.session_settings
+
+    def recorded(options: Any, precision: Any, exact_integers: bool = False) -> Any:
+        found.append(exact_integers)
+        return settings(options, precision, exact_integers)
+
+    monkeypatch.setattr(onnxruntime, "session_settings", recorded)
+    monkeypatch.setattr(environment, "cpu_integers", lambda: "any")
+    return found
+
+
+@pytest.mark.parametrize(("made_for", "converted"), [("any", False), ("vnni", True), ("amx", True)])
+def test_a_graph_in_memory_is_computed_as_where_it_is_for(
+    made_for: CpuIntegers, converted: bool, opened: list[bool], tmp_path: Path
+) -> None:
+    source = write_readout_vit(tmp_path / "vit.onnx", 1)
+    opened.clear()
+    assert saturates(made_for) is converted
+    for opener in (cpu_opener(1, made_for), TimingPlace("onnxruntime").opener(source.manifest, 1, 1, made_for)):
+        with opener(source.load()):
+            pass
+    assert opened == [converted, converted]
+
+
+@pytest.mark.parametrize("made_for", ["vnni", "any"])
+def test_quantize_judges_and_lowers_the_graph_so(
+    made_for: CpuIntegers, opened: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_readout_vit(tmp_path / "vit.onnx", 1)
+    monkeypatch.setattr(lowering, "time_pair", lambda *_: {1: (1.2, (1.1, 1.3))})
+    options = QuantizeOptions(
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True, cpu=made_for
+    )
+    opened.clear()
+    quantize(
+        source, tmp_path / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=options
+    )
+    assert opened
+    assert set(opened) == {made_for == "vnni"}
