@@ -31,31 +31,31 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize(("made_for", "converted"), [("any", False), ("vnni", True), ("amx", True)])
+@pytest.mark.parametrize(("processor", "converted"), [("any", False), ("vnni", True), ("amx", True)])
 def test_a_graph_in_memory_is_computed_as_where_it_is_for(
-    made_for: CpuIntegers, converted: bool, opened: list[bool], tmp_path: Path
+    processor: CpuIntegers, converted: bool, opened: list[bool], tmp_path: Path
 ) -> None:
     source = write_readout_vit(tmp_path / "vit.onnx", 1)
     opened.clear()
-    assert saturates(made_for) is converted
-    for opener in (cpu_opener(1, made_for), TimingPlace("onnxruntime").opener(source.manifest, 1, 1, made_for)):
+    assert saturates(processor) is converted
+    for opener in (cpu_opener(1, processor), TimingPlace("onnxruntime").opener(source.manifest, 1, 1, processor)):
         with opener(source.load()):
             pass
     assert opened == [converted, converted]
 
 
-@pytest.mark.parametrize("made_for", ["vnni", "any"])
+@pytest.mark.parametrize("processor", ["vnni", "any"])
 def test_quantize_judges_and_lowers_the_graph_so(
-    made_for: CpuIntegers, opened: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processor: CpuIntegers, opened: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_readout_vit(tmp_path / "vit.onnx", 1)
     monkeypatch.setattr(lowering, "time_pair", lambda *_: {1: (1.2, (1.1, 1.3))})
     options = QuantizeOptions(
-        threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True, cpu=made_for
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True, cpu=processor
     )
     opened.clear()
     quantize(
         source, tmp_path / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=options
     )
     assert opened
-    assert set(opened) == {made_for == "vnni"}
+    assert set(opened) == {processor == "vnni"}

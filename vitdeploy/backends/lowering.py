@@ -63,9 +63,9 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
         return None
     pixels, preprocess = _pixels(portable), portable.manifest.preprocess
     assert preprocess is not None
-    made_for = "any" if portable.manifest.plan is None else portable.manifest.plan.cpu
+    processor = "any" if portable.manifest.plan is None else portable.manifest.plan.cpu
     images = to_input(pixels, preprocess)
-    graph, kept, opener = portable.load(), list[str](), cpu_opener(threads, made_for)
+    graph, kept, opener = portable.load(), list[str](), cpu_opener(threads, processor)
     for title, make in STEPS:
         changed = graph.clone()
         if not make()(changed).modified:
@@ -91,7 +91,7 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
     name, renewed = "logits SQNR of the portable graph", None
     check = Check(name=name, status="unchecked", unit="dB", detail="the graph has no golden samples")
     if golden is not None:
-        opener = cpu_opener(1, made_for)
+        opener = cpu_opener(1, processor)
         with opener(portable.load()) as before, opener(graph) as after:
             old, new = run_batch(before, images), run_batch(after, images)
         found = logits_sqnr_db(new, old)

@@ -121,9 +121,9 @@ def saturates_here(plan: PrecisionPlan | None) -> bool:
     return plan is not None and saturates(plan.cpu)
 
 
-def saturates(made_for: CpuIntegers) -> bool:
+def saturates(processor: CpuIntegers) -> bool:
     """Return whether this processor is known to add 8-bit products in 16 bits, where such weights need 32."""
-    return made_for != "any" and environment.cpu_integers() == "any"
+    return processor != "any" and environment.cpu_integers() == "any"
 
 
 def _quantizes_fp16(manifest: Manifest) -> bool:
@@ -163,12 +163,12 @@ def open_graph(
         return OnnxRuntimeSession(str(path), options, precision, exact_integers=exact_integers)
 
 
-def cpu_opener(threads: int, made_for: CpuIntegers = "any") -> Opener:
+def cpu_opener(threads: int, processor: CpuIntegers = "any") -> Opener:
     """Return what opens graphs on the CPU with that many threads, 0 for all.
 
     Weights that are made for other processors than this one are computed as these would.
     """
-    options, exact = SessionOptions(threads=threads, device="cpu"), saturates(made_for)
+    options, exact = SessionOptions(threads=threads, device="cpu"), saturates(processor)
     return lambda model: open_graph(model, options, exact_integers=exact)
 
 

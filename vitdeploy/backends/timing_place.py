@@ -93,14 +93,14 @@ class TimingPlace:
 
             choose_provider(self._options(0), onnxruntime.get_available_providers())
 
-    def opener(self, manifest: Manifest, batch: int, threads: int = 0, made_for: CpuIntegers = "any") -> Opener:
+    def opener(self, manifest: Manifest, batch: int, threads: int = 0, processor: CpuIntegers = "any") -> Opener:
         """Return what opens a graph; an engine is built for this batch alone.
 
         Args:
             manifest: Of the FP32 graph: what goes in and comes out.
             batch: The size at which latency counts.
             threads: Of the CPU, 0 for all.
-            made_for: The processors that integers in the graphs suit.
+            processor: The processors that integers in the graphs suit.
         """
         backend, options = get_backend(self.backend), self._options(threads)
 
@@ -108,7 +108,7 @@ class TimingPlace:
             if self.backend == "onnxruntime":
                 from vitdeploy.backends.onnxruntime import open_graph, saturates
 
-                return open_graph(model, options, exact_integers=saturates(made_for))
+                return open_graph(model, options, exact_integers=saturates(processor))
             described = manifest.model_copy(update={"precision": _precision(model), "parents": {}, "checks": ()})
             with tempfile.TemporaryDirectory(prefix="vitdeploy-", ignore_cleanup_errors=True) as folder:
                 written = write_onnx(Path(folder) / "graph.onnx", model, described)
