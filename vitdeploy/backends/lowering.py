@@ -40,7 +40,7 @@ STEPS: tuple[tuple[str, Callable[[], ir.passes.InPlacePass]], ...] = (
 """What is tried, each on what was kept of those before it."""
 
 BATCHES = (1, 8)
-TURNS = TurnOptions(rounds=7, warmup=1, iterations=20, block_s=0.3, fill_s=0.1)
+TURNS = TurnOptions(rounds=15, warmup=1, iterations=10, block_s=0.2, fill_s=0.05)
 
 
 def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0) -> OnnxModel | None:
