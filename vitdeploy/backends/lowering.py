@@ -57,9 +57,11 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
         GraphError: The logits on the golden samples differ.
     """
     version, path = OnnxRuntimeBackend().version(), lowered_path(portable.path)
+    earlier = f"; {path.name} as it is there was made of an earlier graph" if path.exists() else ""
     if release_of(version) not in MEASURED_WITH:
         measured = " and ".join(MEASURED_WITH)
-        progress.note(f"{path.name} was not written: lowering was measured with ONNX Runtime {measured}, not {version}")
+        reason = f"lowering was measured with ONNX Runtime {measured}, not {version}"
+        progress.note(f"{path.name} was not written: {reason}{earlier}")
         return None
     pixels, preprocess = _pixels(portable), portable.manifest.preprocess
     assert preprocess is not None
@@ -77,7 +79,8 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
             graph = changed
             kept.append(title)
     if not kept:
-        progress.note(f"{path.name} was not written: no step makes {portable.path.name} faster on this machine")
+        reason = f"no step makes {portable.path.name} faster on this machine"
+        progress.note(f"{path.name} was not written: {reason}{earlier}")
         return None
     lowering = Lowering(
         runtime="onnxruntime",
