@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ import pytest
 from vitdeploy.artifacts import read_engine
 from vitdeploy.artifacts.calibration_table import TensorRange, read_calibration_table, write_calibration_table
 from vitdeploy.artifacts.engine import write_engine
-from vitdeploy.artifacts.files import atomic_folder, write_atomically
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX, atomic_folder, write_atomically
+from vitdeploy.artifacts.ownership import is_ours
+from vitdeploy.artifacts.pages import other_pages, write_with_pages
 from vitdeploy.records import Manifest, ModelSpec
 
 
@@ -110,10 +114,24 @@ def read_file(path: Path) -> int:
     return int(path.read_text())
 
 
+def pages(path: Path, turn: int) -> None:
+    page = f"<head>\n</head>{turn}"
+    write_with_pages(path, json.dumps(turn), [(path.with_suffix(".html"), page), (path.with_suffix(".md"), str(turn))])
+
+
+def read_pages(path: Path) -> int:
+    """Read the JSON; a page that shows another one is known as that, and only such a page."""
+    turn, beside = int(path.read_text()), [path.with_suffix(".html"), path.with_suffix(".md")]
+    others = [page for page in beside if page.is_file() and not re.search(rf"(</head>|^){turn}\b", page.read_text())]
+    assert other_pages(path, beside) == others
+    return turn
+
+
 KINDS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], int]]] = {
     "an engine": ("x.engine", engine, read_plan),
     "a calibration table": ("x.calib.json", table, read_table),
     "a folder": ("x.bundle", folder, read_folder),
+    "JSON with pages": ("x.json", pages, read_pages),
     "a file": ("x.txt", file, read_file),
 }
 
@@ -138,7 +156,9 @@ def test_a_kill_leaves_the_earlier_output_or_the_new_one(
     assert all(seen[-3:]), "was killed to the end"
     write(path, 99)
     assert read(path) == 99
-    if path.suffix in (".engine", ".json"):
+    if read_pages is read:
+        assert other_pages(path, [path.with_suffix(".html"), path.with_suffix(".md")]) == []
+    elif path.suffix in (".engine", ".json"):
         described = path.with_name("x.engine.json") if path.suffix == ".engine" else path
         assert "previous" not in described.read_text(), "what is whole again keeps no earlier description"
 
@@ -155,4 +175,6 @@ def test_a_first_output_is_there_wholly_or_not_at_all(
         if path.exists() and (path.suffix != ".engine" or path.with_name("x.engine.json").exists()):
             assert read(path) == 1
             return
+        for left in path.parent.iterdir():
+            assert left.name.startswith(TEMPORARY_PREFIX) or is_ours(left), f"{left.name} stands in the way"
     raise AssertionError("it was never written")

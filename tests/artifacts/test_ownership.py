@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel, sidecar_of
+from vitdeploy.artifacts.calibration_table import write_calibration_table
 from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import KIND_OF_SUFFIX, refuse_unwritable, refuse_unwritable_folder
@@ -20,11 +21,17 @@ from vitdeploy.artifacts.ownership import has_onnx_mark, is_ours
 from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError, VitdeployError
 from vitdeploy.pipeline import read_recipe, run
+from vitdeploy.records import Manifest, ModelSpec
 from vitdeploy.stages.convert import convert
 from vitdeploy.stages.package import package
 from vitdeploy.stages.quantize import quantize
+from vitdeploy.stages.train import train
+from vitdeploy.training.identity import Identity
+from vitdeploy.training.journal import Journal
+from vitdeploy.training.options import TrainOptions
+from vitdeploy.training.state import State, write_state
 
-REFUSED = "exists and was not written by vitdeploy: choose another name, or remove it"
+REFUSED = "exists and was not written by vitdeploy, or is damaged: choose another name, or remove it"
 
 
 def write_strangers(folder: Path, graph: OnnxModel) -> dict[str, Path]:
@@ -81,7 +88,7 @@ def test_verbs_refuse_before_they_work_and_lose_nothing(
     with pytest.raises(ArtifactError, match=REFUSED):
         convert(tiny_checkpoint, tmp_path / "theirs.safetensors")
     (tmp_path / "vit.onnx").write_bytes(before["theirs.onnx"])
-    with pytest.raises(ArtifactError, match="exists and was not written by vitdeploy: name an output"):
+    with pytest.raises(ArtifactError, match="exists and was not written by vitdeploy, or is damaged: name an output"):
         output_beside(tmp_path / "vit.safetensors", ".onnx")
     (tmp_path / "vit.onnx").unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -154,3 +161,53 @@ def test_the_folder_of_a_run_is_its_own(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"scripts": {"start": "node"}}')
     with pytest.raises(ArtifactError, match=REFUSED):
         refuse_unwritable(tmp_path / "model.onnx", "an ONNX file")
+
+
+@pytest.mark.parametrize("name", ["vit.state.pt", "vit.metrics.jsonl", "vit.last.safetensors"])
+def test_what_a_training_writes_beside_its_checkpoint_replaces_nothing_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"step": 1, "loss": 2.0}\n')
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ArtifactError, match=rf"{name}' {REFUSED}"):
+        train("digits", tmp_path / "vit.safetensors", options=TrainOptions(epochs=1, keep_last=True), progress=None)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, before)]
+
+
+@pytest.mark.parametrize(
+    ("output", "beside"),
+    [
+        ("vit.calib.json", "vit.calib.safetensors"),
+        ("vit.engine", "vit.engine.json"),
+        ("vit.onnx", "vit.reference.safetensors"),
+        ("vit.json", "vit.html"),
+    ],
+)
+def test_files_beside_an_output_replace_nothing_of_others(tmp_path: Path, output: str, beside: str) -> None:
+    if beside.endswith(".safetensors"):
+        save_tensors(tmp_path / beside, {"weight": np.zeros(3, np.float32)})
+    else:
+        (tmp_path / beside).write_text('{"name": "mine"}')
+    with pytest.raises(ArtifactError, match=rf"{beside}' {REFUSED}"):
+        refuse_unwritable(tmp_path / output, KIND_OF_SUFFIX[Path(output).suffix], beside=[tmp_path / beside])
+    with pytest.raises(ArtifactError, match=rf"{beside}' is the input"):
+        refuse_unwritable(
+            tmp_path / output,
+            KIND_OF_SUFFIX[Path(output).suffix],
+            inputs=[tmp_path / beside],
+            beside=[tmp_path / beside],
+        )
+
+
+def test_what_earlier_commands_wrote_beside_their_output_is_replaced(tmp_path: Path) -> None:
+    manifest = Manifest(kind="checkpoint", created_by="a test", model=ModelSpec(family="vit", name="x"))
+    write_state(tmp_path / "vit.state.pt", Identity("key"), State(), {"model": {}})
+    row = dict.fromkeys(("updates", "learning_rate", "loss", "validation_loss", "validation_top1"), 1.0)
+    with Journal(tmp_path / "vit.safetensors", []) as journal:
+        journal.add({"epoch": 1, **row})
+        journal.add({"epoch": 2, **row})
+    write_calibration_table(tmp_path / "vit.calib.json", {}, manifest.model_copy(update={"kind": "calibration-table"}))
+    save_tensors(tmp_path / "old.calib.safetensors", {"x": np.zeros(1, np.float32)})
+    (tmp_path / "old.calib.json").write_text((tmp_path / "vit.calib.json").read_text())
+    for path in tmp_path.iterdir():
+        assert is_ours(path), path
+    (tmp_path / "vit.calib.json").unlink()
+    assert is_ours(tmp_path / "vit.calib.safetensors"), "a kill came before its JSON"

@@ -24,6 +24,8 @@ from vitdeploy.records import Manifest, Preprocess, canonical_json, sha256_of
 SUFFIX = ".calib.json"
 SAMPLED_ROWS = 4
 """Of an image, in tables that say nothing else."""
+MARK = {"vitdeploy.calibration": "arrays"}
+"""Metadata of the arrays, by which they are known as ours without their JSON."""
 _REMEDY = "calibrate again with vd.quantize(..., calibration='DATA')"
 
 
@@ -85,8 +87,8 @@ def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manif
     numbers, arrays = _split(ranges)
     sealed = manifest.sealed(_digest(numbers, arrays))
     body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
-    with atomic_pair(path, canonical_json(body), arrays_of(path)) as temporary:
-        save_tensors(temporary, arrays)
+    with atomic_pair(path, canonical_json(body), arrays_of(path), is_marked=True) as temporary:
+        save_tensors(temporary, arrays, MARK)
     return CalibrationTable(path, sealed, dict(ranges))
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,22 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """Write ``data`` (text as UTF-8) to ``path``, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_together(contents: Mapping[Path, str]) -> None:
+    """Write texts (UTF-8) that belong together; they take their places in this order once all are on the disk.
+
+    A full disk changes none of them. No system renames several files at once, so a kill may come between two of them:
+    the first should be the one that says what the others are.
+    """
+    with ExitStack() as stack:
+        temporaries = {path: stack.enter_context(atomic_path(path)) for path in reversed(list(contents))}
+        for path, temporary in temporaries.items():
+            try:
+                temporary.write_text(contents[path], encoding="utf8")
+                _sync(temporary)
+            except OSError as error:
+                raise write_error(path, error) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:

@@ -19,5 +19,5 @@ def output_beside(source: Path, ending: str) -> Path:
         name = name.removesuffix(known)
     path = source.with_name(f"{name}{ending}")
     if path.is_file() and not is_ours(path):
-        raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: name an output")
+        raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy, or is damaged: name an output")
     return path

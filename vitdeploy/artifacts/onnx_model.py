@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,8 @@ def _external_files(path: Path) -> set[Path]:
     except ArtifactError:
         return set()
     tensors: list[Any] = [value.const_value for value in model.graph.initializers.values()]
-    return {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    files = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return {file for file in files if re.fullmatch(rf"{re.escape(path.stem)}\.[0-9a-f]{{12}}\.data", file.name)}
 
 
 def _readopt(path: Path) -> str:

@@ -14,7 +14,7 @@ from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import is_safetensors, parse_json, read_bytes, read_head, safetensors_metadata
 from vitdeploy.records.budget import FRONT
 from vitdeploy.records.bundle import MANIFEST
-from vitdeploy.records.report import DIGEST_KEY, REPORT
+from vitdeploy.records.report import DIGEST_KEY, REPORT, SAMPLES
 
 ARTIFACT = "a checkpoint, an ONNX model or an engine"
 _HEAD = 4096
@@ -54,6 +54,11 @@ def _folder(path: Path) -> tuple[str, str] | None:
         return "the folder of a report", _report_way(path)
     if (path / MANIFEST).is_file() and (found := _of_manifest(_json(path / MANIFEST), path)) is not None:
         return found
+    if (path / SAMPLES).is_file():
+        return (
+            "the folder of a bench that did not end",
+            f"vd.bench(...) again, and vd.write_report(report, {str(path)!r})",
+        )
     if is_weights_folder(path):
         return "a folder of weights that others made", _weights_way(path)
     if any(name.lower().endswith(_IMAGE_NAMES) for name in _names(path, deep=True)):

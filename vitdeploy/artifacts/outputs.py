@@ -37,7 +37,7 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
             refused, because most often it is the input, named by mistake.
         what: A value of ``KIND_OF_SUFFIX``, or other words for it.
         inputs: What is read and may not be replaced, under whatever name: artifacts and paths; others do not count.
-        beside: Files that are written with it.
+        beside: Files that are written with it; what holds for ``path`` holds for them, but their names are free.
     Raises:
         ArtifactError: ``path`` is a folder, a device or an input, lies where nothing can be written, is called like
             another kind of file, holds what vitdeploy did not write, or is held by another run.
@@ -54,18 +54,20 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
         refuse_special(file, f"the name of {what}" if file is path else "a file")
     for one in inputs:
         source = one.path if isinstance(one, Artifact) else one
-        if isinstance(source, str | Path) and _is_same(path, Path(source)):
-            raise ArtifactError(f"{str(path)!r} is the input {str(source)!r} itself: choose another name")
+        for file in (path, *beside):
+            if isinstance(source, str | Path) and _is_same(file, Path(source)):
+                raise ArtifactError(f"{str(file)!r} is the input {str(source)!r} itself: choose another name")
     _refuse_unwritable(path, path.absolute().parents)
     refuse_held(path)
-    refuse_strange(path)
+    for file in (path, *beside):
+        refuse_strange(file)
 
 
 def refuse_strange(path: Path) -> None:
     """Raise where a file is there that vitdeploy did not write: somebody's photograph, notes or weights.
 
-    The folder of a run is the run's own, damaged files too: they are made anew. One that this process holds was looked
-    at when it was taken.
+    One of ours that is so damaged that it cannot be told from others counts as theirs. The folder of a run is the run's
+    own, damaged files too: they are made anew. One that this process holds was looked at when it was taken.
 
     Raises:
         ArtifactError: There is such a file.
@@ -73,7 +75,9 @@ def refuse_strange(path: Path) -> None:
     if not path.is_file() or is_held_here(path.parent):
         return
     if not is_ours(path) and not _is_of_run(path.parent):
-        raise ArtifactError(f"{str(path)!r} exists and was not written by vitdeploy: choose another name, or remove it")
+        raise ArtifactError(
+            f"{str(path)!r} exists and was not written by vitdeploy, or is damaged: choose another name, or remove it"
+        )
 
 
 def _is_of_run(folder: Path) -> bool:

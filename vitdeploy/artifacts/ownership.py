@@ -27,6 +27,8 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire type
 _LONGEST_VARINT = 10
 _PARQUET, _ZIP = b"PAR1", b"PK\x03\x04"
 _RECORDS = ({"groups", "kinds", "trials"}, {"candidates", "max_drop_pp"}, {"entries", "remainder"})
+_EPOCH = {"epoch", "updates", "learning_rate", "loss", "validation_loss", "validation_top1"}
+_STATE = (b"identity", b"loss_sum", b"history", b"parts")
 _OF_FOLDERS = (RUN, REPORT, "report.html", FRONT, MANIFEST)
 
 
@@ -37,11 +39,11 @@ def is_ours(path: Path) -> bool:
         if not head:
             return True
         if is_safetensors(path):
-            return any(key.startswith(MARK) for key in safetensors_metadata(path))
+            return any(key.startswith(MARK) for key in safetensors_metadata(path)) or _is_of_our_table(path)
         if head.lstrip()[:1] == b"{":
-            return _is_our_json(path)
+            return _is_our_json(path) or _is_of_epochs(head)
         if head.startswith(_ZIP):
-            return _is_bundled(path)
+            return _is_bundled(path) or _is_state(path)
         if head.startswith(_PARQUET):
             return _footer_has_mark(path)
         return PAGE_MARK in head or _has_our_sidecar(path) or has_onnx_mark(path)
@@ -108,6 +110,35 @@ def _is_our_json(path: Path) -> bool:
         or any(isinstance(one, dict) and "manifest_sha256" in one for one in states)
         or any(keys >= known for known in _RECORDS)
     )
+
+
+def _is_of_epochs(head: bytes) -> bool:
+    """Return whether a file begins with a line of a training's metrics; a first line is shorter than what is read."""
+    try:
+        first: Any = parse_json(head.partition(b"\n")[0])
+    except ValueError:
+        return False
+    return isinstance(first, dict) and first.keys() >= _EPOCH
+
+
+def _is_of_our_table(path: Path) -> bool:
+    """Return whether the JSON of a calibration table of ours lies beside its arrays, which earlier had no mark."""
+    table = path.with_suffix(".json")
+    return table.is_file() and _is_our_json(table)
+
+
+def _is_state(path: Path) -> bool:
+    """Return whether an archive of ``torch.save`` is the state of an unfinished training."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((one for one in archive.namelist() if one.endswith("/data.pkl")), None)
+            if name is None:
+                return False
+            with archive.open(name) as stream:
+                content = stream.read(_LARGEST_JSON)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error):
+        return False
+    return all(key in content for key in _STATE)
 
 
 def _is_bundled(path: Path) -> bool:

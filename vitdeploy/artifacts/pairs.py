@@ -20,17 +20,20 @@ PREVIOUS = "previous"
 
 
 @contextmanager
-def atomic_pair(description: Path, text: str, payload: Path) -> Iterator[Path]:
+def atomic_pair(description: Path, text: str, payload: Path, *, is_marked: bool = False) -> Iterator[Path]:
     """Yield a temporary path for the payload; on success both files take their places, else both are as before.
 
     No system renames two files at once. So an earlier pair is replaced in three steps: a description of both payloads,
     the new payload, its description alone. Whatever step a kill comes after, the payload has its description
     (``fitting_version``). All is on the disk under temporary names before the first step: a full disk changes nothing.
 
+    A first pair has nothing to lose; its description comes first where the payload alone would not be known as ours.
+
     Args:
         description: The JSON file.
         text: What it is to hold, a JSON object.
         payload: The other file.
+        is_marked: Whether the payload carries the mark of what vitdeploy writes.
     Raises:
         ArtifactError: As ``atomic_path``.
     """
@@ -41,6 +44,8 @@ def atomic_pair(description: Path, text: str, payload: Path) -> Iterator[Path]:
             _sync(path)
         if payload.is_file() and (earlier := _earlier(description)) is not None:
             write_atomically(description, json.dumps({**json.loads(text), PREVIOUS: earlier}))
+        elif not is_marked:
+            write_atomically(description, text)
 
 
 def fitting_version(

@@ -7,20 +7,35 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vitdeploy.artifacts.other_files import not_an_artifact
+from vitdeploy.artifacts.pages import warn_of_other_pages
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import Report, sha256_of
-from vitdeploy.records.report import DIGEST_KEY, REPORT
+from vitdeploy.records.report import DIGEST_KEY, REPORT, REPORT_FILES
 
 SCHEMA_VERSION = 1
 
 
 def read_report(path: Path | str) -> Report:
-    """Read a ``report.json``, or the one in a folder.
+    """Read a ``report.json``, or the one in a folder; warn where the pages beside it show an earlier one.
 
     Raises:
         ArtifactError: There is none, it is damaged or edited, or its schema is newer than this vitdeploy.
     """
+    report = read_report_alone(path)
+    place = Path(path) / REPORT if Path(path).is_dir() else Path(path)
+    folder = str(place.parent)
+    warn_of_other_pages(place, pages_beside(place), f"vd.write_report(vd.read_report({folder!r}), {folder!r})")
+    return report
+
+
+def pages_beside(path: Path) -> tuple[Path, ...]:
+    """Return the names of the pages that belong to a ``report.json``."""
+    return tuple(path.with_name(name) for name in REPORT_FILES if name != REPORT) if path.name == REPORT else ()
+
+
+def read_report_alone(path: Path | str) -> Report:
+    """Read a report as ``read_report``, whatever lies beside it."""
     path = Path(path)
     if path.is_dir():
         if not (path / REPORT).is_file() and (refusal := not_an_artifact(path, "a report")) is not None:

@@ -11,8 +11,7 @@ import numpy as np
 
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.benching.measuring import Entry
-
-SAMPLES = "report.samples.npz"
+from vitdeploy.records.report import SAMPLES
 
 
 def write_samples(entries: Sequence[Entry], folder: Path) -> Path:

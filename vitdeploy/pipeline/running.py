@@ -282,7 +282,9 @@ class _Run:
             )
 
     def bench(self, artifacts: list[Artifact]) -> Report:
-        from vitdeploy.report import read_report, write_report
+        from vitdeploy.artifacts.pages import other_pages
+        from vitdeploy.artifacts.report_json import pages_beside, read_report_alone
+        from vitdeploy.report import write_report
         from vitdeploy.stages.bench import BenchRequest
 
         options = self.recipe.bench.options
@@ -300,11 +302,14 @@ class _Run:
             parents={artifact.path.name: artifact.digest for artifact in artifacts},
         )
         output = self.folder / "report.json"
-        pages = (self.folder / "report.md", self.folder / "report.html")
-        beside = pages if self.predictions is None else (*pages, self.predictions)
+        beside = () if self.predictions is None else (self.predictions,)
         reason = "the data, the machine, a runtime or the engines that could not be built changed"
-        step = Step("bench", request, output, read_report, provenance, reason, beside)
-        return self.run_step(step, lambda report: report.key, lambda report: write_report(report, self.folder))
+        step = Step("bench", request, output, read_report_alone, provenance, reason, beside)
+        report = self.run_step(step, lambda report: report.key, lambda report: write_report(report, self.folder))
+        pages = pages_beside(output)
+        if other_pages(output, pages) or not all(page.is_file() for page in pages):
+            write_report(report, self.folder)  # a kill came between its files
+        return report
 
     def run_step(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -14,6 +15,7 @@ from vitdeploy import environment
 from vitdeploy.artifacts import write_atomically
 from vitdeploy.datasets import batches
 from vitdeploy.datasets.base import Subset
+from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
 from vitdeploy.quantization.budget import BudgetSearch, Place, Validation
 from vitdeploy.quantization.budget_choice import Limits, by_error, by_speed, choose, verdict
@@ -27,12 +29,14 @@ from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import Realizer
 from vitdeploy.quantization.request import QuantizeInputs
 from vitdeploy.quantization.sensitivity import TrialImages
+from vitdeploy.reading import read_json
 from vitdeploy.records import Check, Front, NodePrecision, PrecisionPlan
 from vitdeploy.records.budget import FRONT
 from vitdeploy.sessions import Opener
 from vitdeploy.text import printable_json
 
 PAGE = "front.html"
+PLAN_SUFFIX = ".plan.json"
 RANKED_ON = 64
 BATCH = 16
 
@@ -149,21 +153,35 @@ def best_found_path(output: Path) -> Path:
 def write_front(folder: Path, front: Front) -> Path:
     """Write ``front.json`` and a plan for each candidate on the front; return the path of the first.
 
-    Plans of an earlier search are removed.
+    The name of a plan has its digest, so that an earlier front keeps its plans until the new one takes its place; then
+    they are removed.
 
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    for old in folder.glob("*.plan.json"):
-        old.unlink()
-    named = []
+    earlier, named, plans = _plans_of(folder / FRONT), [], set()
     for one in front.candidates:
         if one.plan is not None and one.precision != "fp32" and (one.on_front or one.name == front.chosen):
-            file = f"{re.sub(r'[^a-z0-9]+', '-', one.name.lower()).strip('-')}.plan.json"
-            write_atomically(folder / file, one.plan.model_dump_json(indent=2) + "\n")
+            text = one.plan.model_dump_json(indent=2) + "\n"
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            file = f"{re.sub(r'[^a-z0-9]+', '-', one.name.lower()).strip('-')}.{digest[:8]}{PLAN_SUFFIX}"
+            write_atomically(folder / file, text)
+            plans.add(file)
             one = one.model_copy(update={"plan_file": file})
         named.append(one)
     content = front.model_copy(update={"candidates": tuple(named)}).model_dump(mode="json")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / FRONT, printable_json(text) + "\n")
+    for file in earlier - plans:
+        (folder / file).unlink(missing_ok=True)
     return folder / FRONT
+
+
+def _plans_of(path: Path) -> set[str]:
+    """Return the names of the plans beside an earlier front; none where it cannot be read."""
+    try:
+        content = read_json(path)
+        files = [one.get("plan_file") or "" for one in content["candidates"]]
+    except (ArtifactError, KeyError, TypeError, AttributeError):
+        return set()
+    return {file for file in files if str(file).endswith(PLAN_SUFFIX) and Path(file).name == file}

@@ -27,7 +27,9 @@ __all__ = ["Baseline", "Conditions", "Device", "DropBy", "Interval", "Report", "
 
 REPORT = "report.json"
 REPORT_FILES = (REPORT, "report.md", "report.html")
-"""What a report's folder holds; the JSON is written last."""
+"""What a report's folder holds; the JSON takes its place first."""
+SAMPLES = "report.samples.npz"
+"""The duration of every counted call, beside the report."""
 DIGEST_KEY = "report_sha256"
 """The last key of the file: the digest of all others."""
 

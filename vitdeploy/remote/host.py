@@ -24,7 +24,6 @@ from vitdeploy.artifacts.pairs import atomic_pair
 from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.benching.options import BenchOptions
-from vitdeploy.benching.samples import SAMPLES
 from vitdeploy.datasets import Dataset, DataSource
 from vitdeploy.datasets.uri import parse_uri
 from vitdeploy.environment import jetpack_of, parse_l4t
@@ -32,7 +31,7 @@ from vitdeploy.errors import RemoteError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.reading import require_regular
 from vitdeploy.records import Report, sha256_of
-from vitdeploy.records.report import REPORT
+from vitdeploy.records.report import REPORT, SAMPLES
 from vitdeploy.remote.events import Replay
 from vitdeploy.remote.link import check_host, connect
 from vitdeploy.remote.shipping import LostLinkError, Parcel, fetch, persist, request_answer, ship

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from vitdeploy.artifacts import write_atomically
+from vitdeploy.artifacts.pages import write_page
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import Front, FrontCandidate, printable_record
@@ -40,7 +40,7 @@ def write_front_page(path: Path | str) -> Path:
         ArtifactError: The front cannot be read, or the page cannot be written.
     """
     page = Path(path).with_suffix(".html")
-    write_atomically(page, render_front(read_front(path)))
+    write_page(page, render_front(read_front(path)), Path(path))
     return page
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vitdeploy.artifacts import write_atomically
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
+from vitdeploy.artifacts.pages import write_with_pages
 from vitdeploy.records import Report, sha256_of
 from vitdeploy.records.report import DIGEST_KEY, REPORT, REPORT_FILES
 from vitdeploy.report.html import render_html
@@ -17,17 +17,17 @@ from vitdeploy.text import printable_json
 def write_report(report: Report, folder: Path | str) -> Path:
     """Write the three files and return the path of ``report.html``.
 
-    The JSON is written last: where it is there, the others are too.
+    The JSON takes its place first, and each page has its digest: what a kill leaves of an earlier report beside it is
+    known as that, and ``write_report(read_report(folder), folder)`` makes it anew.
 
     Raises:
         ArtifactError: The folder cannot be written, has files of these names that vitdeploy did not write, or the
-            disk is full.
+            disk is full; what was there is untouched.
     """
     folder = Path(folder)
     refuse_unwritable_folder(folder, REPORT_FILES)
-    write_atomically(folder / "report.html", render_html(report))
-    write_atomically(folder / "report.md", render_markdown(report))
-    write_atomically(folder / REPORT, report_json(report))
+    pages = {"report.md": render_markdown(report), "report.html": render_html(report)}
+    write_with_pages(folder / REPORT, report_json(report), ((folder / name, page) for name, page in pages.items()))
     return folder / "report.html"
 
 

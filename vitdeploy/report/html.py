@@ -11,6 +11,8 @@ import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from vitdeploy import wording
 from vitdeploy.records import Report, printable_record
 from vitdeploy.records.report import BACKEND_TITLES
@@ -94,9 +96,15 @@ def templates() -> Environment:
         "runtime": view.runtime_name,
         "threads": view.row_threads,
         "unbroken": view.unbroken,
+        "breakable": _breakable,
         "is_warning": view.is_warning,
         "layers": view.layers_text,
     }
     templates.globals["decibel"] = wording.decibel_text
     templates.globals["change"] = change_text
     return templates
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may go on in the next line after each of its dots."""
+    return Markup(".<wbr>").join(name.split("."))

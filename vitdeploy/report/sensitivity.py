@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.artifacts import write_atomically
+from vitdeploy.artifacts.pages import write_with_pages
 from vitdeploy.errors import UsageError
 from vitdeploy.records import Effect, PartSensitivity, Sensitivity, printable_record
 from vitdeploy.report.html import templates
@@ -40,9 +40,8 @@ def write_sensitivity(found: Sensitivity, path: Path | str) -> Path:
     """
     path = json_path(path)
     page = path.with_suffix(".html")
-    write_atomically(page, render_sensitivity(found))
     text = json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, printable_json(text) + "\n")
+    write_with_pages(path, printable_json(text) + "\n", [(page, render_sensitivity(found))])
     return page
 
 

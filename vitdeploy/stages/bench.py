@@ -25,7 +25,7 @@ from vitdeploy.benching.measuring import Entry, match_labels_of, measure_accurac
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.predictions import find_differences, refuse_unwritable_predictions, write_predictions
 from vitdeploy.benching.preparation import note_other_preprocessing
-from vitdeploy.benching.samples import SAMPLES, write_samples
+from vitdeploy.benching.samples import write_samples
 from vitdeploy.benching.scenarios import measure_scenarios
 from vitdeploy.benching.seen import note_seen_images
 from vitdeploy.benching.thread_counts import measure_thread_counts
@@ -39,7 +39,7 @@ from vitdeploy.measure.load import OtherLoad, watch_other_load
 from vitdeploy.measure.verdict import give_verdict
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Baseline, Conditions, Report, Row, stage_key
-from vitdeploy.records.report import Device, SelfCheck
+from vitdeploy.records.report import SAMPLES, Device, SelfCheck
 from vitdeploy.sources.source import Source, SourceOptions
 from vitdeploy.terminal_progress import AUTO, shown
 

@@ -17,6 +17,7 @@ from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.artifacts.other_files import is_weights_folder, not_an_artifact
+from vitdeploy.artifacts.pages import warn_of_other_pages
 from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
 from vitdeploy.artifacts.reference import read_reference, reference_path
 from vitdeploy.artifacts.report_json import read_report
@@ -198,6 +199,7 @@ def _inspect_record(path: Path) -> Inspection | None:
             except ValidationError as error:
                 problem = first_problem(error)
                 raise ArtifactError(f"{str(path)!r} is damaged, or from another version: {problem}") from error
+            warn_of_other_pages(path, [path.with_suffix(".html")], "make it again with the same command")
             return Inspection(path=str(path), kind=kind, size_bytes=path.stat().st_size, facts=tuple(facts))
     if name == RUN or (not name and (folder / RUN).is_file()):
         return _inspect_run(folder)

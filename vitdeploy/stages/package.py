@@ -24,7 +24,8 @@ from vitdeploy.artifacts.bundle import (
 )
 from vitdeploy.artifacts.files import save_tensors, write_error
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
-from vitdeploy.artifacts.report_json import read_report
+from vitdeploy.artifacts.pages import other_pages
+from vitdeploy.artifacts.report_json import pages_beside, read_report_alone
 from vitdeploy.artifacts.signature import read_private_key
 from vitdeploy.backends.lowered import refuse_to_ship
 from vitdeploy.errors import ArtifactError, UsageError
@@ -152,7 +153,13 @@ def _refuse_unfit(opened: Sequence[Artifact], graphs: Sequence[OnnxModel], engin
 
 
 def _report_of(report: Path | str, opened: Sequence[Artifact]) -> Report:
-    found = read_report(report)
+    found = read_report_alone(report)
+    place = Path(report) / REPORT if Path(report).is_dir() else Path(report)
+    if others := other_pages(place, pages_beside(place)):
+        raise ArtifactError(
+            f"{str(others[0])!r} shows another report than {place.name} beside it, since writing was interrupted: "
+            f"vd.write_report(vd.read_report({str(place)!r}), {str(place.parent)!r}) makes it anew"
+        )
     if not {row.payload_sha256 for row in found.rows} & {one.digest for one in opened}:
         raise UsageError(f"the report {str(report)!r} measured none of these artifacts: bench them, or leave it out")
     return found

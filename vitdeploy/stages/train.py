@@ -31,7 +31,7 @@ from vitdeploy.records import Manifest, Preprocess, SampleSet, TrainingData, sha
 from vitdeploy.sources.source import Source, SourceOptions, brings_weights, open_source
 from vitdeploy.terminal_progress import AUTO, shown
 from vitdeploy.training.options import DEFAULTS, Distillation, TrainOptions
-from vitdeploy.training.paths import metrics_path, state_path
+from vitdeploy.training.paths import last_path, metrics_path, state_path
 from vitdeploy.training.start import Start, fresh_start, open_teacher, trained_start
 from vitdeploy.training.subject import Subject, choose_subject, detail_note
 
@@ -138,7 +138,7 @@ class TrainRequest:
             output,
             "a checkpoint",
             inputs=(model, weights, None if options.distillation is None else options.distillation.teacher),
-            beside=(state_path(output), metrics_path(output)),
+            beside=(state_path(output), metrics_path(output), *([last_path(output)] if options.keep_last else [])),
         )
         splits = data if isinstance(data, Mapping) else open_splits(data)
         _refuse_unfit_splits(splits)
@@ -200,6 +200,8 @@ class TrainRequest:
             progress = SILENT
         if self.resume and (finished := self._finished()) is not None:
             progress.note(f"{str(self.output)!r} is finished: nothing to resume")
+            with nullcontext() if environment.is_helping_process() else hold_file(self.output):
+                pass  # a lock that a killed training left is removed
             return finished
         resume = self._state_fits(progress) if self.resume == "auto" else self.resume
         left_out = (note for dataset in self.splits.values() for note in dataset.notes)
