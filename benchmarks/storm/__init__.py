@@ -1,0 +1,1 @@
+"""Damaged and hostile inputs, bad disks and kills, over all commands: ``python -m benchmarks.storm``."""
