@@ -56,5 +56,10 @@ def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
 
 
 def adoption(path: Path | str, preprocess: str = "timm:NAME|hf:DIR|FILE.json") -> str:
-    """Return the call that gives an ONNX file from elsewhere a manifest, and with it its preprocessing."""
+    """Return the call that gives an ONNX file from elsewhere a manifest, and with it its preprocessing.
+
+    A configuration that lies beside the file is taken without being named.
+    """
+    if preprocess.startswith("timm:NAME") and Path(path).with_name("preprocessor_config.json").is_file():
+        return f"vd.export({str(path)!r}, 'adopted.onnx')"
     return f"vd.export({str(path)!r}, 'adopted.onnx', options=vd.ExportOptions(preprocess={preprocess!r}))"

@@ -83,9 +83,7 @@ def what_is_broken(case: Case, folder: Path) -> Iterator[str]:
     verb = case.command.split()[0]
     path = folder / "w" / name
     # without these there is no report, and no run yet
-    path /= {"bench": "report.json", "run": "run.json"}.get(
-        verb, ""
-    )
+    path /= {"bench": "report.json", "run": "run.json"}.get(verb, "")
     if not path.exists():
         if case.over_earlier:
             yield f"lost {name}"

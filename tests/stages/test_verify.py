@@ -16,7 +16,7 @@ from vitdeploy.artifacts import Checkpoint, OnnxModel, read_onnx, write_checkpoi
 from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.lineage import find_parent_checkpoint
 from vitdeploy.artifacts.reference import reference_path
-from vitdeploy.errors import ArtifactError
+from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import BuildInfo
 from vitdeploy.stages.export import ExportOptions, export
@@ -27,6 +27,20 @@ pytestmark = pytest.mark.slow
 
 def by_name(result):
     return {check.name: check for check in result.checks}
+
+
+def test_the_folder_of_a_run_is_checked_file_by_file(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
+    shutil.copy(tiny_onnx.path, tmp_path / "model.onnx")
+    (tmp_path / "run.json").write_text('{"export": {"options": {}, "parents": {}}}')
+    found = verify(tmp_path)
+    assert found.kind == "run"
+    assert "model.onnx: digest" in {check.name for check in found.checks}
+    assert found.passed
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    found = verify(tmp_path)
+    assert [check.name for check in found.checks if check.status == "failed"] == ["model.safetensors: digest"]
+    with pytest.raises(UsageError, match="is a run: only bundles are signed"):
+        verify(tmp_path, public_key="key.pem")
 
 
 def test_a_sound_model_passes_everything(tiny_onnx: OnnxModel) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
+from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.manifests import parse_manifest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
@@ -14,6 +15,8 @@ from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
 from vitdeploy.records import Manifest, Preprocess
+
+ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_SUFFIX, ".engine", ".plan")
 
 
 def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) -> Checkpoint | None:
@@ -122,3 +125,10 @@ def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
                 yield read_onnx(path)
             except ArtifactError:
                 continue  # foreign or damaged: no link of the chain
+
+
+def artifacts_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that are called like artifacts, by name; arrays of calibration tables are none."""
+    files = sorted(one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
+    arrays = {arrays_of(one) for one in files if one.name.endswith(CALIBRATION_SUFFIX)}
+    return [one for one in files if one not in arrays]

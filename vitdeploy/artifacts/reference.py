@@ -18,6 +18,7 @@ from vitdeploy.reading import parse_json, read_tensors, safetensors_metadata
 from vitdeploy.records import Record, canonical_json, sha256_of
 
 METADATA_KEY = "vitdeploy.reference"
+SUFFIX = ".reference.safetensors"
 
 
 class ReferenceInfo(Record):
@@ -50,7 +51,7 @@ class Reference(ArrayValue):
 
 def reference_path(onnx: Path) -> Path:
     """Return where the reference logits of an ONNX file lie."""
-    return onnx.with_name(f"{onnx.stem}.reference.safetensors")
+    return onnx.with_name(f"{onnx.stem}{SUFFIX}")
 
 
 def write_reference(onnx: Path, info: ReferenceInfo, logits: NDArray[np.float32]) -> Reference:
@@ -86,7 +87,7 @@ def find_reference(folder: Path, digests: Collection[str]) -> Reference | None:
     Raises:
         ArtifactError: The file that states so is damaged.
     """
-    for path in sorted(folder.glob("*.reference.safetensors")):
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             stated = parse_json(safetensors_metadata(path)[METADATA_KEY])["onnx_sha256"]
         except (ArtifactError, KeyError, ValueError, TypeError):

@@ -12,7 +12,7 @@ from vitdeploy.cli.output import print_line
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file or a bundle that vitdeploy wrote.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file, a bundle or the folder of a run.")],
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="DATA", help="Also compare with PyTorch's logits, as export --reference kept."),

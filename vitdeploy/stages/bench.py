@@ -32,7 +32,7 @@ from vitdeploy.benching.thread_counts import measure_thread_counts
 from vitdeploy.benching.throughput import measure_throughput
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, FidelityWarning, SeenDataWarning, UsageError, warn
+from vitdeploy.errors import ArtifactError, DataError, FidelityWarning, SeenDataWarning, UsageError, warn
 from vitdeploy.measure import sensors
 from vitdeploy.measure.by_class import class_counts
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -125,9 +125,10 @@ class BenchRequest:
             refuse_output_in_data(Path(keep), source)
         dataset = open_test_data(source, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
-            for model in {class_key(artifact.manifest.model): artifact.manifest.model for artifact in opened}.values():
-                if predicts_a_class(model):
-                    match_classes(dataset, model, options)
+            named = {class_key(artifact.manifest.model): artifact for artifact in reversed(opened)}
+            for artifact in named.values():
+                if predicts_a_class(artifact.manifest.model):
+                    _match(dataset, artifact, options, alone=len(named) == 1)
         kept, listed = (None if path is None else Path(path) for path in (keep, predictions))
         return cls(opened, dataset, open_baseline(baseline), options, tuple(not_built), kept, listed)
 
@@ -246,6 +247,16 @@ def training_data_of(artifacts: Sequence[Artifact]) -> str:
         return stated[0]
     reason = f"were trained on {', '.join(map(repr, stated))}" if stated else "do not state what they were trained on"
     raise UsageError(f"the artifacts {reason}: name the data to measure on")
+
+
+def _match(dataset: Dataset, artifact: Artifact, options: BenchOptions, *, alone: bool) -> None:
+    """Pass where the labels fit an artifact's classes; of several models the line names it."""
+    try:
+        match_classes(dataset, artifact.manifest.model, options)
+    except DataError as error:
+        if alone:
+            raise
+        raise DataError(f"{artifact.path.name}: {error}") from error
 
 
 def _open(artifacts: Sequence[Artifact | Path | str]) -> tuple[Artifact, ...]:

@@ -15,6 +15,7 @@ from vitdeploy.artifacts.bundle import is_bundle, read_bundle
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_TABLE
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
+from vitdeploy.artifacts.lineage import artifacts_in
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.artifacts.other_files import is_weights_folder, not_an_artifact
 from vitdeploy.artifacts.pages import warn_of_other_pages
@@ -63,7 +64,6 @@ InspectedKind = Literal[
 Runtime = Literal["onnxruntime", "openvino"]
 Fact = tuple[str, str]
 _MOST_PARTS = 5
-ARTIFACT_SUFFIXES = (".safetensors", ".onnx", CALIBRATION_TABLE, ".engine", ".plan")
 
 
 class TensorInfo(Record):
@@ -270,10 +270,8 @@ def _inspect_report(path: Path) -> Inspection:
 
 def _inspect_run(folder: Path) -> Inspection:
     facts = [("stage", name) for name in read_run_record(folder / RUN)]
-    files = sorted(one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
-    arrays = {arrays_of(one) for one in files if one.name.endswith(CALIBRATION_TABLE)}
     size = 0
-    for file in (one for one in files if one not in arrays):
+    for file in artifacts_in(folder):
         found = inspect(file)
         size += found.size_bytes
         precision = "" if found.manifest is None else f", {found.manifest.precision}"

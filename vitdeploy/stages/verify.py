@@ -9,8 +9,11 @@ import numpy as np
 from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Engine, Golden, OnnxModel, open_artifact
 from vitdeploy.artifacts.bundle import Bundle, is_bundle, read_bundle
-from vitdeploy.artifacts.lineage import find_parent
+from vitdeploy.artifacts.lineage import artifacts_in, find_parent
+from vitdeploy.artifacts.reference import SUFFIX as REFERENCE_SUFFIX
 from vitdeploy.artifacts.reference import load_reference, read_reference, reference_path
+from vitdeploy.artifacts.report_json import read_report
+from vitdeploy.artifacts.run_record import RUN
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.opening import engine_backend, open_session
 from vitdeploy.backends.tensorrt_backend import PlanBackend
@@ -21,6 +24,7 @@ from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import to_input
 from vitdeploy.progress import Progress
 from vitdeploy.records import Check, Precision, Record
+from vitdeploy.records.report import REPORT
 from vitdeploy.runtime.choosing import choose, rebuild
 from vitdeploy.terminal_progress import AUTO, shown
 
@@ -67,7 +71,8 @@ def verify(
     what ``load`` runs on this machine.
 
     Args:
-        artifact: What is checked, a bundle too; of one that is open already, its file is read again.
+        artifact: What is checked, a bundle or the folder of a run too; of one that is open already, its file is
+            read again.
         data: A dataset whose logits were stored with ``ExportOptions.reference``: the artifact's top-1 must agree with
             PyTorch's on at least 90 % of it.
         rebuild_engine: Build an engine from a bundle's graph where none of its engines runs here, and keep it in the
@@ -83,6 +88,8 @@ def verify(
     if isinstance(artifact, Bundle) or path.is_dir() or is_bundle(path):
         if data is not None:
             raise UsageError(f"{str(path)!r} is a bundle: name one of its artifacts to compare with stored logits")
+        if (path / RUN).is_file() and not is_bundle(path):
+            return _verify_run(path, rebuild_engine, public_key)
         return _verify_bundle(read_bundle(path, public_key), public_key, rebuild_engine, shown(progress))
     if rebuild_engine is not None or public_key is not None:
         raise UsageError(f"{str(path)!r} is no bundle: only bundles are signed and hold engines that can be rebuilt")
@@ -94,6 +101,26 @@ def verify(
     if data is not None:
         checks.append(_check_agreement(artifact, data, shown(progress)))
     return Verification(path=str(artifact.path), kind=artifact.manifest.kind, checks=tuple(checks))
+
+
+def _verify_run(folder: Path, rebuild_engine: bool | None, public_key: Path | str | None) -> Verification:
+    """Check every artifact of a run, and that its report is as it was written."""
+    if rebuild_engine is not None or public_key is not None:
+        raise UsageError(f"{str(folder)!r} is a run: only bundles are signed and hold engines that can be rebuilt")
+    checks = []
+    for file in artifacts_in(folder):
+        if file.name.endswith(REFERENCE_SUFFIX):
+            continue  # checked with the graph that it lies beside
+        try:
+            artifact = open_artifact(file)
+            found = [*_checks_of(artifact), *_check_parents(artifact)]
+        except ArtifactError as error:
+            found = [Check(name="digest", status="failed", detail=str(error))]
+        checks += [check.model_copy(update={"name": f"{file.name}: {check.name}"}) for check in found]
+    if (folder / REPORT).is_file():
+        read_report(folder)
+        checks.append(Check(name=f"{REPORT}: digest", status="passed", detail="its numbers are those measured"))
+    return Verification(path=str(folder), kind="run", checks=tuple(checks))
 
 
 def _checks_of(artifact: Artifact) -> list[Check]:
