@@ -84,7 +84,7 @@ WRITERS: dict[str, str | None] = {
         "calibration observe own.onnx digits:train --samples 30 -o new.calib.json"
     ),
     "calibration merge table.calib.json other.calib.json -o new.calib.json": (
-        "calibration merge other.calib.json -o new.calib.json"
+        "calibration observe own.onnx digits:train --samples 30 -o new.calib.json"
     ),
     "package own.onnx -o new.zip": "package own.onnx --licence MIT -o new.zip",
     "package own.onnx -o made": "package own.onnx --licence MIT -o made",

@@ -55,10 +55,7 @@ def _folder(path: Path) -> tuple[str, str] | None:
     if (path / MANIFEST).is_file() and (found := _of_manifest(_json(path / MANIFEST), path)) is not None:
         return found
     if (path / SAMPLES).is_file():
-        return (
-            "the folder of a bench that did not end",
-            f"vd.bench(...) again, and vd.write_report(report, {str(path)!r})",
-        )
+        return "the folder of a bench that did not end", "bench again: it has durations, and no report"
     if is_weights_folder(path):
         return "a folder of weights that others made", _weights_way(path)
     if any(name.lower().endswith(_IMAGE_NAMES) for name in _names(path, deep=True)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from vitdeploy.artifacts.files import write_together
 from vitdeploy.errors import FidelityWarning, warn
 
-_STAMP = re.compile(rb"record-sha256(?:\" content=\"|: )([0-9a-f]{64})")
+_STAMP = re.compile(rb"record-sha256: ([0-9a-f]{64})")
 _ENDS = 4096
 _HEAD = "<head>\n"
 
@@ -39,9 +39,9 @@ def write_page(path: Path, page: str, record: Path) -> None:
 
 
 def _stamped(page: str, digest: str) -> str:
-    if _HEAD in page:
-        return page.replace(_HEAD, f'{_HEAD}<meta name="record-sha256" content="{digest}">\n', 1)
-    return f"{page}\n<!-- record-sha256: {digest} -->\n"
+    """Return a page with a comment, which HTML and Markdown have alike: in its head, or at its end."""
+    stamp = f"<!-- record-sha256: {digest} -->\n"
+    return page.replace(_HEAD, f"{_HEAD}{stamp}", 1) if _HEAD in page else f"{page}\n{stamp}"
 
 
 def other_pages(record: Path, pages: Iterable[Path]) -> list[Path]:

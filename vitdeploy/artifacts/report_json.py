@@ -24,8 +24,9 @@ def read_report(path: Path | str) -> Report:
     """
     report = read_report_alone(path)
     place = Path(path) / REPORT if Path(path).is_dir() else Path(path)
-    folder = str(place.parent)
-    warn_of_other_pages(place, pages_beside(place), f"vd.write_report(vd.read_report({folder!r}), {folder!r})")
+    warn_of_other_pages(
+        place, pages_beside(place), "bench again, or write_report(read_report(FOLDER), FOLDER) in Python"
+    )
     return report
 
 

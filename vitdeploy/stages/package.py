@@ -158,7 +158,7 @@ def _report_of(report: Path | str, opened: Sequence[Artifact]) -> Report:
     if others := other_pages(place, pages_beside(place)):
         raise ArtifactError(
             f"{str(others[0])!r} shows another report than {place.name} beside it, since writing was interrupted: "
-            f"vd.write_report(vd.read_report({str(place)!r}), {str(place.parent)!r}) makes it anew"
+            "bench again, or write_report(read_report(FOLDER), FOLDER) in Python"
         )
     if not {row.payload_sha256 for row in found.rows} & {one.digest for one in opened}:
         raise UsageError(f"the report {str(report)!r} measured none of these artifacts: bench them, or leave it out")
