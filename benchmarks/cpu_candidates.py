@@ -126,13 +126,21 @@ def makers(sources: Sources, batch: int) -> Makers:
         profile: Profile = "mha" if target == "openvino" else "linear"
         return once(f"{target}.onnx", lambda path: our_int8(sources, path, target, profile))
 
+    def full(target: Literal["onnxruntime", "openvino"]) -> Callable[[], Path]:
+        return once(f"{target}.full.onnx", lambda path: our_int8(sources, path, target, "full"))
+
     timm_graph = once(f"timm.{batch}.onnx", lambda path: timm_export(sources, path, batch))
     linear = once("openvino.linear.onnx", lambda path: our_int8(sources, path, "openvino", "linear"))
     nncf_default = once("nncf.xml", lambda path: nncf_int8(sources, path, for_transformers=False))
     nncf_accurate = once("nncf.transformers.xml", lambda path: nncf_int8(sources, path, for_transformers=True))
     static = once("static.onnx", lambda path: own_static(sources, path))
     dynamic = once("dynamic.onnx", lambda path: own_dynamic(sources, path))
-    return {
+    convolutions = sum(node.op_type == "Conv" for node in sources.model.load().graph)
+    more = {
+        f"{ORT_INT8} of profile full": onnxruntime(full("onnxruntime"), "int8"),
+        f"{OV_INT8} of profile full": openvino(full("openvino"), "int8"),
+    }
+    return (more if convolutions > 1 else {}) | {
         BASELINE: onnxruntime(lambda: onnx, "fp32"),
         ORT_INT8: onnxruntime(ours("onnxruntime"), "int8"),
         ORT_LOWERED: onnxruntime(once("onnxruntime.lowered.onnx", lambda path: our_lowered(sources, path)), "int8"),

@@ -28,7 +28,8 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         ([quantization](quantization.md#what-becomes-8-bits)), after a search of ranges that these rows are made
         without (`--effort fast`): the next table says what it takes, and the SQNR of its own check, on images that
         calibration has not seen (`python benchmarks/cpu.py --default`). Where that is `linear`, `--profile mha` gives
-        the speed of the rows below, at their SQNR. NNCF's default rounds residual sums too, its mode for
+        the speed of the rows below, at their SQNR. Rows *of profile full* have convolutions in 8 bits too, where a
+        model has any behind its first layer. NNCF's default rounds residual sums too, its mode for
         transformers does not.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",

@@ -38,7 +38,8 @@ def exported(request: pytest.FixtureRequest, small_export: Callable[[str], OnnxM
     return small_export(request.param)
 
 
-# What OpenVINO multiplies of attention is planned at one batch, so that profile 'linear' is there at the other.
+# Convolutions and what OpenVINO multiplies of attention are planned where the batch is open, so that profile 'linear'
+# is there at the other.
 # A fixed batch is a matter of the graph more than of the runtime: each of both sizes goes through one of them.
 @pytest.mark.parametrize(
     ("runtime", "batch"), [("onnxruntime", None), ("openvino", None), ("onnxruntime", 1), ("openvino", 8)]
@@ -48,7 +49,7 @@ def test_every_planned_linear_runs_in_integers(
 ) -> None:
     model = exported if batch is None else with_batch(exported, batch, tmp_path / "fixed.onnx")
     target: Target = runtime
-    options = replace(QUICK, profile="mha") if (runtime, batch) == ("openvino", None) else QUICK
+    options = QUICK if batch else replace(QUICK, profile="full")
     int8 = quantize(
         model, tmp_path / "int8.onnx", precision="int8", target=target, calibration="digits:train", options=options
     )

@@ -121,9 +121,11 @@ def test_one_tensor_read_by_a_linear_and_by_a_spatial_reduction_is_rounded_for_t
     groups = found(model)
     assert groups["attn.q"] == ("", 1, "n")
     assert groups["attn.kv"][0] == ""
-    assert groups["attn.sr"][0] == "convolution"
+    assert groups["attn.sr"] == ("convolution", 1, "n")
     (query,) = [group for group in find_linear_groups(model) if group.name == "attn.q"]
     assert [node.name for node, _ in query.uses] == ["attn.q/MatMul"]
+    (reduction,) = [group for group in find_linear_groups(model) if group.name == "attn.sr"]
+    assert [node.op_type for node, _ in reduction.uses] == ["Transpose"], "its pair lies before the map is laid out"
 
 
 def test_pointwise_convolutions_are_linears_and_depthwise_ones_are_not() -> None:

@@ -11,8 +11,8 @@ from small_vit import small_vit, write_small_vit
 
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.graph.attentions import find_attentions
-from vitdeploy.graph.linear_groups import find_linear_groups
-from vitdeploy.quantization.plan import Edits, Intent, make_plan, read_plan
+from vitdeploy.graph.linear_groups import CONVOLUTION, find_linear_groups
+from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, read_plan
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
 INT8 = Intent("int8", "tensorrt")
@@ -148,9 +148,29 @@ def test_fp8_is_for_tensorrt_only(model: ir.Model, target: Target) -> None:
         edit(model, [PlanEntry(group="head", precision="fp8")], Intent("int8", target), remainder="fp32")
 
 
-def test_profile_mha_contradicts_weights_only(model: ir.Model) -> None:
-    with pytest.raises(UsageError, match="profile 'mha' quantizes activations"):
-        plan(model, Intent("int8-weight-only", "tensorrt", "mha"))
+@pytest.mark.parametrize("profile", ["mha", "full"])
+def test_profiles_with_activations_contradict_weights_only(model: ir.Model, profile: Profile) -> None:
+    with pytest.raises(UsageError, match=f"profile '{profile}' quantizes activations"):
+        plan(model, Intent("int8-weight-only", "onnxruntime", profile))
+
+
+def test_profile_full_is_for_a_cpu(model: ir.Model) -> None:
+    with pytest.raises(UsageError, match=r"profile 'full' .* got target 'tensorrt': take 'mha'"):
+        plan(model, Intent("int8", "tensorrt", "full"))
+
+
+@pytest.mark.parametrize(("target", "attends"), [("onnxruntime", False), ("openvino", True)])
+def test_profile_full_adds_convolutions_and_what_openvino_multiplies_of_attention(
+    model: ir.Model, target: Target, attends: bool
+) -> None:
+    linear = find_linear_groups(model)[1]
+    convolution = replace(linear, name="dwconv", obstacle=f"{CONVOLUTION} 3×3, only those of 1×1 are linears")
+    for profile, precision in (("linear", "fp32"), ("full", "int8")):
+        intent = Intent("int8", target, profile)  # type: ignore[arg-type]
+        found = make_plan((linear, convolution), find_attentions(model), intent)
+        assert precisions(found)["dwconv"] == precision
+        assert (found.entries[-1].precision == "int8") == (attends and profile == "full")
+    assert found.entries[1].reason.startswith("convolution that reads the output of")
 
 
 def test_a_plan_is_read_from_json_from_a_manifest_and_from_a_model(model: ir.Model, tmp_path: Path) -> None:

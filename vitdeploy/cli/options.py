@@ -15,7 +15,7 @@ Target = Literal["tensorrt", "onnxruntime", "openvino"]
 Task = Literal["single-label", "multi-label", "binary", "regression", "features"]
 DropBy = Literal["point", "interval"]
 Split = Literal["train", "validation", "test"]
-Profile = Literal["auto", "linear", "mha"]
+Profile = Literal["auto", "linear", "mha", "full"]
 Effort = Literal["fast", "default", "best"]
 
 

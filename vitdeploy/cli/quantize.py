@@ -65,7 +65,11 @@ def quantize(
         ),
     ] = False,
     profile: Annotated[
-        Profile, typer.Option("--profile", help="mha: attention too; auto: for openvino, if the logits keep.")
+        Profile,
+        typer.Option(
+            "--profile",
+            help="mha: attention too; auto: that for openvino, if the logits keep; full: convolutions as well.",
+        ),
     ] = "auto",
     method: Method = "auto",
     percentile: Annotated[

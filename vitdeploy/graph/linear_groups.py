@@ -14,6 +14,8 @@ from vitdeploy.graph.name_nodes import module_path
 MINIMUM_FEATURES = 16
 PATCH_EMBEDDING = "patch embedding: the first layer from the image"
 HEAD = "head: feeds the output"
+CONVOLUTION = "convolution"
+"""How the obstacle of a convolution with a kernel or groups begins."""
 _WRAPPERS = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
 _POINTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Cast", *_WRAPPERS))
 _SELECTION = frozenset(("Concat", "Gather", "Slice", "Split"))
@@ -41,7 +43,8 @@ class LinearGroup:
     """Linears that read one tensor, so that one Q/DQ pair serves all of them (q, k, v after a LayerNorm).
 
     ``activation`` is that tensor: what the linears read, or where they read it through Reshapes and Transposes of their
-    own, the last tensor that they share. ``uses`` are its consumers on the way to the linears, as (node, input index).
+    own, the last tensor that they share; of a convolution with a kernel, what was laid out as its map. ``uses`` are its
+    consumers on the way to the linears, as (node, input index).
     ``obstacle`` says why a profile leaves the group in high precision, "" where nothing speaks against integers.
     """
 
@@ -50,6 +53,11 @@ class LinearGroup:
     activation: ir.Value
     uses: tuple[tuple[ir.Node, int], ...]
     obstacle: str = ""
+
+    @property
+    def convolves(self) -> bool:
+        """Return whether a kernel or groups are all that speaks against it: kernels of a CPU take such convolutions."""
+        return self.obstacle.startswith(CONVOLUTION)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -174,11 +182,6 @@ def _obstacle(linear: Linear, raw: set[ir.Value], shape: tuple[int | None, ...] 
         return PATCH_EMBEDDING
     if _reaches(linear.node, _TO_OUTPUT, to_output=True):
         return HEAD
-    if linear.node.op_type == "Conv":
-        assert linear.weight.const_value is not None
-        *_, height, width = linear.weight.const_value.shape.numpy()
-        if height * width != 1 or _integer(linear.node, "group", 1) != 1:
-            return f"convolution {height}×{width}, only those of 1×1 without groups are linears"
     rows = _rows(linear, shape)
     if rows == 1:
         return "one row per image: a GEMV gains nothing"
@@ -187,6 +190,11 @@ def _obstacle(linear: Linear, raw: set[ir.Value], shape: tuple[int | None, ...] 
     inside = any(linear.path.startswith(f"{path}.") for path in performers)
     if inside or _reaches(linear.node, _TO_EXP, to_output=False):
         return "performer: its features pass through Exp and span many decades"
+    if linear.node.op_type == "Conv":
+        assert linear.weight.const_value is not None
+        *_, height, width = linear.weight.const_value.shape.numpy()
+        if height * width != 1 or _integer(linear.node, "group", 1) != 1:
+            return f"{CONVOLUTION} {height}×{width}, only those of 1×1 without groups are linears"
     return ""
 
 
@@ -290,6 +298,12 @@ def _group(linears: list[Linear], obstacle: str) -> LinearGroup:
         assert reader is not None
         if (reader, 0) not in uses:
             uses.append((reader, 0))
+    if obstacle.startswith(CONVOLUTION):
+        for value in _upstream(shared)[1:]:
+            reader, only = shared.producer(), len(shared.uses()) == 1 and not shared.is_graph_output()
+            if reader is None or not only:
+                break
+            shared, uses = value, [(reader, 0)]
     return LinearGroup(_group_name([linear.path for linear in linears]), tuple(linears), shared, tuple(uses), obstacle)
 
 

@@ -81,6 +81,11 @@ class Format:
         return "amx" if self.signed else "vnni" if self.vnni else "any"
 
     @property
+    def rounds_convolved(self) -> bool:
+        """Return whether what a convolution gives is rounded too: ONNX Runtime has no integer one that gives floats."""
+        return self.cpu and not self.openvino
+
+    @property
     def clearance(self) -> bool:
         """Return whether weights must keep clear of the overflow."""
         return self.cpu and not self.vnni
@@ -128,6 +133,9 @@ def quantize_weight(linear: Linear, form: Format, *, fp8: bool = False) -> Quant
         exact = scale_of(np.maximum(np.abs(lo), np.abs(hi)), steps=FP8_MAX)
     elif form.clearance and weight.ndim == 2:
         exact = pairwise_scale(weight if linear.channel_axis == 1 else weight.T)
+    elif form.clearance and form.rounds_convolved and weight.shape[1] > 1:
+        # neighbours are channels of one pixel; where there is one channel the kernel adds in 32 bits
+        exact = pairwise_scale(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)))
     scale = storable(exact, form.scale_type)
     quantize = quantize_fp8 if fp8 else _quantize_narrow
     return QuantizedTensor(quantize(weight, scale, axis=linear.channel_axis), scale, linear.channel_axis)
@@ -147,7 +155,7 @@ def activation_grid(interval: Interval, form: Format, *, fp8: bool = False, sign
 
 
 def _has_kernel(group: LinearGroup) -> bool:
-    """Return whether a group is a convolution that is no linear: that of the patch embedding."""
+    """Return whether a group is a convolution that is no linear."""
     weights = [linear.weight.const_value for linear in group.linears]
     return any(size > 1 for weight in weights if weight is not None for size in weight.shape.numpy()[2:])
 

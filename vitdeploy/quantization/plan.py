@@ -17,7 +17,7 @@ from vitdeploy.graph.linear_groups import PATCH_EMBEDDING, LinearGroup
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
 
-Profile = Literal["auto", "linear", "mha"]
+Profile = Literal["auto", "linear", "mha", "full"]
 Remainder = Literal["fp32", "fp16", "bf16"]
 REMAINDERS: dict[Target, Remainder] = {"tensorrt": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
 """TensorRT is fastest with FP16 beside integers; on a CPU FP16 is emulated, which costs more than integers gain."""
@@ -52,31 +52,38 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
 
     Linears without an obstacle get the precision of ``intent``, all others the remainder; with FP16 that is the same.
     So does the convolution that embeds patches, in INT8 for OpenVINO. The products of attention get it with profile
-    ``mha``, for TensorRT those that it fuses; with ``auto`` they do not yet. Residual sums are no groups: quantizing
+    ``mha``, for TensorRT those that it fuses; with ``auto`` they do not yet. With ``full``, for a CPU, convolutions
+    with a kernel or groups get it, and for OpenVINO the products of attention. Residual sums are no groups: quantizing
     them takes some checkpoints to chance level, because outliers of the residual stream set the range.
 
     Raises:
         UsageError: The target has no such precision, or the profile needs activations and only weights are quantized.
     """
-    if intent.profile == "mha" and intent.precision not in ("int8", "fp8"):
-        raise UsageError(f"profile 'mha' quantizes activations only, precision {intent.precision!r} quantizes none")
+    if intent.profile in ("mha", "full") and intent.precision not in ("int8", "fp8"):
+        raise UsageError(
+            f"profile {intent.profile!r} quantizes activations only, precision {intent.precision!r} quantizes none"
+        )
+    if intent.profile == "full" and intent.target == "tensorrt":
+        raise UsageError("profile 'full' has what a CPU multiplies in integers, got target 'tensorrt': take 'mha'")
     _check_precision(intent.precision, intent.target, "precision")
+    named: Profile = "linear" if intent.profile == "auto" else intent.profile
+    attends = named == "mha" or (named == "full" and intent.target == "openvino")
     entries = []
     for group in groups:
         obstacle = "" if intent.precision == "fp16" else _obstacle(group, intent)
         precision = intent.remainder if obstacle else intent.precision
-        kind = "patch embedding" if group.obstacle == PATCH_EMBEDDING else "linear"
+        embeds = group.obstacle == PATCH_EMBEDDING
+        kind = "patch embedding" if embeds else "convolution" if group.convolves else "linear"
         reason = obstacle or f"{kind} that reads {_source(group)}"
         entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
     for attention in attentions if intent.precision in ("int8", "fp8") else ():
         obstacle = ("" if intent.target == "openvino" else attention.obstacle) or (
-            "" if intent.profile == "mha" else "attention stays in high precision in profile 'linear'"
+            "" if attends else f"attention stays in high precision in profile {named!r}"
         )
         precision = intent.remainder if obstacle else intent.precision
         reason = obstacle or "attention: q, k, v and the softmax in 8 bits"
         entries.append(PlanEntry(group=attention.name, nodes=attention.nodes, precision=precision, reason=reason))
-    profile = "linear" if intent.profile == "auto" else intent.profile
-    return PrecisionPlan(profile=profile, remainder=intent.remainder, entries=tuple(entries))
+    return PrecisionPlan(profile=named, remainder=intent.remainder, entries=tuple(entries))
 
 
 @dataclass(frozen=True)
@@ -199,9 +206,13 @@ def _obstacle(group: LinearGroup, intent: Intent) -> str:
     embeds = group.obstacle == PATCH_EMBEDDING and intent.target == "openvino" and intent.precision == "int8"
     if embeds and convolutions and intent.images:
         return ""
-    if group.obstacle:
+    if group.obstacle and not (group.convolves and intent.profile == "full"):
         return group.obstacle
-    if intent.target == "onnxruntime" and any(linear.node.op_type == "Conv" for linear in group.linears):
+    if (
+        intent.target == "onnxruntime"
+        and intent.profile != "full"
+        and any(linear.node.op_type == "Conv" for linear in group.linears)
+    ):
         return "ONNX Runtime has no integer convolution with a float output"
     return ""
 

@@ -86,6 +86,8 @@ def observed_tensors(prepared: Prepared, plan: PrecisionPlan, form: Format | Non
                 values.extend(value for value, _ in attention.factors if value is not p)
             if form is None or form.openvino:
                 values.extend(value for value, _ in attention.computed())
+    if form is None or form.rounds_convolved:
+        values.extend(value for group in prepared.linears if group.name in wanted for value in convolved(group))
     return {**dict.fromkeys(str(value.name) for value in values), **axes}
 
 
@@ -127,6 +129,8 @@ class Realizer:
                 entries.append(entry.model_copy(update={"treatment": ranges_only(treatment)}))
             else:
                 group, activation = groups[entry.group], None
+                if not all(map(is_matrix, group.linears)):
+                    treatment = ranges_only(treatment)
                 fold_layer_scales(copy.graph.graph, group, self.form)
                 if entry.precision in WITH_ACTIVATIONS:
                     activation = basis.activation(group)
@@ -135,6 +139,8 @@ class Realizer:
                     fits = entry.precision == "int8" and can_be_rounded_for_outputs(group) and activation.count
                     if not fits or activation.lo.size != group.linears[0].in_features:
                         treatment = treatment.model_copy(update={"rounding": "nearest"})
+                    if self.form.rounds_convolved:
+                        others += [self._convolved(value, entry, treatment) for value in convolved(group)]
                 changed.append((group, entry.precision, activation, treatment))
                 kept = treatment if activation is not None else None
                 entries.append(entry.model_copy(update={"treatment": kept}))
@@ -189,6 +195,14 @@ class Realizer:
         self._rounded[key] = found
         return found
 
+    def _convolved(self, value: ir.Value, entry: PlanEntry, treatment: Treatment) -> QuantizedTensors:
+        """Return what a convolution gives, with its range."""
+        interval = Activation.of(observed(self.observers, value, entry.group)).interval(
+            treatment.ranges, treatment.percent
+        )
+        uses = tuple((use.node, use.idx) for use in value.uses())
+        return QuantizedTensors(entry.precision, ((value, uses, interval),))
+
     def _attention(self, attention: Attention, precision: NodePrecision, treatment: Treatment) -> QuantizedTensors:
         """Return q, kᵀ, p and v with their ranges.
 
@@ -207,6 +221,11 @@ class Realizer:
                 interval = Activation.of(observer).interval(treatment.ranges, treatment.percent)
             tensors.append((value, uses, interval))
         return QuantizedTensors(precision, tuple(tensors))
+
+
+def convolved(group: LinearGroup) -> list[ir.Value]:
+    """Return what the convolutions of a group give."""
+    return [linear.node.outputs[0] for linear in group.linears if linear.node.op_type == "Conv"]
 
 
 def can_be_rounded_for_outputs(group: LinearGroup) -> bool:
