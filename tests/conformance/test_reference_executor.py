@@ -49,7 +49,7 @@ class Form:
 FORMS = {
     "linear": Form("int8", "tensorrt"),
     "mha": Form("int8", "tensorrt", replace(QUICK, profile="mha")),
-    "cpu": Form("int8", "onnxruntime", replace(QUICK, profile="full")),
+    "cpu": Form("int8", "onnxruntime"),
     "weights": Form("int8-weight-only", "onnxruntime"),
     "fp8": Form("fp8", "tensorrt"),
 }
