@@ -23,6 +23,8 @@ OPERATIONS = 20
 """Most operations on files of a command before which it is killed: spread over all, the last ones among them."""
 ROOMS = (0.0, 0.5, 0.9)
 """What of its outputs has room on a full disk."""
+PAGE = 4096
+"""A disk has whole pages."""
 TARGETS = ("/dev/null", "own.onnx", "set", "nowhere/new.onnx", "new.pth", "a\x1bb.onnx", ".onnx", "/proc/new.onnx")
 
 
@@ -81,7 +83,7 @@ class Undisturbed:
 def all_cases(rounds: int, kills: int, undisturbed: Mapping[str, Undisturbed]) -> Iterator[Case]:
     """Yield every case of the storm; the moments of ``kills`` are spread over the time of each command."""
     yield from _damaged(rounds)
-    for command in (*PRINTERS, *undisturbed):
+    for command in (*PRINTERS, *(one for one in undisturbed if not one.startswith("predict"))):  # predict tells stderr
         yield Case("full disk", "for what is printed", command, full_output=True)
     for command, known in undisturbed.items():
         yield from _disks(command, known)
@@ -114,10 +116,10 @@ def _damaged(rounds: int) -> Iterator[Case]:
 def _disks(command: str, known: Undisturbed) -> Iterator[Case]:
     for share in ROOMS:
         name = f"room for {share:.0%} of its outputs"
-        yield Case("full disk", name, command, room=int(share * known.size))
+        yield Case("full disk", name, command, room=int(share * known.size) // PAGE * PAGE)
     yield Case("read-only disk", "a mount", command, read_only=True)
     if known.earlier is not None:
-        room = int(known.size / 2)
+        room = known.size // 2 // PAGE * PAGE
         yield Case("full disk", "over an earlier output", command, room=room, over_earlier=True)
         yield Case("read-only disk", "over an earlier output", command, read_only=True, over_earlier=True)
 

@@ -274,3 +274,12 @@ def test_bars_vanish_and_notes_stay() -> None:
     text = stream.getvalue()
     assert "kept [bold]as it is[/bold]" in text
     assert "outer [red]" in text
+
+
+@pytest.mark.parametrize("command", ["models", "models --json", "--help"])
+def test_what_a_full_device_does_not_take_is_one_line(command: str) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - no file
+        words = [sys.executable, "-m", "vitdeploy", *command.split()]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: the disk is full (--debug shows where)"]

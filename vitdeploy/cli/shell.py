@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from vitdeploy.cli.flags import hint_for, in_flags, set_command
@@ -59,6 +61,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         from vitdeploy.cli.app import app
 
         code = app(args=arguments, prog_name="vitdeploy", standalone_mode=False)
+        sys.stdout.flush()  # what cannot be printed is an error like others
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -69,10 +72,20 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
+        _drop_unprinted()
         return exit_code_of(error)
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _drop_unprinted() -> None:
+    """Drop what stdout cannot take, of which Python would speak once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _OneLine:
