@@ -41,7 +41,7 @@ from cpu_candidates import (
     gemms,
     make_all,
 )
-from cpu_page import CPU_PAGE, CPU_RESULTS, cpu_page
+from cpu_page import CPU_PAGE, CPU_RESULTS, WITHOUT_VNNI, cpu_page
 from cpu_worker import Images, Worker
 from numpy.typing import NDArray
 from support_tables import read_results, write_results
@@ -104,7 +104,7 @@ def main() -> None:
 
 def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespace) -> None:
     """Judge the outputs of all candidates of a model, time them in turns, and keep what there is after each round."""
-    key = f"{name}, batch {batch}, {arguments.threads} threads"
+    key = f"{name}, batch {batch}, {arguments.threads} threads" + WITHOUT_VNNI * (environment.cpu_integers() == "any")
     found, reasons = make_all(sources, batch, arguments.without)
     feeds = {"images": sources.folder / "feed.npy", "matrix": sources.folder / "matrix.npy"}
     np.save(sources.folder / "images.npy", sources.images)
