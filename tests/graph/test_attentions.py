@@ -48,6 +48,7 @@ def test_head_widths_that_tensorrt_fuses_are_free(width: int) -> None:
     [
         (attention(width=24), "head width 24"),
         (attention(tokens=513), "over 513 keys"),
+        (attention(tokens=1), "one query per image"),
         (
             attention(scores="m = MatMul (qs, kt) s = Add (m, bias)", bias=np.zeros((1, 2, 64, 64), "f4")),
             "bias or mask",

@@ -15,6 +15,7 @@ Use = tuple[ir.Node, int]
 
 MOST_TOKENS = 512
 HEAD_WIDTHS = (16, 32, 64)
+ONE_QUERY = "attention of one query per image: a product of one row gains nothing, and a constant one is in no integers"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def find_attentions(model: ir.Model) -> tuple[Attention, ...]:
 
     An attention has an obstacle outside the conditions under which TensorRT fuses it with INT8 (developer guide,
     "Multi-Head Attention Fusion": at most 512 keys, head width 16, 32 or 64, the scale on q or k before the first
-    product), and where something is added before the softmax: the sum's range, wide with a mask of −100, is no match
-    for 8 bits.
+    product), where one query per image leaves nothing to gain, and where something is added before the softmax: the
+    sum's range, wide with a mask of −100, is no match for 8 bits.
     """
     shapes = shapes_at_batch_one(model)
     found: list[Attention] = []
@@ -133,6 +134,8 @@ def _reader_product(softmax: ir.Node) -> ir.Node | None:
 def _obstacle(
     between: list[ir.Node], query: tuple[int | None, ...] | None, scores: tuple[int | None, ...] | None
 ) -> str:
+    if query is not None and len(query) > 1 and query[-2] == 1:
+        return ONE_QUERY
     operators = {node.op_type for node in between}
     if operators & {"Add", "Where"}:
         return (

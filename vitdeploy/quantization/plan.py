@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from vitdeploy.artifacts import OnnxModel, read_onnx
 from vitdeploy.errors import ArtifactError, GraphError, UsageError
-from vitdeploy.graph.attentions import Attention
+from vitdeploy.graph.attentions import ONE_QUERY, Attention
 from vitdeploy.graph.linear_groups import PATCH_EMBEDDING, LinearGroup
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import NodePrecision, PlanEntry, PrecisionPlan, Target
@@ -77,7 +77,8 @@ def make_plan(groups: Sequence[LinearGroup], attentions: Sequence[Attention], in
         reason = obstacle or f"{kind} that reads {_source(group)}"
         entries.append(PlanEntry(group=group.name, nodes=group.nodes, precision=precision, reason=reason))
     for attention in attentions if intent.precision in ("int8", "fp8") else ():
-        obstacle = ("" if intent.target == "openvino" else attention.obstacle) or (
+        fits = intent.target == "openvino" and attention.obstacle != ONE_QUERY
+        obstacle = ("" if fits else attention.obstacle) or (
             "" if attends else f"attention stays in high precision in profile {named!r}"
         )
         precision = intent.remainder if obstacle else intent.precision
