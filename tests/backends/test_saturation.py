@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from present import present
 from readout_vit import write_readout_vit
 
 from vitdeploy import environment
-from vitdeploy.backends import lowering, onnxruntime
+from vitdeploy.backends import get_backend, lowering, onnxruntime
 from vitdeploy.backends.onnxruntime import cpu_opener, saturates
 from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.records import CpuIntegers
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
+from vitdeploy.stages.sensitivity import sensitivity
 
 
 @pytest.fixture
@@ -42,6 +44,20 @@ def test_a_graph_in_memory_is_computed_as_where_it_is_for(
         with opener(source.load()):
             pass
     assert opened == [converted, converted]
+
+
+def test_trials_for_tensorrt_are_computed_as_it_adds(opened: list[bool], tmp_path: Path) -> None:
+    source = write_readout_vit(tmp_path / "vit.onnx", 1)
+    options = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off", effort="fast")
+    opened.clear()
+    written = quantize(source, tmp_path / "int8.onnx", precision="int8", calibration="digits", options=options)
+    found = sensitivity(source, calibration="digits:train", data="digits:validation", options=options, images=16)
+    with get_backend("onnxruntime").open(written):
+        pass
+    assert opened
+    assert set(opened) == {True}
+    assert present(written.manifest.plan).cpu == "any"
+    assert found.all.logits_sqnr_db > 20, "products of neighbours that saturate leave 8 dB"
 
 
 @pytest.mark.parametrize("processor", ["vnni", "any"])

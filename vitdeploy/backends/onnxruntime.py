@@ -23,7 +23,7 @@ from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.backends.threads import cores, pinned_to, refuse_thread_settings
 from vitdeploy.errors import BackendError, BuildError
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.records import CpuIntegers, Manifest, Precision, PrecisionPlan
+from vitdeploy.records import CpuIntegers, Manifest, Precision
 from vitdeploy.records.report import Device
 from vitdeploy.sessions import (
     THREAD_SETTINGS,
@@ -110,15 +110,16 @@ class OnnxRuntimeBackend:
                 "vd.export() makes one from a checkpoint"
             )
         refuse_lowered(artifact, self.name, self.version())
+        exact = saturates_here(artifact.manifest)
         if _quantizes_fp16(artifact.manifest) and truncates_fp16_quantize():
-            return open_graph(artifact.load(), options)
-        exact = saturates_here(artifact.manifest.plan)
+            return open_graph(artifact.load(), options, exact_integers=exact)
         return OnnxRuntimeSession(str(artifact.path), options, artifact.manifest.precision, exact_integers=exact)
 
 
-def saturates_here(plan: PrecisionPlan | None) -> bool:
+def saturates_here(manifest: Manifest) -> bool:
     """Return whether a graph's weights are for processors that add in 32 bits, and this one is known not to."""
-    return plan is not None and saturates(plan.cpu)
+    plan = manifest.plan
+    return plan is not None and saturates("vnni" if manifest.target == "tensorrt" else plan.cpu)
 
 
 def saturates(processor: CpuIntegers) -> bool:

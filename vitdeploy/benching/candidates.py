@@ -114,7 +114,7 @@ class Candidate:
             target, runtime = backend_title(self.target), backend_title(self.backend)
             way = f"; vd.quantize(..., target={here!r}) makes one for {runtime}" if here is not None else ""
             found.append(f"made for {target}, run by {runtime}: its latency is not that of its target{way}")
-        if self.artifact is not None and saturates_here(self.artifact.manifest.plan):
+        if self.artifact is not None and self.target != "tensorrt" and saturates_here(self.artifact.manifest):
             found.append(
                 "its weights are for CPUs with VNNI, which this one lacks: ONNX Runtime converts them, which is "
                 "slower, other runtimes may saturate; vd.quantize(..., options=vd.QuantizeOptions(cpu='any')) makes a "

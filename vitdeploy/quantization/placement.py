@@ -81,6 +81,11 @@ class Format:
         return "amx" if self.signed else "vnni" if self.vnni else "any"
 
     @property
+    def judged_as(self) -> CpuIntegers:
+        """As which processor a CPU has to multiply them in trials: TensorRT adds in 32 bits, as VNNI does."""
+        return self.processor if self.cpu else "vnni"
+
+    @property
     def rounds_convolved(self) -> bool:
         """Return whether what a convolution gives is rounded too: ONNX Runtime has no integer one that gives floats."""
         return self.cpu and not self.openvino

@@ -169,7 +169,7 @@ class Predictor:
         graph = self._graph.load()
         features = find_head_input(graph)
         graph.graph.outputs[:] = [features]
-        return open_graph(graph, self._options, exact_integers=saturates_here(plan))
+        return open_graph(graph, self._options, exact_integers=saturates_here(self._graph.manifest))
 
     def read(self, images: Images, batch: int = BATCH) -> Iterator[tuple[str, NDArray[np.uint8] | DataError]]:
         """Yield the name of each image and its pixels, [H, W, C] resized and cropped, or why there are none."""

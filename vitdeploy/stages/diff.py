@@ -290,7 +290,7 @@ def _tensors(
                 open_graph(
                     with_outputs(graph, names),
                     SessionOptions(options.threads, place.device, place.provider, cpu_fallback=True),
-                    exact_integers=place.artifact is not None and saturates_here(place.artifact.manifest.plan),
+                    exact_integers=place.artifact is not None and saturates_here(place.artifact.manifest),
                 )
                 for graph, names, place in zip(graphs, (firsts, seconds), options.places, strict=True)
                 if place is not None

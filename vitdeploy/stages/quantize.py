@@ -190,7 +190,7 @@ class QuantizeRequest(QuantizeInputs):
         if left := products_left_out(before.graph):
             progress.note(f"{len(left)} product(s) with weights are no linears and stay in high precision: {left[0]}")
         division = self.divide()
-        open_graph = cpu_opener(self.options.threads, self.form.processor)
+        open_graph = cpu_opener(self.options.threads, self.form.judged_as)
         self.warn_of_images()
         saved = SavedObservations(self.output, self.key)
         try:
@@ -247,7 +247,7 @@ class QuantizeRequest(QuantizeInputs):
         images, in_openvino = check_images(self, division), place.opener(self.source.manifest, CHECK_BATCH, threads)
         try:
             place.require()
-            on_cpu = cpu_opener(threads, self.form.processor)
+            on_cpu = cpu_opener(threads, self.form.judged_as)
             found = judge(before, after, images, self, on_cpu, in_openvino).checks
         except (BackendError, GraphError) as error:
             return (Check(name="logits SQNR beside BF16", status="unchecked", unit="dB", detail=str(error)),)
@@ -298,7 +298,7 @@ class Budget:
         assert manifest.preprocess is not None
         batch, place = options.time_batch, self.place
         where = Place(
-            place.opener(manifest, batch, options.threads, request.form.processor),
+            place.opener(manifest, batch, options.threads, request.form.judged_as),
             place.title,
             batch,
             limits=(batch, batch) if place.builds_engines else None,

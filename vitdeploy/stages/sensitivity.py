@@ -137,7 +137,7 @@ class SensitivityRequest(QuantizeInputs):
         wide = widened(plan, prepared, self.precision)
         division = self.divide()
         dataset = self._trial_images(None if division is None else division.check)
-        open_graph = cpu_opener(self.options.threads, self.form.processor)
+        open_graph = cpu_opener(self.options.threads, self.form.judged_as)
         self.warn_of_images()
         calibrated, info = calibrate(prepared, plan, division, self, open_graph, progress, also=wide)
         plan = calibrated.found.plan
