@@ -1,14 +1,19 @@
 from fractions import Fraction
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
+import openvino
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vitdeploy.errors import CalibrationError
+from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.quantization.affine import (
+    convolution_scale,
     dequantize_affine,
     pairwise_scale,
     quantize_affine,
@@ -92,6 +97,42 @@ def test_pairwise_scale_never_lets_two_products_leave_16_bits(weight) -> None:
         for a in (0, 255):
             for b in (0, 255):
                 assert (np.abs(a * first + b * second) <= 2**15 - 1).all()
+
+
+@given(hnp.arrays(np.float32, st.tuples(*[st.integers(1, 4)] * 2, *[st.integers(1, 3)] * 2), elements=reals))
+def test_neighbours_of_a_convolution_never_leave_16_bits(weight) -> None:
+    q = quantize_affine(weight, convolution_scale(weight), axis=0, narrow=True).astype(int)
+    for output in q.transpose(0, 2, 3, 1):  # [height, width, channels]
+        for points in (output.reshape(1, -1), output.reshape(-1, output.shape[-1])):
+            pairs = points[:, : points.shape[1] // 2 * 2].reshape(-1, 2)
+            same = pairs[np.sign(pairs[:, 0]) == np.sign(pairs[:, 1])]
+            assert output.shape[-1] == 1 or (np.abs(same.sum(axis=1)) * 255 <= 2**15 - 1).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4, 16])
+def test_a_convolution_with_such_a_scale_is_exact_in_openvino_on_any_cpu(channels: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((32, channels, 4, 4)).astype(np.float32)
+    scale = convolution_scale(weight)
+    q = quantize_affine(weight, scale, axis=0, narrow=True)
+    step, zero = np.float32(1 / 127), np.uint8(128)
+    constants = {"step": step, "zero": zero, "w": q, "scale": scale, "zeros": np.zeros(32, np.int8)}
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[1, {channels}, 32, 32] x) => (float[1, 32, 8, 8] y) {{
+        b = QuantizeLinear(x, step, zero)
+        d = DequantizeLinear(b, step, zero)
+        v = DequantizeLinear<axis = 0>(w, scale, zeros)
+        y = Conv<kernel_shape = [4, 4], strides = [4, 4]>(d, v)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    onnx.save(model, tmp_path / "conv.onnx")
+    images = random.uniform(-1, 1, (1, channels, 32, 32)).astype(np.float32)
+    compiled = openvino.Core().compile_model(tmp_path / "conv.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    seen = np.clip(np.round(images / step), -128, 127) * step
+    patches = seen.reshape(channels, 8, 4, 8, 4).transpose(1, 3, 0, 2, 4).reshape(64, -1)
+    expected = (patches @ (q.reshape(32, -1) * scale[:, None]).T).T.reshape(1, 32, 8, 8)
+    assert logits_sqnr_db(compiled(images)[0].reshape(1, -1), expected.reshape(1, -1)) > 80
 
 
 def test_pairwise_scale_costs_a_gaussian_weight_less_than_half_a_bit() -> None:

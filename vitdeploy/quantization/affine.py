@@ -101,6 +101,23 @@ def pairwise_scale(weight: NDArray[Any]) -> NDArray[np.float32]:
     return scale_of(np.maximum(_amax(rows), _amax(sums) * (127 / 127.5)), steps=127)
 
 
+def convolution_scale(weight: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a scale per output of a convolution's weight [O, I, ...] with which no x86 CPU overflows.
+
+    Neighbours are the input channels of one point of the kernel. Where their number is odd, oneDNN starts each point
+    anew, and ONNX Runtime goes on with the next: neither may overflow. Products of one channel are added in 32 bits.
+    """
+    points = np.moveaxis(np.asarray(weight, np.float32), (1, 0), (-2, -1))
+    outputs = points.shape[-1]
+    if points.shape[-2] == 1:
+        return scale_of(_amax(points.reshape(-1, outputs)), steps=127)
+    scale = pairwise_scale(points.reshape(-1, outputs))
+    if points.shape[-2] % 2:
+        alone = np.pad(points, [(0, 0)] * (points.ndim - 2) + [(0, 1), (0, 0)])
+        scale = np.maximum(scale, pairwise_scale(alone.reshape(-1, outputs)))
+    return scale
+
+
 def _amax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the largest magnitude of each column; 0 where there are no rows."""
     return np.maximum(rows.max(axis=0, initial=0), -rows.min(axis=0, initial=0)).astype(np.float64)

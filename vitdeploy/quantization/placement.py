@@ -17,6 +17,7 @@ from vitdeploy.quantization.affine import (
     FP8_MAX,
     Grid,
     ScaleType,
+    convolution_scale,
     pairwise_scale,
     quantize_affine,
     quantize_fp8,
@@ -138,9 +139,8 @@ def quantize_weight(linear: Linear, form: Format, *, fp8: bool = False) -> Quant
         exact = scale_of(np.maximum(np.abs(lo), np.abs(hi)), steps=FP8_MAX)
     elif form.clearance and weight.ndim == 2:
         exact = pairwise_scale(weight if linear.channel_axis == 1 else weight.T)
-    elif form.clearance and form.rounds_convolved and weight.shape[1] > 1:
-        # neighbours are channels of one pixel; where there is one channel the kernel adds in 32 bits
-        exact = pairwise_scale(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)))
+    elif form.clearance:
+        exact = convolution_scale(weight)
     scale = storable(exact, form.scale_type)
     quantize = quantize_fp8 if fp8 else _quantize_narrow
     return QuantizedTensor(quantize(weight, scale, axis=linear.channel_axis), scale, linear.channel_axis)

@@ -234,8 +234,7 @@ def can_be_rounded_for_outputs(group: LinearGroup) -> bool:
 
 
 def _rounded_for(linear: Linear, nearest: QuantizedTensor, rows: NDArray[np.float32], form: Format) -> QuantizedTensor:
-    pairwise = form.clearance and (nearest.values.ndim == 2 or form.rounds_convolved)
-    found = round_for_outputs(matrix(linear), nearest.scale, rows, pairwise=pairwise)
+    found = round_for_outputs(matrix(linear), nearest.scale, rows, pairwise=form.clearance)
     values = found if linear.channel_axis == 1 else np.ascontiguousarray(found.T)
     return replace(nearest, values=values.reshape(nearest.values.shape))
 
