@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +99,31 @@ def test_checks_at_several_batches_are_one_line(capsys: pytest.CaptureFixture[st
         "digest: passed",
         "logits against PyTorch, batch 8: failed: 0.1 of the logits' range (limit 0.0001)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (1.0, "of the images", "100.00 % of the images"),
+        (51.12, "dB", "51.12 dB"),
+        (2e-6, "of the range", "2e-06 of the"),
+    ],
+)
+def test_a_share_of_images_is_per_cent(value: float, unit: str, words: str) -> None:
+    assert words in output.check_words(Check(name="agreement", status="passed", value=value, unit=unit))
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(True, 3), (False, 1)])
+def test_a_terminal_gets_sentences_in_lines_of_its_width(
+    terminal: bool, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    output.print_wrapped("vit-with-a-name.onnx is fastest. " * 6)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == lines
+    assert not terminal or max(map(len, printed)) <= 80
+    assert " ".join(printed).count("vit-with-a-name.onnx is fastest.") == 6
 
 
 def test_what_several_stages_have_to_say_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,6 +205,11 @@ def test_when_nothing_is_faster_the_baseline_is_kept() -> None:
     )
 
 
+def test_of_one_artifact_nothing_is_recommended() -> None:
+    said = _verdict(TORCH)
+    assert said[0] == "On this CPU, nothing but vit.safetensors was measured at batch 1 (10.0 ms)."
+
+
 def test_each_device_gets_its_own_recommendation() -> None:
     said = _verdict(
         TORCH,

@@ -70,7 +70,8 @@ def _file(path: Path) -> tuple[str, str] | None:
     if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp":
         return "an image", f"vd.predict('ARTIFACT', {str(path)!r}) says what a model sees in it"
     if head[:2] == b"\x80\x02" or (head[:2] == b"PK" and b"/data.pkl" in head):  # of torch.save, old or new
-        return "a file of weights that others made", _weights_way(path)
+        way = f"vd.inspect({str(path)!r}) says of which model they are, and how to make a graph of them"
+        return "a file of weights that others made", way
     for start, what in _OTHERS.items():
         if head.startswith(start):
             return what, ""
@@ -136,7 +137,7 @@ def _report_way(path: Path) -> str:
 
 
 def _weights_way(path: Path) -> str:
-    graph = f"{path.stem if path.is_file() else path.absolute().name}.onnx"
+    graph = f"{path.absolute().name}.onnx"
     return (
         f"vd.export({str(path)!r}, {graph!r}) makes a graph of it, which "
         f"vd.bench([{graph!r}], baseline={str(path)!r}) measures against it"

@@ -261,13 +261,13 @@ def bench(
 
 def print_report(report: Report) -> None:
     """Print the table and the verdict, whose advice is in the words of the command line."""
-    from vitdeploy.cli.output import print_rich
+    from vitdeploy.cli.output import print_rich, print_wrapped
     from vitdeploy.report import table
 
     report = _in_flags(report)
     print_rich(table(report))
     for line in report.verdict:
-        print_line(line)
+        print_wrapped(line)
 
 
 def _in_flags(report: Report) -> Report:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import typer
 
 from vitdeploy.cli.flags import in_flags
 from vitdeploy.text import printable, printable_json, size_text
+from vitdeploy.wording import percent_text
 
 if TYPE_CHECKING:
     from vitdeploy.artifacts import Artifact
@@ -28,6 +30,13 @@ _END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 def print_line(text: str = "") -> None:
     """Print one line; what a terminal would act on, in names and labels from outside, is shown as an escape."""
     typer.echo(printable(text))
+
+
+def print_wrapped(text: str) -> None:
+    """Print a sentence, on a terminal in lines of its width that end between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(text) + 1
+    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+        print_line(line)
 
 
 def print_json(value: Any) -> None:
@@ -76,7 +85,10 @@ def check_words(check: Check) -> str:
     unit = f" {check.unit}" if check.unit else ""
     of_limit = "" if unit.startswith(" of ") else unit  # a share: its words stand right before
     limit = f" (limit {check.limit:.4g}{of_limit})" if check.limit is not None else ""
-    value = f"{check.value:.4g}{unit}{limit}" if check.value is not None else ""
+    number = "" if check.value is None else f"{check.value:.4g}"
+    if check.value is not None and check.unit == "of the images":
+        number = percent_text(check.value)
+    value = f"{number}{unit}{limit}" if number else ""
     detail = ", ".join(filter(None, [value, in_flags(check.detail)]))
     return f"{check.status}: {detail}" if detail else check.status
 

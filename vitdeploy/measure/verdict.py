@@ -145,7 +145,7 @@ def _recommendations(rows: Sequence[Row], device: Device, baseline: Baseline, co
         best = _best(fit, batch, baseline)
         if previous is None or best.name != previous.name:
             elsewhere = [row.name for row in rows if timing_of(row, batch) is not None and not on_target(row)]
-            sentences.append(_recommendation(best, fit, batch, where, baseline, elsewhere))
+            sentences.append(_recommendation(best, fit, batch, where, baseline, elsewhere, len(timed)))
             previous = best
         elif len(conditions.batches) > 1:
             sentences.append(f"At batch {batch} it is {best.name} as well ({_speed(best, batch)}).")
@@ -232,7 +232,7 @@ def _too_wide(rows: Sequence[Row], batch: int, baseline: Baseline, where: str) -
 
 
 def _recommendation(
-    best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline, elsewhere: Sequence[str]
+    best: Row, fit: Sequence[Row], batch: int, where: str, baseline: Baseline, elsewhere: Sequence[str], measured: int
 ) -> str:
     if is_baseline(best, baseline):
         if len(fit) == 1 and elsewhere:
@@ -241,6 +241,8 @@ def _recommendation(
                 f"{where}, keep the baseline {best.name} ({_speed(best, batch)}): {', '.join(elsewhere)} {verb} made "
                 "for another runtime and not considered here."
             )
+        if measured == 1:
+            return f"{where}, nothing but {best.name} was measured at batch {batch} ({_speed(best, batch)})."
         if len(fit) == 1:
             return f"{where}, only the baseline {best.name} keeps the accuracy: ship it ({_speed(best, batch)})."
         return (

@@ -110,7 +110,8 @@ def summary(found: Sensitivity) -> list[str]:
     worst = [part for part in found.groups or found.kinds if part.quantized]
     if worst and worst[0].share is not None:
         first = worst[0]
-        gain = "" if first.gain_db is None else f"; left out, the logits gain {first.gain_db:.1f} dB"
+        db = first.gain_db
+        gain = "" if db is None else f"; left out, the logits {'gain' if db >= 0 else 'lose'} {abs(db):.1f} dB"
         lines.append(f"most of the error: {first.name}, {percent_text(first.share, 0)} of the sum of all{gain}")
     broken = [part for part in (*found.groups, *found.kinds) if part.alone.failure]
     lines.extend(f"{part.name} alone: {part.alone.failure}" for part in broken)
