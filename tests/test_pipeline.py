@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import sample_reports
+import torch
 from notes import Notes
 from PIL import Image
 
@@ -337,9 +338,13 @@ def test_a_killed_training_goes_on_where_it_stopped(tmp_path: Path, quick_change
 def test_a_state_of_another_training_is_no_hindrance(tmp_path: Path, quick_changes: dict[str, Any]) -> None:
     from vitdeploy.stages.train import TrainRequest
 
-    (tmp_path / "model.state.pt").write_bytes(b"not a state")
+    state = tmp_path / "model.state.pt"
+    torch.save(dict.fromkeys(("identity", "loss_sum", "history", "parts")), state)
     request = TrainRequest.open("digits", tmp_path / "model.safetensors", resume="auto")
     assert not request._state_fits(Notes())
+    state.write_bytes(b"somebody's")
+    with pytest.raises(ArtifactError, match="was not written by vitdeploy, or is damaged"):
+        TrainRequest.open("digits", tmp_path / "model.safetensors", resume="auto")
 
 
 def test_two_runs_in_one_folder_are_refused(finished_run: Path, quick_changes: dict[str, Any]) -> None:
