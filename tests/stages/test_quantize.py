@@ -193,11 +193,20 @@ def test_for_amx_openvino_gets_signed_activations_and_another_processor_says_so(
         plan = graphs[target].manifest.plan
         assert plan is not None
         assert plan.cpu == cpu
-    assert check(graphs["openvino"], "logits SQNR").value > 25
     candidate = of_artifact(graphs["openvino"], "openvino", "cpu")
     assert candidate.notes() == ()
     monkeypatch.setattr(environment, "cpu_integers", lambda: "vnni")
     assert "its activations are signed, for CPUs with AMX" in " ".join(candidate.notes())
+    monkeypatch.undo()
+    asked = quantize(
+        source,
+        tmp_path / "asked.onnx",
+        precision="int8",
+        target="openvino",
+        calibration="digits",
+        options=replace(FAST, cpu="amx"),
+    )
+    assert check(asked, "logits SQNR").value > 25, "on the processor that is here"
 
 
 def test_a_bf16_remainder_stands_in_the_plan_and_is_judged_as_openvino_computes_it(
@@ -289,11 +298,12 @@ def test_weights_for_a_cpu_with_vnni_use_all_8_bits_and_the_plan_says_so(
         notes = of_artifact(full, "onnxruntime", "cpu").notes()
         assert any("its weights are for CPUs with VNNI" in note for note in notes) is words
         assert of_artifact(made_for_all, "onnxruntime", "cpu").notes() == ()
-        with get_backend("onnxruntime").open(full, SessionOptions(provider="cpu")) as session:
-            assert full.golden is not None
-            assert full.manifest.preprocess is not None
-            logits = session.run({"input": normalize(full.golden.pixels, full.manifest.preprocess)})["logits"]
-        assert logits_sqnr_db(logits, full.golden.outputs) > 60
+        if kind == "any":  # as the others they are computed where one of them is here
+            with get_backend("onnxruntime").open(full, SessionOptions(provider="cpu")) as session:
+                assert full.golden is not None
+                assert full.manifest.preprocess is not None
+                logits = session.run({"input": normalize(full.golden.pixels, full.manifest.preprocess)})["logits"]
+            assert logits_sqnr_db(logits, full.golden.outputs) > 60
 
 
 def test_the_manifest_tells_the_whole_story(source: OnnxModel, made) -> None:
