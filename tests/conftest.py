@@ -6,9 +6,6 @@ import atexit
 import gc
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,29 +35,6 @@ def _numbers_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Give a test the same random numbers whatever ran before it in its file."""
     if hasattr(request.module, "RNG"):
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
-
-
-IN_ITS_PROCESS = "VITDEPLOY_TEST_IN_ITS_PROCESS"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is marked ``own_process`` in one; what it prints is the reason where it fails there."""
-    if pyfuncitem.get_closest_marker("own_process") is None or IN_ITS_PROCESS in os.environ:
-        return None
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={folder}/t", pyfuncitem.nodeid]
-        done = subprocess.run(
-            words,
-            cwd=pyfuncitem.config.rootpath,
-            env=environment | {IN_ITS_PROCESS: "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return True
 
 
 FROZEN_AT = 100_000

@@ -87,7 +87,6 @@ def _allowed() -> dict[str, str]:
     return {name: re.findall(r"^Cpus_allowed_list:\s*(.*)$", text, re.MULTILINE)[0] for name, text in status.items()}
 
 
-@pytest.mark.own_process
 @pytest.mark.parametrize("pinning", [True, False])
 def test_the_threads_of_a_session_are_where_they_should_be(tmp_path: Path, pinning: bool) -> None:
     model, processors, before = write_linear(tmp_path / "m.onnx"), threads.cores(), _allowed()
@@ -103,7 +102,6 @@ def test_the_threads_of_a_session_are_where_they_should_be(tmp_path: Path, pinni
     assert found == sorted(expected)
 
 
-@pytest.mark.own_process
 def test_openvino_says_that_its_threads_are_pinned(tmp_path: Path) -> None:
     model = write_linear(tmp_path / "m.onnx")
     for pinning in (True, False):

@@ -187,7 +187,6 @@ def test_what_nobody_knows_is_refused_by_operator_domain_and_node(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.own_process
 @pytest.mark.skipif(COMPILER is None, reason="there is no C compiler to make a library of operators with")
 def test_operators_of_a_library_run_in_high_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = compiled(tmp_path)
