@@ -158,7 +158,7 @@ class OpenVINOSession(CheckedSession):
     """A model, set to answer one call as soon as possible, or with a stream for each part of a batch.
 
     It is compiled when a batch comes, for that size: where the batch is left open, OpenVINO keeps Transposes, changes
-    of layout and sums as passes of their own that it else folds into their neighbours (PVT v2 takes twice the time).
+    of layout and sums as passes of their own that it else folds into their neighbours.
     The first sizes are kept, so that a remainder behind full batches recompiles nothing; beyond them, one model that
     takes any size answers.
     """
