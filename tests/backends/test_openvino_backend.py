@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,32 @@ class TestOpenVINOSession(SessionConformance):
 def test_int8_graph_runs(tmp_path: Path) -> None:
     with BACKEND.open(write_small_vit(tmp_path / "vit.onnx", "int8")) as session:
         assert session.run({"input": images(2)})["logits"].shape == (2, 10)
+
+
+@pytest.mark.parametrize("closed", [(0, 1), (1, 0), (1, 2, 0)], ids=lambda closed: "".join(map(str, closed)))
+def test_a_signal_after_sessions_have_closed_reaches_its_handler(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    model = write_small_vit(tmp_path / "vit.onnx", "int8")
+    subprocess.run([sys.executable, "-c", SIGNALLED, str(model.path), *map(str, closed)], check=True)
+
+
+SIGNALLED = """
+import signal, sys
+import numpy as np
+from vitdeploy.artifacts import read_onnx
+from vitdeploy.backends import get_backend
+
+path, *closed = sys.argv[1:]
+sessions = [get_backend("openvino").open(read_onnx(path)) for _ in closed]
+for index in range(len(closed)):
+    sessions[index].run({"input": np.zeros((1, 1, 8, 8), np.float32)})
+for index in map(int, closed):
+    sessions[index].close()
+    sessions[index] = None
+heard = []
+signal.signal(signal.SIGUSR1, lambda *signalled: heard.append(signalled))
+signal.raise_signal(signal.SIGUSR1)
+assert len(heard) == 1
+"""
 
 
 def test_the_first_batch_sizes_have_models_of_their_own_and_others_share_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -80,14 +81,25 @@ class Mode:
         return cls(remainder, "throughput" in parts)
 
 
+@cache
+def shared_core() -> Any:
+    """Return the ``openvino.Core`` of this process; OpenVINO must be installed.
+
+    There is one, which stays: a core takes a stack for signals when it first compiles, and gives the one before back
+    when it goes. Of two that go in the order they came, the second gives back the first's, which is gone, and the next
+    signal with a handler (Ctrl-C, the end of a child) ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def computes_bf16() -> bool:
     """Return whether this processor multiplies BF16, by AVX-512 BF16 or AMX; else OpenVINO computes FP32 in its place.
 
     OpenVINO must be installed.
     """
-    import openvino
-
-    return "BF16" in openvino.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in shared_core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINOBackend:
@@ -164,8 +176,6 @@ class OpenVINOSession(CheckedSession):
     """
 
     def __init__(self, path: Path, options: SessionOptions, mode: Mode = Mode()) -> None:
-        import openvino
-
         self._path, self._mode, self.more_notes = path, mode, tuple[str, ...]()
         self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if mode.throughput else "LATENCY",
@@ -176,8 +186,7 @@ class OpenVINOSession(CheckedSession):
         if options.pinning is not None:
             self._config["ENABLE_CPU_PINNING"] = options.pinning
         try:
-            self._core = openvino.Core()
-            self._model: Any = self._core.read_model(str(path))
+            self._model: Any = shared_core().read_model(str(path))
         except RuntimeError as error:
             raise BackendError(f"openvino cannot open {str(path)!r}: {one_line(error)}") from error
         words = [DEVICE, *(["BF16"] if mode.remainder == "bf16" else []), *(["throughput"] if mode.throughput else [])]
@@ -232,7 +241,7 @@ class OpenVINOSession(CheckedSession):
         if batch is not None:
             model = model.clone()
             model.reshape({name: [batch, *spec.shape[1:]] for name, spec in self._inputs.items()})
-        return self._core.compile_model(model, DEVICE, config)
+        return shared_core().compile_model(model, DEVICE, config)
 
     def _compiled_for(self, batch: int | None) -> Any:
         """Return the model for a batch size, compiled now if there is none and room for it, else for any size."""
