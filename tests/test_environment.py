@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,41 @@ def test_driver_library_without_a_device_is_no_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     monkeypatch.setattr(environment, "_output", lambda command: "")
     assert environment.find_gpu() is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "on_bus", "hidden", "said"),
+    [
+        (None, False, None, "there is no NVIDIA GPU here"),
+        (None, True, None, "there is an NVIDIA GPU here and no driver for it"),
+        (Driver(count=0), True, "", "shows no GPU, as CUDA_VISIBLE_DEVICES is ''"),
+        (Driver(error=100), False, None, "there is no NVIDIA GPU here, though its driver is installed"),
+        (Driver(error=803), True, None, r"is installed and does not answer \(CUDA error 803\)"),
+        (object(), False, None, "only a stub of its driver"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: object, on_bus: bool, hidden: str | None, said: str
+) -> None:
+    def load(name: str) -> object:
+        if driver is None:
+            raise OSError(name)
+        return driver
+
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text("0x10de\n" if on_bus else "0x8086\n")
+    (device / "class").write_text("0x030200\n")
+    monkeypatch.setattr(environment, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    here = environment.current().model_copy(update={"gpu": None})
+    monkeypatch.setattr(environment, "current", lambda: here)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert re.search(said, environment.why_no_gpu())
+    monkeypatch.setattr(environment, "current", lambda: here.model_copy(update={"gpu": "NVIDIA L4"}))
+    assert environment.why_no_gpu() == ""
 
 
 def test_container_limit_is_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

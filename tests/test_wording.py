@@ -36,3 +36,16 @@ def test_what_was_not_measured_is_a_dash_and_identical_logits_are_exact() -> Non
     assert wording.decibel_text(42.123, False) == "42.1 dB"
     assert wording.percent_text(0.98671) == "98.67 %"
     assert wording.ratio_text(2.3149) == "2.31×"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "interval", "base", "text"),
+    [
+        (1.444, (1.32, 1.69), "FP32", "1.44× [1.32, 1.69] as fast as FP32"),
+        (0.8, (0.5, 1.25), "FP32", "slower: 1.25× [0.80, 2.00] the time of FP32"),
+        (1.0, None, "", "1.00× as fast"),
+        (0.5, None, "", "slower: 2.00× the time"),
+    ],
+)
+def test_what_is_slower_has_its_time(ratio: float, interval: tuple[float, float] | None, base: str, text: str) -> None:
+    assert wording.speed_text(ratio, interval, base) == text

@@ -47,8 +47,10 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 NV_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 JETPACK_OF_L4T = {"36.3": "6.0", "36.4.0": "6.1", "36.4": "6.2", "38.2": "7.0", "38.4": "7.1", "39.2": "7.2"}
 
+CUDA_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 # CUdevice_attribute numbers of cuda.h, fixed since CUDA 2
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
@@ -200,7 +202,7 @@ def find_gpu() -> Gpu | None:
 def _gpu_from_driver() -> Gpu | None:
     """Ask ``libcuda``. ``cuInit`` makes no context, so no GPU memory is taken."""
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        cuda = _cuda_driver()
     except OSError:
         return None
     count, number, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
@@ -228,6 +230,46 @@ def _gpu_from_driver() -> Gpu | None:
     )
 
 
+def why_no_gpu() -> str:
+    """Return in words why CUDA has no GPU here: there is none, no driver for it, or it is hidden; "" where there is."""
+    if current().gpu is not None:
+        return ""
+    try:
+        cuda = _cuda_driver()
+        code, count = int(cuda.cuInit(0)), ctypes.c_int()
+        code = code or int(cuda.cuDeviceGetCount(ctypes.byref(count)))
+    except OSError:
+        if _nvidia_on_bus():
+            return (
+                "there is an NVIDIA GPU here and no driver for it (libcuda cannot be loaded): install NVIDIA's driver"
+            )
+        return "there is no NVIDIA GPU here"
+    except AttributeError:
+        return "there is no NVIDIA GPU here, only a stub of its driver"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if code in (0, CUDA_NO_DEVICE) and hidden is not None:
+        return f"NVIDIA's driver shows no GPU, as CUDA_VISIBLE_DEVICES is {hidden!r}"
+    if code not in (0, CUDA_NO_DEVICE):
+        return f"NVIDIA's driver is installed and does not answer (CUDA error {code}): nvidia-smi says more"
+    return "there is no NVIDIA GPU here, though its driver is installed"
+
+
+def _cuda_driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def _nvidia_on_bus() -> bool:
+    """Return whether a graphics processor of NVIDIA's is on the PCI bus, with a driver or without; Linux tells."""
+    for device in PCI_DEVICES.glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
 def gpu_bus_id() -> str | None:
     """Return where the first visible GPU sits on the PCI bus (``0000:01:00.0``), None where the driver does not tell.
 
@@ -235,7 +277,7 @@ def gpu_bus_id() -> str | None:
     GPU in a machine the same number can be another one.
     """
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        cuda = _cuda_driver()
         device, bus = ctypes.c_int(), ctypes.create_string_buffer(32)
         if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
             return None

@@ -48,6 +48,30 @@ def ratio_text(ratio: float | None) -> str:
     return UNKNOWN if ratio is None else f"{number_text(ratio)}×"
 
 
+def speed_text(ratio: float, interval: Interval | None = None, base: str = "", digits: int = 2) -> str:
+    """Return how fast something is beside ``base``, by the ratio of speeds.
+
+    ``1.44× [1.32, 1.69] as fast as FP32``; of what is slower the time: ``slower: 1.75× [1.71, 1.80] the time of FP32``.
+    """
+    slower = ratio < 1
+    values = [ratio, *(interval or ())]
+    shown = [number_text(1 / value if slower else value, digits) for value in values]
+    low, high = (shown[2], shown[1]) if slower and interval is not None else (*shown[1:], "", "")[:2]
+    around = f" [{low}, {high}]" if interval is not None else ""
+    if slower:
+        return f"slower: {shown[0]}×{around} the time" + f" of {base}" * bool(base)
+    return f"{shown[0]}×{around} as fast" + f" as {base}" * bool(base)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a rough duration: ``8 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{round(seconds / 3600)} h"
+
+
 def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
     """Return a signal-to-noise ratio: ``42.1 dB``, or ``exact`` where nothing differs."""
     if identical:

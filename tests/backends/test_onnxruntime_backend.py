@@ -98,15 +98,27 @@ def test_building_is_refused_because_the_graph_is_opened_as_it_is(model: OnnxMod
     assert not engine_path.exists()
 
 
-def test_absent_provider_names_the_package_that_brings_it(model: OnnxModel) -> None:
+def test_absent_provider_names_the_package_that_brings_it(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = environment.current().model_copy(update={"gpu": "NVIDIA L4"})
+    monkeypatch.setattr(environment, "current", lambda: there)
     with pytest.raises(
         BackendError, match=r"no provider 'cuda' here, expected one of cpu: pip install onnxruntime-gpu"
     ):
         BACKEND.open(model, SessionOptions(provider="cuda"))
     with pytest.raises(BackendError, match=r"no provider 'quantum' here, expected one of cpu: choose one of cpu"):
         BACKEND.open(model, SessionOptions(provider="quantum"))
-    with pytest.raises(BackendError, match=r"no provider for device 'cuda' here: pip install onnxruntime-gpu"):
+    with pytest.raises(BackendError, match=r"onnxruntime is built for the CPU alone: pip install onnxruntime-gpu"):
         BACKEND.open(model, SessionOptions(device="cuda"))
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"provider": "cuda"}, {"provider": "tensorrt"}])
+def test_without_a_gpu_no_package_is_named(
+    model: OnnxModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(environment, "why_no_gpu", lambda: "there is no GPU")
+    with pytest.raises(BackendError, match=r"there is no GPU; .* 'cpu' works without") as caught:
+        BACKEND.open(model, SessionOptions(**options))
+    assert "pip" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # this build of onnxruntime has no CUDA

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -152,3 +153,22 @@ def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch, mode
     assert "pip install 'vitdeploy[openvino]'" in (BACKEND.unavailable() or "")
     with pytest.raises(BackendError, match=r"pip install 'vitdeploy\[openvino\]'"):
         BACKEND.open(model)
+
+
+@pytest.mark.parametrize("first", ["unavailable()", "version()", "open(read_onnx(sys.argv[1])).close()"])
+def test_importing_openvino_tells_nobody(tmp_path: Path, model: OnnxModel, first: str) -> None:
+    """Its telemetry would make ``intel`` in the user's home; a package of it that was imported before is left alone."""
+    lines = (
+        "import sys",
+        "from vitdeploy.artifacts import read_onnx",
+        "from vitdeploy.backends import get_backend",
+        f"get_backend('openvino').{first}",
+        "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)",
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), str(model.path)],
+        env=kept | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "False"]
+    assert not (tmp_path / "intel").exists()

@@ -14,13 +14,16 @@ import torch
 from conformance import SessionConformance
 from small_vit import PREPROCESS, images
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Checkpoint, write_checkpoint
 from vitdeploy.backends import get_backend
 from vitdeploy.backends.pytorch import on_device, open_module, set_tf32
-from vitdeploy.errors import BackendError, BuildError
+from vitdeploy.errors import BackendError, BuildError, UsageError
 from vitdeploy.models import create_model
 from vitdeploy.records import Manifest, ModelSpec
 from vitdeploy.sessions import BuildTarget, SessionOptions
+from vitdeploy.training.launch import make_fabric
+from vitdeploy.training.options import Hardware
 
 ARGUMENTS = {
     "image_size": 8,
@@ -150,10 +153,26 @@ def test_what_it_does_not_do_is_refused(checkpoint: Checkpoint, model: OnnxModel
         backend.build(model, engine_path, BuildTarget())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_absent_gpu_is_named(checkpoint: Checkpoint) -> None:
-    with pytest.raises(BackendError, match="torch sees no CUDA device"):
+@pytest.mark.parametrize(
+    ("gpu", "built_for", "said"),
+    [
+        (None, "13.0", "there is no GPU"),
+        ("NVIDIA L4", None, "is built for the CPU alone"),
+        ("NVIDIA L4", "13.0", r"for CUDA 13.0 cannot use NVIDIA L4, driver for CUDA 12.4"),
+    ],
+)
+def test_why_torch_has_no_gpu_is_said(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, gpu: str | None, built_for: str | None, said: str
+) -> None:
+    there = environment.current().model_copy(update={"gpu": gpu, "cuda": "12.4"})
+    monkeypatch.setattr(environment, "current", lambda: there)
+    monkeypatch.setattr(environment, "why_no_gpu", lambda: "" if gpu else "there is no GPU")
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match=f"{said}.*; device 'cpu' works without"):
         get_backend("pytorch").open(checkpoint, SessionOptions(device="cuda"))
+    with pytest.raises(UsageError, match=f"{said}.*; 'cpu' works without"):
+        make_fabric(Hardware(accelerator="cuda"))
 
 
 def test_a_module_in_use_stays_on_its_device_when_another_session_takes_it_elsewhere() -> None:

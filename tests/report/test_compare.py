@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,29 @@ def test_what_is_not_measured_any_more_does_not_pass_as_unchanged(
         compare(report, _changed(INT8, **fields)).check(max_drop_pp=1)
 
 
-def test_reports_without_a_common_row_say_so_in_a_line_each_and_show_no_empty_table(
+def test_of_reports_without_a_common_row_nothing_is_compared_which_is_an_error(
     report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = build(tuple(row.model_copy(update={"name": f"other.{row.name}"}) for row in rows()))
     found = compare(report, other)
     assert [line.split(":")[0] for line in found.unmatched] == [
-        "No row has the same name, backend and device in both reports.",
+        "no row has the same name, backend and device in both reports",
         "only before",
         "only after",
     ]
     assert found.unmatched[1].removeprefix("only before: ").split(", ") == [row.name for row in rows()]
     for name, one in (("before", report), ("after", other)):
         write_report(one, tmp_path / name)
-    assert main(["compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        *found.unmatched,
-        "--row BEFORE --row AFTER compares two of other names",
-    ]
+    line = ["compare", str(tmp_path / "before"), str(tmp_path / "after")]
+    assert main(line) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == found.unmatched[1:]
+    assert printed.err.startswith("error: nothing can be compared: no row has the same name, backend and device in ")
+    assert main([*line, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["rows"] == []
+    assert main([*line, "--max-drop", "1"]) == 3, "what a gate is to hold is not there any more"
+    named = rows()[0].name
+    assert main([*line, "--row", named, "--row", f"other.{named}"]) == 0
 
 
 def test_a_row_that_is_gone_does_not_pass_and_a_new_one_does(report: Report) -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from present import present
 from sample_reports import build, rows, timing
 
 from vitdeploy.records.report import Sustained
 from vitdeploy.report.axes import Axis, latency_axis, linear_ticks, percent_axis
-from vitdeploy.report.html import render_html
+from vitdeploy.report.html import render_html, templates
 from vitdeploy.report.labels import shortened, text_width
-from vitdeploy.report.plots import latency_bars, scatters, size_bars
+from vitdeploy.report.plots import BarItem, Scatter, Spot, bar_chart, latency_bars, scatters, size_bars, spot_chart
 from vitdeploy.report.timeline import timelines
 
 
@@ -86,9 +87,23 @@ def test_many_points_in_one_place_get_labels_that_do_not_cover_each_other() -> N
         for index in range(8)
     )
     (plot,) = scatters(build(crowd))
+    assert_apart(plot)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.01, 0.2])
+def test_as_many_candidates_as_a_search_has_get_labels_of_their_own(step: float) -> None:
+    spots = [
+        Spot(10 + move, 10.1 + move, 40 + move, 39 + move, 41 + move, f"int8, {index} in fp32", "", "int8")
+        for index in range(16)
+        for move in (step * index,)
+    ]
+    assert_apart(spot_chart("a search", "ms", "dB", spots))
+
+
+def assert_apart(plot: Scatter) -> None:
     boxes = []
     for point in plot.points:
-        width = 6.9 * len(point.label)
+        width = text_width(point.label)
         left = point.label_x if point.anchor == "start" else point.label_x - width
         boxes.append((left, point.label_y - 12, left + width, point.label_y + 2))
         assert plot.frame[0] <= left
@@ -193,3 +208,18 @@ def test_a_shortened_name_fits_and_keeps_both_ends(name: str, width: float) -> N
         assert name.startswith(head)
         assert name.endswith(tail)
         assert len(tail) - len(head) in (0, 1)
+
+
+@pytest.mark.parametrize("values", [(4.0, -2.0, 0.0), (-1.0, -4.0, -0.5), (1.0, 2.0, 0.5)])
+def test_bars_of_negative_values_reach_to_the_left_of_zero(values: tuple[float, ...]) -> None:
+    chart = bar_chart("gain", [BarItem("a", value, "", "", "int8") for value in values], str)
+    zero = chart.left if chart.zero is None else chart.zero
+    assert (chart.zero is None) == (min(values) >= 0)
+    longest = max(bar.width for bar in chart.bars)
+    for bar, value in zip(chart.bars, values, strict=True):
+        assert bar.width / longest == pytest.approx(abs(value) / max(map(abs, values)), rel=0.01, abs=0.01)
+        assert bar.start == pytest.approx(zero - bar.width if value < 0 else zero, abs=0.02)
+        assert chart.left <= present(bar.start) <= chart.width
+    page = templates().from_string('{% from "plots.html.j2" import bars %}{{ bars(chart, "x") }}').render(chart=chart)
+    assert page.count('class="frame"') == (min(values) < 0)
+    assert page.count('<rect class="bar"') == 3

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_reports import build, rows, timing
+from sample_reports import build, everything, rows, timing
 
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Report, sha256_of
-from vitdeploy.report import read_report, table, write_report
+from vitdeploy.report import measurement_tables, read_report, table, write_report
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.wording import ms_text
 
 
-def _printed(report: Report, width: int = 100) -> str:
+def _printed(report: Report, width: int = 100, *, beside: bool = False) -> str:
     from rich.console import Console
 
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(table(report))
+        console.print(*(measurement_tables(report) if beside else [table(report)]), sep="\n")
     return capture.get()
 
 
@@ -319,3 +319,30 @@ def test_the_title_names_the_model_and_the_data(report: Report, model: str, data
     assert f"<h1>{model} on {data}</h1>" in page
     heading = render_markdown(changed).splitlines()[0]
     assert heading.replace("\\", "") == f"# {model} on {data}: bench report"
+
+
+def test_threads_streams_and_runs_without_a_pause_are_tables_of_the_terminal() -> None:
+    lines = [line.split() for line in _printed(everything(), 80, beside=True).splitlines() if line.strip()]
+    name = "digits.int8.onnxruntime.onnx"
+    assert [line[1:] for line in lines if line[0] == name] == [
+        ["1", "0.900", "0.500", "0.400"],
+        ["1", "2", "on", "the", "device", "5120"],
+        ["1", "30", "0.340", "0.390", "+15", "%"],
+    ]
+    assert ["1", "thread", "2", "threads", "4", "threads"] in lines
+    assert not measurement_tables(build(rows())), "nothing else was asked for"
+
+
+@pytest.mark.parametrize(
+    ("pinning", "spinning", "words"),
+    [
+        (True, None, "threads pinned"),
+        (None, False, "threads sleeping"),
+        (False, True, "threads not pinned and spinning"),
+    ],
+)
+def test_settings_of_threads_stand_in_a_row_once(pinning: bool | None, spinning: bool | None, words: str) -> None:
+    row = rows()[1].model_copy(update={"pinning": pinning, "spinning": spinning})
+    named = row.model_copy(update={"name": f"vit.onnx (ONNX Runtime, CPU, {words})"})
+    for one in (row, named):
+        assert " ".join(_printed(build((one,)), 160).split()).count(words) == 1

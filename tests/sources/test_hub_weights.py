@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.sources.load import load_source
+from vitdeploy.sources.load import LoadedModel, load_source
 
 pytestmark = pytest.mark.slow
 
@@ -111,10 +111,33 @@ def test_names_of_the_papers_repository_are_taken_as_timm_takes_them(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "changes", [{"patch_size": 8, "img_size": 112}, {"img_size": 112}, {"depth": 2}], ids=["patches", "size", "depth"]
+    ("name", "built", "changes", "offer"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 1},
+            {"patch_size": 8, "img_size": 112},
+            "{'img_size': 112, 'patch_size': 8}",
+        ),
+        ("vit_tiny_patch16_224", {"depth": 1}, {"img_size": 64}, "{'img_size': 64}"),
+        ("vit_tiny_patch16_224", {"depth": 1}, {"in_chans": 1}, "{'in_chans': 1}"),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1}, {"img_size": 96}, "{'img_size': 96}"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, {"img_size": 64}, "{'img_size': 64}"),
+        ("vit_tiny_patch16_224", {"depth": 1}, {"depth": 2}, None),
+    ],
 )
-def test_another_shape_is_refused_although_timm_would_resize_it(tmp_path: Path, changes: dict[str, Any]) -> None:
-    module = timm.create_model("vit_tiny_patch16_224", num_classes=5, **{"depth": 1, **changes})
+def test_another_shape_is_refused_with_the_arguments_that_have_it(
+    tmp_path: Path, name: str, built: dict[str, Any], changes: dict[str, Any], offer: str | None
+) -> None:
+    """Also where timm would resize it."""
+    module = timm.create_model(name, num_classes=5, **{**built, **changes})
     torch.save(module.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="does not fit the model"):
-        load_source("timm:vit_tiny_patch16_224", weights=tmp_path / "w.pth", arguments={"depth": 1})
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        load_source(f"timm:{name}", weights=tmp_path / "w.pth", arguments=built)
+    assert str(caught.value).partition("; with arguments=")[2] == ("" if offer is None else f"{offer} it fits")
+    if offer is not None:
+        assert_same(load_source(f"timm:{name}", weights=tmp_path / "w.pth", arguments={**built, **changes}), module)
+
+
+def assert_same(loaded: LoadedModel, module: nn.Module) -> None:
+    assert all(torch.equal(value, loaded.module.state_dict()[key]) for key, value in module.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -23,13 +24,16 @@ from digits_linear import (
     write_linear,
 )
 from present import present
+from rich.console import Console
 
 from vitdeploy.artifacts import write_calibration_table
 from vitdeploy.benching.candidates import list_candidates, of_artifact, with_unique_names
+from vitdeploy.cli.flags import in_flags, set_command
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Manifest, ModelSpec, Report, Target
+from vitdeploy.report import measurement_tables
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import render_markdown
 from vitdeploy.stages.bench import BenchOptions, BenchRequest, bench
@@ -135,13 +139,17 @@ def test_one_candidate_that_fails_gives_a_row_with_the_reason_and_the_others_are
 def test_a_graph_made_for_another_runtime_says_so(tmp_path: Path) -> None:
     model = write_linear(tmp_path / "m.onnx")
     foreign = write_linear(tmp_path / "m.trt.onnx", in_steps(WEIGHT, 127), precision="int8", target="tensorrt")
+    other = write_linear(tmp_path / "m.ov.onnx", in_steps(WEIGHT, 127), precision="int8", target="openvino")
     own = write_linear(tmp_path / "m.ort.onnx", in_steps(WEIGHT, 127), precision="int8", target="onnxruntime")
-    report = bench([model.path, foreign.path, own.path], "digits", options=QUICK)
-    said = (
-        "made for TensorRT, run by ONNX Runtime: its latency is not that of its target; vd.quantize(..., "
-        "target='onnxruntime') makes one for ONNX Runtime"
-    )
-    assert row_of(report, "m.trt.onnx").notes == (said,)
+    report = bench([model.path, foreign.path, other.path, own.path], "digits", options=QUICK)
+    said = "made for {}, run by ONNX Runtime: its latency is not that of its target; {}, {}"
+    makes = "vd.quantize(..., target='onnxruntime') makes one for ONNX Runtime"
+    engine = "vd.build(...) makes an engine of it"
+    there = "vd.bench(..., options=vd.BenchOptions(runtimes=('openvino',))) runs it there"
+    assert row_of(report, "m.trt.onnx").notes == (said.format("TensorRT", engine, makes),)
+    assert row_of(report, "m.ov.onnx").notes == (said.format("OpenVINO", there, makes),)
+    set_command(["bench"])
+    assert "'vitdeploy bench … --runtime openvino' runs it there" in in_flags(row_of(report, "m.ov.onnx").notes[0])
     assert row_of(report, "m.ort.onnx").notes == ()
 
 
@@ -188,6 +196,12 @@ def test_several_numbers_of_threads_are_timed_at_each_batch(tmp_path: Path) -> N
     assert page.count('<tr data-name="m.onnx"><th scope="row">m.onnx</th><td class="n">4</td>') == 2
     assert all(f"Latency by threads of the CPU, batch {batch}" in page for batch in (1, 4))
     assert "## Threads" in text
+    stream = io.StringIO()
+    for grid in measurement_tables(report):
+        Console(file=stream, width=80).print(grid)
+    shown = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["Artifact", "Batch", "p50", "ms", "p50", "ms"] in shown
+    assert [line[:2] for line in shown if line[:1] == ["m.onnx"]] == [["m.onnx", "1"], ["m.onnx", "4"]]
     with pytest.raises(UsageError, match=r"the numbers of threads are \(1, 1\), expected each once"):
         BenchOptions(thread_counts=(1, 1))
 

@@ -18,7 +18,7 @@ from small_vit import small_vit, write_graph, write_small_vit
 import vitdeploy as vd
 from vitdeploy.artifacts import OnnxModel, write_onnx
 from vitdeploy.cli import main
-from vitdeploy.cli.diff import summary_lines, table_lines
+from vitdeploy.cli.diff import SHOWN, summary_lines, table_lines, telling
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 
@@ -184,7 +184,7 @@ def test_other_runtimes_give_outputs_only_and_it_is_said(
     assert found.tensors == ()
     assert "openvino" in found.notes[0]
     assert found.outputs.verdict in ("agrees", "equal")
-    assert table_lines(found, 80) == []
+    assert table_lines(found.tensors, 80) == []
 
 
 def test_all_images_are_compared_whatever_the_batch(tmp_path: Path) -> None:
@@ -229,7 +229,18 @@ def test_the_command_prints_lines_of_eighty_columns_and_its_record(
     assert "no tensor is below 10 dB" in text
     assert "same first class on" in text
     found = compared(sound["fp32"], sound["int8"])
-    lines = table_lines(found, 80)
+    said, _, table = text.partition("\n\n")
+    assert said.splitlines() == summary_lines(found)
+    header, *shown, last = table.splitlines()
+    assert header.startswith("tensor")
+    assert last.startswith(f"{SHOWN} of {len(found.tensors)} tensors, in graph order")
+    kept = [one.tensor for one in telling(found)]
+    assert [line.split()[0] for line in shown] == kept
+    assert {found.losses[0].tensor, found.tensors[-1].tensor} <= set(kept)
+    assert kept == [one.tensor for one in found.tensors if one.tensor in kept]
+    assert main([*command, "--all"]) == 0
+    assert len(capsys.readouterr().out.partition("\n\n")[2].splitlines()) == len(found.tensors) + 1
+    lines = table_lines(found.tensors, 80)
     assert len(lines) == len(found.tensors) + 2
     assert max(map(len, lines)) <= 80
     assert main([*command, "--json"]) == 0

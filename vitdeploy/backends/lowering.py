@@ -25,6 +25,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Lowering
 from vitdeploy.records.report import Interval
 from vitdeploy.sessions import Session
+from vitdeploy.wording import speed_text
 
 MEASURED_WITH = ("1.32",)
 """Releases of ONNX Runtime with which lowered graphs were measured to be faster, and to give the same logits."""
@@ -145,10 +146,7 @@ def gains(ratios: Mapping[int, tuple[float, Interval | None]]) -> bool:
 
 
 def _ratios_text(ratios: Mapping[int, tuple[float, Interval | None]]) -> str:
-    parts = [
-        f"{ratio:.3f}× as fast at batch {batch}" + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
-        for batch, (ratio, interval) in ratios.items()
-    ]
+    parts = [f"{speed_text(ratio, interval, digits=3)} at batch {batch}" for batch, (ratio, interval) in ratios.items()]
     return ", ".join(parts) or "not timed"
 
 

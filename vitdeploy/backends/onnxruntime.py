@@ -343,19 +343,24 @@ def choose_provider(options: SessionOptions, available: list[str]) -> str:
     """Return the full name of the provider that ``options`` ask for; ``auto`` is CUDA where it is there, else the CPU.
 
     Raises:
-        BackendError: This build of ONNX Runtime has no such provider; the line names the package that has.
+        BackendError: There is no GPU for it, or this build of ONNX Runtime has no such provider; the line names the
+            package that has.
     """
     if options.provider is not None:
         provider = PROVIDERS.get(options.provider, options.provider)
         known = [short for short, full in PROVIDERS.items() if full in available]
         if provider not in available:
+            if provider in ON_GPU and (reason := environment.why_no_gpu()):
+                raise BackendError(f"provider {options.provider!r} cannot run: {reason}; provider 'cpu' works without")
             remedy = REMEDIES.get(options.provider, f"choose one of {', '.join(known)}")
             raise BackendError(
                 f"onnxruntime has no provider {options.provider!r} here, expected one of {', '.join(known)}: {remedy}"
             )
         return provider
     if options.device == "cuda" and PROVIDERS["cuda"] not in available:
-        raise BackendError(f"onnxruntime has no provider for device 'cuda' here: {REMEDIES['cuda']}")
+        if reason := environment.why_no_gpu():
+            raise BackendError(f"device 'cuda' cannot be used: {reason}; device 'cpu' works without")
+        raise BackendError(f"this onnxruntime is built for the CPU alone: {REMEDIES['cuda']}")
     gpu = options.device == "cuda" or (options.device == "auto" and environment.current().gpu is not None)
     return PROVIDERS["cuda"] if gpu and PROVIDERS["cuda"] in available else PROVIDERS["cpu"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from vitdeploy.sessions import (
 from vitdeploy.text import one_line
 
 DEVICE = "CPU"
+TELEMETRY = "openvino_telemetry"
 HALF = 0.5e-6
 PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
 ROLES: dict[str, Role] = {
@@ -81,6 +84,25 @@ class Mode:
         return cls(remainder, "throughput" in parts)
 
 
+def import_openvino() -> Any:
+    """Return the module ``openvino``, imported so that it tells nobody.
+
+    Where its package ``openvino_telemetry`` can be imported, ``import openvino`` makes ``intel`` in the user's home and
+    sends an event from a process of its own, unless ``opt_in_out --opt_out`` was called or ``CI`` is ``true``. Where it
+    cannot, OpenVINO takes stubs in its place, so it cannot while this imports. What was imported before stays as it is.
+
+    Raises:
+        ImportError: OpenVINO is not installed, or does not load.
+    """
+    if "openvino" not in sys.modules and TELEMETRY not in sys.modules:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's own sign for what cannot be imported
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            del sys.modules[TELEMETRY]
+    return importlib.import_module("openvino")
+
+
 @cache
 def shared_core() -> Any:
     """Return the ``openvino.Core`` of this process; OpenVINO must be installed.
@@ -89,9 +111,7 @@ def shared_core() -> Any:
     when it goes. Of two that go in the order they came, the second gives back the first's, which is gone, and the next
     signal with a handler (Ctrl-C, the end of a child) ends the process.
     """
-    import openvino
-
-    return openvino.Core()
+    return import_openvino().Core()
 
 
 def computes_bf16() -> bool:
@@ -114,7 +134,7 @@ class OpenVINOBackend:
 
     def unavailable(self) -> str | None:
         try:
-            import openvino  # noqa: F401
+            import_openvino()
         except ImportError as error:
             return f"openvino cannot be imported ({error}): pip install 'vitdeploy[openvino]'"
         return None
@@ -123,9 +143,7 @@ class OpenVINOBackend:
         return self.unavailable()
 
     def version(self) -> str:
-        import openvino
-
-        return str(openvino.__version__).partition("-")[0]  # the build and its commit follow
+        return str(import_openvino().__version__).partition("-")[0]  # the build and its commit follow
 
     def build(self, model: OnnxModel, path: Path, target: BuildTarget, progress: Progress = SILENT) -> NoReturn:
         """Refuse: OpenVINO opens the graph itself.

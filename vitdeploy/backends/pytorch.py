@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitdeploy import environment
 from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel
 from vitdeploy.backends.session import Arrays, CheckedSession, wall_clock_ms
 from vitdeploy.backends.threads import refuse_thread_settings
@@ -86,6 +87,18 @@ def sees_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def why_no_cuda() -> str:
+    """Return why torch sees no CUDA device: the machine has none, or this torch cannot use it; "" where it sees one."""
+    if sees_cuda():
+        return ""
+    if reason := environment.why_no_gpu():
+        return reason
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built for the CPU alone, install one that is built for CUDA"
+    here = environment.current()
+    return f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use {here.gpu}, driver for CUDA {here.cuda}"
+
+
 def open_module(
     module: nn.Module,
     input_shape: tuple[int | None, ...],
@@ -107,8 +120,8 @@ def open_module(
     mode = options.provider or "eager"
     if mode not in MODES:
         raise BackendError(f"pytorch has no provider {options.provider!r}, expected one of {', '.join(MODES)}")
-    if options.device == "cuda" and not sees_cuda():
-        raise BackendError("torch sees no CUDA device: vd.doctor() says what is missing, device 'cpu' works without")
+    if options.device == "cuda" and (reason := why_no_cuda()):
+        raise BackendError(f"device 'cuda' cannot be used by torch: {reason}; device 'cpu' works without")
     on_gpu = options.device != "cpu" and sees_cuda()
     device = torch.device("cuda" if on_gpu else "cpu")
     outputs = TensorSpec("logits", np.dtype(np.float32), (None, classes))

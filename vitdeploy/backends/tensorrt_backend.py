@@ -49,8 +49,8 @@ class PlanBackend(ABC):
         missing = self.unavailable()
         if missing is not None:
             return missing
-        if environment.current().gpu is None:
-            return f"there is no NVIDIA GPU here, and {self.name} engines run on nothing else"
+        if reason := environment.why_no_gpu():
+            return f"{reason}, and {self.name} engines run on nothing else"
         return self.wrong_cuda() or cuda_problem()
 
     def wrong_cuda(self) -> str | None:

@@ -14,6 +14,7 @@ from vitdeploy import backends
 from vitdeploy.artifacts import Artifact, CalibrationTable, Checkpoint, OnnxModel, open_artifact, sidecar_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY
 from vitdeploy.artifacts.lineage import ancestors, as_exported, find_parent_checkpoint, is_parent
+from vitdeploy.artifacts.ownership import is_ours
 from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.benching.candidates import (
     Candidate,
@@ -33,6 +34,9 @@ from vitdeploy.sources.source import Source, open_source
 
 if TYPE_CHECKING:
     from vitdeploy.sources.loaded import LoadedModel
+
+FOREIGN_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+"""Of files that may hold the weights behind an export, though vitdeploy did not write them."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
         checkpoint = _first_checkpoint(scene.artifacts) or find_parent_checkpoint(scene.artifacts, progress)
         if checkpoint is not None:
             return _of_checkpoint(scene, checkpoint, checkpoint.path.name)
-        reason = "no checkpoint was given, and the one they were made from is not beside them"
+        reason = _not_found(scene.artifacts, progress)
     else:
         reason = "torch is not installed"
     if (stored := _stored(scene)) is not None:
@@ -116,6 +120,27 @@ def choose_baseline(scene: Scene, named: Source | Artifact | None, progress: Pro
             f"nothing ({reason}, and there is no FP32 graph): name one with vd.bench(..., baseline='SOURCE')"
         )
     )
+
+
+def _not_found(artifacts: Sequence[Artifact], progress: Progress) -> str:
+    """Return which checkpoint was looked for in vain; a note tells how foreign weights that are there become one."""
+    child = next((one.manifest for one in ancestors(artifacts) if "checkpoint" in one.manifest.parents), None)
+    if child is None:
+        return "no checkpoint was given, and the artifacts do not say which they were made from"
+    folders = dict.fromkeys(artifact.path.parent for artifact in artifacts)
+    beside = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in FOREIGN_SUFFIXES]
+    foreign = [path for path in beside if path.is_file() and not is_ours(path)]
+    if foreign:
+        model, file = child.model, foreign[0]
+        source = f"{model.family}:{model.name}" if model.family in ("timm", "torchvision") else model.name
+        output = file.with_name(f"{file.stem}.checkpoint.safetensors")
+        progress.note(
+            f"{', '.join(path.name for path in foreign[:3])} beside them: no checkpoint of vitdeploy's, so not taken "
+            f"as the baseline; vd.convert({source!r}, {str(output)!r}, options=vd.SourceOptions(weights={str(file)!r}))"
+            " makes one, which is taken if these are the weights"
+        )
+    wanted = child.parents["checkpoint"][:12]
+    return f"no checkpoint was given, and of those beside them none is {wanted}…, which they were made from"
 
 
 def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:

@@ -112,8 +112,13 @@ class Candidate:
         here = executing_target(self.backend, self.provider)
         if self.target is not None and here != self.target:
             target, runtime = backend_title(self.target), backend_title(self.backend)
-            way = f"; vd.quantize(..., target={here!r}) makes one for {runtime}" if here is not None else ""
-            found.append(f"made for {target}, run by {runtime}: its latency is not that of its target{way}")
+            ways = [f"vd.bench(..., options=vd.BenchOptions(runtimes=({self.target!r},))) runs it there"]
+            if self.target == "tensorrt":
+                ways = ["vd.build(...) makes an engine of it"]
+            if here is not None:
+                ways.append(f"vd.quantize(..., target={here!r}) makes one for {runtime}")
+            way = f"made for {target}, run by {runtime}: its latency is not that of its target"
+            found.append(f"{way}; {', '.join(ways)}")
         if self.artifact is not None and self.target != "tensorrt" and saturates_here(self.artifact.manifest):
             found.append(
                 "its weights are for CPUs with VNNI, which this one lacks: ONNX Runtime converts them, which is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vitdeploy.benching.candidates import Candidate
 from vitdeploy.benching.measuring import Entry
 from vitdeploy.records import ModelSpec, Preprocess
 
@@ -12,14 +13,13 @@ PLACES = {"source", "input", "frame"}
 """Of a ``Preprocess``: where it was read, and which of its steps the graph computes; the pixels are the same."""
 
 
-def note_other_preprocessing(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Add a note to each entry that prepares images otherwise than the first one of its architecture.
+def other_preprocessing(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return a sentence for all artifacts that prepare images in one way, another than the first of their architecture.
 
-    Returns:
-        Sentences for the verdict, each once.
+    The rows of an artifact in several runtimes count once.
     """
     first: list[Entry] = []
-    found: list[str] = []
+    found: dict[tuple[str, str], list[str]] = {}
     for entry in sorted(entries, key=lambda one: not one.is_baseline):
         own = entry.candidate
         same = next(
@@ -28,10 +28,19 @@ def note_other_preprocessing(entries: Sequence[Entry]) -> tuple[str, ...]:
         if same is None:
             first.append(entry)
         elif changed := _changed(same.preprocess, own.preprocess):
-            text = f"{own.name} prepares images otherwise than {same.name} ({changed})"
-            entry.notes.append(f"{text}: the difference may be the preprocessing's alone")
-            found.append(f"{text}, so a difference between them may be the preprocessing's alone.")
-    return tuple(dict.fromkeys(found))
+            names = found.setdefault((_file(same), changed), [])
+            names += [_file(own)] * (_file(own) not in names)
+    return tuple(
+        f"{', '.join(names)} {'prepares' if len(names) == 1 else 'prepare'} images otherwise than {other} ({changed}), "
+        "so a difference between them may be the preprocessing's alone."
+        for (other, changed), names in found.items()
+    )
+
+
+def _file(candidate: Candidate) -> str:
+    """Return what a row is called without what runs it: ``vit.onnx`` for ``vit.onnx (OpenVINO, CPU)``."""
+    file = "" if candidate.artifact is None else candidate.artifact.path.name
+    return candidate.name[: candidate.name.index(file) + len(file)] if file else candidate.name
 
 
 def _architecture(model: ModelSpec) -> tuple[str, str, dict[str, Any]]:

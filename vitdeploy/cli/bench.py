@@ -262,12 +262,16 @@ def bench(
 def print_report(report: Report) -> None:
     """Print the table and the verdict, whose advice is in the words of the command line."""
     from vitdeploy.cli.output import print_rich, print_wrapped
-    from vitdeploy.report import table
+    from vitdeploy.cli.shell import was_shown
+    from vitdeploy.report import measurement_tables, table
 
     report = _in_flags(report)
     print_rich(table(report))
+    for grid in measurement_tables(report):
+        print_rich(grid)
     for line in report.verdict:
-        print_wrapped(line)
+        if not was_shown(line):
+            print_wrapped(line)
 
 
 def _in_flags(report: Report) -> Report:

@@ -42,7 +42,7 @@ def compare(
     from vitdeploy import history, write_history
     from vitdeploy.artifacts.outputs import refuse_unwritable
     from vitdeploy.cli.output import print_json, print_line, print_rich
-    from vitdeploy.errors import UsageError
+    from vitdeploy.errors import ArtifactError, UsageError
     from vitdeploy.report import comparison_table, history_table, layer_change_tables, read_report
 
     if rows is not None and len(rows) != 2:
@@ -61,17 +61,21 @@ def compare(
         print_json(found if len(reports) == 2 or several is None else several)
     elif several is not None and len(reports) != 2:
         print_rich(history_table(several))
-    else:
-        if found.rows:
-            print_rich(comparison_table(found))
-        for line in () if found.rows else (*found.unmatched, "--row BEFORE --row AFTER compares two of other names"):
-            print_line(line)
+    elif found.rows:
+        print_rich(comparison_table(found))
         for table in layer_change_tables(found.layers) if per_layer else ():
             print_rich(table)
         if per_layer and not found.layers:
             print_line("no row has layer times in both reports: vitdeploy bench --per-layer measures them")
+    else:
+        for line in found.unmatched[1:]:
+            print_line(line)
     if several is not None and html is not None:
         path = write_history(several, html)
         if not as_json:
             print_line(f"wrote {path}")
     found.check(max_drop_pp=max_drop_pp, max_drop_by=max_drop_by, max_slowdown_percent=max_slowdown_percent)
+    if not found.rows and len(reports) == 2:
+        raise ArtifactError(
+            f"nothing can be compared: {found.unmatched[0]}; --row BEFORE --row AFTER compares two of other names"
+        )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitdeploy.cli.options import DATA_HELP, Json, Seed, Threads
-from vitdeploy.cli.output import LOG_WIDTH, print_line
+from vitdeploy.cli.output import line_width, print_line, print_wrapped
 
 if TYPE_CHECKING:
     from vitdeploy.stages.diff import Diff, TensorDifference
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 _OPERATOR, _SQNR, _LARGEST, _VERDICT = 18, 7, 9, 8
 _LEAST_NAME = 20
 LOSSES = 3
+SHOWN = 20
+"""Tensors that are printed unless all are asked for."""
 
 
 def diff(
@@ -42,6 +43,9 @@ def diff(
         ),
     ] = None,
     threads: Threads = 0,
+    every: Annotated[
+        bool, typer.Option("--all", help="Print every tensor, not only those that tell most; --json has them all too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare two artifacts tensor by tensor in graph order: how far they are apart, and where they part first."""
@@ -63,21 +67,37 @@ def diff(
     if as_json:
         print_json(found)
         return
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else LOG_WIDTH
-    for line in table_lines(found, width):
-        print_line(line)
     for line in summary_lines(found):
+        print_wrapped(line)
+    shown = found.tensors if every else telling(found)
+    for line in table_lines(shown, line_width()):
         print_line(line)
+    if len(shown) < len(found.tensors):
+        print_wrapped(
+            f"{len(shown)} of {len(found.tensors)} tensors, in graph order: where they part and where most "
+            "is lost; --all prints all of them, --json all numbers"
+        )
 
 
-def table_lines(found: Diff, width: int) -> list[str]:
-    """Return the tensors, a line each of at most ``width`` columns; long names lose their beginning."""
-    if not found.tensors:
+def telling(found: Diff) -> tuple[TensorDifference, ...]:
+    """Return at most ``SHOWN`` tensors in graph order: the first that differ or overflow, then where most is lost."""
+    first = [one for one in found.tensors if one.tensor in (found.parts_at, found.overflow)]
+    differ = [one for one in found.tensors if one.verdict == "differs"]
+    last = found.tensors[-1:]
+    ranked = [*first, *last, *differ[: SHOWN // 2], *found.losses, *found.tensors]
+    kept = {one.tensor for one in list({one.tensor: one for one in ranked}.values())[:SHOWN]}
+    return tuple(one for one in found.tensors if one.tensor in kept)
+
+
+def table_lines(tensors: Sequence[TensorDifference], width: int) -> list[str]:
+    """Return tensors, a line each of at most ``width`` columns; long names lose their beginning."""
+    if not tensors:
         return []
     room = max(width - _OPERATOR - _SQNR - _LARGEST - _VERDICT - 4, _LEAST_NAME)
-    room = min(room, max(len(one.tensor) for one in found.tensors))
+    room = min(room, max(len(one.tensor) for one in tensors))
     header = _line("tensor", "operator", "SQNR dB", "max |Δ|", "", room)
     return [
+        "",
         header,
         *(
             _line(
@@ -88,9 +108,8 @@ def table_lines(found: Diff, width: int) -> list[str]:
                 "" if one.verdict == "agrees" else one.verdict,
                 room,
             )
-            for one in found.tensors
+            for one in tensors
         ),
-        "",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 LOG_WIDTH = 140
 _END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 """Blanks at the end of a line, and the codes among them that begin or end a colour."""
+
+
+def line_width() -> int:
+    """Return how many columns a line may take: the terminal's; in a log what ``COLUMNS`` says, else ``LOG_WIDTH``."""
+    named = os.environ.get("COLUMNS", "")
+    if sys.stdout.isatty() or (named.isdigit() and int(named)):
+        return shutil.get_terminal_size().columns
+    return LOG_WIDTH
 
 
 def print_line(text: str = "") -> None:
@@ -154,7 +163,7 @@ def print_rich(renderable: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
+        console = Console(width=line_width())
     with console.capture() as capture:
         console.print(renderable)
     typer.echo(without_blanks(capture.get()), nl=False)

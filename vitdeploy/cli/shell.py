@@ -94,6 +94,10 @@ class _OneLine:
     def __init__(self) -> None:
         self._shown: set[str] = set()
 
+    def has_shown(self, text: str) -> bool:
+        """Return whether a warning with this text was shown."""
+        return printable(in_flags(text)) in self._shown
+
     def __call__(
         self,
         message: Warning | str,
@@ -107,6 +111,12 @@ class _OneLine:
         if text not in self._shown:
             self._shown.add(text)
             print(f"warning: {text}", file=sys.stderr)
+
+
+def was_shown(warning: str) -> bool:
+    """Return whether the user has this sentence of the package before the eyes: as a warning on the same terminal."""
+    shows = warnings.showwarning
+    return isinstance(shows, _OneLine) and sys.stdout.isatty() and sys.stderr.isatty() and shows.has_shown(warning)
 
 
 def exit_code_of(error: Exception) -> int:

@@ -13,12 +13,13 @@ and what is no image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.datasets.base import SPLITS, DatasetBase, Split, Subset
@@ -244,4 +245,16 @@ def _part(dataset: ImageFiles, split: Split, seed: int, *, sizes: tuple[int, int
             f"{smallest} of each class: add images, or make folders train, validation and test"
         )
     names = [dataset.name(index) for index in range(len(dataset))]
-    return Subset(dataset, partition(names, dataset.labels, seed, sizes=sizes)[split])
+    parts = partition(names, dataset.labels, seed, sizes=sizes)
+    chosen = Subset(dataset, parts[split])
+    chosen.notes = (*chosen.notes, _division_text(dataset, parts))
+    return chosen
+
+
+def _division_text(dataset: ImageFiles, parts: Mapping[Split, NDArray[np.int64]]) -> str:
+    """Return how a folder was divided, the same for each of its splits."""
+    count, root = len(dataset), str(dataset.root)
+    if not len(parts["test"]):
+        return f"{root!r} has no validation folder: {len(parts['validation'])} of its {count} training images are that"
+    listed = ", ".join(f"{len(parts[split])} {split}" for split in SPLITS)
+    return f"{root!r} has no folders for splits, so its {count} images are divided: {listed}"

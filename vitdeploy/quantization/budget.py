@@ -10,6 +10,7 @@ then Test", arXiv 2110.01052, on fixed-sequence testing).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,12 +25,13 @@ from vitdeploy.measure.certainty import drop_is_within, least_samples, samples_n
 from vitdeploy.measure.heads import predicted_classes
 from vitdeploy.measure.timing import Contestant, TurnOptions, time_in_turns
 from vitdeploy.progress import SILENT, Progress
-from vitdeploy.quantization.budget_choice import with_front
+from vitdeploy.quantization.budget_choice import beside_one_base, with_front
 from vitdeploy.quantization.budget_journal import BudgetJournal
 from vitdeploy.quantization.budget_plans import FP32, BudgetPlans, Option, levels
 from vitdeploy.quantization.sensitivity import TrialImages, effect_of, in_high_precision, noise_of
 from vitdeploy.records import FrontCandidate, ModelSpec, Preprocess
 from vitdeploy.sessions import Opener
+from vitdeploy.wording import duration_text
 
 TOGETHER = 4
 """So many candidates are open at once, beside the FP32 graph that each is compared with."""
@@ -95,14 +97,11 @@ class BudgetSearch:
         )
         if self.journal.restored:
             self.progress.note(f"the search resumes after {self.journal.restored} measurements")
-        if images < self.least_images:
-            self.progress.note(
-                f"{images} validation images cannot certify a drop of at most {self.max_drop_pp:g} pp: even with no "
-                f"prediction changed {self.least_images} are needed; candidates are ranked by the error of their logits"
-            )
         full = plans.without(())
         parted = {name: plans.without(groups, f"without {name}") for name, groups in classes.items()}
-        self.time([plans.fp16, full, *parted.values()])
+        first = [plans.fp16, full, *parted.values()]
+        self._say_how_long(self.time(first[:TOGETHER]), max(len(first) - TOGETHER, 0) + len(levels(count)) + TOGETHER)
+        self.time(first)
         slow, savings = self._savings(full, parted, classes)
         if slow:
             self.progress.note(f"faster in {plans.full.remainder} than in {plans.precision} here: {', '.join(slow)}")
@@ -115,7 +114,19 @@ class BudgetSearch:
         self.certify(chain)
         self.decide(chain)
         ranked = [self.found[option.name] for option in (plans.fp32, *chain)]
-        return with_front(ranked)
+        return with_front(beside_one_base(ranked))
+
+    def _say_how_long(self, seconds: float, left: int) -> None:
+        """Say about how long the search will take, by the first graphs: ``seconds`` for each, ``left`` are to come."""
+        base, count = self.found[FP32].p50_ms, len(self.plans.quantized)
+        if not seconds or base is None:
+            return  # it resumes after these
+        per_image = base / 1000 / self.place.batch
+        images = (2 + len(levels(count))) * len(self.validation.dataset) + (count + 1) * len(self.ranking)
+        self.progress.note(
+            f"the search takes about {duration_text(seconds * left + per_image * images)} more, as the first graphs "
+            "did; one that is interrupted goes on where it was"
+        )
 
     @property
     def least_images(self) -> int:
@@ -184,8 +195,13 @@ class BudgetSearch:
                     task.advance()
         return {name: float(self.journal.get("error", name)) for name in groups}
 
-    def time(self, options: Sequence[Option]) -> None:
-        """Time candidates in turns, a few at once, each beside the FP32 graph; what was timed before is taken over."""
+    def time(self, options: Sequence[Option]) -> float:
+        """Time candidates in turns, a few at once, each beside the FP32 graph; what was timed before is taken over.
+
+        Returns:
+            How many seconds one of them took, 0 where all were timed before.
+        """
+        start = time.monotonic()
         waiting = [option for option in options if self._restored("time", option) is None]
         for start in range(0, len(waiting), TOGETHER):
             self._time_some(waiting[start : start + TOGETHER])
@@ -193,6 +209,7 @@ class BudgetSearch:
             measured = self._restored("time", option)
             if measured is not None:
                 self._note(option, **measured)
+        return (time.monotonic() - start) / len(waiting) if waiting else 0.0
 
     def _time_some(self, options: Sequence[Option], what: str = "time") -> None:
         contestants, opened, failures = {}, [], {}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from vitdeploy.measure.certainty import least_samples
 from vitdeploy.quantization.budget_plans import FP32
 from vitdeploy.records import FrontCandidate
-from vitdeploy.wording import number_text, points_range_text, points_text, ratio_text
+from vitdeploy.text import UNKNOWN
+from vitdeploy.wording import number_text, points_range_text, points_text, ratio_text, speed_text
 
 EQUALLY_FAST = 0.01
 """Candidates whose times differ by less than this share count as equally fast; the one with less error is taken."""
@@ -35,6 +36,21 @@ def with_front(candidates: Sequence[FrontCandidate]) -> list[FrontCandidate]:
 
     return [
         one.model_copy(update={"on_front": not one.failure and one.speedup is not None and not is_beaten(one)})
+        for one in candidates
+    ]
+
+
+def beside_one_base(candidates: Sequence[FrontCandidate]) -> list[FrontCandidate]:
+    """Return the candidates with times on one scale: the FP32 graph's, divided by each speed-up.
+
+    They were timed in turns of several rounds, each beside the FP32 graph, and a machine is not equally fast in all of
+    them: only ratios within a round can be compared.
+    """
+    base = next(one.p50_ms for one in candidates if one.name == FP32)
+    return [
+        one
+        if base is None or not one.speedup or one.name == FP32
+        else one.model_copy(update={"p50_ms": base / one.speedup})
         for one in candidates
     ]
 
@@ -94,14 +110,20 @@ def verdict(
     return tuple(lines)
 
 
+def too_few_images(images: int, max_drop_pp: float) -> str:
+    """Return why so many images cannot certify a budget whatever is found; empty where they can."""
+    least = least_samples(max_drop_pp / 100)
+    if images >= least:
+        return ""
+    return (
+        f"{images} images cannot certify a drop of at most {max_drop_pp:g} pp, {least} are needed even where no "
+        "prediction changes"
+    )
+
+
 def _not_certified(candidates: Sequence[FrontCandidate], chosen: FrontCandidate, limits: Limits) -> str:
-    least = least_samples(limits.max_drop_pp / 100)
-    if limits.images < least:
-        reason = (
-            f"{limits.images} images cannot certify a drop of at most {limits.max_drop_pp:g} pp, {least} are needed "
-            f"even where no prediction changes"
-        )
-    else:
+    reason = too_few_images(limits.images, limits.max_drop_pp)
+    if not reason:
         reason = f"nothing faster than FP32 is certain to drop by at most {limits.max_drop_pp:g} pp"
     needed = [one for one in candidates if one.images_needed is not None and _speed(one) > 1]
     if needed:
@@ -123,9 +145,9 @@ def by_error(one: FrontCandidate) -> float:
 
 
 def _gains(one: FrontCandidate, limits: Limits) -> str:
-    around = "" if one.speedup_ci95 is None else " [{:.2f}, {:.2f}]".format(*one.speedup_ci95)
+    speed = UNKNOWN if one.speedup is None else speed_text(one.speedup, one.speedup_ci95, "FP32")
     return (
-        f"{ratio_text(one.speedup)}{around} the speed of FP32, top-1 {points_text(one.delta_top1_pp)} pp "
+        f"{speed}, top-1 {points_text(one.delta_top1_pp)} pp "
         f"({points_range_text(one.delta_ci95_pp)}) on {limits.images} images"
     )
 

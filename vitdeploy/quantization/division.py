@@ -41,6 +41,12 @@ class Division:
         """How many images the final ranges come from."""
         return sum(len(part) for part in self.calibration_parts)
 
+    @property
+    def words(self) -> str:
+        """Which images do what: ``23 give ranges, 8 choose the method, 8 judge the graph``."""
+        parts = ((self.fit, "give ranges"), (self.compare, "choose the method"), (self.check, "judge the graph"))
+        return ", ".join(f"{len(part)} {what}" for part, what in parts if part is not None)
+
 
 def divide(dataset: Dataset, *, hold_out: bool, compare: bool, seed: int = 0) -> Division:
     """Divide a set, each class in proportion to its share, by ``seed``.

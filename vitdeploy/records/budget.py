@@ -14,7 +14,8 @@ class FrontCandidate(Record):
     """One assignment of precisions, timed and judged against the FP32 graph on the same images.
 
     ``high`` are the groups that stay in high precision though the full plan quantizes them. ``speedup`` is against the
-    FP32 graph in the same rounds. ``gained`` and ``lost`` count images that only this or only the FP32 graph gets
+    FP32 graph in the same rounds, and ``p50_ms`` the median of the FP32 graph divided by it: not all were timed in the
+    same rounds. ``gained`` and ``lost`` count images that only this or only the FP32 graph gets
     right. ``certified``: the whole 95 % interval of the drop is within the budget, and so is that of every safer
     candidate. ``images_needed`` is about how many would certify it; None where it is certified, or where its drop is
     beyond the budget. ``finalist``: certified, and timed once more beside the other finalists. ``on_front``: none that

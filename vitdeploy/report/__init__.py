@@ -11,7 +11,7 @@ from vitdeploy.report.layer_profiles import layer_change_tables, layer_table
 from vitdeploy.report.mlflow_run import log_to_mlflow
 from vitdeploy.report.scenarios import scenario_lines
 from vitdeploy.report.sensitivity import sensitivity_table, write_sensitivity
-from vitdeploy.report.table import class_table, table
+from vitdeploy.report.table import class_table, measurement_tables, table
 
 __all__ = [
     "Comparison",
@@ -25,6 +25,7 @@ __all__ = [
     "layer_change_tables",
     "layer_table",
     "log_to_mlflow",
+    "measurement_tables",
     "read_front",
     "read_report",
     "scenario_lines",

@@ -66,8 +66,10 @@ def plain_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def size_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Return an axis from zero; one without length has room for 1."""
-    return Axis(0.0, (max(values) or 1.0) * 1.02, start, end)
+    """Return an axis from zero, or from the least value where that is below; one without length has room for 1."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.02 * ((high - low) or 1.0)
+    return Axis(low - margin if low < 0 else 0.0, (high or (0.0 if low < 0 else 1.0)) + margin, start, end)
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:

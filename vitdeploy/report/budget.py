@@ -15,7 +15,7 @@ from vitdeploy.report.html import templates
 from vitdeploy.report.plots import Scatter, Spot, spot_chart
 from vitdeploy.report.view import environment_facts, interval_text, points_interval_text
 from vitdeploy.text import UNKNOWN
-from vitdeploy.wording import decibel_text, ms_text, points_text, ratio_text
+from vitdeploy.wording import decibel_text, ms_text, points_text, ratio_text, speed_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -107,17 +107,16 @@ def render_front(front: Front) -> str:
 
 
 def _scatters(front: Front) -> list[Scatter]:
-    """Return error and top-1 over latency; latencies are those beside the same FP32 graph."""
-    base = next((one.p50_ms for one in front.candidates if one.precision == "fp32"), None)
-    timed = [one for one in front.candidates if base is not None and one.speedup]
+    """Return error and top-1 over latency."""
+    timed = [one for one in front.candidates if one.p50_ms is not None and one.speedup]
     x_name = f"p50 latency, ms, batch {front.batch}"
     charts = []
-    noisy = [_spot(one, base or 1.0, one.logits_sqnr_db, None) for one in timed if one.logits_sqnr_db is not None]
+    noisy = [_spot(one, one.logits_sqnr_db, None) for one in timed if one.logits_sqnr_db is not None]
     if noisy:
         caption = f"Logits SQNR over latency on {front.runtime}"
         charts.append(spot_chart(caption, x_name, "logits SQNR, dB", noisy))
     judged = [
-        _spot(one, base or 1.0, one.delta_top1_pp, one.delta_ci95_pp if one.precision != "fp32" else None)
+        _spot(one, one.delta_top1_pp, one.delta_ci95_pp if one.precision != "fp32" else None)
         for one in timed
         if one.delta_top1_pp is not None
     ]
@@ -127,9 +126,9 @@ def _scatters(front: Front) -> list[Scatter]:
     return charts
 
 
-def _spot(one: FrontCandidate, base_ms: float, height: float, interval: tuple[float, float] | None) -> Spot:
-    speed = one.speedup or 1.0
+def _spot(one: FrontCandidate, height: float, interval: tuple[float, float] | None) -> Spot:
+    speed, ms = one.speedup or 1.0, one.p50_ms or 0.0
     slower = one.speedup_ci95[0] if one.speedup_ci95 is not None else speed
     low, high = interval or (height, height)
-    title = f"{ratio_text(speed)} the speed of FP32, {height:.2f}"
-    return Spot(base_ms / speed, base_ms / slower, height, low, high, one.name, title, one.precision)
+    title = f"{speed_text(speed, one.speedup_ci95, 'FP32')}, {height:.2f}"
+    return Spot(ms, ms * speed / slower, height, low, high, one.name, title, one.precision)

@@ -93,7 +93,7 @@ class Comparison(Record):
     @property
     def unmatched(self) -> list[str]:
         """Sentences on the rows that one report alone has."""
-        lines = [] if self.rows else ["No row has the same name, backend and device in both reports."]
+        lines = [] if self.rows else ["no row has the same name, backend and device in both reports"]
         for where, names in (("before", self.only_before), ("after", self.only_after)):
             lines += [f"only {where}: {', '.join(names)}"] if names else []
         return lines

@@ -20,6 +20,7 @@ BAR_HEIGHT, BAR_GAP = 22, 12
 ARROW = " (arrow: further than drawn)"
 LONGEST_WHISKER = 2.5  # times the longest bar: a busy machine's tail must not squeeze what is compared
 LINE_HEIGHT = 16
+LABEL_STEP = 18
 BAR_MARGIN = 12  # between a label and its bar, and before the label
 SHAPES = {"pytorch": "circle", "onnxruntime": "square", "openvino": "diamond"}
 
@@ -78,7 +79,10 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; ``whisker`` is the pixel up to which a thin line goes on, ``cut`` where it would go on further."""
+    """One bar; ``whisker`` is the pixel up to which a thin line goes on, ``cut`` where it would go on further.
+
+    It begins where the chart's bars do, or at the pixel ``start`` where the axis goes below zero.
+    """
 
     y: float
     width: float
@@ -89,11 +93,12 @@ class Bar:
     faded: bool = False
     whisker: float | None = None
     cut: bool = False
+    start: float | None = None
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A chart of horizontal bars; ``left`` is where they start."""
+    """A chart of horizontal bars; ``left`` is where they start, ``zero`` where a value of 0 is if that is elsewhere."""
 
     caption: str
     bars: list[Bar]
@@ -102,6 +107,7 @@ class Bars:
     ticks: list[Tick]
     width: int = BAR_WIDTH
     bar_height: int = BAR_HEIGHT
+    zero: float | None = None
 
 
 @dataclass
@@ -116,7 +122,8 @@ class _Placer:
         """Return x, baseline and anchor of a point's label: the place that covers least, the nearest of those."""
         width = text_width(point.label)
         offers: list[tuple[float, float, str]] = []
-        for lift in (0, -18, 18, -36, 36, -54, 54, -72, 72):
+        for step in range(2 * round((self.frame[3] - self.frame[1]) / LABEL_STEP) + 1):
+            lift = LABEL_STEP * ((step + 1) // 2) * (-1 if step % 2 else 1)
             right = point.x_whisker[1] if lift == 0 else point.x
             offers.append((right + 12, point.y + 4 + lift, "start"))
             offers.append((point.x - 12, point.y + 4 + lift, "end"))
@@ -371,13 +378,18 @@ class BarItem:
 
 
 def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], str], most: float = 0.0) -> Bars:
-    """Return a chart of bars from zero; ``text`` writes the numbers of the axis, which reaches ``most`` at least."""
+    """Return a chart of bars from zero, to the left where a value is below; ``text`` writes the numbers of the axis.
+
+    The axis reaches ``most`` at least.
+    """
     left = _left([item.label for item in items])
-    axis = size_axis([most, *(max(item.value, 0.0) for item in items)], left, BAR_WIDTH - 72)
+    axis = size_axis([most, *(item.value for item in items)], left, BAR_WIDTH - 72)
+    zero = axis.at(0.0)
     bars = [
         Bar(
             y=_bar_y(index),
-            width=axis.at(item.value) - left,
+            start=min(zero, axis.at(item.value)),
+            width=round(abs(axis.at(item.value) - zero), 2),
             precision=item.precision,
             label=shortened(item.label, left - BAR_MARGIN),
             value=item.text,
@@ -386,7 +398,7 @@ def bar_chart(caption: str, items: Sequence[BarItem], text: Callable[[float], st
         )
         for index, item in enumerate(items)
     ]
-    return _chart(caption, bars, left, axis, text)
+    return replace(_chart(caption, bars, left, axis, text), zero=zero if zero > left else None)
 
 
 def _chart(caption: str, bars: list[Bar], left: float, axis: Axis, text: Callable[[float], str]) -> Bars:

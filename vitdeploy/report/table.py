@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vitdeploy.measure.verdict import timing_of
 from vitdeploy.records import Report, Row, printable_record
 from vitdeploy.report.view import (
+    SCOPES,
     STATUSES,
     class_lines,
     interval_text,
     points_interval_text,
     remarks,
+    row_threads,
     rows_by_class,
+    runtime_name,
     runtime_text,
     timed_batches,
 )
 from vitdeploy.text import UNKNOWN, size_text
 from vitdeploy.wording import (
+    MINUS,
     decibel_text,
     ms_text,
     points_text,
@@ -77,6 +81,58 @@ def class_table(report: Report) -> Table:
     for line in class_lines(report):
         grid.add_row(line.name, str(line.images), *line.cells)
     return grid
+
+
+def measurement_tables(report: Report) -> list[Table]:
+    """Return what was measured beside the rows where it was asked for: threads, streams, runs without a pause."""
+    report = printable_record(report)
+    return [table for table in (_threads(report), _streams(report), _sustained(report)) if table is not None]
+
+
+def _threads(report: Report) -> Table | None:
+    """Return p50 with each number of threads, a line per row and batch; None where one alone was timed."""
+    timed = [(row, one) for row in report.rows for one in row.by_threads]
+    counts = sorted({one.threads for _, one in timed})
+    cells: dict[tuple[str, int], dict[int, str]] = {}
+    for row, one in timed:
+        cells.setdefault((row.name, one.batch), {})[one.threads] = ms_text(one.p50_ms)
+    heads = [f"{count} thread{'s' if count > 1 else ''}\np50 ms" for count in counts]
+    lines = [
+        (name, str(batch), *(found.get(count, UNKNOWN) for count in counts)) for (name, batch), found in cells.items()
+    ]
+    return _plain_table(("Artifact", "Batch", *heads), lines)
+
+
+def _streams(report: Report) -> Table | None:
+    lines = [
+        (row.name, str(one.batch), str(one.streams), SCOPES[one.scope], f"{one.images_per_s:.0f}")
+        for row in report.rows
+        for one in row.throughput
+    ]
+    return _plain_table(("Artifact", "Batch", "Streams", "Scope", "Images/s"), lines)
+
+
+def _sustained(report: Report) -> Table | None:
+    lines = [
+        (row.name, str(one.batch), f"{one.seconds:.0f}", *map(ms_text, (one.p50_ms[0], one.p50_ms[-1])), change)
+        for row in report.rows
+        if (one := row.sustained) is not None
+        for change in (f"{100 * (one.slowdown - 1):+.0f} %".replace("-", MINUS),)
+    ]
+    return _plain_table(("Artifact", "Batch", "Seconds", "p50 ms\nfirst", "p50 ms\nlast", "Change"), lines)
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table | None:
+    """Return a table of numbers behind a name, None without a line."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for index, title in enumerate(head):
+        grid.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=bool(index))
+    for line in lines:
+        grid.add_row(*line)
+    return grid if lines else None
 
 
 def _grid(report: Report, *, stacked: bool) -> Table:
@@ -143,7 +199,9 @@ def _name(row: Row) -> Text:
     from rich.text import Text
 
     text = Text(row.name, style="bold")
-    return text.append(f"\n{runtime_text(row).replace(' · ', ' ')}, {row.precision}", style="not bold dim")
+    settings = row_threads(row)  # rows that differ in them alone are called by them
+    below = runtime_name(row) if settings and settings in row.name else runtime_text(row)
+    return text.append(f"\n{below.replace(' · ', ' ')}, {row.precision}", style="not bold dim")
 
 
 def _accuracy(row: Row, report: Report) -> Text:

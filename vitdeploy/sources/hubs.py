@@ -15,6 +15,7 @@ import numpy as np
 
 from vitdeploy.errors import CheckpointError, ModelError
 from vitdeploy.records import ModelSpec, Preprocess
+from vitdeploy.sources.hub_arguments import fitting_arguments
 from vitdeploy.sources.hub_weights import HubWeights, read_hub_weights
 from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill
 from vitdeploy.sources.source import TIMM, TORCHVISION
@@ -79,13 +80,16 @@ def _filled_timm(name: str, arguments: Mapping[str, Any], found: HubWeights, whe
     check_numbers({key: np.asarray(value) for key, value in found.tensors.items()}, floating, where)
     try:
         fill(module, found.tensors, where)
-    except CheckpointError:
+    except CheckpointError as error:
         state = {key: torch.as_tensor(value) for key, value in found.unchanged.items()}
         classes = int(getattr(module, "num_classes"))  # noqa: B009 (nn.Module types attributes as tensors)
         with suppress(ModelError):
             module = create_timm(name, arguments, (state, classes))
             if _same_but_positions(module, found.tensors, "img_size" in arguments):
                 return module
+        shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
+        if offer := fitting_arguments(name, arguments, module, shapes):
+            raise CheckpointError(f"{error}; with arguments={offer} it fits") from error
         raise
     return module
 

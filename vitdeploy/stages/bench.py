@@ -24,7 +24,7 @@ from vitdeploy.benching.lineages import number_models
 from vitdeploy.benching.measuring import Entry, match_labels_of, measure_accuracy, measure_processes
 from vitdeploy.benching.options import BenchOptions
 from vitdeploy.benching.predictions import find_differences, refuse_unwritable_predictions, write_predictions
-from vitdeploy.benching.preparation import note_other_preprocessing
+from vitdeploy.benching.preparation import other_preprocessing
 from vitdeploy.benching.samples import write_samples
 from vitdeploy.benching.scenarios import measure_scenarios
 from vitdeploy.benching.seen import note_seen_images
@@ -176,7 +176,7 @@ class BenchRequest:
         """
         dataset, options = self.dataset, self.options
         entries, reference = _plan(self, progress)
-        warnings, unlike = note_seen_images(entries, dataset), note_other_preprocessing(entries)
+        warnings, unlike = note_seen_images(entries, dataset), other_preprocessing(entries)
         for text in (f"data: {len(dataset)} images of {dataset.uri!r}", *dataset.notes):
             progress.note(text)
         for text in warnings:

@@ -67,7 +67,7 @@ def machine_findings(machine: Environment) -> list[Finding]:
                 "machine",
                 "GPU",
                 "no",
-                "no NVIDIA GPU, or its driver does not answer: engines can be built ahead of time and not run",
+                f"{environment.why_no_gpu()}; engines can be built ahead of time and not run",
             )
         )
         return found

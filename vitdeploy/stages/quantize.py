@@ -26,6 +26,7 @@ from vitdeploy.errors import (
 )
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
+from vitdeploy.quantization.budget_choice import too_few_images
 from vitdeploy.quantization.budget_journal import BudgetJournal
 from vitdeploy.quantization.budget_run import PAGE, BudgetRun, best_found_path, front_folder, write_front
 from vitdeploy.quantization.calibrate import calibrate
@@ -168,7 +169,20 @@ class QuantizeRequest(QuantizeInputs):
         """Return what should be said of the calibration images: which they are, and what is left out."""
         if self.data is None:
             return []
-        return [f"calibration images: {len(self.data)} of {self.data.uri!r}", *self.data.notes]
+        division = self.divide()
+        used = "" if division is None or not self.needs_ranges else f": {division.words}"
+        return [f"calibration images: {len(self.data)} of {self.data.uri!r}{used}", *self.data.notes]
+
+    def budget_notes(self) -> list[str]:
+        """Return what is known of a search for a budget before any work: that too few images can certify nothing."""
+        if self.budget is None or self.validation is None or self.options.max_drop is None:
+            return []
+        few = too_few_images(len(self.validation), self.options.max_drop)
+        best = repr(str(best_found_path(self.output)))
+        return [
+            f"{few}: candidates are ranked by the error of their logits instead, and unless FP32 is the fastest the "
+            f"best of them is written as {best}, with exit code 3"
+        ] * bool(few)
 
     def run(self, progress: Progress = SILENT) -> OnnxModel:
         """Calibrate, quantize, check, and write the graph.
@@ -182,7 +196,7 @@ class QuantizeRequest(QuantizeInputs):
         from vitdeploy.quantization.prepared import Prepared
         from vitdeploy.quantization.realize import Realizer, finish
 
-        for note in self.data_notes():
+        for note in (*self.data_notes(), *self.budget_notes()):
             progress.note(note)
         before = Prepared.of(self.source.load())
         plan = self.plan_of(before)

@@ -55,15 +55,6 @@ def loading_seconds(samples: Samples, dataset: Dataset) -> float:
     return (time.perf_counter() - start) / len(few) / max(1, samples.workers)
 
 
-def duration_text(seconds: float) -> str:
-    """Return a rough duration: ``8 s``, ``3 min``, ``2.5 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{round(seconds / 3600)} h"
-
-
 def _timed(run: Callable[[], None], device: torch.device) -> float:
     _wait_for(device)
     start = time.perf_counter()

@@ -25,7 +25,7 @@ from vitdeploy.errors import DataError, TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress, Task
 from vitdeploy.records import Manifest
 from vitdeploy.training.augment import Mixing
-from vitdeploy.training.estimate import FORWARD_SHARE, duration_text, loading_seconds, seconds_per_image
+from vitdeploy.training.estimate import FORWARD_SHARE, loading_seconds, seconds_per_image
 from vitdeploy.training.evaluation import Evaluation, Score
 from vitdeploy.training.groups import freeze, parameter_groups
 from vitdeploy.training.identity import Identity
@@ -37,6 +37,7 @@ from vitdeploy.training.paths import last_path, state_path
 from vitdeploy.training.samples import Batch, Plan, open_samples, worker_failure
 from vitdeploy.training.schedule import Schedule, seed_of
 from vitdeploy.training.state import Best, State, read_state, write_state
+from vitdeploy.wording import duration_text
 
 SMALL_MODEL = 1_000_000  # parameters below which one thread trains small images as fast as several
 CHECK_EVERY = 10  # updates between which several processes agree on stopping and saving
