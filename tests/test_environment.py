@@ -224,9 +224,9 @@ def test_why_there_is_no_gpu_is_said(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert re.search(said, environment.why_no_gpu())
+    assert re.search(said, environment.reason_without_gpu())
     monkeypatch.setattr(environment, "current", lambda: here.model_copy(update={"gpu": "NVIDIA L4"}))
-    assert environment.why_no_gpu() == ""
+    assert environment.reason_without_gpu() == ""
 
 
 def test_container_limit_is_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

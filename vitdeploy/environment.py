@@ -230,7 +230,7 @@ def _gpu_from_driver() -> Gpu | None:
     )
 
 
-def why_no_gpu() -> str:
+def reason_without_gpu() -> str:
     """Return in words why CUDA has no GPU here: there is none, no driver for it, or it is hidden; "" where there is."""
     if current().gpu is not None:
         return ""

@@ -115,7 +115,7 @@ def test_absent_provider_names_the_package_that_brings_it(model: OnnxModel, monk
 def test_without_a_gpu_no_package_is_named(
     model: OnnxModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(environment, "why_no_gpu", lambda: "there is no GPU")
+    monkeypatch.setattr(environment, "reason_without_gpu", lambda: "there is no GPU")
     with pytest.raises(BackendError, match=r"there is no GPU; .* 'cpu' works without") as caught:
         BACKEND.open(model, SessionOptions(**options))
     assert "pip" not in str(caught.value)

@@ -166,7 +166,7 @@ def test_why_torch_has_no_gpu_is_said(
 ) -> None:
     there = environment.current().model_copy(update={"gpu": gpu, "cuda": "12.4"})
     monkeypatch.setattr(environment, "current", lambda: there)
-    monkeypatch.setattr(environment, "why_no_gpu", lambda: "" if gpu else "there is no GPU")
+    monkeypatch.setattr(environment, "reason_without_gpu", lambda: "" if gpu else "there is no GPU")
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match=f"{said}.*; device 'cpu' works without"):

@@ -18,7 +18,7 @@ from small_vit import small_vit, write_graph, write_small_vit
 import vitdeploy as vd
 from vitdeploy.artifacts import OnnxModel, write_onnx
 from vitdeploy.cli import main
-from vitdeploy.cli.diff import SHOWN, summary_lines, table_lines, telling
+from vitdeploy.cli.diff import SHOWN, summary_lines, table_lines, worst_tensors
 from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.quantization.request import QuantizeOptions
 
@@ -234,7 +234,7 @@ def test_the_command_prints_lines_of_eighty_columns_and_its_record(
     header, *shown, last = table.splitlines()
     assert header.startswith("tensor")
     assert last.startswith(f"{SHOWN} of {len(found.tensors)} tensors, in graph order")
-    kept = [one.tensor for one in telling(found)]
+    kept = [one.tensor for one in worst_tensors(found)]
     assert [line.split()[0] for line in shown] == kept
     assert {found.losses[0].tensor, found.tensors[-1].tensor} <= set(kept)
     assert kept == [one.tensor for one in found.tensors if one.tensor in kept]

@@ -350,7 +350,7 @@ def choose_provider(options: SessionOptions, available: list[str]) -> str:
         provider = PROVIDERS.get(options.provider, options.provider)
         known = [short for short, full in PROVIDERS.items() if full in available]
         if provider not in available:
-            if provider in ON_GPU and (reason := environment.why_no_gpu()):
+            if provider in ON_GPU and (reason := environment.reason_without_gpu()):
                 raise BackendError(f"provider {options.provider!r} cannot run: {reason}; provider 'cpu' works without")
             remedy = REMEDIES.get(options.provider, f"choose one of {', '.join(known)}")
             raise BackendError(
@@ -358,7 +358,7 @@ def choose_provider(options: SessionOptions, available: list[str]) -> str:
             )
         return provider
     if options.device == "cuda" and PROVIDERS["cuda"] not in available:
-        if reason := environment.why_no_gpu():
+        if reason := environment.reason_without_gpu():
             raise BackendError(f"device 'cuda' cannot be used: {reason}; device 'cpu' works without")
         raise BackendError(f"this onnxruntime is built for the CPU alone: {REMEDIES['cuda']}")
     gpu = options.device == "cuda" or (options.device == "auto" and environment.current().gpu is not None)

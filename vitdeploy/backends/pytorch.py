@@ -87,11 +87,11 @@ def sees_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def why_no_cuda() -> str:
+def reason_without_cuda() -> str:
     """Return why torch sees no CUDA device: the machine has none, or this torch cannot use it; "" where it sees one."""
     if sees_cuda():
         return ""
-    if reason := environment.why_no_gpu():
+    if reason := environment.reason_without_gpu():
         return reason
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built for the CPU alone, install one that is built for CUDA"
@@ -120,7 +120,7 @@ def open_module(
     mode = options.provider or "eager"
     if mode not in MODES:
         raise BackendError(f"pytorch has no provider {options.provider!r}, expected one of {', '.join(MODES)}")
-    if options.device == "cuda" and (reason := why_no_cuda()):
+    if options.device == "cuda" and (reason := reason_without_cuda()):
         raise BackendError(f"device 'cuda' cannot be used by torch: {reason}; device 'cpu' works without")
     on_gpu = options.device != "cpu" and sees_cuda()
     device = torch.device("cuda" if on_gpu else "cpu")

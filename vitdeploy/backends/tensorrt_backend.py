@@ -49,7 +49,7 @@ class PlanBackend(ABC):
         missing = self.unavailable()
         if missing is not None:
             return missing
-        if reason := environment.why_no_gpu():
+        if reason := environment.reason_without_gpu():
             return f"{reason}, and {self.name} engines run on nothing else"
         return self.wrong_cuda() or cuda_problem()
 

@@ -69,7 +69,7 @@ def diff(
         return
     for line in summary_lines(found):
         print_wrapped(line)
-    shown = found.tensors if every else telling(found)
+    shown = found.tensors if every else worst_tensors(found)
     for line in table_lines(shown, line_width()):
         print_line(line)
     if len(shown) < len(found.tensors):
@@ -79,7 +79,7 @@ def diff(
         )
 
 
-def telling(found: Diff) -> tuple[TensorDifference, ...]:
+def worst_tensors(found: Diff) -> tuple[TensorDifference, ...]:
     """Return at most ``SHOWN`` tensors in graph order: the first that differ or overflow, then where most is lost."""
     first = [one for one in found.tensors if one.tensor in (found.parts_at, found.overflow)]
     differ = [one for one in found.tensors if one.verdict == "differs"]

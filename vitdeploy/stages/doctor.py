@@ -67,7 +67,7 @@ def machine_findings(machine: Environment) -> list[Finding]:
                 "machine",
                 "GPU",
                 "no",
-                f"{environment.why_no_gpu()}; engines can be built ahead of time and not run",
+                f"{environment.reason_without_gpu()}; engines can be built ahead of time and not run",
             )
         )
         return found

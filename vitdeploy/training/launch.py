@@ -21,7 +21,7 @@ from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from vitdeploy import errors
-from vitdeploy.backends.pytorch import why_no_cuda
+from vitdeploy.backends.pytorch import reason_without_cuda
 from vitdeploy.errors import TrainingError, UsageError
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.text import one_line
@@ -100,7 +100,7 @@ def make_fabric(hardware: Hardware) -> Fabric:
     Raises:
         UsageError: The options do not exist or do not go together on this machine.
     """
-    if hardware.accelerator in ("cuda", "gpu") and (reason := why_no_cuda()):
+    if hardware.accelerator in ("cuda", "gpu") and (reason := reason_without_cuda()):
         raise UsageError(f"accelerator {hardware.accelerator!r} cannot be used: {reason}; 'cpu' works without")
     options: dict[str, Any] = {
         "accelerator": hardware.accelerator,
