@@ -6,7 +6,9 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,8 +183,10 @@ def test_layers_that_integers_slow_down_stay_in_high_precision(
 
 
 def test_too_few_images_say_how_many_are_needed_and_rank_by_the_error_of_the_logits(
-    runtime: ScriptedBackend, source: OnnxModel, tmp_path: Path
+    runtime: ScriptedBackend, source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = count(1_000_000)  # a second passes from one look at it to the next
+    monkeypatch.setattr("vitdeploy.quantization.budget.time", SimpleNamespace(monotonic=lambda: next(clock)))
     output, notes = tmp_path / "made.onnx", Notes()
     before = run(source, output).path.read_bytes()
     words = r"1097 images cannot certify a drop of at most 0\.1 pp, 3838 are needed"
@@ -192,6 +196,7 @@ def test_too_few_images_say_how_many_are_needed_and_rank_by_the_error_of_the_log
     assert output.read_bytes() == before, "what was there is untouched"
     assert read_onnx(tmp_path / "made.best-found.onnx").manifest.plan is not None
     assert any("3838 are needed" in line for line in notes.lines)
+    assert any(re.match(r"the search takes about \d+ s more", line) for line in notes.lines)
     front = read_front(caught.value.front)
     assert not front.within_budget
     assert front.least_images == 3838

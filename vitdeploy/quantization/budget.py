@@ -201,7 +201,7 @@ class BudgetSearch:
         Returns:
             How many seconds one of them took, 0 where all were timed before.
         """
-        start = time.monotonic()
+        began = time.monotonic()
         waiting = [option for option in options if self._restored("time", option) is None]
         for start in range(0, len(waiting), TOGETHER):
             self._time_some(waiting[start : start + TOGETHER])
@@ -209,7 +209,7 @@ class BudgetSearch:
             measured = self._restored("time", option)
             if measured is not None:
                 self._note(option, **measured)
-        return (time.monotonic() - start) / len(waiting) if waiting else 0.0
+        return (time.monotonic() - began) / len(waiting) if waiting else 0.0
 
     def _time_some(self, options: Sequence[Option], what: str = "time") -> None:
         contestants, opened, failures = {}, [], {}
