@@ -472,6 +472,9 @@ def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path,
     assert listed.stages[-1].reason == "predictions.parquet is gone"
     table = pyarrow.parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
     assert set(table["row"]) == {row.name for row in listed.report.rows if row.status == "ok"}
+    (tmp_path / "run" / "report.samples.npz").write_bytes(b"of another")
+    again = run(read_recipe(recipe, {"bench.predictions": True}), tmp_path / "run")
+    assert again.stages[-1].reason == "report.samples.npz is of another bench"
     extra = photos / "class_0" / "more.png"
     Image.new("L", (40, 40), 77).save(extra)
     notes = Notes()

@@ -9,6 +9,7 @@ from vitdeploy.artifacts import (
     open_artifact as open_artifact,
 )
 from vitdeploy.artifacts.bundle import Bundle as Bundle, read_bundle as read_bundle
+from vitdeploy.artifacts.files import FilesTogether as FilesTogether
 from vitdeploy.backends import register_backend as register_backend
 from vitdeploy.catalog import Variant as Variant, list_models as list_models
 from vitdeploy.datasets import (

@@ -82,8 +82,9 @@ def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
 def adoption(path: Path | str, preprocess: str = "timm:NAME|hf:DIR|FILE.json") -> str:
     """Return the call that gives an ONNX file from elsewhere a manifest, and with it its preprocessing.
 
-    A configuration that lies beside the file is taken without being named.
+    A configuration that lies beside the file is taken without being named. A name that stands for any file has none.
     """
-    if preprocess.startswith("timm:NAME") and Path(path).with_name("preprocessor_config.json").is_file():
+    beside = Path(path).is_file() and Path(path).with_name("preprocessor_config.json").is_file()
+    if preprocess.startswith("timm:NAME") and beside:
         return f"vd.export({str(path)!r}, 'adopted.onnx')"
     return f"vd.export({str(path)!r}, 'adopted.onnx', options=vd.ExportOptions(preprocess={preprocess!r}))"

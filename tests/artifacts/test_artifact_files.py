@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from vitdeploy.artifacts import (
     write_onnx,
 )
 from vitdeploy.artifacts import onnx_model as onnx_files
-from vitdeploy.artifacts.files import save_tensors
+from vitdeploy.artifacts.files import FilesTogether, save_tensors
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Manifest, ModelSpec
 
@@ -326,3 +327,32 @@ def test_files_of_a_folder_have_the_mode_of_the_umask_whoever_wrote_them(tmp_pat
     finally:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in sorted((tmp_path / "bundle").iterdir())] == [mode, mode]
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_of_files_that_belong_together_a_full_disk_changes_none(tmp_path: Path, broken: int) -> None:
+    paths = [tmp_path / name for name in ("a.npz", "b.parquet", "c.json")]
+    for path in paths:
+        path.write_text("old")
+
+    def interrupted() -> None:
+        with FilesTogether() as files:
+            for index, path in enumerate(paths):
+                with files.path(path) as temporary:
+                    temporary.write_text("new")
+                    if index == broken:
+                        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=f"the disk is full: .*{paths[broken].name}"):
+        interrupted()
+    assert sorted(tmp_path.iterdir()) == paths
+    assert {path.read_text() for path in paths} == {"old"}
+
+
+def test_a_file_that_could_not_be_written_takes_no_place_though_others_go_on(tmp_path: Path) -> None:
+    with FilesTogether() as files:
+        files.write(tmp_path / "a", "whole")
+        with suppress(ArtifactError), files.path(tmp_path / "b"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert not (tmp_path / "a").exists()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]

@@ -17,9 +17,9 @@ import pytest
 from vitdeploy.artifacts import read_engine
 from vitdeploy.artifacts.calibration_table import TensorRange, read_calibration_table, write_calibration_table
 from vitdeploy.artifacts.engine import write_engine
-from vitdeploy.artifacts.files import TEMPORARY_PREFIX, atomic_folder, write_atomically
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX, FilesTogether, atomic_folder, write_atomically
 from vitdeploy.artifacts.ownership import is_ours
-from vitdeploy.artifacts.pages import other_pages, write_with_pages
+from vitdeploy.artifacts.pages import other_files, other_pages, write_with_pages
 from vitdeploy.records import Manifest, ModelSpec
 
 
@@ -127,11 +127,28 @@ def read_pages(path: Path) -> int:
     return turn
 
 
+def bench(path: Path, turn: int) -> None:
+    with FilesTogether() as files:
+        beside = {name: files.write(path.with_name(name), str(turn)) for name in ("x.npz", "x.parquet")}
+        record = json.dumps({"turn": turn, "files": beside})
+        write_with_pages(path, record, [(path.with_suffix(".html"), f"<head>\n</head>{turn}")], files)
+
+
+def read_bench(path: Path) -> int:
+    """Read the JSON; a file beside it that is of another one is known as that, and only such a file."""
+    content = json.loads(path.read_text())
+    beside = [path.with_name(name) for name in content["files"]]
+    others = [file for file in beside if file.is_file() and int(file.read_text()) != content["turn"]]
+    assert other_files(path, content["files"]) == others
+    return int(content["turn"])
+
+
 KINDS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], int]]] = {
     "an engine": ("x.engine", engine, read_plan),
     "a calibration table": ("x.calib.json", table, read_table),
     "a folder": ("x.bundle", folder, read_folder),
     "JSON with pages": ("x.json", pages, read_pages),
+    "JSON with a page and files that it names": ("x.json", bench, read_bench),
     "a file": ("x.txt", file, read_file),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from vitdeploy.checkpoints import LoadedWeights, LoadRequest, load_foreign
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models import create_model
+from vitdeploy.sources.load import load_source
 
 pytestmark = pytest.mark.slow
 
@@ -162,3 +164,53 @@ def test_a_family_that_is_not_the_file_s_is_said_to_be_another(tmp_path: Path) -
 def test_a_name_that_nobody_knows_says_nothing(state: dict[str, Any], tmp_path: Path, name: str) -> None:
     torch.save({"state_dict": state, "args": argparse.Namespace(arch=name)}, tmp_path / "own.pth")
     assert load(tmp_path / "own.pth", None).spec.name == "vit_base_patch32_224"
+
+
+TIMM: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+
+
+def unseen(loaded: LoadedWeights) -> list[str]:
+    return [note for note in loaded.notes if note.startswith("took the exact GELU")]
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "quick_gelu"])
+def test_an_activation_that_no_key_shows_is_said_with_the_source_that_has_it(tmp_path: Path, activation: str) -> None:
+    torch.manual_seed(0)
+    arguments = {**TIMM, "act_layer": activation}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    loaded = load(tmp_path / "own.pth", "vit", heads=3)
+    assert apart(loaded.module, model, 32) > 1e-3
+    (note,) = unseen(loaded)
+    assert "arguments={'act_layer': 'NAME'} builds one of timm's" in note
+    source = load_source("timm:vit_tiny_patch16_224", weights=tmp_path / "own.pth", arguments=arguments)
+    assert apart(source.module, model, 32) == 0
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12])
+def test_an_epsilon_that_no_key_shows_is_said_with_the_argument_that_changes_it(tmp_path: Path, eps: float) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", norm_layer=partial(torch.nn.LayerNorm, eps=eps), **TIMM).eval()
+    with torch.no_grad():
+        model.patch_embed.proj.weight.mul_(1e-2)  # activations so small that an epsilon counts
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    assert (
+        "norms with an epsilon of 1e-06 (arguments={'eps': VALUE}"
+        in unseen(load(tmp_path / "own.pth", "vit", heads=3))[0]
+    )
+    told = load(tmp_path / "own.pth", "vit", heads=3, eps=eps)
+    assert apart(told.module, model, 32) < 1e-6
+    assert "epsilon" not in unseen(told)[0]
+
+
+def test_what_a_name_of_the_catalogue_or_a_configuration_states_is_no_assumption(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "own.pth")
+    assert len(unseen(load(tmp_path / "own.pth", None))) == 1
+    assert unseen(load(tmp_path / "own.pth", "vit_base_patch32_224")) == []
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"architecture": "vit_base_patch32_224", "pretrained_cfg": {}}')
+    assert unseen(load(folder, None)) == []

@@ -69,6 +69,13 @@ def timm_source(message: str) -> list[str]:
     return ["export", *given, *size, "-o", "out.onnx"]
 
 
+def with_configuration(path: Path) -> Path:
+    """Return a path beside which a configuration of transformers says how images are prepared."""
+    text = '{"size": {"height": 8, "width": 8}, "image_mean": [0.5], "image_std": [0.5], "resample": 2}'
+    path.with_name("preprocessor_config.json").write_text(text)
+    return path
+
+
 def more(*options: str) -> list[str]:
     return ["export", "vit", "--weights", "w.pth", *options, "-o", "out.onnx"]
 
@@ -144,6 +151,16 @@ CASES: dict[str, Case] = {
         ["quantize", "theirs.onnx", "--precision", "fp16", "-o", "q.onnx"],
         lambda text: chosen(quoted(text)),
     ),
+    "a graph beside whose configuration it lies": (
+        lambda path: save_graph(with_configuration(path.with_name("theirs.onnx"))),
+        ["quantize", "theirs.onnx", "--precision", "fp16", "-o", "q.onnx"],
+        quoted,
+    ),
+    "weights beside a configuration of a graph": (  # of which the advice does not speak
+        lambda path: save(with_configuration(path), reg_tokens=4),
+        more(),
+        lambda text: [*timm_source(text), *REGISTERS],
+    ),
     "two outputs": (
         lambda path: save_graph(path.with_name("theirs.onnx"), more=True),
         ["export", "theirs.onnx", "-o", "out.onnx", "--preprocess", "digits"],
@@ -174,6 +191,7 @@ def test_what_an_error_advises_works(
     monkeypatch.chdir(tmp_path)
     Path("digits.json").write_text('{"size": [8, 8], "channels": 1, "mean": [0.5], "std": [0.5]}')
     prepare(tmp_path / "w.pth")
+    capsys.readouterr()
     assert main(command) in (1, 2)
     message = capsys.readouterr().err
     follow = advised(message)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -346,3 +348,19 @@ def test_settings_of_threads_stand_in_a_row_once(pinning: bool | None, spinning:
     named = row.model_copy(update={"name": f"vit.onnx (ONNX Runtime, CPU, {words})"})
     for one in (row, named):
         assert " ".join(_printed(build((one,)), 160).split()).count(words) == 1
+
+
+@pytest.mark.parametrize(
+    "changed", [["report.samples.npz"], ["images.parquet"], ["report.samples.npz", "images.parquet"], []]
+)
+def test_files_of_another_bench_beside_a_report_are_said(report: Report, tmp_path: Path, changed: list[str]) -> None:
+    names = ["report.samples.npz", "images.parquet"]
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in (*names, "moved.elsewhere.parquet")}
+    write_report(report.model_copy(update={"files": digests}), tmp_path)
+    for name in names:
+        (tmp_path / name).write_text("of another" if name in changed else name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert read_report(tmp_path).files == digests
+    expected = [f"{' and '.join(changed)} of another bench, or changed since: bench again"] if changed else []
+    assert [str(one.message).partition(", ")[2] for one in said] == expected

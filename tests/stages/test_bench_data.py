@@ -105,14 +105,34 @@ def test_without_data_artifacts_that_state_none_or_several_are_refused(tmp_path:
         bench([_trained_on(tmp_path / "d.onnx", "gone:train")])
 
 
-def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path: Path) -> None:
+def _pets(folder: Path) -> str:
     digits = open_dataset("digits:test")
     for index, name in enumerate(["cat", "dog"] * 4):
-        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
-        digits.image(index).save(tmp_path / "pets" / name / f"{index}.png")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        digits.image(index).save(folder / name / f"{index}.png")
+    return str(folder)
+
+
+def test_labels_that_do_not_fit_the_model_are_an_error(tmp_path: Path) -> None:
     model = write_linear(tmp_path / "m.onnx")
-    with pytest.raises(DataError, match="'cat', 'dog'"):
-        bench([model.path], str(tmp_path / "pets"), options=QUICK)
+    with pytest.raises(DataError, match=r"^2 of the 2 classes .*'cat', 'dog'"):
+        bench([model.path], _pets(tmp_path / "pets"), options=QUICK)
+
+
+@pytest.mark.parametrize(("strange", "named"), [("a", "a.onnx"), ("b", "b.onnx"), ("ab", "a.onnx")])
+def test_of_several_models_the_one_that_the_data_does_not_fit_is_named(
+    tmp_path: Path, strange: str, named: str
+) -> None:
+    data, models = _pets(tmp_path / "pets"), []
+    for name in ("fits", "a", "b"):
+        known = ("cat", "dog") if name not in strange else (f"{name}0", f"{name}1")
+        spec = SPEC.model_copy(update={"classes": (*known, *SPEC.classes[2:])})
+        models.append(write_onnx(tmp_path / f"{name}.onnx", linear_graph(), linear_manifest(model=spec)))
+    with pytest.raises(DataError, match=f"^{named}: 2 of the 2 classes of .* are not classes of the model") as several:
+        bench(models, data, options=QUICK)
+    with pytest.raises(DataError) as alone:
+        bench([tmp_path / named], data, options=QUICK)
+    assert str(several.value) == f"{named}: {alone.value}"
 
 
 def test_a_model_with_more_classes_than_the_baseline_is_judged_and_not_compared(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
+import hashlib
 import io
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +21,9 @@ from PIL import Image
 from sample_reports import build, rows
 from small_vit import write_small_vit
 
+from vitdeploy.artifacts import files
 from vitdeploy.benching.predictions import thumbnail
+from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError
 from vitdeploy.records import Report
 from vitdeploy.records.differences import Differences, DifferingImage, ShownPrediction
@@ -157,3 +162,32 @@ def test_thumbnails_are_small_and_tiny_images_are_kept_exactly(
         assert image.size == shown
         if kind == "png":
             assert image.getpixel((0, 0)) == 90
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".json"])
+def test_a_full_disk_leaves_all_files_of_the_earlier_bench(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_small_vit(tmp_path / "model.onnx", "fp32")
+    monkeypatch.chdir(tmp_path)
+    command = (
+        "bench model.onnx --data digits --rounds 1 --iterations 1 --no-processes --no-energy --threads 1 "
+        "--report r --predictions images.parquet --samples"
+    )
+    assert main([*command.split(), "10"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    report = read_report("r")
+    assert report.files == {
+        name: hashlib.sha256(before[tmp_path / place]).hexdigest()
+        for name, place in (("report.samples.npz", "r/report.samples.npz"), ("images.parquet", "images.parquet"))
+    }
+
+    def full(path: Path) -> None:
+        if path.suffix == suffix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_sync", full)
+    capsys.readouterr()
+    assert main([*command.split(), "20"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from numpy.typing import NDArray
 
 TEMPORARY_PREFIX = ".vitdeploy-"
@@ -116,20 +119,53 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def write_together(contents: Mapping[Path, str]) -> None:
-    """Write texts (UTF-8) that belong together; they take their places in this order once all are on the disk.
+class FilesTogether:
+    """Files that take their places together: at the end of a ``with`` block, when all of them are on the disk.
 
-    A full disk changes none of them. No system renames several files at once, so a kill may come between two of them:
-    the first should be the one that says what the others are.
+    Where the block fails, on a full disk too, what was there stays. No system renames several files at once, so a kill
+    may come between two of them: the file that was written last takes its place first, and should be the one that says
+    what the others are.
     """
-    with ExitStack() as stack:
-        temporaries = {path: stack.enter_context(atomic_path(path)) for path in reversed(list(contents))}
-        for path, temporary in temporaries.items():
-            try:
-                temporary.write_text(contents[path], encoding="utf8")
-                _sync(temporary)
-            except OSError as error:
-                raise write_error(path, error) from error
+
+    def __init__(self) -> None:
+        self._written = ExitStack()
+
+    def __enter__(self) -> FilesTogether:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._written.__exit__(kind, error, traceback)
+
+    @contextmanager
+    def path(self, path: Path) -> Iterator[Path]:
+        """Yield a temporary path beside ``path``; what the block has written there is on the disk after it.
+
+        Raises:
+            ArtifactError: As ``atomic_path``.
+        """
+        with ExitStack() as this:
+            temporary = this.enter_context(atomic_path(path))
+            yield temporary
+            _sync(temporary)
+            self._written.push(this.pop_all())
+
+    def write(self, path: Path, data: bytes | str) -> str:
+        """Write ``data`` (text as UTF-8), and return its SHA-256.
+
+        Raises:
+            ArtifactError: As ``atomic_path``.
+        """
+        content = data.encode() if isinstance(data, str) else data
+        with self.path(path) as temporary:
+            temporary.write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+
+def together(files: FilesTogether | None) -> AbstractContextManager[FilesTogether]:
+    """Return files whose block a caller ends, or new ones that take their places at the end of this block."""
+    return FilesTogether() if files is None else nullcontext(files)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:

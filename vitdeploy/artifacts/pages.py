@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vitdeploy.artifacts.files import write_together
+from vitdeploy.artifacts.files import FilesTogether, together, write_atomically
 from vitdeploy.errors import FidelityWarning, warn
+from vitdeploy.reading import sha256_of_file
 
 _STAMP = re.compile(rb"record-sha256: ([0-9a-f]{64})")
 _ENDS = 4096
 _HEAD = "<head>\n"
 
 
-def write_with_pages(record: Path, text: str, pages: Iterable[tuple[Path, str]]) -> None:
+def write_with_pages(
+    record: Path, text: str, pages: Iterable[tuple[Path, str]], files: FilesTogether | None = None
+) -> None:
     """Write JSON and the pages that show it, each with the digest of the JSON.
 
+    Args:
+        record: The JSON file.
+        text: Its content.
+        pages: Path and text of each page.
+        files: Others with which they take their places, None for none.
     Raises:
         ArtifactError: They cannot be written, or the disk is full; what was there is untouched.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()
-    write_together({record: text, **{path: _stamped(page, digest) for path, page in pages}})
+    with together(files) as written:
+        for path, page in pages:
+            written.write(path, _stamped(page, digest))
+        written.write(record, text)
 
 
 def write_page(path: Path, page: str, record: Path) -> None:
@@ -35,7 +46,7 @@ def write_page(path: Path, page: str, record: Path) -> None:
     Raises:
         ArtifactError: It cannot be written.
     """
-    write_together({path: _stamped(page, hashlib.sha256(record.read_bytes()).hexdigest())})
+    write_atomically(path, _stamped(page, hashlib.sha256(record.read_bytes()).hexdigest()))
 
 
 def _stamped(page: str, digest: str) -> str:
@@ -49,6 +60,12 @@ def other_pages(record: Path, pages: Iterable[Path]) -> list[Path]:
     there = [page for page in pages if page.is_file()]
     digest = hashlib.sha256(record.read_bytes()).hexdigest() if there else ""
     return [page for page in there if (found := _digest_of(page)) is not None and found != digest]
+
+
+def other_files(record: Path, digests: Mapping[str, str]) -> list[Path]:
+    """Return the files beside JSON that are not those which it names with their SHA-256; what is gone is none."""
+    there = [(record.with_name(name), digest) for name, digest in digests.items()]
+    return [path for path, digest in there if path.is_file() and sha256_of_file(path) != digest]
 
 
 def _digest_of(page: Path) -> str | None:

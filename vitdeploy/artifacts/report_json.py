@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vitdeploy.artifacts.other_files import not_an_artifact
-from vitdeploy.artifacts.pages import warn_of_other_pages
-from vitdeploy.errors import ArtifactError
+from vitdeploy.artifacts.pages import other_files, warn_of_other_pages
+from vitdeploy.errors import ArtifactError, FidelityWarning, warn
 from vitdeploy.reading import first_problem, read_json
 from vitdeploy.records import Report, sha256_of
 from vitdeploy.records.report import DIGEST_KEY, REPORT, REPORT_FILES
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 def read_report(path: Path | str) -> Report:
-    """Read a ``report.json``, or the one in a folder; warn where the pages beside it show an earlier one.
+    """Read a ``report.json``, or the one in a folder; warn where pages or files beside it belong to an earlier one.
 
     Raises:
         ArtifactError: There is none, it is damaged or edited, or its schema is newer than this vitdeploy.
@@ -27,6 +27,8 @@ def read_report(path: Path | str) -> Report:
     warn_of_other_pages(
         place, pages_beside(place), "bench again, or write_report(read_report(FOLDER), FOLDER) in Python"
     )
+    if names := " and ".join(path.name for path in other_files(place, report.files)):
+        warn(f"beside {str(place)!r}, {names} of another bench, or changed since: bench again", FidelityWarning)
     return report
 
 

@@ -78,7 +78,9 @@ class Entry:
         if self.obstacle is not None:
             return
         if self.candidate.preprocess is None:
-            self.failure = f"its manifest has no preprocessing: {adoption('MODEL.onnx')} adds it"
+            artifact = self.candidate.artifact
+            file = "MODEL.onnx" if artifact is None else artifact.path
+            self.failure = f"its manifest has no preprocessing: {adoption(file)} adds it"
             return
         try:
             self.session = stack.enter_context(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy import __version__
-from vitdeploy.artifacts import atomic_path
+from vitdeploy.artifacts.files import FilesTogether
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.artifacts.ownership import MARK
 from vitdeploy.benching.baseline import BaselineChoice
@@ -22,6 +22,7 @@ from vitdeploy.benching.labels import ClassKey, class_key, predicts_a_class
 from vitdeploy.benching.measuring import Entry, reference_logits
 from vitdeploy.datasets import Dataset
 from vitdeploy.measure.heads import predicted_classes, probabilities
+from vitdeploy.reading import sha256_of_file
 from vitdeploy.records import ModelSpec
 from vitdeploy.records.differences import Differences, DifferingImage, ShownPrediction
 from vitdeploy.text import printable
@@ -47,8 +48,12 @@ def refuse_unwritable_predictions(path: Path) -> None:
     refuse_unwritable(path, "a Parquet file")
 
 
-def write_predictions(entries: Sequence[Entry], dataset: Dataset, labels: Labels, path: Path) -> None:
+def write_predictions(
+    entries: Sequence[Entry], dataset: Dataset, labels: Labels, path: Path, files: FilesTogether
+) -> str:
     """Write a line for each row of the report and each image, [rows · images], of the rows that predict a class.
+
+    Returns the SHA-256 of the file.
 
     Raises:
         ArtifactError: The file cannot be written, or the disk is full.
@@ -67,15 +72,17 @@ def write_predictions(entries: Sequence[Entry], dataset: Dataset, labels: Labels
         ],
         metadata={MARK: __version__},
     )  # fmt: skip
-    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-        for entry in entries:
-            held: list[dict[str, Any]] = []
-            for line in _lines(entry, dataset, labels):
-                held.append(line)
-                if len(held) == ROWS_AT_A_TIME:
-                    writer.write_table(pyarrow.Table.from_pylist(held, schema))
-                    held = []
-            writer.write_table(pyarrow.Table.from_pylist(held, schema))
+    with files.path(path) as temporary:
+        with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+            for entry in entries:
+                held: list[dict[str, Any]] = []
+                for line in _lines(entry, dataset, labels):
+                    held.append(line)
+                    if len(held) == ROWS_AT_A_TIME:
+                        writer.write_table(pyarrow.Table.from_pylist(held, schema))
+                        held = []
+                writer.write_table(pyarrow.Table.from_pylist(held, schema))
+        return sha256_of_file(temporary)
 
 
 def _lines(entry: Entry, dataset: Dataset, labels: Labels) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdeploy.artifacts import write_atomically
+from vitdeploy.artifacts.files import FilesTogether
 from vitdeploy.benching.measuring import Entry
 from vitdeploy.records.report import SAMPLES
 
 
-def write_samples(entries: Sequence[Entry], folder: Path) -> Path:
-    """Write every counted call of every row and return the file.
+def write_samples(entries: Sequence[Entry], folder: Path, files: FilesTogether) -> str:
+    """Write every counted call of every row and return the SHA-256 of the file.
 
     Its arrays: ``rows`` and ``scopes`` are names; ``row``, ``scope`` (indices of these), ``batch``, ``round`` and
     ``duration_ms`` have one value per call, in the order in which a row's calls were made. ``turn_row``,
@@ -60,6 +60,4 @@ def write_samples(entries: Sequence[Entry], folder: Path) -> Path:
         **readings_of,  # type: ignore[arg-type]
         **integers,  # type: ignore[arg-type]  # its stub takes a keyword of its own, allow_pickle
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SAMPLES, buffer.getvalue())
-    return folder / SAMPLES
+    return files.write(folder / SAMPLES, buffer.getvalue())

@@ -153,6 +153,8 @@ def _load(candidate: Candidate, name: str | None, request: LoadRequest) -> tuple
     converted = _with_stated(converted, dialect.family, evidence, file, request, notes)
     variant = _variant(name, dialect.family, converted, evidence, file, notes)
     arguments = _arguments(variant, converted, request, file, notes)
+    if name in (None, dialect.family) and not converted.complete and evidence.variant is None:
+        notes += _unseen(dialect, arguments, request)
     label = variant.name if variant is not None else file.path.resolve().name
     spec = ModelSpec(family=dialect.family, name=label, arguments=arguments)
     if not request.named_classes and spec.arguments["num_classes"]:
@@ -258,6 +260,30 @@ def _variant(
             f"{_example(family, converted)}"
         )
     raise CheckpointError(f"the keys of {where} do not tell which {family} it is: name it, one of {names}")
+
+
+def _unseen(dialect: Dialect, arguments: Mapping[str, Any], request: LoadRequest) -> list[str]:
+    """Return the note on what weights do not show where neither a name nor a configuration states the model."""
+    from vitdeploy.models import family_class
+
+    if dialect.name in _ALWAYS_THE_SAME:
+        return []
+    eps = arguments.get("eps", inspect.signature(family_class(dialect.family)).parameters["eps"].default)
+    norms = "" if "eps" in request.arguments else f" and norms with an epsilon of {eps:g}"
+    where = " (arguments={'eps': VALUE} where it was another)" if norms else ""
+    other = ONNX_ROUTE if dialect.name == "Hugging Face" else OTHER_ACTIVATION
+    return [f"took the exact GELU{norms}{where}, which no key shows: of a model with another activation, {other}"]
+
+
+OTHER_ACTIVATION = (
+    "the source 'timm:NAME' with arguments={'act_layer': 'NAME'} builds one of timm's, and torch.onnx.export writes "
+    f"any as it is, which {adoption('MODEL.onnx')} adopts"
+)
+_ALWAYS_THE_SAME = (
+    "torchvision",
+    "vit-pytorch",
+    "Google JAX",
+)  # these code bases leave neither to whoever builds a model
 
 
 def _only_one(variant: Variant, converted: Converted) -> str:

@@ -183,7 +183,7 @@ def bench(
 ) -> None:
     """Measure accuracy, fidelity, latency and memory against a baseline on the same device."""
     import vitdeploy as vd
-    from vitdeploy import BenchOptions, log_to_mlflow, write_report
+    from vitdeploy import BenchOptions, FilesTogether, log_to_mlflow, write_report
     from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable_folder
     from vitdeploy.cli.output import make_progress, print_json, print_rich
     from vitdeploy.cli.values import choose_gpu, parse_counts, parse_switches, split_lists
@@ -227,7 +227,7 @@ def bench(
         require_mlflow()
     if report is not None:
         refuse_unwritable_folder(report, REPORT_FILES)
-    with folder_or_nothing(report):
+    with folder_or_nothing(report), FilesTogether() as files:
         measure = vd.bench if on is None else vd.Remote(on).bench
         found = measure(
             list(artifacts),
@@ -236,9 +236,10 @@ def bench(
             options=options,
             keep=report,
             predictions=predictions,
+            files=files,
             progress=make_progress(),
         )
-        page = write_report(found, report) if report is not None else None
+        page = write_report(found, report, files=files) if report is not None else None
     if as_json:
         print_json(found)
     else:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
+from vitdeploy.artifacts.files import FilesTogether
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.backends.timing_place import TimingPlace
@@ -20,8 +21,11 @@ from vitdeploy.pipeline.sources import RunSources
 from vitdeploy.preprocess import preprocess_from
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Report, Row
-from vitdeploy.records.report import REPORT_FILES
+from vitdeploy.records.report import REPORT_FILES, SAMPLES
 from vitdeploy.terminal_progress import AUTO, shown
+
+if TYPE_CHECKING:
+    from vitdeploy.stages.bench import BenchRequest
 
 FOLDER = Path("vitdeploy-run")
 PREDICTIONS = "predictions.parquet"
@@ -283,7 +287,7 @@ class _Run:
 
     def bench(self, artifacts: list[Artifact]) -> Report:
         from vitdeploy.artifacts.pages import other_pages
-        from vitdeploy.artifacts.report_json import pages_beside, read_report_alone
+        from vitdeploy.artifacts.report_json import pages_beside
         from vitdeploy.report import write_report
         from vitdeploy.stages.bench import BenchRequest
 
@@ -302,21 +306,17 @@ class _Run:
             parents={artifact.path.name: artifact.digest for artifact in artifacts},
         )
         output = self.folder / "report.json"
-        beside = () if self.predictions is None else (self.predictions,)
+        beside = (self.folder / SAMPLES, *(() if self.predictions is None else (self.predictions,)))
         reason = "the data, the machine, a runtime or the engines that could not be built changed"
-        step = Step("bench", request, output, read_report_alone, provenance, reason, beside)
-        report = self.run_step(step, lambda report: report.key, lambda report: write_report(report, self.folder))
+        reporting = _Reporting(request, self.folder)
+        step = Step("bench", reporting, output, _read_whole_report, provenance, reason, beside)
+        report = self.run_step(step, lambda report: report.key)
         pages = pages_beside(output)
         if other_pages(output, pages) or not all(page.is_file() for page in pages):
             write_report(report, self.folder)  # a kill came between its files
         return report
 
-    def run_step(
-        self,
-        step: Step[Result],
-        key_of: Callable[[Result], str],
-        write: Callable[[Result], object] | None = None,
-    ) -> Result:
+    def run_step(self, step: Step[Result], key_of: Callable[[Result], str]) -> Result:
         """Return the result of a step: the one that is there where it is fresh, else a new one."""
         found, reason = self._look(step, key_of)
         if found is not None:
@@ -329,8 +329,6 @@ class _Run:
         if step.needs_torch:
             need_torch(step.name)
         result = step.request.run(self.progress)
-        if write is not None:
-            write(result)
         seconds = time.monotonic() - start
         self.memory.put(step.name, step.provenance)
         self.outcomes.append(StageOutcome(step.name, "done", reason, step.output, seconds))
@@ -355,6 +353,41 @@ class _Run:
         if before is None:
             return None, "what is there was made by something else"
         return None, "; ".join(changes(before, step.provenance)) or step.fallback_reason
+
+
+@dataclass(frozen=True)
+class _Reporting:
+    """A bench whose report takes its place in a folder with all else that the bench writes there."""
+
+    request: BenchRequest
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.request.key
+
+    def run(self, progress: Progress = SILENT) -> Report:
+        from vitdeploy.report import write_report
+
+        with FilesTogether() as files:
+            report = self.request.run(progress, files)
+            write_report(report, self.folder, files=files)
+        return report
+
+
+def _read_whole_report(path: Path) -> Report:
+    """Return a report that the files beside it belong to.
+
+    Raises:
+        ArtifactError: It cannot be read, or one of them is of another bench.
+    """
+    from vitdeploy.artifacts.pages import other_files
+    from vitdeploy.artifacts.report_json import read_report_alone
+
+    report = read_report_alone(path)
+    if others := other_files(path, report.files):
+        raise ArtifactError(f"{others[0].name} is of another bench")
+    return report
 
 
 def key_of(artifact: Artifact) -> str:

@@ -293,7 +293,8 @@ class Report(Record):
     """``report.json``; ``created`` is UTC in ISO 8601, the only clock time in any record.
 
     ``differences`` are images on which a row and the baseline predict different classes; None where there is no
-    baseline, or no single class. ``command`` measures the same again, where the artifacts lie: for the shell, or in
+    baseline, or no single class. ``files`` are what the bench wrote besides, by name with their SHA-256: the durations,
+    and the predictions. ``command`` measures the same again, where the artifacts lie: for the shell, or in
     Python where it needs options that have no flag.
     """
 
@@ -311,6 +312,7 @@ class Report(Record):
     conditions: Conditions
     rows: tuple[Row, ...]
     differences: Differences | None = None
+    files: dict[str, str] = {}
     verdict: tuple[str, ...]
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, open_onnx, read_engine, sidecar_of
-from vitdeploy.artifacts.files import TEMPORARY_PREFIX, write_error
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX, FilesTogether, together, write_error
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable
 from vitdeploy.artifacts.pairs import atomic_pair
@@ -107,6 +107,7 @@ class Remote:
         options: BenchOptions = BenchOptions(),
         keep: Path | str | None = None,
         predictions: Path | str | None = None,
+        files: FilesTogether | None = None,
         progress: Progress | None = AUTO,
     ) -> Report:
         """Measure artifacts on the host; see ``vd.bench``. Images that are measured on are shipped there, once.
@@ -125,27 +126,31 @@ class Remote:
                 f"the baseline {str(baseline)!r} is no artifact, which alone can be shipped: name a checkpoint, ONNX "
                 "model or engine that vitdeploy wrote"
             )
-        files = _Files()
-        label_map = None if options.label_map is None else files.add_file(Path(options.label_map))
+        parcels = _Files()
+        label_map = None if options.label_map is None else parcels.add_file(Path(options.label_map))
         task = {
             "verb": "bench",
-            "artifacts": [files.add(artifact) for artifact in request.artifacts],
-            "baseline": None if request.baseline is None else files.add(request.baseline),
-            "data": files.add_data(request.dataset),
+            "artifacts": [parcels.add(artifact) for artifact in request.artifacts],
+            "baseline": None if request.baseline is None else parcels.add(request.baseline),
+            "data": parcels.add_data(request.dataset),
             "predictions": predictions is not None,
             "options": {**asdict(replace(options, label_map=None)), "label_map": label_map},
         }
         with (
-            self._job(task, files.parcels, None if keep is None else Path(keep), progress) as result,
+            self._job(task, parcels.parcels, None if keep is None else Path(keep), progress) as result,
             tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder,
+            together(files) as written,
         ):
             result.fetch(REPORT, Path(folder) / REPORT)
             report = read_report(Path(folder) / REPORT)
+            kept: dict[str, str] = {}
             if keep is not None and SAMPLES in result.names:
-                result.fetch(SAMPLES, Path(keep) / SAMPLES)
+                with written.path(Path(keep) / SAMPLES) as temporary:
+                    kept[SAMPLES] = result.fetch(SAMPLES, temporary)
             if predictions is not None:
-                result.fetch(PREDICTIONS, Path(predictions))
-        return report.model_copy(update={"command": request.command})
+                with written.path(Path(predictions)) as temporary:
+                    kept[Path(predictions).name] = result.fetch(PREDICTIONS, temporary)
+        return report.model_copy(update={"command": request.command, "files": kept})
 
     def doctor(self, *, progress: Progress | None = AUTO) -> list[Finding]:
         """Return what the host can do; where packages are missing there, what it is and what they are.
@@ -247,10 +252,11 @@ class _Result:
     def names(self) -> set[str]:
         return {file["name"] for file in self.files}
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Bring one of them here."""
+    def fetch(self, name: str, path: Path) -> str:
+        """Bring one of them here, and return its SHA-256."""
         file = next(file for file in self.files if file["name"] == name)
         fetch(self.host, self.job, file, path, self.progress)
+        return str(file["sha256"])
 
 
 class _Files:

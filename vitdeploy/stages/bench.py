@@ -12,12 +12,13 @@ from typing import Any
 
 from vitdeploy import __version__, environment
 from vitdeploy.artifacts import Artifact, CalibrationTable, open_artifact
+from vitdeploy.artifacts.files import FilesTogether, together
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.benching.baseline import BaselineChoice, Scene, choose_baseline, open_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, list_checkpoints, list_rivals, with_unique_names
 from vitdeploy.benching.command import bench_command
 from vitdeploy.benching.endurance import measure_energy, measure_sustained
-from vitdeploy.benching.labels import class_key, match_classes, predicts_a_class
+from vitdeploy.benching.labels import ClassKey, class_key, match_classes, predicts_a_class
 from vitdeploy.benching.latency import measure_latency
 from vitdeploy.benching.layers import measure_layers
 from vitdeploy.benching.lineages import number_models
@@ -56,6 +57,7 @@ def bench(
     options: BenchOptions = BenchOptions(),
     keep: Path | str | None = None,
     predictions: Path | str | None = None,
+    files: FilesTogether | None = None,
     progress: Progress | None = AUTO,
 ) -> Report:
     """Measure artifacts on ``data`` and return the report; one that fails gives a row that says why.
@@ -70,6 +72,7 @@ def bench(
         options: What is measured, and how.
         keep: A folder for ``report.samples.npz``, the duration of every counted call (docs/measuring.md).
         predictions: A Parquet file with each row's prediction for each image (extra ``parquet``; docs/measuring.md).
+        files: Holds both back until its block ends, so that they take their places with what ``write_report`` writes.
         progress: Where to show that it goes on.
     Raises:
         UsageError: There are no artifacts, options contradict each other, or no data is given and the artifacts state
@@ -78,7 +81,7 @@ def bench(
         DataError: The data cannot be read, or its labels do not fit a model.
     """
     request = BenchRequest.open(artifacts, data, baseline=baseline, options=options, keep=keep, predictions=predictions)
-    return request.run(shown(progress))
+    return request.run(shown(progress), files)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ class BenchRequest:
             refuse_output_in_data(Path(keep), source)
         dataset = open_test_data(source, options)
         if dataset.labels is not None:  # a misfit costs no time when it is found before anything is loaded
-            named = {class_key(artifact.manifest.model): artifact for artifact in reversed(opened)}
+            named: dict[ClassKey, Artifact] = {}
+            for artifact in opened:
+                named.setdefault(class_key(artifact.manifest.model), artifact)
             for artifact in named.values():
                 if predicts_a_class(artifact.manifest.model):
                     _match(dataset, artifact, options, alone=len(named) == 1)
@@ -168,8 +173,8 @@ class BenchRequest:
         """The key that the report would have now: equal keys, nothing to measure."""
         return stage_key("bench", self.values, self.parents)
 
-    def run(self, progress: Progress = SILENT) -> Report:
-        """Measure, and return the report.
+    def run(self, progress: Progress = SILENT, files: FilesTogether | None = None) -> Report:
+        """Measure, write what is kept, in ``files`` where these are given, and return the report, which names it.
 
         Raises:
             VitdeployError: As ``bench``.
@@ -189,8 +194,6 @@ class BenchRequest:
             labels = match_labels_of(entries, dataset, options)
             measure_accuracy(entries, reference, dataset, labels, options, progress)
             differences = find_differences(entries, reference, dataset, labels, thumbnails=options.thumbnails)
-            if self.predictions is not None:
-                write_predictions(entries, dataset, labels, self.predictions)
             meters = sensors.of_all_devices()
             with watch_other_load() as load:
                 checks = [
@@ -209,8 +212,12 @@ class BenchRequest:
                 measure_layers(entries, options, progress)
         if options.processes:
             measure_processes(entries, options, progress)
-        if self.keep is not None:
-            write_samples(entries, self.keep)
+        kept: dict[str, str] = {}
+        with together(files) as written:
+            if self.keep is not None:
+                kept[SAMPLES] = write_samples(entries, self.keep, written)
+            if self.predictions is not None:
+                kept[self.predictions.name] = write_predictions(entries, dataset, labels, self.predictions, written)
         rows = (*(entry.row() for entry in entries), *self.not_built)
         record = _baseline_record(entries, reference)
         conditions = _conditions(dataset, options, load, next((check for check in checks if check), None), idle)
@@ -226,6 +233,7 @@ class BenchRequest:
             conditions=conditions,
             rows=rows,
             differences=differences,
+            files=kept,
             verdict=(*warnings, *unlike, *give_verdict(rows, record, conditions)),
         )
 
