@@ -4,6 +4,7 @@
     python benchmarks/cpu.py --page                # renew docs/cpu.md from the results
     python benchmarks/cpu.py --folder F --make     # quantize with all of them, to measure later with --folder F
     python benchmarks/cpu.py --folder F --default  # which profile `quantize` takes by itself, at which SQNR
+    python benchmarks/cpu.py NAME --kernels        # the kernels of OpenVINO with our INT8 beside those with NNCF's
 
 Every candidate runs in a process of its own and they take turns, so that clocks and other users of the machine meet all
 alike. A ratio is of medians over the same rounds with a 95 % interval (``measure.statistics.speedup``), and nobody is
@@ -32,6 +33,7 @@ from cpu_candidates import (
     BASELINE,
     CHECKED,
     GEMM,
+    NNCF_INT8,
     ORT_INT8,
     ORT_LOWERED,
     OURS,
@@ -40,6 +42,7 @@ from cpu_candidates import (
     Sources,
     gemms,
     make_all,
+    makers,
 )
 from cpu_page import CPU_PAGE, CPU_RESULTS, WITHOUT_VNNI, cpu_page
 from cpu_worker import Images, Worker
@@ -49,10 +52,11 @@ from support_tables import read_results, write_results
 from vitdeploy import environment
 from vitdeploy.artifacts import read_onnx
 from vitdeploy.backends import get_backend
+from vitdeploy.backends.openvino import OpenVINOSession
 from vitdeploy.catalog import variant
 from vitdeploy.measure.load import watch_other_load
 from vitdeploy.measure.statistics import logits_sqnr_db, speedup
-from vitdeploy.sessions import SessionOptions
+from vitdeploy.sessions import LayerTimes, Session, SessionOptions
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.quantize import quantize
 
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where graphs are kept: those that are there are not made again")
     parser.add_argument("--make", action="store_true", help="measure nothing, make the graphs in --folder")
     parser.add_argument("--default", action="store_true", help="measure nothing, quantize with all defaults")
+    parser.add_argument("--kernels", action="store_true", help="measure kernels only: OpenVINO, our INT8 and NNCF's")
     parser.add_argument("--page", action="store_true", help="measure nothing, renew the page")
     arguments = parser.parse_args()
     for name in () if arguments.page else arguments.names or VARIANTS:
@@ -92,7 +97,9 @@ def main() -> None:
                 continue
             for batch in arguments.batch:
                 print(f"{name}, batch {batch}", flush=True)
-                if arguments.make:
+                if arguments.kernels:
+                    keep("kernels", key_of(name, batch, arguments.threads), beside_nncf(sources, batch, arguments))
+                elif arguments.make:
                     print(f"  left out: {make_all(sources, batch, arguments.without)[1]}", flush=True)
                 else:
                     measure(name, sources, batch, arguments)
@@ -104,7 +111,7 @@ def main() -> None:
 
 def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespace) -> None:
     """Judge the outputs of all candidates of a model, time them in turns, and keep what there is after each round."""
-    key = f"{name}, batch {batch}, {arguments.threads} threads" + WITHOUT_VNNI * (environment.cpu_integers() == "any")
+    key = key_of(name, batch, arguments.threads)
     found, reasons = make_all(sources, batch, arguments.without)
     feeds = {"images": sources.folder / "feed.npy", "matrix": sources.folder / "matrix.npy"}
     np.save(sources.folder / "images.npy", sources.images)
@@ -161,9 +168,46 @@ def measure(name: str, sources: Sources, batch: int, arguments: argparse.Namespa
         print(f"  {title}: left out, {reason}", flush=True)
 
 
+def key_of(name: str, batch: int, threads: int) -> str:
+    return f"{name}, batch {batch}, {threads} threads" + WITHOUT_VNNI * (environment.cpu_integers() == "any")
+
+
 def keep(part: str, key: str, row: dict[str, Any]) -> None:
     results = read_results(CPU_RESULTS)
     write_results(CPU_RESULTS, {**results, part: results.get(part, {}) | {key: row}})
+
+
+def beside_nncf(sources: Sources, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the milliseconds of OpenVINO's kernels with our INT8 and with NNCF's, by operator and precision.
+
+    Both are profiled in turns; of each kernel the median of the rounds counts.
+    """
+    images = np.resize(sources.images, (batch, *sources.images.shape[1:]))
+    spent: dict[str, list[Counter[str]]] = {OV_INT8: [], NNCF_INT8: []}
+    files, options = makers(sources, batch), SessionOptions(threads=arguments.threads)
+    sessions = {title: OpenVINOSession(files[title]().file, options) for title in spent}
+    with watch_other_load() as load:
+        for _ in range(arguments.rounds):
+            for title, session in sessions.items():
+                (name,) = session.inputs
+                spent[title].append(by_kernel(session.layer_times({name: images}, warmup=3, iterations=20)))
+    outputs = {title: logits_of(session, sources.images) for title, session in sessions.items()}
+    with get_backend("onnxruntime").open(sources.model, SessionOptions(device="cpu")) as plain:
+        reference = logits_of(plain, sources.images)
+    kernels = {
+        title: {kernel: float(np.median([turn[kernel] for turn in turns])) for kernel in set().union(*turns)}
+        for title, turns in spent.items()
+    }
+    for kernel in sorted(set().union(*kernels.values())):
+        print(f"  {kernel}: {', '.join(f'{kernels[title].get(kernel, 0):.2f} ms' for title in kernels)}", flush=True)
+    sqnrs = {title: sqnr(outputs[title], reference) for title in outputs}
+    loads = [] if load.cores is None else [load.cores]
+    return {"kernels_ms": kernels, "sqnr_db": sqnrs} | conditions(loads, arguments.rounds)
+
+
+def logits_of(session: Session, images: Images) -> Images:
+    (name,) = session.inputs
+    return np.concatenate([next(iter(session.run({name: images[i : i + 1]}).values())) for i in range(len(images))])
 
 
 def by_default(sources: Sources) -> dict[str, Any]:
@@ -233,11 +277,17 @@ def profile(candidate: Candidate, images: NDArray[np.float32], threads: int) -> 
         (name,) = session.inputs
         times = session.layer_times({name: images}, warmup=3, iterations=20)
     assert times is not None
+    spent = by_kernel(times)
+    whole = spent.total()
+    return {kernel: ms / whole for kernel, ms in spent.most_common() if ms >= 0.005 * whole}
+
+
+def by_kernel(times: LayerTimes) -> Counter[str]:
+    """Return operator and precision → milliseconds of all such kernels of a call."""
     spent: Counter[str] = Counter()
     for layer in times.layers:
         spent[f"{layer.operator} {layer.precision}"] += float(np.median(layer.ms))
-    whole = spent.total()
-    return {kernel: ms / whole for kernel, ms in spent.most_common() if ms >= 0.005 * whole}
+    return spent
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]
 BASELINE = "ONNX Runtime, our FP32"
 ORT_INT8, OV_INT8, OV_BF16 = "ONNX Runtime, our INT8", "OpenVINO, our INT8", "OpenVINO, our INT8 beside BF16"
 ORT_LOWERED = f"{ORT_INT8}, lowered"
+NNCF_INT8 = "OpenVINO, NNCF INT8"
 OURS = (ORT_LOWERED, OV_INT8, OV_BF16)
 CHECKED = 16
 GEMM = 2048
@@ -163,9 +164,9 @@ def makers(sources: Sources, batch: int) -> Makers:
         "ONNX Runtime, optimum's INT8": onnxruntime(
             once("optimum.onnx", lambda path: optimum_int8(sources, path)), "int8"
         ),
-        "OpenVINO, NNCF INT8": openvino(nncf_default, "int8"),
-        "OpenVINO, NNCF INT8 for transformers": openvino(nncf_accurate, "int8"),
-        "OpenVINO, NNCF INT8 for transformers beside BF16": openvino(nncf_accurate, "int8", bf16=True),
+        NNCF_INT8: openvino(nncf_default, "int8"),
+        f"{NNCF_INT8} for transformers": openvino(nncf_accurate, "int8"),
+        f"{NNCF_INT8} for transformers beside BF16": openvino(nncf_accurate, "int8", bf16=True),
     }
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from notes import Notes
 from quantized import DEPTH, FAST, ONE_THREAD, check, ops
-from readout_vit import write_readout_vit
+from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
 from vitdeploy.artifacts import OnnxModel, read_calibration_table, write_onnx
 from vitdeploy.errors import CalibrationError, GraphError, UsageError
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
+from vitdeploy.graph.quantize_before_moves import QuantizeBeforeMoves
+from vitdeploy.quantization.plan import Profile
 from vitdeploy.quantization.prepared import Prepared, prepare
 from vitdeploy.records import PlanEntry, PrecisionPlan
 from vitdeploy.stages.quantize import QuantizeOptions, QuantizeRequest, quantize
@@ -50,6 +53,31 @@ def test_profile_mha_rounds_the_factors_of_attention(source: OnnxModel, tmp_path
     softmax = [node for node in artifact.load().graph if node.op_type == "QuantizeLinear" and _of_softmax(node)]
     assert [float(node.inputs[1].const_value.numpy()) for node in softmax] == pytest.approx([1 / 127] * DEPTH, rel=2e-3)
     assert check(artifact, "logits SQNR").value > 25
+
+
+@pytest.mark.parametrize("profile", ["mha", "linear"])
+def test_for_openvino_heads_are_merged_in_8_bits_where_attention_is_in_8_bits(
+    source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile
+) -> None:
+    options = QuantizeOptions(
+        threads=1, samples=60, method="minmax", equalization="off", effort="fast", profile=profile
+    )
+
+    def made(name: str, options: QuantizeOptions) -> OnnxModel:
+        path = tmp_path / name
+        return quantize(source, path, precision="int8", target="openvino", calibration="digits", options=options)
+
+    artifact = made("a.onnx", options)
+    attentions = {str(found.context.outputs[0].name) for found in Prepared.of(source.load()).attentions}
+    rounded = {str(node.inputs[0].name) for node in artifact.load().graph if node.op_type == "QuantizeLinear"}
+    assert len(attentions & rounded) == (DEPTH if profile == "mha" else 0)
+    groups = {tensor.group for tensor in artifact.manifest.error_profile.tensors}
+    assert {f"blocks.{index}.attn.proj" for index in range(DEPTH)} < groups
+    assert "" not in groups
+    assert made("b.onnx", QuantizeOptions(threads=1, samples=60, plan=artifact.path)).digest == artifact.digest
+    monkeypatch.setattr(QuantizeBeforeMoves, "call", lambda _, model: ir.passes.PassResult(model, modified=False))
+    behind, (images, _) = made("c.onnx", options), digits("validation")
+    np.testing.assert_array_equal(run(artifact.load(), images[:8]), run(behind.load(), images[:8]))
 
 
 def _of_softmax(node) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.graph.values import collect_graphs_like, is_constant
+from vitdeploy.graph.values import DATA_MOVEMENT, collect_graphs_like, is_constant
 from vitdeploy.quantization.affine import FP8_MAX
 from vitdeploy.quantization.collector import with_outputs
 from vitdeploy.quantization.prepared import Prepared
@@ -150,9 +150,19 @@ def _pairs(prepared: Prepared, after: ir.Model) -> list[_Pair]:
             continue
         producer = source.producer()
         before = None if producer is None or not producer.inputs else producer.inputs[0]
-        group = names.get(str(source.name)) or names.get("" if before is None else str(before.name), "")
+        of_what = (source, *_moved_on(back.outputs[0]), *([] if before is None else [before]))
+        group = next((names[str(value.name)] for value in of_what if str(value.name) in names), "")
         found.append(_Pair(group, str(source.name), str(back.outputs[0].name), *ends))
     return found
+
+
+def _moved_on(value: ir.Value) -> Iterator[ir.Value]:
+    """Yield what moves make of a value: Q/DQ may stand in front of those that lead to a linear."""
+    for node in value.consumers():
+        if node.op_type in DATA_MOVEMENT and not node.domain:
+            for output in node.outputs:
+                yield output
+                yield from _moved_on(output)
 
 
 def _ends(node: ir.Node) -> tuple[float, float] | None:

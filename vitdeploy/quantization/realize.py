@@ -25,6 +25,7 @@ from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ, QuantizedTensor
 from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
 from vitdeploy.graph.linear_groups import Linear, LinearGroup, path_of
+from vitdeploy.graph.quantize_before_moves import QuantizeBeforeMoves
 from vitdeploy.graph.transpose_factors_last import TransposeFactorsLast
 from vitdeploy.quantization.activation import Activation
 from vitdeploy.quantization.bias_correction import correct_biases
@@ -154,6 +155,9 @@ class Realizer:
             KeepIntegerMatMuls()(copy.graph)
         if self.form.openvino:
             TransposeFactorsLast()(copy.graph)
+            integers = {entry.group for entry in plan.entries if entry.precision in WITH_ACTIVATIONS}
+            in_floats = [found.context.outputs[0] for name, found in attentions.items() if name not in integers]
+            QuantizeBeforeMoves(frozenset(in_floats))(copy.graph)
         done = {"entries": tuple(entries), "cpu": self.form.processor, "rotated": basis.rotated}
         return Realized(copy.graph, plan.model_copy(update=done), basis.prepared)
 
