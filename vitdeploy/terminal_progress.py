@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -155,7 +156,8 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """See ``Progress.note``."""
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        for line in textwrap.wrap(printable(text), self._console.width, break_long_words=False, break_on_hyphens=False):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _enter(self) -> rich.progress.Progress:
         from rich import progress

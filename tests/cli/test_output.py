@@ -219,3 +219,12 @@ def test_no_command_prints_past_the_one_place() -> None:
         for node in ast.walk(ast.parse(file.read_text("utf8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("typer.echo", "print", "click.echo"):
                 assert ast.unparse(node.args[0]) in allowed.get(file.name, set()), f"{file.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("text", ["one two three " * 20, f"wrote {'a-long-name/' * 12}x.onnx here", "short"])
+def test_notes_on_a_terminal_break_between_words_and_no_name_is_broken(text: str) -> None:
+    stream = io.StringIO()
+    TerminalProgress(stream, width=40, force_terminal=True).note(text)
+    lines = stream.getvalue().splitlines()
+    assert [word for line in lines for word in line.split()] == text.split()
+    assert all(len(line) <= 40 or " " not in line for line in lines)

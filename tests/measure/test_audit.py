@@ -96,6 +96,25 @@ class Boasting(Honest):
         return super()._time_end_to_end(arrays, warmup, iterations) / 10
 
 
+class Disturbed(Honest):
+    """Takes longer where nobody times it, as on a machine that other processes use between turns."""
+
+    longer = 2.5
+    is_timing = False
+
+    def _time_end_to_end(self, arrays: Arrays, warmup: int, iterations: int) -> NDArray[np.float64]:
+        self.is_timing = True
+        try:
+            return super()._time_end_to_end(arrays, warmup, iterations)
+        finally:
+            self.is_timing = False
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        if not self.is_timing:
+            self.clock.now += (self.longer - 1) * CALL_MS / 1000
+        return super()._run(arrays)
+
+
 class NotANumber(Honest):
     """Gives NaN from the fifth call on."""
 
@@ -119,6 +138,12 @@ def _failure(make: Callable[[Clock], Honest], batch: int, rounds: int = 3) -> st
 @pytest.mark.parametrize("batch", [1, 4, 16, 20])
 def test_an_honest_session_passes(batch: int) -> None:
     assert _failure(Honest, batch) is None
+
+
+@pytest.mark.parametrize("longer", [1.7, 2.5, 20.0])
+def test_a_session_is_not_accused_of_what_other_processes_did(monkeypatch: pytest.MonkeyPatch, longer: float) -> None:
+    monkeypatch.setattr(Disturbed, "longer", longer)
+    assert _failure(Disturbed, 1) is None
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])

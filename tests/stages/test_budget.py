@@ -195,9 +195,14 @@ def test_too_few_images_say_how_many_are_needed_and_rank_by_the_error_of_the_log
     assert caught.value.exit_code == 3
     assert output.read_bytes() == before, "what was there is untouched"
     assert read_onnx(tmp_path / "made.best-found.onnx").manifest.plan is not None
-    assert any("3838 are needed" in line for line in notes.lines)
+    assert notes.lines[1].startswith("1097 images cannot certify a drop of at most 0.1 pp, 3838 are needed"), "at once"
+    assert "made.best-found.onnx', with exit code 3" in notes.lines[1]
     assert any(re.match(r"the search takes about \d+ (s|min) more", line) for line in notes.lines)
     front = read_front(caught.value.front)
+    (base,) = (present(one.p50_ms) for one in front.candidates if one.name == "fp32")
+    timed = [one for one in front.candidates if one.speedup is not None]
+    assert len(timed) > 5
+    assert all(one.p50_ms == pytest.approx(base / present(one.speedup)) for one in timed), "one scale"
     assert not front.within_budget
     assert front.least_images == 3838
     noise = [present(one.logits_sqnr_db) for one in front.candidates if one.precision == "int8"]

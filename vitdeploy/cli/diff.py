@@ -74,17 +74,18 @@ def diff(
         print_line(line)
     if len(shown) < len(found.tensors):
         print_wrapped(
-            f"{len(shown)} of {len(found.tensors)} tensors, in graph order: where they part and where most "
-            "is lost; --all prints all of them, --json all numbers"
+            f"{len(shown)} of {len(found.tensors)} tensors, in graph order: where they part, where most is lost, the "
+            "noisiest; --all prints all of them, --json all numbers"
         )
 
 
 def worst_tensors(found: Diff) -> tuple[TensorDifference, ...]:
-    """Return at most ``SHOWN`` tensors in graph order: the first that differ or overflow, then where most is lost."""
+    """Return at most ``SHOWN`` tensors in graph order: the first that part, where most is lost, the noisiest."""
     first = [one for one in found.tensors if one.tensor in (found.parts_at, found.overflow)]
     differ = [one for one in found.tensors if one.verdict == "differs"]
     last = found.tensors[-1:]
-    ranked = [*first, *last, *differ[: SHOWN // 2], *found.losses, *found.tensors]
+    noisy = sorted((one for one in found.tensors if one.sqnr_db is not None), key=lambda one: one.sqnr_db or 0.0)
+    ranked = [*first, *last, *differ[: SHOWN // 2], *found.losses, *noisy]
     kept = {one.tensor for one in list({one.tensor: one for one in ranked}.values())[:SHOWN]}
     return tuple(one for one in found.tensors if one.tensor in kept)
 

@@ -68,7 +68,7 @@ def print_artifact(artifact: Artifact, as_json: bool, summary: Sequence[str] = (
         print_json({"path": str(artifact.path), "manifest": artifact.manifest})
         return
     for check in one_of_each(artifact.manifest.checks):
-        print_line(f"{check.name}: {check_words(check)}")
+        print_wrapped(f"{check.name}: {check_words(check)}")
     for line in summary:
         print_line(line)
     print_line(f"wrote {artifact.path} ({size_text(artifact.path.stat().st_size)})")

@@ -56,6 +56,7 @@ class Auditor:
         self._same_ms: list[float] = []
         self._new_ms: list[float] = []
         self._reported_ms: list[float] = []
+        self._timed_ms: list[tuple[float, float]] = []
         self.feed, self._expected = self._draw()
 
     def after_turn(self, block: NDArray[np.float64]) -> str | None:
@@ -65,6 +66,9 @@ class Auditor:
             self._same_ms.append(self._call(self.feed, self._expected))
             self._new_ms.append(self._call(*self._draw()))
             self._reported_ms.append(float(np.median(block)))
+        start = self._wall()
+        durations = self._session.time(self.feed, warmup=0, iterations=PAIRS_PER_TURN)
+        self._timed_ms.append(((self._wall() - start) * 1000 / PAIRS_PER_TURN, float(np.mean(durations))))
         return self._wrong()
 
     def result(self) -> Audit:
@@ -87,7 +91,10 @@ class Auditor:
                 f"a call on new images takes {np.median(new / same):.1f} times as long as a call on the same images "
                 f"again: it answers from a cache, so its times are not those of the model"
             )
-        if np.mean(same > TIMES * reported + CLOCK_SLACK_MS) >= MOST:
+        # calls between turns may be slower where other processes come and go: then those that it times itself are not
+        timed, own = np.array(self._timed_ms).T
+        beside = np.mean(timed > TIMES * own + CLOCK_SLACK_MS) >= MOST
+        if beside and np.mean(same > TIMES * reported + CLOCK_SLACK_MS) >= MOST:
             return (
                 f"its session reports {np.median(reported):.3g} ms per call, and a clock beside it takes "
                 f"{np.median(same):.3g} ms: its times cannot be believed"

@@ -234,7 +234,7 @@ class BenchRequest:
             rows=rows,
             differences=differences,
             files=kept,
-            verdict=(*warnings, *unlike, *give_verdict(rows, record, conditions)),
+            verdict=tuple(dict.fromkeys((*warnings, *unlike, *give_verdict(rows, record, conditions)))),
         )
 
 
