@@ -28,6 +28,8 @@ from rich.console import Console
 
 from vitdeploy.artifacts import write_calibration_table
 from vitdeploy.benching.candidates import list_candidates, of_artifact, with_unique_names
+from vitdeploy.benching.measuring import Entry
+from vitdeploy.benching.preparation import other_preprocessing
 from vitdeploy.cli.flags import in_flags, set_command
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import ArtifactError, UsageError
@@ -49,6 +51,9 @@ REQUIRED_OF_ROWS = set(
 REQUIRED_OF_TIMINGS = set(
     "batch streams scope p50_ms p90_ms p99_ms mean_ms images_per_s speedup speedup_ci95".split()  # noqa: SIM905
 )
+
+
+TWINS = ("b.onnx", "c (1).onnx")
 
 
 def test_graphs_are_measured_with_onnx_runtime_against_the_fp32_graph_where_there_is_no_checkpoint(
@@ -181,6 +186,16 @@ def test_of_several_runtimes_a_graph_is_run_by_those_it_was_made_for(
 ) -> None:
     model = write_linear(tmp_path / "m.onnx", target=target)
     assert [one.backend for one in list_candidates([model], runtimes, "cpu")] == backends
+
+
+def test_all_that_prepare_images_otherwise_are_named_once_whatever_runs_them(tmp_path: Path) -> None:
+    other = PREPROCESS.model_copy(update={"mean": (0.9,)})
+    models = [write_linear(tmp_path / "a.onnx"), *(write_linear(tmp_path / name, preprocess=other) for name in TWINS)]
+    candidates = with_unique_names(list_candidates(models, ("onnxruntime", "openvino"), "cpu"))
+    entries = [Entry(one, is_baseline=index == 0) for index, one in enumerate(candidates)]
+    (sentence,) = other_preprocessing(entries)
+    assert sentence.startswith("b.onnx, c (1).onnx prepare images otherwise than a.onnx (mean [0.9] against ")
+    assert not any(entry.notes for entry in entries)
 
 
 def test_several_numbers_of_threads_are_timed_at_each_batch(tmp_path: Path) -> None:

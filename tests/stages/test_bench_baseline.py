@@ -22,10 +22,12 @@ from digits_linear import (
     row_of,
     write_linear,
 )
+from notes import Notes
 
 from vitdeploy.artifacts import write_checkpoint
 from vitdeploy.artifacts.reference import ReferenceInfo, write_reference
 from vitdeploy.benching import probe
+from vitdeploy.benching.baseline import Scene, choose_baseline
 from vitdeploy.benching.candidates import Candidate, list_candidates, of_loaded
 from vitdeploy.datasets import load_pixels, open_dataset
 from vitdeploy.errors import BackendError
@@ -73,6 +75,24 @@ def test_a_checkpoint_of_another_digest_or_a_damaged_one_is_not_taken(tmp_path: 
     report = bench([model.path], "digits", options=QUICK)
     assert [row.name for row in report.rows] == ["m.onnx"]
     assert "not PyTorch" in report.baseline.accuracy_against
+
+
+@pytest.mark.parametrize("foreign", ["best.pth", "pytorch_model.bin", "model.safetensors", None])
+def test_what_was_looked_for_is_said_and_foreign_weights_that_are_there(
+    tmp_path: Path, script, foreign: str | None
+) -> None:
+    script(ScriptedBackend("pytorch"))
+    model = write_linear(tmp_path / "m.onnx", parents={"checkpoint": "5" * 64})
+    write_checkpoint(tmp_path / "other.safetensors", {"weight": WEIGHT}, linear_manifest(kind="checkpoint"))
+    if foreign is not None:
+        content = b"PK" if not foreign.endswith(".safetensors") else (2).to_bytes(8, "little") + b"{}"
+        (tmp_path / foreign).write_bytes(content)
+    notes, data = Notes(), open_dataset("digits:test")
+    found = choose_baseline(Scene([model], [], ("onnxruntime",), None, data), None, notes)
+    assert "555555555555…, which they were made from, is not beside them" in found.accuracy_against
+    advice = [line for line in notes.lines if "beside them: no checkpoint of vitdeploy's" in line]
+    assert len(advice) == (foreign is not None)
+    assert all(line.startswith(f"{foreign} ") and f"weights='{tmp_path / str(foreign)}'" in line for line in advice)
 
 
 def test_a_named_baseline_is_taken_and_is_the_first_row(tmp_path: Path, checkpoint, script) -> None:

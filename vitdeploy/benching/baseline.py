@@ -140,7 +140,7 @@ def _not_found(artifacts: Sequence[Artifact], progress: Progress) -> str:
             " makes one, which is taken if these are the weights"
         )
     wanted = child.parents["checkpoint"][:12]
-    return f"no checkpoint was given, and of those beside them none is {wanted}…, which they were made from"
+    return f"no checkpoint was given, and {wanted}…, which they were made from, is not beside them"
 
 
 def _named(scene: Scene, named: Source | Artifact) -> BaselineChoice:
