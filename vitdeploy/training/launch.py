@@ -101,7 +101,7 @@ def make_fabric(hardware: Hardware) -> Fabric:
         UsageError: The options do not exist or do not go together on this machine.
     """
     if hardware.accelerator in ("cuda", "gpu") and (reason := reason_without_cuda()):
-        raise UsageError(f"accelerator={hardware.accelerator!r} cannot be used: {reason}; 'cpu' works without")
+        raise UsageError(f"device {hardware.accelerator!r} cannot be used: {reason}; 'cpu' works without")
     options: dict[str, Any] = {
         "accelerator": hardware.accelerator,
         "devices": hardware.devices,
