@@ -1,6 +1,6 @@
 """A storm of damaged and hostile inputs over all commands: none may crash, hang, write, execute or inject anything.
 
-    python -m benchmarks.storm [--seed 0] [--rounds 1] [--kills 20] [--only KIND] [--commands NAME,…] [--jobs 2]
+    python -m benchmarks.storm [--seed 0] [--rounds 1] [--kills 20] [--only KIND,…] [--commands NAME,…] [--jobs 2]
 
 Every case is one command in a process and a folder of its own, with 60 seconds of processor time and 2 GB. It is a
 finding if it prints a traceback or an "unexpected" error, is ended by a limit or a signal, prints a control character,
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20, help="moments at which each command that writes is killed")
     parser.add_argument("--rounds", type=int, default=1, help="damaged copies of each file, command and kind of damage")
-    parser.add_argument("--only", default="", help="only kinds that contain this text")
+    parser.add_argument("--only", default="", help="only kinds that contain one of these, such as disk,killed")
     parser.add_argument("--commands", default="", help="of those that write, only these, such as package,quantize")
     parser.add_argument("--sample", type=int, default=0, help="a seeded choice of so many cases")
     parser.add_argument("--jobs", type=int, default=2)
@@ -199,7 +199,8 @@ def main() -> int:
     storm = Storm(work, options.seed, options.jobs)
     storm.watch({one: other for one, other in writers().items() if named is None or one.split()[0] in named})
     print(f"ready after {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
-    cases = [case for case in all_cases(options.rounds, options.kills, storm.undisturbed) if options.only in case.kind]
+    every, only = all_cases(options.rounds, options.kills, storm.undisturbed), options.only.split(",")
+    cases = [case for case in every if any(text in case.kind for text in only)]
     if options.sample:
         cases = random.Random(options.seed).sample(cases, min(options.sample, len(cases)))
     storm.run(cases)

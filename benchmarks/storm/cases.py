@@ -18,6 +18,7 @@ from benchmarks.storm.damage import (
     scrambled,
 )
 from benchmarks.storm.inputs import PRINTERS, READERS
+from benchmarks.storm.reported import reported
 
 OPERATIONS = 20
 """Most operations on files of a command before which it is killed: spread over all, the last ones among them."""
@@ -111,6 +112,8 @@ def _damaged(rounds: int) -> Iterator[Case]:
     yield Case("graphs", "external data elsewhere", READERS["theirs.onnx"][0], external_data_elsewhere)
     page = "export own.safetensors --labels names.txt -o new.onnx"
     yield Case("names", f"classes called {HOSTILE!r}", page, hostile_classes)
+    for thread, command, prepare in reported():
+        yield Case("reported", thread, command, prepare)
 
 
 def _disks(command: str, known: Undisturbed) -> Iterator[Case]:

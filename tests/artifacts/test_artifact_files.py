@@ -22,6 +22,7 @@ from vitdeploy.artifacts import (
     OnnxModel,
     atomic_folder,
     atomic_path,
+    load_ir,
     open_artifact,
     read_onnx,
     sidecar_of,
@@ -188,6 +189,21 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
     path.write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(ArtifactError, match="lies outside its folder"):
         onnx_files.load_ir(path)
+
+
+@pytest.mark.parametrize("length", [4, 44, 1 << 62])
+def test_external_data_of_another_length_than_the_shape_takes_is_refused(tmp_path: Path, length: int) -> None:
+    model = ir.to_proto(linear_model())
+    tensor = next(one for one in model.graph.initializer if one.name == "weight")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "weights", "offset": 0, "length": length}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, str(value)
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ArtifactError, match=f"'weight' is said to have {length} bytes in 'weights', .* takes 48"):
+        load_ir(tmp_path / "model.onnx")
 
 
 def test_missing_truncated_or_changed_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

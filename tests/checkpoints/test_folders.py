@@ -67,3 +67,35 @@ def test_a_folder_of_checkpoints_is_no_folder_without_weights(tmp_path: Path, na
         load_foreign(tmp_path, "vit", HEADS)
     advised = str(caught.value).rpartition("such as ")[2].strip("'")
     assert_loads(Path(advised), vit())
+
+
+@pytest.mark.parametrize(
+    ("shards", "said"),
+    [
+        ("model-{}.safetensors", "model-2.safetensors' lacks 'blocks.1.attn.proj.bias'"),
+        ("pytorch_model-{}.bin", "pytorch_model-2.bin' lacks 'blocks.1.attn.proj.bias'"),
+        ("model-{}.safetensors", "model-1.safetensors' lacks 'head.bias'"),
+    ],
+)
+def test_a_shard_without_what_the_index_says_is_in_it_is_no_smaller_model(
+    tmp_path: Path, shards: str, said: str
+) -> None:
+    """Without its last block a model would be taken for one of less depth."""
+    state = vit(depth=2).state_dict()
+    last = {name: value for name, value in state.items() if name.startswith("blocks.1.")}
+    parts = ({name: value for name, value in state.items() if name not in last}, last)
+    names = [shards.format(1), shards.format(2)]
+    index = {name: names[number] for number, part in enumerate(parts) for name in part}
+    for name, part in zip(names, parts, strict=True):
+        save = save_file if name.endswith(".safetensors") else torch.save
+        save(part, tmp_path / name)
+    path = tmp_path / f"{'model.safetensors' if 'safetensors' in shards else 'pytorch_model.bin'}.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    assert_loads(tmp_path, vit(depth=2))
+    damaged = tmp_path / said.partition("'")[0]
+    save = save_file if damaged.suffix == ".safetensors" else torch.save
+    kept = {"norm.weight": state["norm.weight"]} if damaged.name == names[1] else {**parts[0]}
+    kept.pop("head.bias", None)
+    save(kept, damaged)
+    with pytest.raises(CheckpointError, match=said):
+        load_foreign(tmp_path, "vit", HEADS)

@@ -326,3 +326,17 @@ def test_importing_load_brings_neither_torch_nor_a_graph_library() -> None:
     program = f"import sys; from vitdeploy import load; load; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "broken", [np.zeros((0, 0, 3), np.uint8), np.zeros((8, 8, 3)), np.zeros((2, 8, 8, 4), np.uint8)]
+)
+def test_a_camera_that_gives_a_broken_frame_goes_on(model: Predictor, broken: np.ndarray) -> None:
+    frames = [np.full((8, 8), 9, np.uint8), broken, np.full((8, 8), 200, np.uint8)]
+    left_out: dict[str, str] = {}
+    found = model.stream(iter(frames), batch=1, on_error=lambda name, error: left_out.update({name: str(error)}))
+    assert [one.image for one in found] == ["image 0", "image 2"]
+    said = f"an array of {broken.dtype} and shape {list(broken.shape)} is no image"
+    assert [(name, text.partition(":")[0]) for name, text in left_out.items()] == [("image 1", said)]
+    with pytest.raises(DataError, match="is no image: expected uint8"):
+        model.predict(frames)

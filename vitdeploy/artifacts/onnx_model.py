@@ -245,7 +245,12 @@ def _resolve_external(tensor: Any, path: Path) -> None:
     data = Path(tensor.path)
     if not data.is_file():
         raise ArtifactError(f"{str(path)!r} needs its weights in {str(data)!r}, and there is no such file")
-    end = (tensor.offset or 0) + (tensor.length or 0)
+    if tensor.length not in (None, tensor.nbytes):
+        raise ArtifactError(
+            f"{str(path)!r} is damaged: its weight {tensor.name!r} is said to have {tensor.length} bytes in "
+            f"{data.name!r}, and its shape takes {tensor.nbytes}"
+        )
+    end = (tensor.offset or 0) + tensor.nbytes
     if data.stat().st_size < end:
         raise ArtifactError(f"{str(data)!r} is truncated: {data.stat().st_size} bytes, expected at least {end}")
 

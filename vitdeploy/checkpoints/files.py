@@ -328,9 +328,14 @@ def _open_folder(folder: Path) -> OpenedFile:
     leaves: dict[str, Leaf] = {}
     places: dict[str, str] = {}
     beside: dict[str, Any] = {}
-    for part in _shards(folder, name):
+    for part, names in _shards(folder, name).items():
         if not part.is_file():
             raise CheckpointError(f"{str(folder)!r} lacks the shard {part.name!r} that its index names")
+        if names and (absent := sorted(names - _names_in(part))):
+            raise CheckpointError(
+                f"{str(part)!r} lacks {absent[0]!r}, which the index of its folder says is in it"
+                f"{f' ({len(absent)} such)' if absent[1:] else ''}: it is damaged, or another model's; fetch it again"
+            )
         opened = open_weights(part)
         leaves.update(opened.leaves)
         places.update(opened.places)
@@ -388,14 +393,25 @@ def _folder_text(folder: Path, names: list[str], several: list[str]) -> str:
     return f"has no weights: {expected} beside config.json"
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
+def _shards(folder: Path, name: str) -> dict[Path, set[str]]:
+    """Return the files of weights, each with the names that an index says are in it; none without an index."""
     if not name.endswith(INDEX):
-        return [folder / name]
+        return {folder / name: set()}
     table = _read_table(folder / name).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(shard, str) for shard in table.values()):
         raise CheckpointError(f"{str(folder / name)!r} has no weight_map")
-    # The index of a folder may not lead out of it.
-    return [folder / Path(shard).name for shard in sorted(set(table.values()))]
+    shards: dict[Path, set[str]] = {}
+    for tensor, shard in sorted(table.items(), key=lambda one: str(one[1])):
+        shards.setdefault(folder / Path(shard).name, set()).add(tensor)  # an index may not lead out of its folder
+    return shards
+
+
+def _names_in(part: Path) -> set[str]:
+    """Return the names of a shard's tensors."""
+    content = _read_safetensors(part) if is_safetensors(part) else read_torch_file(part, read_head(part, 512))
+    if isinstance(content, Inert):
+        content = content.entries
+    return {str(name) for name in content} if isinstance(content, Mapping) else set()
 
 
 def _read_table(path: Path) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class NamedImage:
         if isinstance(self.source, Path | bytes):
             return open_image(self.source, self.name)
         if isinstance(self.source, np.ndarray):
+            if not _is_image(self.source):
+                raise DataError(
+                    f"an array of {self.source.dtype} and shape {list(self.source.shape)} is no image: expected uint8, "
+                    "[H, W], [H, W, C] or [N, H, W, C] with 1 or 3 channels, red first"
+                )
             return Image.fromarray(self.source[..., 0] if self.source.shape[2:] == (1,) else self.source)
         try:
             return plain_image(self.source, self.name)
@@ -66,7 +71,7 @@ def each_image(images: Images) -> Iterator[NamedImage]:
     """Yield every image, in order; nothing is decoded, and of an iterator nothing is taken before it is asked for.
 
     Raises:
-        DataError: A folder holds no images, or something is no image; the line says what it is.
+        DataError: A folder holds no images, or something is of no kind that an image has; the line says what it is.
     """
     several = [images] if isinstance(images, str | Path | bytes | Image.Image | np.ndarray) else images
     number = 0
@@ -83,7 +88,7 @@ def each_image(images: Images) -> Iterator[NamedImage]:
         if isinstance(one, Image.Image | bytes):
             parts: Iterable[Image.Image | bytes | NDArray[np.uint8]] = [one]
         elif isinstance(one, np.ndarray):
-            parts = _checked(one)
+            parts = _images_of(one)
         else:
             raise DataError(_no_image(one))
         for part in parts:
@@ -101,14 +106,14 @@ def _files(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def _checked(array: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
-    grey = array.ndim == 2
-    if array.dtype != np.uint8 or not (grey or (array.ndim in (3, 4) and array.shape[-1] in (1, 3))) or not array.size:
-        raise DataError(
-            f"an array of {array.dtype} and shape {list(array.shape)} is no image: expected uint8, [H, W], [H, W, C] "
-            "or [N, H, W, C] with 1 or 3 channels, red first"
-        )
-    return array if array.ndim == 4 else [array]
+def _images_of(array: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
+    """Return the images of a batch, [N, H, W, C]; else the array, of which reading it says whether it is an image."""
+    return array if array.ndim == 4 and array.size and _is_image(array[0]) else [array]
+
+
+def _is_image(array: NDArray[np.uint8]) -> bool:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3))
+    return array.dtype == np.uint8 and shaped and array.size > 0
 
 
 def _no_image(value: object) -> str:

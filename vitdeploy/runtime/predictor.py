@@ -110,7 +110,8 @@ class Predictor:
             images: As for ``predict``.
             top: How many classes.
             batch: How many images run at a time.
-            on_error: Called for an image that cannot be read, which is then left out; None raises.
+            on_error: Called for an image that cannot be read, such as an empty frame, which is then left out; None
+                raises.
         Raises:
             UsageError: ``top`` or ``batch`` is less than 1.
             DataError: An image cannot be read and ``on_error`` is None, or something is no image.
