@@ -107,7 +107,7 @@ PRINTERS = (
     "doctor",
 )
 """Commands that only print."""
-TIMED = ("bench", "run", "build", "--parquet", "--max-drop", "--html")
+TIMED = ("bench", "run", "build", "sensitivity", "--parquet", "--max-drop", "--html")
 """Words of commands that write other bytes each time: what they measure, or a time of writing."""
 
 RECIPE = f"""\

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,23 @@ def test_a_folder_of_a_block_that_fails_is_removed_where_it_is_new(tmp_path: Pat
         fill()
     assert folder.exists() == there
     assert (folder / "old").exists() == there
+
+
+@pytest.mark.parametrize(
+    ("hold", "name"), [(hold_file, "x.safetensors"), (hold_folder, "there"), (hold_folder, "new/run")]
+)
+def test_a_full_disk_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Callable[[Path], AbstractContextManager[None]], name: str
+) -> None:
+    (tmp_path / "there").mkdir()
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(ArtifactError, match="the disk is full"), hold(tmp_path / name):
+            raise AssertionError("it is not held")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with hold(tmp_path / name):
+        pass

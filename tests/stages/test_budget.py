@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -20,11 +22,12 @@ from readout_vit import write_readout_vit
 from rich.console import Console
 from scripted_backend import ScriptedBackend, scripted
 
-from vitdeploy.artifacts import OnnxModel, read_onnx, write_onnx
+from vitdeploy.artifacts import OnnxModel, files, read_onnx, write_onnx
 from vitdeploy.cli import main
-from vitdeploy.errors import BackendError, BudgetError, DataError, GraphError, RecipeError, UsageError
+from vitdeploy.errors import ArtifactError, BackendError, BudgetError, DataError, GraphError, RecipeError, UsageError
 from vitdeploy.pipeline import read_recipe
 from vitdeploy.pipeline import run as carry_out
+from vitdeploy.quantization.budget_run import front_beside
 from vitdeploy.records import Front, PlanEntry, PrecisionPlan
 from vitdeploy.report import front_table, read_front, write_front_page
 from vitdeploy.stages.inspect import inspect
@@ -130,6 +133,45 @@ def test_the_front_is_what_none_beats_and_its_plans_replay_to_the_same_graph(
     assert replayed.digest == made.digest
     again = run(planted, tmp_path / "again.onnx")
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+@pytest.mark.parametrize("full_at", ["front.json", "a plan", "the graph"])
+def test_a_full_disk_leaves_the_earlier_front_and_its_plans(
+    searched: tuple[OnnxModel, int], tmp_path: Path, full_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = searched[0].path.with_suffix(".budget"), tmp_path / "made.budget"
+    front = front_of(searched[0].path)
+    plans = {
+        one.name: PrecisionPlan.model_validate_json((source / one.plan_file).read_text("utf8"))
+        for one in front.candidates
+        if one.plan_file
+    }
+
+    def called(suffix: str) -> Front:
+        candidates = tuple(
+            one.model_copy(update={"name": f"{one.name}{suffix}", "plan": plans.get(one.name)})
+            for one in front.candidates
+        )
+        return front.model_copy(update={"candidates": candidates, "chosen": f"{front.chosen}{suffix}"})
+
+    with front_beside(folder, called("")) as path:
+        assert not path.exists()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == {"front.json", *(one.plan_file for one in front.candidates if one.plan_file)}
+    written = count()
+
+    def full(path: Path) -> None:
+        if next(written) == {"front.json": 0, "a plan": 1}.get(full_at):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_sync", full)
+        with pytest.raises(ArtifactError, match="the disk is full"), front_beside(folder, called(" b")):
+            raise ArtifactError("the disk is full: the graph")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with front_beside(folder, called(" b")):
+        pass
+    assert before.keys() & {path.name for path in folder.iterdir()} == {"front.json"}, "earlier plans are removed"
 
 
 def test_inspect_says_what_a_search_and_a_plan_are(searched: tuple[OnnxModel, int]) -> None:

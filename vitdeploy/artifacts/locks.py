@@ -104,7 +104,7 @@ def refuse_held(path: Path) -> None:
 
 @contextmanager
 def _held(lock: Path, where: str, advice: str) -> Iterator[None]:
-    held = FileLock(lock)
+    held, existed = FileLock(lock), lock.exists()
     try:
         _acquire(held, lock)
     except Timeout:
@@ -115,7 +115,12 @@ def _held(lock: Path, where: str, advice: str) -> Iterator[None]:
         raise write_error(lock.parent, error) from error
     holder = lock.with_name(lock.name + HOLDER)
     try:
-        holder.write_text(f"{os.getpid()}\n")
+        try:
+            holder.write_text(f"{os.getpid()}\n")
+        except OSError as error:  # a full disk takes the lock, which is empty, and no number
+            if not existed:
+                lock.unlink(missing_ok=True)
+            raise write_error(lock.parent, error) from error
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -6,13 +6,16 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vitdeploy import environment
-from vitdeploy.artifacts import write_atomically
+from vitdeploy.artifacts.files import FilesTogether
+from vitdeploy.artifacts.outputs import folder_or_nothing
 from vitdeploy.datasets import batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import ArtifactError
@@ -150,31 +153,34 @@ def best_found_path(output: Path) -> Path:
     return output.with_suffix(f".best-found{output.suffix}")
 
 
-def write_front(folder: Path, front: Front) -> Path:
-    """Write ``front.json`` and a plan for each candidate on the front; return the path of the first.
+@contextmanager
+def front_beside(folder: Path, front: Front) -> Iterator[Path]:
+    """Write ``front.json`` and a plan for each candidate on the front; they take their places when the block succeeds.
 
-    The name of a plan has its digest, so that an earlier front keeps its plans until the new one takes its place; then
-    they are removed.
+    Yields the path of the first. The name of a plan has its digest, so that an earlier front keeps its plans until the
+    new one takes its place; then they are removed.
 
     Raises:
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The folder cannot be written, or the disk is full; what was there is untouched.
     """
-    earlier, named, plans = _plans_of(folder / FRONT), [], set()
+    earlier, named, plans = _plans_of(folder / FRONT), [], dict[str, str]()
     for one in front.candidates:
         if one.plan is not None and one.precision != "fp32" and (one.on_front or one.name == front.chosen):
             text = one.plan.model_dump_json(indent=2) + "\n"
             digest = hashlib.sha256(text.encode()).hexdigest()
             file = f"{re.sub(r'[^a-z0-9]+', '-', one.name.lower()).strip('-')}.{digest[:8]}{PLAN_SUFFIX}"
-            write_atomically(folder / file, text)
-            plans.add(file)
+            plans[file] = text
             one = one.model_copy(update={"plan_file": file})
         named.append(one)
     content = front.model_copy(update={"candidates": tuple(named)}).model_dump(mode="json")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / FRONT, printable_json(text) + "\n")
-    for file in earlier - plans:
+    with folder_or_nothing(folder), FilesTogether() as files:
+        files.write(folder / FRONT, printable_json(text) + "\n")  # the last to take its place, as it names the plans
+        for file, plan in plans.items():
+            files.write(folder / file, plan)
+        yield folder / FRONT
+    for file in earlier - plans.keys():
         (folder / file).unlink(missing_ok=True)
-    return folder / FRONT
 
 
 def _plans_of(path: Path) -> set[str]:

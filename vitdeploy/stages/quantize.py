@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
 from vitdeploy.quantization.budget_choice import too_few_images
 from vitdeploy.quantization.budget_journal import BudgetJournal
-from vitdeploy.quantization.budget_run import PAGE, BudgetRun, best_found_path, front_folder, write_front
+from vitdeploy.quantization.budget_run import PAGE, BudgetRun, best_found_path, front_beside, front_folder
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
 from vitdeploy.quantization.check import (
@@ -239,12 +240,15 @@ class QuantizeRequest(QuantizeInputs):
             }
         )
         output = self.output if chosen is None or chosen.is_within else best_found_path(self.output)
-        written = write_onnx(output, realized.model, manifest, judged.golden)
+        beside: AbstractContextManager[Path | None] = nullcontext()
+        if chosen is not None:
+            beside = front_beside(front_folder(self.output), chosen.front)
+        with beside as front:  # a disk without room for it has none for the graph
+            written = write_onnx(output, realized.model, manifest, judged.golden)
         saved.remove()
         if self.options.lower:
             lower(written, progress, threads=self.options.threads)
-        if chosen is not None:
-            front = write_front(front_folder(self.output), chosen.front)
+        if chosen is not None and front is not None:
             journal.remove()
             if not chosen.is_within:
                 raise BudgetError(
