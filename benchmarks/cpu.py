@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,15 @@ from cpu_candidates import (
     BASELINE,
     CHECKED,
     GEMM,
-    NNCF_INT8,
     ORT_INT8,
     ORT_LOWERED,
     OURS,
     OV_INT8,
     Candidate,
     Sources,
+    beside_nncf,
     gemms,
     make_all,
-    makers,
 )
 from cpu_page import CPU_PAGE, CPU_RESULTS, WITHOUT_VNNI, cpu_page
 from cpu_worker import Images, Worker
@@ -52,7 +52,7 @@ from support_tables import read_results, write_results
 from vitdeploy import environment
 from vitdeploy.artifacts import read_onnx
 from vitdeploy.backends import get_backend
-from vitdeploy.backends.openvino import OpenVINOSession
+from vitdeploy.backends.openvino import OpenVINOSession, shared_core
 from vitdeploy.catalog import variant
 from vitdeploy.measure.load import watch_other_load
 from vitdeploy.measure.statistics import logits_sqnr_db, speedup
@@ -98,7 +98,11 @@ def main() -> None:
             for batch in arguments.batch:
                 print(f"{name}, batch {batch}", flush=True)
                 if arguments.kernels:
-                    keep("kernels", key_of(name, batch, arguments.threads), beside_nncf(sources, batch, arguments))
+                    keep(
+                        "kernels",
+                        key_of(name, batch, arguments.threads),
+                        kernels_of(beside_nncf(sources), sources, batch, arguments),
+                    )
                 elif arguments.make:
                     print(f"  left out: {make_all(sources, batch, arguments.without)[1]}", flush=True)
                 else:
@@ -177,20 +181,22 @@ def keep(part: str, key: str, row: dict[str, Any]) -> None:
     write_results(CPU_RESULTS, {**results, part: results.get(part, {}) | {key: row}})
 
 
-def beside_nncf(sources: Sources, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the milliseconds of OpenVINO's kernels with our INT8 and with NNCF's, by operator and precision.
+def kernels_of(
+    files: Mapping[str, Path], sources: Sources, batch: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the milliseconds of OpenVINO's kernels with each graph, by operator and precision, and the SQNR.
 
-    Both are profiled in turns; of each kernel the median of the rounds counts.
+    They are profiled in turns; of each kernel the median of the rounds counts.
     """
     images = np.resize(sources.images, (batch, *sources.images.shape[1:]))
-    spent: dict[str, list[Counter[str]]] = {OV_INT8: [], NNCF_INT8: []}
-    files, options = makers(sources, batch), SessionOptions(threads=arguments.threads)
-    sessions = {title: OpenVINOSession(files[title]().file, options) for title in spent}
+    spent: dict[str, list[Counter[str]]] = {title: [] for title in files}
+    options = SessionOptions(threads=arguments.threads)
+    sessions = {title: OpenVINOSession(file, options) for title, file in files.items()}
     with watch_other_load() as load:
         for _ in range(arguments.rounds):
             for title, session in sessions.items():
                 (name,) = session.inputs
-                spent[title].append(by_kernel(session.layer_times({name: images}, warmup=3, iterations=20)))
+                spent[title].append(by_kernel(session.layer_times({name: images}, warmup=2, iterations=8)))
     outputs = {title: logits_of(session, sources.images) for title, session in sessions.items()}
     with get_backend("onnxruntime").open(sources.model, SessionOptions(device="cpu")) as plain:
         reference = logits_of(plain, sources.images)
@@ -202,7 +208,17 @@ def beside_nncf(sources: Sources, batch: int, arguments: argparse.Namespace) -> 
         print(f"  {kernel}: {', '.join(f'{kernels[title].get(kernel, 0):.2f} ms' for title in kernels)}", flush=True)
     sqnrs = {title: sqnr(outputs[title], reference) for title in outputs}
     loads = [] if load.cores is None else [load.cores]
-    return {"kernels_ms": kernels, "sqnr_db": sqnrs} | conditions(loads, arguments.rounds)
+    exact = {title: sqnr(simulated(file, sources.images), reference) for title, file in files.items()}
+    found = {"kernels_ms": kernels, "sqnr_db": sqnrs, "exact_sqnr_db": exact} | conditions(loads, arguments.rounds)
+    return found | {"versions": {**environment.versions(), "nncf": version("nncf")}}
+
+
+def simulated(file: Path, images: Images) -> Images:
+    """Return the outputs in FP32 from rounded tensors and weights: those of products that do not saturate."""
+    model = shared_core().read_model(str(file))
+    model.reshape(list(images.shape))
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}
+    return np.array(shared_core().compile_model(model, "CPU", settings)([images])[0])
 
 
 def logits_of(session: Session, images: Images) -> Images:

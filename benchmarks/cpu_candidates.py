@@ -28,6 +28,7 @@ BASELINE = "ONNX Runtime, our FP32"
 ORT_INT8, OV_INT8, OV_BF16 = "ONNX Runtime, our INT8", "OpenVINO, our INT8", "OpenVINO, our INT8 beside BF16"
 ORT_LOWERED = f"{ORT_INT8}, lowered"
 NNCF_INT8 = "OpenVINO, NNCF INT8"
+NNCF_NO_SUMS = f"{NNCF_INT8}, sums in FP32"
 OURS = (ORT_LOWERED, OV_INT8, OV_BF16)
 CHECKED = 16
 GEMM = 2048
@@ -132,7 +133,7 @@ def makers(sources: Sources, batch: int) -> Makers:
 
     timm_graph = once(f"timm.{batch}.onnx", lambda path: timm_export(sources, path, batch))
     linear = once("openvino.linear.onnx", lambda path: our_int8(sources, path, "openvino", "linear"))
-    nncf_default = once("nncf.xml", lambda path: nncf_int8(sources, path, for_transformers=False))
+    nncf_default = once("nncf.xml", lambda path: nncf_int8(sources, path))
     nncf_accurate = once("nncf.transformers.xml", lambda path: nncf_int8(sources, path, for_transformers=True))
     static = once("static.onnx", lambda path: own_static(sources, path))
     dynamic = once("dynamic.onnx", lambda path: own_dynamic(sources, path))
@@ -168,6 +169,15 @@ def makers(sources: Sources, batch: int) -> Makers:
         f"{NNCF_INT8} for transformers": openvino(nncf_accurate, "int8"),
         f"{NNCF_INT8} for transformers beside BF16": openvino(nncf_accurate, "int8", bf16=True),
     }
+
+
+def beside_nncf(sources: Sources) -> dict[str, Path]:
+    """Return title → file of our INT8 for OpenVINO, NNCF's at its defaults, and that with sums in FP32."""
+    files = {title: makers(sources, 1)[title]().file for title in (OV_INT8, NNCF_INT8)}
+    path = sources.folder / "nncf.sums.xml"
+    if not path.exists():
+        nncf_int8(sources, path, sums=False)
+    return {**files, NNCF_NO_SUMS: path}
 
 
 def make_all(sources: Sources, batch: int, without: list[str]) -> tuple[dict[str, Candidate], dict[str, str]]:
@@ -286,8 +296,11 @@ def optimum_int8(sources: Sources, path: Path) -> None:
     next(made.glob("*.onnx")).rename(path)
 
 
-def nncf_int8(sources: Sources, path: Path, *, for_transformers: bool) -> None:
-    """Quantize with NNCF at its defaults, or in its mode for transformers with its more accurate preset."""
+def nncf_int8(sources: Sources, path: Path, *, for_transformers: bool = False, sums: bool = True) -> None:
+    """Quantize with NNCF at its defaults, or in its mode for transformers with its more accurate preset.
+
+    Without ``sums``, what is added stays in floating point.
+    """
     import nncf
     import openvino
 
@@ -298,5 +311,6 @@ def nncf_int8(sources: Sources, path: Path, *, for_transformers: bool) -> None:
         nncf.Dataset(pixels),
         subset_size=len(pixels),
         **(more if for_transformers else {}),
+        **({} if sums else {"ignored_scope": nncf.IgnoredScope(types=["Add"])}),
     )
     openvino.save_model(quantized, str(path), compress_to_fp16=False)

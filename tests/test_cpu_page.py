@@ -61,3 +61,23 @@ def test_the_time_of_our_int8_is_divided_over_kernels_side_by_side(page: ModuleT
     assert rows[2:] == [["MatMul int8", "75.0 %", "Subgraph int8", "100.0 %"], ["Gelu fp32", "25.0 %", "", ""]]
     assert {len(row) for row in rows} == {4}
     assert page.kernels({}) == []
+
+
+def test_kernels_of_one_operator_stand_together_whatever_their_precision(page: ModuleType) -> None:
+    first, second = {"MVN fp32": 2.0, "MatMul int8": 5.0, "Pad fp32": 0.001}, {"MVN int8": 1.0, "MatMul int8": 4.0}
+    results = page.read_results(page.CPU_RESULTS)
+    row = next(iter(results["kernels"].values())) | {
+        "kernels_ms": {"ours": first, "theirs": second},
+        "sqnr_db": {"ours": 33.0, "theirs": 21.4},
+        "exact_sqnr_db": {"ours": 33.0, "theirs": 27.0},
+    }
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.beside_nncf("a ViT", row).splitlines()]
+    assert rows[2:9] == [
+        ["MatMul int8", "5.00", "4.00"],
+        ["MVN fp32", "2.00", "–"],
+        ["MVN int8", "–", "1.00"],
+        ["all", "7.00", "5.00"],
+        ["all but products", "2.00", "1.00"],
+        ["SQNR as it ran", "33.0 dB", "21.4 dB"],
+        ["SQNR without saturation", "33.0 dB", "27.0 dB"],
+    ]
