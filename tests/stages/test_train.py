@@ -150,12 +150,13 @@ def test_a_small_member_is_chosen_for_a_small_folder_and_the_batch_fits(photos, 
     arguments = checkpoint.manifest.model.arguments
     assert (arguments["image_size"], arguments["patch"], arguments["width"]) == ([32, 32], 4, 64)
     assert notes.lines == [
+        f"{str(photos)!r} has no folders for splits, so its 60 images are divided: 36 train, 9 validation, 15 test",
         "vit of small size: image_size=32×32, patch=4, width=64, depth=3, heads=4, init=xavier, position_std=0.2",
         "batch 36 instead of 64: the training split has 36 images",
-        notes.lines[2],
+        notes.lines[3],
     ]
     outlook = r"36 images at 32×32, 9 for validation; 1 epoch of 1 update with 36 images: about \d+ s, judged by a few "
-    assert re.match(outlook, notes.lines[2])
+    assert re.match(outlook, notes.lines[3])
 
 
 def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_detail(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_
             Image.new("RGB", (160, 120), (colour, index, 0)).save(tmp_path / "photos" / label / f"{index}.jpg")
     notes = Notes()
     train(str(tmp_path / "photos"), tmp_path / "v.safetensors", options=QUICK, progress=notes)
-    assert notes.lines[1].startswith("the images are about 160×120 pixels and are trained at 32×32, ")
+    assert notes.lines[2].startswith("the images are about 160×120 pixels and are trained at 32×32, ")
     assert "vit_tiny_patch16_224 with a weight file" in notes.lines[1]
 
 
