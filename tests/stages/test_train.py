@@ -167,7 +167,7 @@ def test_photographs_much_larger_than_the_small_default_are_told_a_way_to_their_
     notes = Notes()
     train(str(tmp_path / "photos"), tmp_path / "v.safetensors", options=QUICK, progress=notes)
     assert notes.lines[2].startswith("the images are about 160×120 pixels and are trained at 32×32, ")
-    assert "vit_tiny_patch16_224 with a weight file" in notes.lines[1]
+    assert "vit_tiny_patch16_224 with a weight file" in notes.lines[2]
 
 
 def test_a_catalogue_variant_brings_its_preprocessing_to_another_size(photos, tmp_path: Path) -> None:
