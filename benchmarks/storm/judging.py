@@ -11,6 +11,8 @@ from benchmarks.storm.damage import SMUGGLED
 from benchmarks.storm.inputs import TIMED
 from benchmarks.storm.processes import Ended, run_command
 
+JOURNALS = (".metrics.jsonl", ".budget.jsonl")
+"""How files end that a failed command leaves on purpose: the log of a training, what a search goes on from."""
 TEMPORARY = (".vitdeploy-", ".tmp")
 """How the names of unfinished files begin, ours and those of safetensors; a killed process leaves them behind."""
 
@@ -61,7 +63,7 @@ def judge(case: Case, ended: Ended, folder: Path, before: Mapping[str, str], aft
     keeps_parts = case.command.startswith("run ")  # it keeps what it finished, and goes on from there
     changed = [name for name in sorted(after.keys() | before.keys()) if after.get(name) != before.get(name)]
     if ended.code != 0 and not case.full_output and not keeps_parts:
-        changed = [name for name in changed if not name.endswith(".metrics.jsonl")]  # the log of a failed training
+        changed = [name for name in changed if not name.endswith(JOURNALS)]
         if changed:
             yield f"failed and left {', '.join(changed[:3])}"
     elif (lost := [name for name in changed if name in before]) and case.kind != "outputs" and ended.code == 0:
@@ -125,7 +127,7 @@ def what_is_other(
     if any(word in case.command for word in TIMED):
         return
     other = sorted(name for name in made.keys() & undisturbed.made.keys() if made[name] != undisturbed.made[name])
-    if other := [name for name in other if not name.endswith(".metrics.jsonl")]:
+    if other := [name for name in other if not name.endswith(JOURNALS)]:
         yield f"wrote another {', '.join(other[:3])} after it was killed"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vitdeploy.artifacts import atomic_path, write_atomically
-from vitdeploy.artifacts.locks import hold_file, hold_folder, refuse_held
+from vitdeploy.artifacts.locks import hold_file, hold_folder, refuse_held, remove_left_lock
 from vitdeploy.artifacts.outputs import folder_or_nothing, refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.errors import ArtifactError
 
@@ -187,3 +187,15 @@ def test_a_full_disk_leaves_no_lock(
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
     with hold(tmp_path / name):
         pass
+
+
+@pytest.mark.parametrize("number", ["999999999\n", "", "no number"])
+def test_the_lock_of_a_killed_process_is_removed_and_one_that_is_held_is_not(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.safetensors"
+    (tmp_path / ".x.safetensors.lock").touch()
+    (tmp_path / ".x.safetensors.lock.pid").write_text(number)
+    remove_left_lock(path)
+    assert list(tmp_path.iterdir()) == []
+    remove_left_lock(path)
+    with hold_file(path), pytest.raises(ArtifactError, match="another vitdeploy is at work"):
+        remove_left_lock(path)

@@ -74,6 +74,17 @@ def hold_file(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def remove_left_lock(path: Path) -> None:
+    """Remove the lock of a file whose holder was killed when the file was made; nothing is done where there is none.
+
+    Raises:
+        ArtifactError: Another process holds it.
+    """
+    if _lock_of(path).exists():
+        with hold_file(path):
+            pass
+
+
 def is_held_here(folder: Path) -> bool:
     """Return whether this process, or one that it works for, holds a folder."""
     lock = folder / FOLDER_LOCK

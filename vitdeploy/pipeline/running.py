@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from vitdeploy.artifacts import Artifact, Checkpoint, Engine, OnnxModel, read_checkpoint, read_engine, read_onnx
 from vitdeploy.artifacts.files import FilesTogether
+from vitdeploy.artifacts.locks import remove_left_lock
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.backends.timing_place import TimingPlace
@@ -184,7 +185,9 @@ class _Run:
         )
         provenance = Provenance(options={"data": self.recipe.data, **section.model_dump(mode="json")})
         step = Step("train", request, output, read_checkpoint, provenance, FILES_CHANGED, needs_torch=True)
-        return self.run_step(step, key_of)
+        checkpoint = self.run_step(step, key_of)
+        remove_left_lock(output)  # of a training that was killed when it was done, which is fresh now
+        return checkpoint
 
     def export(self, checkpoint: Checkpoint | None) -> OnnxModel:
         from vitdeploy.artifacts.reference import reference_path
