@@ -165,11 +165,14 @@ def test_an_unreadable_image_is_named(refused: Run, finished_run: Path) -> None:
     for label in ("c0", "c1"):
         for path in (finished_run / "photos" / label).iterdir():
             path.write_bytes(path.read_bytes()[:48])
-    said = refused("train photos -o t.safetensors", notes=("vit of small size", "batch 10 instead of 64"))
+    said = refused(
+        "train photos -o t.safetensors",
+        notes=("'photos' has no folders", "vit of small size", "batch 10 instead of 64"),
+    )
     assert re.search(r"10 of 10 images cannot be read: image 'photos/c\d/\d\.png' is truncated", said)
     said = refused(
         "quantize model.onnx -o o.onnx --precision int8 --calibration photos",
-        notes=("calibration images", "warning: the calibration set"),
+        notes=("calibration images", "'photos' has no folders", "warning: the calibration set"),
     )
     assert re.search(r"\d\.png", said)
     (finished_run / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
