@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from vitdeploy.artifacts import open_artifact, open_onnx
@@ -141,9 +140,12 @@ def test_the_command_line_gives_commands(
         assert "'vitdeploy bench my-vit.onnx --baseline my-vit'" in said, command
 
 
+@pytest.mark.torch
 def test_of_weights_that_do_not_name_their_model_inspect_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import torch
+
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"blocks.0.norm1.weight": torch.ones(8)}}, "best.pth")
     assert main(["predict", "best.pth", "x.png"]) == 1

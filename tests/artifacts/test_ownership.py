@@ -29,7 +29,6 @@ from vitdeploy.stages.train import train
 from vitdeploy.training.identity import Identity
 from vitdeploy.training.journal import Journal
 from vitdeploy.training.options import TrainOptions
-from vitdeploy.training.state import State, write_state
 
 REFUSED = "exists and was not written by vitdeploy, or is damaged: choose another name, or remove it"
 
@@ -163,6 +162,7 @@ def test_the_folder_of_a_run_is_its_own(tmp_path: Path) -> None:
         refuse_unwritable(tmp_path / "model.onnx", "an ONNX file")
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["vit.state.pt", "vit.metrics.jsonl", "vit.last.safetensors"])
 def test_what_a_training_writes_beside_its_checkpoint_replaces_nothing_of_others(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"step": 1, "loss": 2.0}\n')
@@ -197,7 +197,10 @@ def test_files_beside_an_output_replace_nothing_of_others(tmp_path: Path, output
         )
 
 
+@pytest.mark.torch
 def test_what_earlier_commands_wrote_beside_their_output_is_replaced(tmp_path: Path) -> None:
+    from vitdeploy.training.state import State, write_state
+
     manifest = Manifest(kind="checkpoint", created_by="a test", model=ModelSpec(family="vit", name="x"))
     write_state(tmp_path / "vit.state.pt", Identity("key"), State(), {"model": {}})
     row = dict.fromkeys(("updates", "learning_rate", "loss", "validation_loss", "validation_top1"), 1.0)

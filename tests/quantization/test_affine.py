@@ -4,7 +4,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-import openvino
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +127,7 @@ def test_a_convolution_with_such_a_scale_is_exact_in_openvino_on_any_cpu(channel
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
     onnx.save(model, tmp_path / "conv.onnx")
     images = random.uniform(-1, 1, (1, channels, 32, 32)).astype(np.float32)
+    openvino = pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
     compiled = openvino.Core().compile_model(tmp_path / "conv.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen = np.clip(np.round(images / step), -128, 127) * step
     patches = seen.reshape(channels, 8, 4, 8, 4).transpose(1, 3, 0, 2, 4).reshape(64, -1)
