@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from vitdeploy.text import one_line, printable, size_text
+from vitdeploy.text import name_text, one_line, printable, size_text
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,28 @@ def test_what_acts_is_escaped_and_what_is_read_stays(text: str, shown: str) -> N
     assert printable(text) == shown
     assert printable(shown) == shown
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"caf\xc3\xa9 \xf0\x9f\x90\xb1.png", "café 🐱.png"),
+        (rb"C:\new\table.png", r"C:\new\table.png"),
+        (b"caf\xe9.png", r"caf\xe9.png"),
+        (b"a\\caf\xe9.png", r"a\\caf\xe9.png"),
+        (rb"caf\xe9.png", r"caf\\xe9.png"),
+        (b"a\nb\x1b[0m\xc2\x85.png", r"a\x0ab\x1b[0m\xc2\x85.png"),
+        (b"gpj.\xe2\x80\xaetxt", r"gpj.\xe2\x80\xaetxt"),
+    ],
+)
+def test_the_text_of_a_name_can_be_stored_and_leads_back_to_it(name: bytes, shown: str) -> None:
+    text = name_text(name.decode("utf-8", "surrogateescape"))
+    assert text == shown
+    assert printable(text) == text
+    back = text.encode()
+    if re.search(rb"\\x[0-9a-f]{2}", back):
+        back = re.sub(rb"\\(\\|x([0-9a-f]{2}))", lambda found: bytes([int(found[2], 16)]) if found[2] else b"\\", back)
+    assert back == name
 
 
 @pytest.mark.parametrize(

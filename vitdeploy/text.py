@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 UNKNOWN = "–"
@@ -13,6 +14,8 @@ _ACTIVE = re.compile(
     "\ud800-\udfff]"  # halves of characters: bytes of a file's name that are no UTF-8
 )
 
+_LIKE_AN_ESCAPE = re.compile(r"\\x[0-9a-f]{2}")
+
 
 def printable(text: str) -> str:
     r"""Return text in one line, each character that a terminal or a log would act on as an escape (``\x1b``, ``\n``).
@@ -20,6 +23,27 @@ def printable(text: str) -> str:
     Letters of every script stay as they are; a backslash does too, so that names on Windows are readable.
     """
     return _ACTIVE.sub(lambda found: _escape(found.group()), text)
+
+
+def name_text(path: str | os.PathLike[str]) -> str:
+    r"""Return a file's name or path as text that can be printed and stored, another for every other name.
+
+    A byte that is no UTF-8, or belongs to what a terminal would act on, is ``\xHH``. Names in which that stands, or
+    which look like it by themselves, have each of their backslashes twice; all others stay as they are.
+    """
+    text = os.fspath(path)
+    if not (_ACTIVE.search(text) or _LIKE_AN_ESCAPE.search(text)):
+        return text
+    return _ACTIVE.sub(lambda found: _escaped_bytes(found.group()), text.replace("\\", r"\\"))
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file's name can be stored as text; one with bytes that are no UTF-8 cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_line(error: BaseException | str, limit: int = 400) -> str:
@@ -51,6 +75,12 @@ def size_text(size: float | None) -> str:
             scaled = size / factor
             return f"{scaled:.{1 if scaled < 99.95 else 0}f} {unit}"
     return f"{size:.0f} B"
+
+
+def _escaped_bytes(character: str) -> str:
+    code = ord(character)
+    data = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else character.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _escape(character: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,29 @@ def test_predict_writes_the_same_lines_as_csv_and_parquet(work: Path, capsys: py
     ]
     assert table == flat
     assert lines == [{name: str(value) for name, value in line.items()} for line in flat]
+
+
+def test_images_by_any_name_are_read_and_called_the_same_in_every_form(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import csv
+
+    import pyarrow.parquet
+
+    names = [b"caf\xe9.png", rb"caf\xe9.png", b"a\x1b[31m\n.png", "café.png".encode()]
+    (work / "pictures").mkdir()
+    for name in names:
+        shutil.copyfile(work / "image.png", os.path.join(os.fsencode(work / "pictures"), name))  # noqa: PTH118 - bytes
+    shown = [r"pictures/a\x1b[31m\x0a.png", r"pictures/caf\\xe9.png", "pictures/café.png", r"pictures/caf\xe9.png"]
+    line = "predict model.onnx pictures --top 1"
+    assert [one["image"] for one in record(line, capsys)] == shown
+    assert [one["image"] for one in csv.DictReader(say(f"{line} --csv", capsys).splitlines())] == shown
+    assert [text.rpartition(": ")[0] for text in say(line, capsys).splitlines()] == shown
+    say(f"{line} --parquet names.parquet", capsys)
+    assert pyarrow.parquet.read_table("names.parquet")["image"].to_pylist() == shown
+    Path("pictures", os.fsdecode(b"b\xe9.png")).write_bytes(b"torn")
+    assert main(line.split()) == 1
+    assert r"left out: 'pictures/b\xe9.png' is not an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("forms", ["--csv --json", "--csv --parquet x.parquet", "--parquet x.parquet --json"])

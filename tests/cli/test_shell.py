@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -55,6 +56,27 @@ def loaded_after(arguments: list[str], names: tuple[str, ...]) -> tuple[str, lis
     code, loaded = json.loads(done.stdout.splitlines()[-1])
     assert code == 0
     return done.stdout, loaded
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", os.fsdecode(b"\xff.onnx")],
+        ["convert", "vit", "--weights", os.fsdecode(b"caf\xe9.pth"), "-o", "new.safetensors"],
+        ["calibration", "make", "digits", "-o", os.fsdecode(b"\xff")],
+        ["predict", os.fsdecode(b"\xff.onnx"), "image.png"],
+        ["predict", "model.onnx", "image.png", "--parquet", os.fsdecode(b"\xff.parquet")],
+    ],
+)
+def test_names_that_are_no_text_are_refused_in_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    assert re.fullmatch(
+        r"error: the name '.*\\x(ff|e9).*' is no UTF-8: rename the file or folder\n", capsys.readouterr().err
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_help_loads_nothing_heavy() -> None:

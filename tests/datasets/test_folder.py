@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,28 @@ def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path: Path
     assert dataset.labels.tolist() == [0, 1, 1, 1, 2, 2]
     assert [dataset.name(index) for index in range(6)][:2] == ["Ant/0.png", "cat/0.png"]
     assert splits_of(str(root)) == ()
+
+
+def test_images_whose_names_are_no_text_are_read_like_others(tmp_path: Path) -> None:
+    root = classes_of(tmp_path / "photos", {"cat": 4, "dog": 3})
+    for number, name in enumerate((b"\xff.png", rb"\xff.png", b"a\x1b.png")):
+        (root / "cat" / f"{number}.png").rename(root / "cat" / os.fsdecode(name))
+    draw(root / "dog" / os.fsdecode(b"\xfe") / "deep.png")
+    dataset = open_dataset(str(root))
+    names = [dataset.name(index) for index in range(len(dataset))]
+    assert names[:4] == ["cat/3.png", r"cat/\\xff.png", r"cat/a\x1b.png", r"cat/\xff.png"]
+    assert names[-1] == r"dog/\xfe/deep.png"
+    assert len(set(dataset.sample_ids)) == 8
+    assert [len(open_dataset(f"{root}:{split}")) for split in ("train", "validation", "test")] == [4, 2, 2]
+    assert load_pixels(dataset, SPEC).shape == (8, 6, 6, 3)
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    root = classes_of(tmp_path / "photos", {"cat": 1, os.fsdecode(b"\xff"): 1})
+    with pytest.raises(DataError, match=r"class folder '\\xff' in .* no UTF-8, which no class can have: rename it"):
+        open_dataset(str(root))
+    with pytest.raises(DataError, match=r"the name '.*\\xff' of the dataset is no UTF-8: rename the folder"):
+        open_dataset(str(root / os.fsdecode(b"\xff")))
 
 
 def test_class_folders_called_by_numbers_come_in_the_order_of_the_numbers(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, write_onnx
 from vitdeploy.artifacts.other_files import ARTIFACT, not_an_artifact
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import is_safetensors, read_head
+from vitdeploy.reading import is_safetensors, read_head, require_text
 
 __all__ = [
     "IR_VERSION",
@@ -63,6 +63,7 @@ def open_artifact(source: Artifact | Path | str) -> Artifact:
     if isinstance(source, Artifact):
         return source if source.is_current else _reopened(source)
     path = Path(source)
+    require_text(path)
     if path.is_dir() and (refusal := not_an_artifact(path)) is not None:
         raise refusal
     head = read_head(path, 16)

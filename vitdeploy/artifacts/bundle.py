@@ -28,6 +28,7 @@ from vitdeploy.reading import (
     read_head,
     read_json,
     read_tensors,
+    require_text,
     sha256_of_file,
     unpack_zip,
 )
@@ -112,6 +113,7 @@ def read_bundle(path: Path | str, public_key: Path | str | None = None) -> Bundl
 
 
 def _read(path: Path) -> Bundle:
+    require_text(path)
     if not path.exists():
         raise missing(path, FileNotFoundError())
     if path.is_dir():

@@ -18,7 +18,7 @@ from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_text, parse_manifest
 from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import is_safetensors, missing, require_regular
+from vitdeploy.reading import is_safetensors, missing, require_regular, require_text
 from vitdeploy.records import Manifest
 from vitdeploy.wording import adoption
 
@@ -145,6 +145,7 @@ def read_onnx(path: Path) -> OnnxModel:
         ArtifactError: It is missing, is no ONNX file, has no manifest (the line says how to adopt it), or was changed.
     """
     path = Path(path)
+    require_text(path)
     model = load_ir(path)
     if METADATA_KEY not in model.metadata_props:
         raise ArtifactError(

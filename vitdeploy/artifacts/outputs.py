@@ -13,7 +13,7 @@ from vitdeploy.artifacts.locks import is_held_here, refuse_held
 from vitdeploy.artifacts.ownership import is_our_folder, is_ours
 from vitdeploy.artifacts.run_record import RUN
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading.regular import kind_of_mode
+from vitdeploy.reading.regular import kind_of_mode, require_text
 
 TEXT = "a text file"
 KIND_OF_SUFFIX = {
@@ -42,6 +42,7 @@ def refuse_unwritable(path: Path, what: str, *, inputs: Iterable[object] = (), b
         ArtifactError: ``path`` is a folder, a device or an input, lies where nothing can be written, is called like
             another kind of file, holds what vitdeploy did not write, or is held by another run.
     """
+    require_text(path)
     suffix = path.suffix.lower()
     belongs = KIND_OF_SUFFIX.get(suffix, what)
     if belongs != what and (belongs != TEXT or what in _ENDING_OF_KIND):
@@ -95,6 +96,7 @@ def refuse_unwritable_folder(path: Path, names: Iterable[str] = (), *, ours: boo
         ArtifactError: ``path`` is a file, or lies where nothing can be written, or a name is taken by what is no file,
             or by one that vitdeploy did not write.
     """
+    require_text(path)
     try:
         is_taken = path.exists() and not path.is_dir()
     except (OSError, ValueError) as error:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import TextIO
 
 from vitdeploy.cli.flags import hint_for, in_flags, set_command
-from vitdeploy.errors import FidelityWarning, VitdeployError
-from vitdeploy.text import printable
+from vitdeploy.errors import ArtifactError, FidelityWarning, VitdeployError
+from vitdeploy.text import is_text, name_text, printable
 
 INTERRUPTED = 130
 
@@ -55,9 +55,17 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
         return _run(rest, debug=debug)
 
 
+def _require_text(arguments: list[str]) -> None:
+    """Refuse names that are no UTF-8, which records and libraries cannot keep; ``predict`` reads images by any name."""
+    for argument in arguments if arguments[:1] != ["predict"] else ():
+        if not is_text(argument):
+            raise ArtifactError(f"the name '{name_text(argument)}' is no UTF-8: rename the file or folder")
+
+
 def _run(arguments: list[str], *, debug: bool) -> int:
     set_command(arguments)
     try:
+        _require_text(arguments)
         from vitdeploy.cli.app import app
 
         code = app(args=arguments, prog_name="vitdeploy", standalone_mode=False)

@@ -36,6 +36,7 @@ from vitdeploy.datasets.partition import partition
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import open_image
 from vitdeploy.reading import sha256_of_file
+from vitdeploy.text import name_text
 
 _SMALLEST_CLASS = 3
 _NO_CLASS = frozenset({"unknown", "unlabelled", "unlabeled", "none", "all", "test"})
@@ -50,6 +51,9 @@ class ImageFiles(DatasetBase):
         self.root = root
         self._ids: dict[int, str] = {}
 
+    def name(self, index: int) -> str:
+        return name_text(self._names[index])
+
     def file(self, index: int) -> Path:
         return self.root / self._names[index]
 
@@ -61,7 +65,7 @@ class ImageFiles(DatasetBase):
             try:
                 self._ids[index] = sha256_of_file(self.file(index))
             except ArtifactError as error:
-                raise DataError(f"image {str(self.file(index))!r} cannot be read: {error}") from error
+                raise DataError(f"image '{name_text(self.file(index))}' cannot be read: {error}") from error
         return self._ids[index]
 
 
@@ -212,10 +216,10 @@ def _doubts(uri: str, classes: list[str], names: list[str]) -> Iterator[str]:
             yield f"{uri}: the class folders {listed} are classes of their own, nearly alike in name"
     inner = {PurePosixPath(name).parent for name in names}
     if classes and len(inner) > len(classes) and not any(path.name in classes for path in inner):
-        shown = sorted(map(str, inner))[0]
+        shown = name_text(sorted(map(str, inner))[0])
         yield (
             f"{uri}: the classes are {', '.join(map(repr, classes[:5]))}{' …' if len(classes) > 5 else ''}; folders in "
-            f"them, such as {shown!r}, are no classes of their own"
+            f"them, such as '{shown}', are no classes of their own"
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from vitdeploy.datasets.base import SPLITS, Split
 from vitdeploy.errors import DataError
+from vitdeploy.text import is_text, name_text
 
 _SPLIT_WORDS: dict[str, tuple[Split, ...]] = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), ("train",)),
@@ -67,20 +68,14 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds, sorted by name, without what is hidden or belongs to a file system or NAS.
 
     Raises:
-        DataError: The folder cannot be read, or a name is not valid text.
+        DataError: The folder cannot be read.
     """
     try:
         with os.scandir(folder) as found:
-            listed = sorted((entry for entry in found if not _is_system(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in found if not _is_system(entry.name)), key=lambda entry: entry.name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"folder {str(folder)!r} cannot be read: {reason}") from error
-    for entry in listed:
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"the name {entry.name!r} in {str(folder)!r} is not valid text: rename it") from error
-    return listed
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -136,7 +131,7 @@ def class_names(folder: Path) -> list[str]:
     """Return the names of the class folders; none for a flat folder.
 
     Raises:
-        DataError: There are images both beside the class folders and in them.
+        DataError: There are images both beside the class folders and in them, or a class has no name that is text.
     """
     listed = entries(folder)
     classes = [entry.name for entry in listed if is_folder(entry)]
@@ -144,9 +139,16 @@ def class_names(folder: Path) -> list[str]:
     if classes and loose is not None:
         if any(has_images(folder / name) for name in classes):
             raise DataError(
-                f"{str(folder)!r} holds the image {loose!r} beside class folders: move it into one of them, or away"
+                f"{str(folder)!r} holds the image '{name_text(loose)}' beside class folders: move it into one of them, "
+                "or away"
             )
         return []
+    for name in classes:
+        if not is_text(name):
+            raise DataError(
+                f"the class folder '{name_text(name)}' in {str(folder)!r} has a name that is no UTF-8, which no class "
+                "can have: rename it"
+            )
     return classes
 
 

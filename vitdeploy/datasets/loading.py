@@ -76,7 +76,7 @@ def _outcomes(dataset: Dataset, spec: Preprocess) -> Iterator[NDArray[np.uint8] 
         try:
             return to_pixels(image, spec)
         except DataError as error:
-            return DataError(f"{dataset.name(index)!r}: {error}")
+            return DataError(f"'{dataset.name(index)}': {error}")
 
     if thread_count() == 1 or not len(dataset) or dataset.file(0) is None:
         return map(load, range(len(dataset)))

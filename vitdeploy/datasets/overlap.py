@@ -31,7 +31,7 @@ def overlap_text(first: Dataset, second: Dataset) -> str:
     shared = shared_images(first, second)
     if not shared:
         return ""
-    listed = ", ".join(repr(first.name(index)) for index in shared[:_LISTED])
+    listed = ", ".join(f"'{first.name(index)}'" for index in shared[:_LISTED])
     more = ", …" if len(shared) > _LISTED else ""
     return f"{len(shared)} of the {len(first)} images of {first.uri!r} are in {second.uri!r} too ({listed}{more})"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from vitdeploy.datasets.base import SPLITS, DataSource, Split
 from vitdeploy.datasets.layout import split_of_folder
 from vitdeploy.errors import DataError, UsageError
+from vitdeploy.text import is_text, name_text
 
 _ALIASES: dict[str, Split | None] = {
     **{split: split for split in SPLITS},
@@ -56,6 +57,8 @@ def parse_uri(uri: str, split: Split | None = None) -> DatasetUri:
     """
     if not uri:
         raise DataError("the name of the dataset is empty, expected 'digits', a folder, or 'timm:NAME'")
+    if not is_text(uri):
+        raise DataError(f"the name '{name_text(uri)}' of the dataset is no UTF-8: rename the folder")
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
     where, number, named, is_all = uri, 0, None, False

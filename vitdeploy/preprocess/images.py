@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess.essentials import essential_parts
 from vitdeploy.reading import open_regular
+from vitdeploy.text import name_text
 
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Png", "Ppm", "Tiff", "WebP")
 _TRANSPOSITIONS: dict[object, Image.Transpose] = {
@@ -48,7 +49,7 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
     Raises:
         DataError: There is no such file, it is not an image, or it is truncated or otherwise damaged.
     """
-    name = name or (str(source) if isinstance(source, Path) else "image")
+    name = name or (name_text(source) if isinstance(source, Path) else "image")
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
         with _QUIET, stream:
@@ -57,18 +58,18 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         raise
     except ArtifactError as error:
         absent = isinstance(error.__cause__, FileNotFoundError)
-        raise DataError(f"there is no image {name!r}" if absent else str(error)) from error
+        raise DataError(f"there is no image '{name}'" if absent else str(error)) from error
     except UnidentifiedImageError as error:
         if _is_empty(source):
-            raise DataError(f"image {name!r} is empty: remove or replace it") from error
+            raise DataError(f"image '{name}' is empty: remove or replace it") from error
         raise DataError(
-            f"{name!r} is not an image that can be read (another format, or damaged): remove or replace it"
+            f"'{name}' is not an image that can be read (another format, or damaged): remove or replace it"
         ) from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {name!r} is too large to be decoded safely: {error}") from error
+        raise DataError(f"image '{name}' is too large to be decoded safely: {error}") from error
     except OSError as error:
         if error.errno is not None:
-            raise DataError(f"image {name!r} cannot be read: {error.strerror}") from error
+            raise DataError(f"image '{name}' cannot be read: {error.strerror}") from error
         raise DataError(_damaged(name, error)) from error
     except Exception as error:  # decoders answer damaged files with SyntaxError, ValueError, struct.error and more
         raise DataError(_damaged(name, error)) from error
@@ -168,7 +169,7 @@ def _is_empty(source: Path | bytes) -> bool:
 
 def _damaged(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"image {name!r} is truncated or damaged ({reason}): remove or replace it"
+    return f"image '{name}' is truncated or damaged ({reason}): remove or replace it"
 
 
 def _as_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -177,10 +178,10 @@ def _as_grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in _SIXTEEN_BIT:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"image {name!r} has integer pixels outside 0…65535, expected 8 or 16 bits per channel")
+            raise DataError(f"image '{name}' has integer pixels outside 0…65535, expected 8 or 16 bits per channel")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
-        raise DataError(f"image {name!r} has floating-point pixels, expected 8 or 16 bits per channel")
+        raise DataError(f"image '{name}' has floating-point pixels, expected 8 or 16 bits per channel")
     if image.mode in {"1", "LA"}:
         return image.convert("L")
     if image.mode in {"P", "PA"}:

@@ -8,6 +8,7 @@ from vitdeploy.reading.regular import (
     read_bytes,
     read_head,
     require_regular,
+    require_text,
     sha256_of_file,
 )
 from vitdeploy.reading.safetensors_file import (
@@ -36,6 +37,7 @@ __all__ = [
     "read_tensors",
     "read_yaml",
     "require_regular",
+    "require_text",
     "safetensors_layout",
     "safetensors_metadata",
     "sha256_of_file",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitdeploy.errors import ArtifactError
-from vitdeploy.text import size_text
+from vitdeploy.text import is_text, name_text, size_text
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -39,6 +39,16 @@ def require_regular(path: Path | str) -> os.stat_result:
     if (kind := kind_of_mode(status.st_mode)) is not None:
         raise ArtifactError(f"{str(path)!r} is {kind}, expected a file")
     return status
+
+
+def require_text(path: Path | str) -> None:
+    """Make sure that a path is text: records keep it, and runtimes open files by it.
+
+    Raises:
+        ArtifactError: It has bytes that are no UTF-8.
+    """
+    if not is_text(str(path)):
+        raise ArtifactError(f"the name '{name_text(path)}' is no UTF-8: rename the file or folder")
 
 
 def open_regular(path: Path | str) -> BinaryIO:

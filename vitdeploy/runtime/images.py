@@ -15,7 +15,7 @@ from vitdeploy.datasets import images_below
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess import open_image, plain_image, to_pixels
 from vitdeploy.records import Preprocess
-from vitdeploy.text import one_line
+from vitdeploy.text import name_text, one_line
 
 ImageLike: TypeAlias = "Path | str | bytes | Image.Image | NDArray[np.uint8]"
 """A file, its bytes, a folder (all images in it), an image of Pillow, or an array: [H, W], [H, W, C], [N, H, W, C]."""
@@ -25,7 +25,7 @@ Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 @dataclass(frozen=True)
 class NamedImage:
-    """One image that is not decoded yet; ``name`` is its path, or its number in the order given."""
+    """One image that is not decoded yet; ``name`` is its path (``name_text``), or its number in the order given."""
 
     name: str
     source: Path | bytes | Image.Image | NDArray[np.uint8]
@@ -40,7 +40,7 @@ class NamedImage:
         try:
             return to_pixels(image, spec)
         except DataError as error:
-            raise DataError(f"{self.name!r}: {error}") from error
+            raise DataError(f"'{self.name}': {error}") from error
 
     def _decoded(self) -> Image.Image:
         if isinstance(self.source, Path | bytes):
@@ -57,7 +57,7 @@ class NamedImage:
         except DataError:
             raise
         except Exception as error:  # Pillow decodes only now, and raises whatever its decoders do
-            raise DataError(f"{self.name!r} cannot be decoded ({one_line(error)})") from error
+            raise DataError(f"'{self.name}' cannot be decoded ({one_line(error)})") from error
 
 
 def is_single(images: Images) -> bool:
@@ -82,7 +82,7 @@ def each_image(images: Images) -> Iterator[NamedImage]:
     for one in ordered:
         if isinstance(one, str | Path):
             for path in _files(Path(one)):
-                yield NamedImage(str(path), path)
+                yield NamedImage(name_text(path), path)
                 number += 1
             continue
         if isinstance(one, Image.Image | bytes):

@@ -22,9 +22,9 @@ class ClassProbability(Record):
 class Prediction(Record):
     """What a model says of one image.
 
-    ``image`` is its path, or ``image N`` where it is none. ``classes``, the most likely first, whose probabilities sum
-    to 1 over all classes, or are each class's own with task ``multi-label``. With ``regression`` and ``features`` there
-    are none, and ``values`` has the outputs.
+    ``image`` is its path as text (``vitdeploy.text.name_text``), or ``image N`` where it is none. ``classes``, the most
+    likely first, whose probabilities sum to 1 over all classes, or are each class's own with task ``multi-label``. With
+    ``regression`` and ``features`` there are none, and ``values`` has the outputs.
     """
 
     image: str

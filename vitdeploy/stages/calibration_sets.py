@@ -247,7 +247,7 @@ def _write_image(dataset: Dataset, index: int, folder: Path, preprocess: Preproc
         try:
             to_pixels(image, preprocess)
         except DataError as error:
-            raise DataError(f"{dataset.name(index)!r}: {error}") from error
+            raise DataError(f"'{dataset.name(index)}': {error}") from error
     original = dataset.file(index)
     path = folder / f"{index:05d}{'.png' if original is None else original.suffix.lower()}"
     if original is None:

@@ -311,10 +311,10 @@ class _TrainingImages:
             return self._tensor(place, index), int(self.dataset.labels[index])
         except DataError as error:
             text = str(error)
-            return _Unusable(text if name in text else f"image {name!r}: {text}")
+            return _Unusable(text if name in text else f"image '{name}': {text}")
         except Exception as error:  # a transform may raise anything, and a worker's traceback does not name the image
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return _Unusable(f"image {name!r} cannot be augmented ({reason})")
+            return _Unusable(f"image '{name}' cannot be augmented ({reason})")
 
     def _tensor(self, place: int, index: int) -> Tensor:
         image = self.dataset.image(index)
