@@ -23,6 +23,7 @@ from rich.console import Console
 from scripted_backend import ScriptedBackend, scripted
 
 from vitdeploy.artifacts import OnnxModel, files, read_onnx, write_onnx
+from vitdeploy.artifacts.pages import other_pages
 from vitdeploy.cli import main
 from vitdeploy.errors import ArtifactError, BackendError, BudgetError, DataError, GraphError, RecipeError, UsageError
 from vitdeploy.pipeline import read_recipe
@@ -135,7 +136,7 @@ def test_the_front_is_what_none_beats_and_its_plans_replay_to_the_same_graph(
     assert again.path.read_bytes() == made.path.read_bytes()
 
 
-@pytest.mark.parametrize("full_at", ["front.json", "a plan", "the graph"])
+@pytest.mark.parametrize("full_at", ["front.html", "front.json", "a plan", "the graph"])
 def test_a_full_disk_leaves_the_earlier_front_and_its_plans(
     searched: tuple[OnnxModel, int], tmp_path: Path, full_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,24 +155,30 @@ def test_a_full_disk_leaves_the_earlier_front_and_its_plans(
         )
         return front.model_copy(update={"candidates": candidates, "chosen": f"{front.chosen}{suffix}"})
 
-    with front_beside(folder, called("")) as path:
+    with front_beside(folder, called(""), page=lambda front: f"{front.chosen}\n") as path:
         assert not path.exists()
+    assert (folder / "front.html").read_text("utf8").startswith(front.chosen)
+    assert other_pages(folder / "front.json", [folder / "front.html"]) == []
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert before.keys() == {"front.json", *(one.plan_file for one in front.candidates if one.plan_file)}
+    assert before.keys() == {"front.json", "front.html", *(one.plan_file for one in front.candidates if one.plan_file)}
     written = count()
 
     def full(path: Path) -> None:
-        if next(written) == {"front.json": 0, "a plan": 1}.get(full_at):
+        if next(written) == {"front.html": 0, "front.json": 1, "a plan": 2}.get(full_at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "_sync", full)
-        with pytest.raises(ArtifactError, match="the disk is full"), front_beside(folder, called(" b")):
+        beside = front_beside(folder, called(" b"), page=lambda front: "other")
+        with pytest.raises(ArtifactError, match="the disk is full"), beside:
             raise ArtifactError("the disk is full: the graph")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with front_beside(folder, called(" b")):
         pass
-    assert before.keys() & {path.name for path in folder.iterdir()} == {"front.json"}, "earlier plans are removed"
+    assert other_pages(folder / "front.json", [folder / "front.html"]) == [folder / "front.html"]
+    assert before.keys() & {path.name for path in folder.iterdir()} == {"front.json", "front.html"}, (
+        "earlier plans are removed"
+    )
 
 
 def test_inspect_says_what_a_search_and_a_plan_are(searched: tuple[OnnxModel, int]) -> None:

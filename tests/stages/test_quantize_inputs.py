@@ -14,7 +14,7 @@ from readout_vit import digits, run, write_readout_vit
 from small_vit import small_vit, write_graph, write_small_vit
 
 from vitdeploy.artifacts import OnnxModel, read_calibration_table, write_onnx
-from vitdeploy.errors import CalibrationError, GraphError, UsageError
+from vitdeploy.errors import ArtifactError, CalibrationError, GraphError, UsageError
 from vitdeploy.graph.linear_groups import find_linear_groups
 from vitdeploy.graph.lower_opset import LowerOpset
 from vitdeploy.graph.quantize_before_moves import QuantizeBeforeMoves
@@ -130,6 +130,21 @@ def test_a_table_gives_the_graph_that_its_images_gave(source: OnnxModel, tmp_pat
     assert stored.manifest.parents["onnx"] == source.digest
     assert second.manifest.parents["calibration"] == stored.digest
     assert second.manifest.calibration.held_out == 0
+
+
+def test_a_table_takes_its_place_after_its_graph(
+    source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdeploy.stages import quantize as stage
+
+    def full(path: Path, *_: object) -> None:
+        raise ArtifactError("the disk is full")
+
+    monkeypatch.setattr(stage, "write_onnx", full)
+    options = QuantizeOptions(threads=1, samples=60, table=tmp_path / "vit.calib.json", method="minmax", effort="fast")
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        quantize(source, tmp_path / "a.onnx", precision="int8", calibration="digits", options=options)
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".safetensors", ".onnx")]
 
 
 def test_a_table_of_another_graph_is_refused(source: OnnxModel, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,22 @@ class CalibrationTable(Artifact):
 
 def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> CalibrationTable:
     """Write arrays and the JSON that names them; a JSON whose arrays do not match it is refused when read."""
+    with calibration_table_beside(path, ranges, manifest) as table:
+        return table
+
+
+@contextmanager
+def calibration_table_beside(
+    path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest
+) -> Iterator[CalibrationTable]:
+    """Write a table that takes its place when the block succeeds, and yield it; else what was there stays."""
     path = Path(path)
     numbers, arrays = _split(ranges)
     sealed = manifest.sealed(_digest(numbers, arrays))
     body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
     with atomic_pair(path, canonical_json(body), arrays_of(path), is_marked=True) as temporary:
         save_tensors(temporary, arrays, MARK)
-    return CalibrationTable(path, sealed, dict(ranges))
+        yield CalibrationTable(path, sealed, dict(ranges))
 
 
 def read_calibration_table(path: Path) -> CalibrationTable:

@@ -38,8 +38,8 @@ def atomic_pair(description: Path, text: str, payload: Path, *, is_marked: bool 
         ArtifactError: As ``atomic_path``.
     """
     with atomic_path(description) as last, atomic_path(payload) as temporary:
-        yield temporary
         last.write_text(text, encoding="utf-8")
+        yield temporary
         for path in (temporary, last):
             _sync(path)
         if payload.is_file() and (earlier := _earlier(description)) is not None:

@@ -127,6 +127,7 @@ def quantize(
     from vitdeploy.cli.output import make_progress, print_artifact
     from vitdeploy.errors import BudgetError, UsageError
     from vitdeploy.quantization.budget_run import front_path
+    from vitdeploy.report.budget import render_front
 
     if percentile is not None and method != "percentile":
         raise UsageError(f"--percentile {percentile:g} goes with --method percentile, and the method is {method!r}")
@@ -165,6 +166,7 @@ def quantize(
             target=target,
             calibration=calibration,
             options=options,
+            front_page=render_front,
             progress=make_progress(),
         )
     except BudgetError as error:
@@ -176,14 +178,13 @@ def quantize(
 
 
 def show_front(path: Path, *, quiet: bool) -> None:
-    """Write the page of a search beside its ``front.json``, and print what was tried."""
+    """Print what a search has tried, and where its page is."""
     from vitdeploy.cli.output import print_line, print_rich
-    from vitdeploy.report import front_table, read_front, write_front_page
+    from vitdeploy.report import front_table, read_front
 
-    page = write_front_page(path)
     if not quiet:
         print_rich(front_table(read_front(path)))
-        print_line(f"wrote {page}")
+        print_line(f"wrote {path.with_suffix('.html')}")
 
 
 def parse_steps(text: str) -> Literal["auto"] | tuple[StepName, ...]:

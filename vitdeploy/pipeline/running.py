@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.artifacts.run_record import RUN, Provenance
 from vitdeploy.backends.timing_place import TimingPlace
 from vitdeploy.datasets import refuse_output_in_data
-from vitdeploy.errors import ArtifactError, BackendError, BudgetError
+from vitdeploy.errors import ArtifactError, BackendError
 from vitdeploy.pipeline.folder import Memory, changes, locked
 from vitdeploy.pipeline.recipe import QuantizeSection, Recipe, read_recipe
 from vitdeploy.pipeline.sources import RunSources
@@ -209,6 +209,7 @@ class _Run:
         return self.run_step(step, key_of)
 
     def quantize(self, model: OnnxModel, section: QuantizeSection) -> OnnxModel:
+        from vitdeploy.report.budget import render_front
         from vitdeploy.stages.quantize import QuantizeRequest
 
         output = self.folder / f"model.{section.name}.onnx"
@@ -221,6 +222,7 @@ class _Run:
             calibration=calibration,
             options=options,
         )
+        request = replace(request, front_page=render_front)
         provenance = Provenance(
             options={"data": self.recipe.data, **section.model_dump(mode="json")}, parents={"onnx": model.digest}
         )
@@ -230,15 +232,11 @@ class _Run:
         return self.within_budget(step)
 
     def within_budget(self, step: Step[OnnxModel]) -> OnnxModel:
-        """Return the result of a search, and write the page of what it tried."""
+        """Return the result of a search; the page of one that is fresh is written again, by the newest rules."""
         from vitdeploy.quantization.budget_run import front_path
         from vitdeploy.report import write_front_page
 
-        try:
-            found = self.run_step(step, key_of)
-        except BudgetError as error:
-            write_front_page(error.front)
-            raise
+        found = self.run_step(step, key_of)
         if front_path(step.output).is_file():
             write_front_page(front_path(step.output))
         return found

@@ -6,16 +6,18 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from vitdeploy import environment
 from vitdeploy.artifacts.files import FilesTogether
 from vitdeploy.artifacts.outputs import folder_or_nothing
+from vitdeploy.artifacts.pages import write_with_pages
 from vitdeploy.datasets import batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.errors import ArtifactError
@@ -37,6 +39,9 @@ from vitdeploy.records import Check, Front, NodePrecision, PrecisionPlan
 from vitdeploy.records.budget import FRONT
 from vitdeploy.sessions import Opener
 from vitdeploy.text import printable_json
+
+FrontPage: TypeAlias = Callable[[Front], str]
+"""Renders the page of a search."""
 
 PAGE = "front.html"
 PLAN_SUFFIX = ".plan.json"
@@ -154,11 +159,11 @@ def best_found_path(output: Path) -> Path:
 
 
 @contextmanager
-def front_beside(folder: Path, front: Front) -> Iterator[Path]:
-    """Write ``front.json`` and a plan for each candidate on the front; they take their places when the block succeeds.
+def front_beside(folder: Path, front: Front, page: FrontPage | None = None) -> Iterator[Path]:
+    """Write ``front.json``, its page and a plan for each candidate on the front.
 
-    Yields the path of the first. The name of a plan has its digest, so that an earlier front keeps its plans until the
-    new one takes its place; then they are removed.
+    They take their places when the block succeeds, the page last. Yields the path of the JSON. The name of a plan has
+    its digest, so that an earlier front keeps its plans until the new one takes its place; then they are removed.
 
     Raises:
         ArtifactError: The folder cannot be written, or the disk is full; what was there is untouched.
@@ -172,10 +177,11 @@ def front_beside(folder: Path, front: Front) -> Iterator[Path]:
             plans[file] = text
             one = one.model_copy(update={"plan_file": file})
         named.append(one)
-    content = front.model_copy(update={"candidates": tuple(named)}).model_dump(mode="json")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    front = front.model_copy(update={"candidates": tuple(named)})
+    text = json.dumps(front.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    pages = [] if page is None else [(folder / PAGE, page(front))]
     with folder_or_nothing(folder), FilesTogether() as files:
-        files.write(folder / FRONT, printable_json(text) + "\n")  # the last to take its place, as it names the plans
+        write_with_pages(folder / FRONT, printable_json(text) + "\n", pages, files)  # after the plans that it names
         for file, plan in plans.items():
             files.write(folder / file, plan)
         yield folder / FRONT

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Artifact, OnnxModel, open_onnx, write_calibration_table, write_onnx
-from vitdeploy.artifacts.calibration_table import arrays_of
+from vitdeploy.artifacts import Artifact, CalibrationTable, OnnxModel, open_onnx, write_onnx
+from vitdeploy.artifacts.calibration_table import arrays_of, calibration_table_beside
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
 from vitdeploy.backends.lowered import lowered_path
@@ -29,7 +29,7 @@ from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
 from vitdeploy.quantization.budget_choice import too_few_images
 from vitdeploy.quantization.budget_journal import BudgetJournal
-from vitdeploy.quantization.budget_run import PAGE, BudgetRun, best_found_path, front_beside, front_folder
+from vitdeploy.quantization.budget_run import PAGE, BudgetRun, FrontPage, best_found_path, front_beside, front_folder
 from vitdeploy.quantization.calibrate import calibrate
 from vitdeploy.quantization.calibration import Calibrated
 from vitdeploy.quantization.check import (
@@ -81,6 +81,7 @@ def quantize(
     target: Target | None = None,
     calibration: CalibrationSource | None = None,
     options: QuantizeOptions = DEFAULTS,
+    front_page: FrontPage | None = None,
     progress: Progress | None = AUTO,
 ) -> OnnxModel:
     """Write ``model`` in another precision for one runtime, and judge it on images kept out of calibration.
@@ -103,6 +104,8 @@ def quantize(
         options: See ``QuantizeOptions``. With ``max_drop``, ``precision`` is what groups may go to: some of them, or
             all, stay in FP16 or FP32 where the drop or the time asks for it. What was tried is written into a folder
             beside ``output``, ``NAME.budget``.
+        front_page: With ``max_drop``, renders the page of what was tried, which takes its place with the rest; None
+            writes none (``vd.write_front_page`` does, later).
         progress: Shows calibration, comparisons and check.
     Raises:
         CalibrationError: There is no calibration data, it gives NaN, it is a test split, or a table does not fit.
@@ -117,7 +120,7 @@ def quantize(
     request = QuantizeRequest.open(
         model, output, precision=precision, target=target, calibration=calibration, options=options
     )
-    return request.run(shown(progress))
+    return replace(request, front_page=front_page).run(shown(progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ class QuantizeRequest(QuantizeInputs):
 
     output: Path
     budget: Budget | None = None
+    front_page: FrontPage | None = None
 
     @classmethod
     def open(
@@ -227,8 +231,6 @@ class QuantizeRequest(QuantizeInputs):
         if realized.plan.remainder == "bf16":
             judged = replace(judged, checks=(*judged.checks, *self._in_bf16(before.graph, realized.model, division)))
         hold(judged, final)
-        if self.options.table is not None and info is not None and self.table is None:
-            _keep_table(self.options.table, calibrated, self, info)
         checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
         profile = error_profile(realized.before, realized, check_images(self, division), self, open_graph)
         manifest = _manifest(self, "onnx", info).model_copy(
@@ -240,10 +242,13 @@ class QuantizeRequest(QuantizeInputs):
             }
         )
         output = self.output if chosen is None or chosen.is_within else best_found_path(self.output)
+        kept: AbstractContextManager[object] = nullcontext()
+        if self.options.table is not None and info is not None and self.table is None:
+            kept = _table_beside(self.options.table, calibrated, self, info)
         beside: AbstractContextManager[Path | None] = nullcontext()
         if chosen is not None:
-            beside = front_beside(front_folder(self.output), chosen.front)
-        with beside as front:  # a disk without room for it has none for the graph
+            beside = front_beside(front_folder(self.output), chosen.front, self.front_page)
+        with kept, beside as front:  # a disk without room for them has none for the graph
             written = write_onnx(output, realized.model, manifest, judged.golden)
         saved.remove()
         if self.options.lower:
@@ -343,9 +348,11 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
         )
 
 
-def _keep_table(path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None) -> None:
+def _table_beside(
+    path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None
+) -> AbstractContextManager[CalibrationTable]:
     manifest = _manifest(request, "calibration-table", info).model_copy(update={"plan": calibrated.found.plan})
-    write_calibration_table(Path(path), ranges_of(calibrated.observers), manifest)
+    return calibration_table_beside(Path(path), ranges_of(calibrated.observers), manifest)
 
 
 def _manifest(request: QuantizeRequest, kind: Kind, info: CalibrationInfo | None) -> Manifest:
