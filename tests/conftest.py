@@ -6,7 +6,7 @@ import atexit
 import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
 from vitdeploy.artifacts import Checkpoint, OnnxModel, read_checkpoint, read_onnx
+from vitdeploy.measure import pairs
+from vitdeploy.measure.timing import TurnOptions
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read by the libraries when they are imported, which is later
@@ -80,6 +82,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_time_decides() -> Iterator[None]:
+    """Time pairs of graphs for one round, which has no interval: nothing is called faster or slower by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "TURNS", TurnOptions(rounds=1, warmup=1, iterations=1, fill_s=0.0))
+        yield
 
 
 @pytest.fixture(scope="session")

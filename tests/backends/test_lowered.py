@@ -15,11 +15,10 @@ from vitdeploy import environment
 from vitdeploy.artifacts import OnnxModel, read_onnx
 from vitdeploy.backends import get_backend, lowering
 from vitdeploy.backends.lowered import lowered_path
-from vitdeploy.backends.lowering import gains, lower
+from vitdeploy.backends.lowering import lower
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.measure.timing import TurnOptions
-from vitdeploy.records import CpuIntegers
+from vitdeploy.records import CpuIntegers, PairedSpeed
 from vitdeploy.sessions import SessionOptions
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.package import package
@@ -30,7 +29,9 @@ LOWER = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="of
 ON_CPU = SessionOptions(provider="cpu", threads=1)
 
 
-FASTER, SLOWER, EQUAL = (1.2, (1.1, 1.3)), (0.8, (0.7, 0.9)), (1.0, (0.9, 1.1))
+FASTER, SLOWER, EQUAL = (
+    PairedSpeed(batch=1, speedup=ratio, interval=(ratio - 0.1, ratio + 0.1)) for ratio in (1.2, 0.8, 1.0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = tmp_path_factory.mktemp("lowered")
     source = write_readout_vit(folder / "vit.onnx", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowering, "time_pair", lambda *_: {1: FASTER, 8: EQUAL})
+        patch.setattr(lowering, "pair_timer", lambda *_: lambda *_: (FASTER, EQUAL))
         return quantize(
             source, folder / "int8.onnx", precision="int8", target="onnxruntime", calibration="digits", options=LOWER
         )
@@ -68,20 +69,6 @@ def test_it_gives_the_portable_graphs_logits_and_says_what_it_is_for(portable: O
     assert census.integer == census.planned == len(planned) + 2 * len(divided)
 
 
-@pytest.mark.parametrize(
-    ("ratios", "gain"),
-    [
-        ({1: FASTER, 8: EQUAL}, True),
-        ({1: EQUAL, 8: EQUAL}, False),
-        ({1: FASTER, 8: SLOWER}, False),
-        ({1: (1.5, None)}, False),
-        ({}, False),
-    ],
-)
-def test_a_step_gains_by_its_intervals(ratios: dict[int, tuple[float, tuple[float, float] | None]], gain: bool) -> None:
-    assert gains(ratios) is gain
-
-
 def test_a_step_that_does_not_gain_is_left_out(
     portable: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +76,7 @@ def test_a_step_that_does_not_gain_is_left_out(
     copy.path.write_bytes(portable.path.read_bytes())
     for verdicts, kept in (([FASTER, SLOWER, EQUAL], "biases"), ([SLOWER, EQUAL], None)):
         left, notes = list(verdicts), Notes()
-        monkeypatch.setattr(lowering, "time_pair", lambda *_, left=left: {1: left.pop(0)})
+        monkeypatch.setattr(lowering, "pair_timer", lambda *_, left=left: lambda *_: (left.pop(0),))
         found = lower(copy, notes)
         steps = () if found is None or found.manifest.lowered is None else found.manifest.lowered.steps
         assert [step.split()[0] for step in steps] == ([] if kept is None else [kept])
@@ -98,15 +85,6 @@ def test_a_step_that_does_not_gain_is_left_out(
     assert notes.lines[-1].endswith(
         "no step makes int8.onnx faster on this machine; int8.lowered.onnx as it is there was made of an earlier graph"
     )
-
-
-def test_a_pair_is_timed_at_each_batch(portable: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowering, "TURNS", TurnOptions(rounds=3, warmup=1, iterations=2, fill_s=0.0))
-    images = np.zeros((2, 1, 8, 8), np.float32)
-    with OnnxRuntimeBackend().open(portable, ON_CPU) as one, OnnxRuntimeBackend().open(portable, ON_CPU) as two:
-        found = lowering.time_pair(one, two, images)
-    assert list(found) == [1, 8]
-    assert all(ratio > 0 and interval is not None for ratio, interval in found.values())
 
 
 def test_another_release_processor_or_runtime_names_the_portable_graph(

@@ -13,7 +13,7 @@ from vitdeploy import environment
 from vitdeploy.backends import get_backend, lowering, onnxruntime
 from vitdeploy.backends.onnxruntime import cpu_opener, saturates
 from vitdeploy.backends.timing_place import TimingPlace
-from vitdeploy.records import CpuIntegers
+from vitdeploy.records import CpuIntegers, PairedSpeed
 from vitdeploy.stages.quantize import QuantizeOptions, quantize
 from vitdeploy.stages.sensitivity import sensitivity
 
@@ -65,7 +65,8 @@ def test_quantize_judges_and_lowers_the_graph_so(
     processor: CpuIntegers, opened: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_readout_vit(tmp_path / "vit.onnx", 1)
-    monkeypatch.setattr(lowering, "time_pair", lambda *_: {1: (1.2, (1.1, 1.3))})
+    faster = PairedSpeed(batch=1, speedup=1.2, interval=(1.1, 1.3))
+    monkeypatch.setattr(lowering, "pair_timer", lambda *_: lambda *_: (faster,))
     options = QuantizeOptions(
         threads=1, samples=60, method="minmax", equalization="off", effort="fast", lower=True, cpu=processor
     )

@@ -19,10 +19,11 @@ from vitdeploy.quantization.search import (
     WORTHWHILE_DB,
     Proposals,
     SearchOptions,
+    Wider,
     propose,
     search,
 )
-from vitdeploy.records import Treatment
+from vitdeploy.records import PairedSpeed, Treatment
 
 pytestmark = pytest.mark.slow
 
@@ -165,20 +166,54 @@ def test_methods_that_were_asked_for_stay(prepared, plan, observers) -> None:
     assert {(t.ranges, t.percent) for t in chosen.values()} == {("percentile", 99.5)}
 
 
+@pytest.fixture(scope="module")
+def for_openvino(prepared):
+    return make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino"))
+
+
+def widened(prepared, observers) -> Proposals:
+    """Return proposals whose only step puts attention into 8 bits."""
+    plan = make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino", "mha"))
+    names = frozenset(attention.name for attention in prepared.attentions)
+    options = SearchOptions(methods=("minmax",), scaling="off", steps=frozenset())
+    wider = [Wider("attention in 8 bits", plan, names)]
+    return Proposals(Bases(prepared, observers, Format(openvino=True)), options, wider)
+
+
 @pytest.mark.parametrize(
     ("best", "found", "kept"),
     [(40.0, 39.1, True), (40.0, 38.9, True), (40.0, 34.9, False), (30.0, 29.1, True), (30.0, 28.9, False),
      (math.nan, math.nan, False)],
 )  # fmt: skip
 def test_attention_goes_to_8_bits_where_the_logits_hardly_lose_or_keep_enough(
-    prepared, plan, observers, best: float, found: float, kept: bool
+    prepared, for_openvino, observers, best: float, found: float, kept: bool
 ) -> None:
-    faster = make_plan(prepared.linears, prepared.attentions, Intent("int8", "openvino", "mha"))
-    options = SearchOptions(methods=("minmax",), scaling="off", steps=frozenset())
     score, _ = scored([best, found])
-    result = search(plan, Proposals(Bases(prepared, observers, Format(openvino=True)), options, faster), score)
+    result = search(for_openvino, widened(prepared, observers), score)
     assert [trial.kept for trial in result.trials] == [True, kept]
     assert result.plan.profile == ("mha" if kept else "linear")
     assert {entry.precision for entry in result.plan.entries if "attention" in entry.group} == {
         "int8" if kept else "fp32"
     }
+
+
+@pytest.mark.parametrize(
+    ("found", "interval", "kept"),
+    [(39.5, (1.1, 1.3), True), (39.5, (0.9, 1.1), False), (39.5, (0.7, 0.9), False), (30.0, None, False)],
+    ids=["faster", "no certain gain", "slower", "less accurate"],
+)
+def test_where_it_is_timed_a_step_for_speed_must_be_faster_too(
+    prepared, for_openvino, observers, found: float, interval: tuple[float, float] | None, kept: bool
+) -> None:
+    speeds = () if interval is None else (PairedSpeed(batch=1, speedup=1.0, interval=interval),)
+    timed = []
+
+    def time_pair(before, after):
+        timed.append((before.profile, after.profile))
+        return speeds
+
+    score, _ = scored([40.0, found])
+    result = search(for_openvino, widened(prepared, observers), score, time_pair=time_pair)
+    assert [(trial.kept, trial.speeds) for trial in result.trials] == [(True, ()), (kept, speeds)]
+    assert result.plan.profile == ("mha" if kept else "linear")
+    assert timed == ([("linear", "mha")] if interval is not None else []), "what the logits refuse is not timed"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -18,14 +17,11 @@ from vitdeploy.graph.divide_products import DivideProducts
 from vitdeploy.graph.fuse_transposed_factors import FuseTransposedFactors
 from vitdeploy.graph.lower_integer_matmuls import LowerIntegerMatMuls
 from vitdeploy.measure.accuracy import run_batch
-from vitdeploy.measure.statistics import logits_sqnr_db, speedup
-from vitdeploy.measure.timing import Contestant, TurnOptions, time_in_turns
+from vitdeploy.measure.pairs import gains, pair_timer, speeds_text
+from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.preprocess import to_input
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Lowering
-from vitdeploy.records.report import Interval
-from vitdeploy.sessions import Session
-from vitdeploy.wording import speed_text
 
 MEASURED_WITH = ("1.32",)
 """Releases of ONNX Runtime with which lowered graphs were measured to be faster, and to give the same logits."""
@@ -39,9 +35,6 @@ STEPS: tuple[tuple[str, Callable[[], ir.passes.InPlacePass]], ...] = (
     ("products that take k as it is", FuseTransposedFactors),
 )
 """What is tried, each on what was kept of those before it."""
-
-BATCHES = (1, 8)
-TURNS = TurnOptions(rounds=15, warmup=1, iterations=10, block_s=0.2, fill_s=0.05)
 
 
 def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0) -> OnnxModel | None:
@@ -64,19 +57,18 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
         reason = f"lowering was measured with ONNX Runtime {measured}, not {version}"
         progress.note(f"{path.name} was not written: {reason}{earlier}")
         return None
-    pixels, preprocess = _pixels(portable), portable.manifest.preprocess
+    pixels, preprocess = pixels_of(portable), portable.manifest.preprocess
     assert preprocess is not None
     processor = "any" if portable.manifest.plan is None else portable.manifest.plan.cpu
     images = to_input(pixels, preprocess)
-    graph, kept, opener = portable.load(), list[str](), cpu_opener(threads, processor)
+    graph, kept, timed = portable.load(), list[str](), pair_timer(cpu_opener(threads, processor), images, progress)
     for title, make in STEPS:
         changed = graph.clone()
         if not make()(changed).modified:
             continue
-        with opener(graph) as before, opener(changed) as after:
-            ratios = time_pair(before, after, images, progress)
-        progress.note(f"{title}: {_ratios_text(ratios)}, {'kept' if gains(ratios) else 'left out'}")
-        if gains(ratios):
+        speeds = timed(graph, changed)
+        progress.note(f"{title}: {speeds_text(speeds)}, {'kept' if gains(speeds) else 'left out'}")
+        if gains(speeds):
             graph = changed
             kept.append(title)
     if not kept:
@@ -117,44 +109,11 @@ def lower(portable: OnnxModel, progress: Progress = SILENT, *, threads: int = 0)
     return write_onnx(path, graph, manifest, renewed)
 
 
-def time_pair(
-    before: Session, after: Session, images: NDArray[Any], progress: Progress = SILENT
-) -> dict[int, tuple[float, Interval | None]]:
-    """Return batch size → how many times as fast the second session is, with its 95 % interval, timed in turns.
-
-    Args:
-        before: The graph without a step.
-        after: The graph with it.
-        images: [n, ...] as the graph takes them; repeated to fill a batch.
-        progress: Shows the turns.
-    """
-    (spec,) = before.inputs.values()
-    found = {}
-    for batch in BATCHES if spec.shape[0] is None else (spec.shape[0],):
-        feed = {spec.name: np.resize(images, (batch, *images.shape[1:])).astype(spec.dtype)}
-        pair = {"before": Contestant(before, feed), "after": Contestant(after, feed)}
-        turns = time_in_turns(pair, TURNS, progress=progress)
-        if not turns.failures:
-            found[batch] = speedup(turns.blocks["after"], turns.blocks["before"])
-    return found
-
-
-def gains(ratios: Mapping[int, tuple[float, Interval | None]]) -> bool:
-    """Return whether a step is faster at some batch size and slower at none, by the 95 % intervals of its ratios."""
-    known = [interval for _, interval in ratios.values() if interval is not None]
-    return any(low > 1 for low, _ in known) and not any(high < 1 for _, high in known)
-
-
-def _ratios_text(ratios: Mapping[int, tuple[float, Interval | None]]) -> str:
-    parts = [f"{speed_text(ratio, interval, digits=3)} at batch {batch}" for batch, (ratio, interval) in ratios.items()]
-    return ", ".join(parts) or "not timed"
-
-
-def _pixels(portable: OnnxModel) -> NDArray[np.uint8]:
+def pixels_of(model: OnnxModel) -> NDArray[np.uint8]:
     """Return images of the model's size, [n, H, W, C]: its golden samples, else noise."""
-    preprocess = portable.manifest.preprocess
-    if portable.golden is not None:
-        return portable.golden.pixels
+    preprocess = model.manifest.preprocess
+    if model.golden is not None:
+        return model.golden.pixels
     assert preprocess is not None
     size = preprocess.pixel_size or preprocess.resized_to
     return np.random.default_rng(0).integers(0, 256, (1, *size, preprocess.channels), np.uint8)

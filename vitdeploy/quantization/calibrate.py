@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from vitdeploy.measure.pairs import TimePair, speeds_text
 from vitdeploy.progress import Progress
 from vitdeploy.quantization.calibration import Calibrated, Calibration
 from vitdeploy.quantization.division import Division
@@ -12,7 +14,7 @@ from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.request import QuantizeInputs, QuantizeOptions
 from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.saved_observations import SavedObservations
-from vitdeploy.quantization.search import Found, Proposals, propose
+from vitdeploy.quantization.search import Found, Proposals, Wider, propose
 from vitdeploy.quantization.table import observers_of
 from vitdeploy.records import CalibrationInfo, PrecisionPlan, SampleSet
 from vitdeploy.sessions import Opener
@@ -27,7 +29,8 @@ def calibrate(
     progress: Progress,
     saved: SavedObservations | None = None,
     also: PrecisionPlan | None = None,
-    faster: PrecisionPlan | None = None,
+    wider: Sequence[Wider] = (),
+    time_pair: TimePair | None = None,
 ) -> tuple[Calibrated, CalibrationInfo | None]:
     """Take ranges from the table or the images, as the request has them; none where only weights are quantized.
 
@@ -40,7 +43,8 @@ def calibrate(
         progress: Shows the pass, and says what was tried.
         saved: Keeps what was observed, so that a calibration that was killed goes on.
         also: A wider plan, whose tensors are observed as well.
-        faster: A plan with more in 8 bits, which is taken where the logits hardly lose by it.
+        wider: Plans with more in 8 bits, which are taken where the logits hardly lose by them.
+        time_pair: Times graphs where the result is to run: a wider plan must be faster there too.
     Raises:
         CalibrationError: An activation is NaN or infinite.
     """
@@ -56,7 +60,7 @@ def calibrate(
     assert inputs.data is not None
     assert division is not None
     assert preprocess is not None
-    calibration = Calibration(prepared, plan, preprocess, open_graph, inputs.form, also, faster)
+    calibration = Calibration(prepared, plan, preprocess, open_graph, inputs.form, also, wider, time_pair)
     calibrated = calibration.run(division, options, progress, saved)
     for line in trial_lines(calibrated.found, calibrated.compared):
         progress.note(line)
@@ -82,7 +86,9 @@ def trial_lines(found: Found, images: int) -> list[str]:
     """Return in words what was tried and what each step gave."""
     lines, best = [], math.nan
     for trial in found.trials:
-        gain = "" if math.isnan(best) else f" ({trial.sqnr_db - best:+.1f}), {'kept' if trial.kept else 'not kept'}"
+        times = f", {speeds_text(trial.speeds)}" if trial.speeds else ""
+        verdict = f"{times}, {'kept' if trial.kept else 'not kept'}"
+        gain = "" if math.isnan(best) else f" ({trial.sqnr_db - best:+.1f}){verdict}"
         lines.append(f"{trial.step} {trial.sqnr_db:.1f} dB{gain}")
         best = trial.sqnr_db if trial.kept else best
     return [f"tried on {images} images: {'; '.join(lines)}"] if lines else []

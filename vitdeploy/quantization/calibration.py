@@ -15,6 +15,7 @@ from vitdeploy.datasets import Dataset, batches
 from vitdeploy.datasets.base import Subset
 from vitdeploy.graph.values import collect_graphs_like
 from vitdeploy.measure.accuracy import run_batch
+from vitdeploy.measure.pairs import Speeds, TimePair
 from vitdeploy.measure.statistics import logits_sqnr_db
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.collector import Collector, Observers, batch_for, merged
@@ -24,7 +25,7 @@ from vitdeploy.quantization.prepared import Prepared
 from vitdeploy.quantization.realize import Realizer, observed_tensors
 from vitdeploy.quantization.rotation import Bases
 from vitdeploy.quantization.saved_observations import SavedObservations
-from vitdeploy.quantization.search import Found, Proposals, SearchOptions, propose, search
+from vitdeploy.quantization.search import Found, Proposals, SearchOptions, Wider, propose, search
 from vitdeploy.records import PrecisionPlan, Preprocess
 from vitdeploy.sessions import Opener
 
@@ -49,8 +50,9 @@ class Calibrated:
 class Calibration:
     """Calibrates one prepared graph for one plan; of a wider plan ``also`` the tensors are observed too.
 
-    Without a ``form``, whatever a graph for any runtime needs is observed. ``faster`` is a plan with more in 8 bits,
-    taken where the logits hardly lose by it. The plan says how many rows of an image are sampled.
+    Without a ``form``, whatever a graph for any runtime needs is observed. ``wider`` plans have more in 8 bits, taken
+    where the logits hardly lose by it and where it is faster by ``time_pair``, if there is one. The plan says how many
+    rows of an image are sampled.
     """
 
     def __init__(
@@ -61,12 +63,18 @@ class Calibration:
         open_graph: Opener,
         form: Format | None,
         also: PrecisionPlan | None = None,
-        faster: PrecisionPlan | None = None,
+        wider: Sequence[Wider] = (),
+        time_pair: TimePair | None = None,
     ) -> None:
         self.prepared, self.plan, self.preprocess = prepared, plan, preprocess
-        self.open_graph, self.form, self.faster = open_graph, form or Format(), faster
+        self.open_graph, self.form = open_graph, form or Format()
+        self.wider, self.time_pair = wider, time_pair
         self.most_rows = plan.sampled_rows or SAMPLED_ROWS
-        self.tensors = observed_tensors(prepared, also or faster or plan, form)
+        self.tensors = {
+            name: axis
+            for wanted in (also or plan, *(one.plan for one in wider))
+            for name, axis in observed_tensors(prepared, wanted, form).items()
+        }
         self.batch = batch_for(prepared.graph, self.tensors)
 
     def run(
@@ -145,8 +153,12 @@ class Calibration:
             collect_graphs_like(self.prepared.graph)  # the graph that was just tried
             return logits_sqnr_db(logits, reference)
 
-        proposals = Proposals(realizer.bases, options, self.faster)
-        return search(self.plan, proposals, score, progress)
+        def timed(before: PrecisionPlan, after: PrecisionPlan) -> Speeds:
+            assert self.time_pair is not None
+            return self.time_pair(realizer.realize(before).model, realizer.realize(after).model)
+
+        proposals = Proposals(realizer.bases, options, self.wider)
+        return search(self.plan, proposals, score, progress, None if self.time_pair is None else timed)
 
     def _compared(self, options: SearchOptions) -> int:
         """Return on how many images a step is tried: fewer the more the graph computes, all with effort ``best``."""

@@ -19,7 +19,7 @@ from vitdeploy.quantization.division import Division, divide, warn_of_few_images
 from vitdeploy.quantization.observers import MANY_ROWS, METHODS
 from vitdeploy.quantization.placement import INTEGER_PRECISIONS, Format
 from vitdeploy.quantization.plan import Edits, Intent, Profile, make_plan, plan_of_graph, read_plan
-from vitdeploy.quantization.search import AUTOMATIC, STEPS, Effort, SearchOptions, StepName
+from vitdeploy.quantization.search import AUTOMATIC, STEPS, Effort, SearchOptions, StepName, Wider
 from vitdeploy.records import CpuIntegers, NodePrecision, Precision, PrecisionPlan, RangeMethod, Target, stage_key
 from vitdeploy.records.constraints import Count, Finite, NonNegativeCount, check_fields
 from vitdeploy.wording import adoption
@@ -44,16 +44,19 @@ class QuantizeOptions:
     """How ranges are chosen and what is quantized.
 
     profile: ``linear``: linears, with weights per channel and activations per tensor, and for OpenVINO the patch
-        embedding. ``mha``: the two products of attention as well, where TensorRT can fuse them. ``auto``: ``linear``;
-        for OpenVINO ``mha`` where the logits lose at most 1 dB by it or keep 35 dB, tried on images, so not with
-        ``effort='fast'``.
+        embedding. ``mha``: the two products of attention as well, where TensorRT can fuse them. ``full``, for a CPU:
+        convolutions with a kernel or groups too. ``auto``: ``linear``, and where images are tried, so not with
+        ``effort='fast'``, for OpenVINO attention where the logits lose at most 1 dB by it or keep 35 dB; with
+        ``cpu='auto'`` or ``lower`` convolutions too, and of both what is measured to be faster on this machine.
     cpu: For which processors an INT8 graph for ONNX Runtime or OpenVINO is: ``any``; ``vnni``, those that have VNNI,
         AMX, or are not x86, where weights use all 8 bits; ``amx``, where OpenVINO's activations are signed too;
-        ``auto``, the one of this machine. None: what a plan says, else any.
+        ``auto``, the one of this machine, where it is also timed beside the FP32 graph. None: what a plan says, else
+        any.
     remainder: For ``target='openvino'``: with ``bf16`` it computes in BF16, where the processor can, what is not in
         8 bits; with ``fp32`` it does not. None: what a plan says, else FP32. Other targets have one remainder each.
     lower: For ``target='onnxruntime'``: write ``NAME.lowered.onnx`` beside the graph too, with biases inside the
-        integer products. It is for this machine's release of ONNX Runtime and its processor.
+        integer products. It is for this machine's release of ONNX Runtime and its processor. The graph is timed as
+        with ``cpu='auto'``.
     method: How ranges follow from the observed values; ``auto`` compares and takes the best.
     percentile: For ``method='percentile'``.
     equalization: Of channels, by scaling and shifting them: ``auto`` compares, ``off`` does without, a number is the
@@ -253,13 +256,42 @@ class QuantizeInputs:
         allowed = self.options.steps == "auto" or "rounding" in self.options.steps
         return self.options.rounding == "gptq" or (searched and allowed)
 
-    def faster_plan_of(self, prepared: Prepared) -> PrecisionPlan | None:
-        """Return the plan that profile ``auto`` tries: for OpenVINO, with the products of attention in 8 bits."""
-        if (self.options.profile, self.target, self.precision) != ("auto", "openvino", "int8"):
-            return None
-        if self.options.effort == "fast" or self.data is None or self.options.max_drop is not None:
-            return None
-        return self.plan_of(prepared, "mha")
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Return whether integers are for this machine's processor: what they gain there can be timed.
+
+        A search for a budget times by itself, and effort ``fast`` measures nothing.
+        """
+        options, on_cpu = self.options, self.form.cpu and self.precision == "int8"
+        asked = (options.cpu == "auto" or options.lower) and options.effort != "fast"
+        return on_cpu and asked and options.max_drop is None
+
+    def wider_plans_of(self, prepared: Prepared, timed: bool) -> tuple[Wider, ...]:
+        """Return what profile ``auto`` tries on images, in turn.
+
+        For OpenVINO the products of attention go to 8 bits, and on a CPU where that is ``timed`` convolutions.
+        """
+        options, attentions = self.options, frozenset(attention.name for attention in prepared.attentions)
+        if options.profile != "auto" or self.precision != "int8" or self.target == "tensorrt":
+            return ()
+        if options.effort == "fast" or self.data is None or options.max_drop is not None:
+            return ()
+        found = []
+        if self.target == "openvino":
+            found.append(Wider("attention in 8 bits", self.plan_of(prepared, "mha"), attentions))
+        if timed and self.convolutions_of(prepared):
+            linears = frozenset(group.name for group in prepared.linears)
+            found.append(Wider("convolutions in 8 bits", self.plan_of(prepared, "full"), linears))
+        return tuple(found)
+
+    def convolutions_of(self, prepared: Prepared) -> int:
+        """Return how many convolutions profile ``full`` has in 8 bits and this plan has not: none for TensorRT."""
+        if self.precision != "int8" or self.target == "tensorrt":
+            return 0
+        plans = self.plan_of(prepared), self.plan_of(prepared, "full")
+        here, wide = ({one.group for one in plan.entries if one.precision == "int8"} for plan in plans)
+        more = [linear for group in prepared.linears if group.name in wide - here for linear in group.linears]
+        return sum(linear.node.op_type == "Conv" for linear in more)
 
     def _knows_images(self, prepared: Prepared) -> bool:
         """Return whether a calibration table, if there is one, has the range of the images."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
 
 from vitdeploy.graph.channel_places import bias_places, channel_axis, rows_are_private
 from vitdeploy.graph.linear_groups import LinearGroup
+from vitdeploy.measure.pairs import Speeds, gains
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.layer_error import Choices, LayerError
 from vitdeploy.quantization.observers import METHODS
@@ -82,7 +83,7 @@ class Step:
     """A change to a plan. ``propose`` returns the changed plan, or None where there is nothing to change.
 
     ``by_layer_error``: the errors of layers alone can tell whether it is worth it. ``enough_db``: with that much it is
-    kept whatever it loses.
+    kept whatever it loses. ``for_speed``: it must be faster too, where that can be timed.
     """
 
     name: str
@@ -90,6 +91,16 @@ class Step:
     propose: Callable[[PrecisionPlan], PrecisionPlan | None]
     by_layer_error: bool = True
     enough_db: float = math.inf
+    for_speed: bool = False
+
+
+@dataclass(frozen=True)
+class Wider:
+    """A plan with more in 8 bits, of which a step takes over the groups that are named."""
+
+    step: str
+    plan: PrecisionPlan
+    groups: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,13 @@ class Proposals:
     """Proposes treatments for the groups of a plan that have none, from layer errors.
 
     Convolutions with a kernel or groups get the whole range of their tensors and nothing else, the patch embedding, and
-    linears whose channels are spread over several axes, the ranges of least error of the tensor. ``faster``: a plan
-    with more in 8 bits, the last of the steps.
+    linears whose channels are spread over several axes, the ranges of least error of the tensor. ``wider``: plans with
+    more in 8 bits, the last of the steps.
     """
 
     bases: Bases
     options: SearchOptions
-    faster: PrecisionPlan | None = None
+    wider: Sequence[Wider] = ()
     _errors: dict[tuple[tuple[Rotated, ...], str], LayerError] = field(default_factory=dict)
 
     def start(self, plan: PrecisionPlan) -> PrecisionPlan:
@@ -159,22 +170,26 @@ class Proposals:
             yield self._step("rounding by GPTQ", WORTHWHILE_DB, self._rounding, by_layer_error=False)
         if "bias" in allowed:
             yield self._step("bias correction", WORTHWHILE_DB, self._bias, by_layer_error=False)
-        if self.faster is not None:
-            yield Step("attention in 8 bits", -MOST_LOSS_DB, partial(self._more, self.faster), False, ENOUGH_DB)
+        for wider in self.wider:
+            widen = partial(self._more, wider)
+            yield Step(wider.step, -MOST_LOSS_DB, widen, by_layer_error=False, enough_db=ENOUGH_DB, for_speed=True)
 
-    def _more(self, faster: PrecisionPlan, plan: PrecisionPlan) -> PrecisionPlan | None:
-        """Return the plan with what is in 8 bits in ``faster`` alone, with ranges of least error."""
-        wider = {entry.group: entry for entry in faster.entries if entry.precision in WITH_ACTIVATIONS}
+    def _more(self, wider: Wider, plan: PrecisionPlan) -> PrecisionPlan | None:
+        """Return the plan with what of the wider one's groups it has not in 8 bits, with ranges of least error."""
+        integers = {entry.group: entry for entry in wider.plan.entries if entry.precision in WITH_ACTIVATIONS}
         ranges: RangeMethod = "mse" if "mse" in self.options.methods else self.options.methods[0]
-        treatment = self.options.start.model_copy(update={"ranges": ranges})
-        entries = tuple(
-            wider[entry.group].model_copy(update={"treatment": treatment})
-            if entry.group in wider and entry.precision not in WITH_ACTIVATIONS
-            else entry
-            for entry in plan.entries
-        )
-        changed = plan.model_copy(update={"entries": entries})
-        return None if changed == plan else changed.model_copy(update={"profile": faster.profile})
+        least_error = self.options.start.model_copy(update={"ranges": ranges})
+
+        def widened(entry: PlanEntry) -> PlanEntry:
+            if entry.group not in wider.groups & integers.keys() or entry.precision in WITH_ACTIVATIONS:
+                return entry
+            treatment = WHOLE_RANGE if entry.group in self._convolve else least_error
+            return integers[entry.group].model_copy(update={"treatment": treatment})
+
+        entries = tuple(map(widened, plan.entries))
+        whole = integers.keys() <= {entry.group for entry in entries if entry.precision in WITH_ACTIVATIONS}
+        profile = wider.plan.profile if whole else f"{plan.profile} + {wider.step}"
+        return None if entries == plan.entries else plan.model_copy(update={"entries": entries, "profile": profile})
 
     def _turn(self, name: str, what: Rotated) -> Step:
         return self._step(name, WORTH_A_ROTATION_DB, partial(self._rotation, what), by_layer_error=False)
@@ -331,10 +346,13 @@ def search(
     proposals: Proposals,
     score: Callable[[PrecisionPlan], float],
     progress: Progress = SILENT,
+    time_pair: Callable[[PrecisionPlan, PrecisionPlan], Speeds] | None = None,
 ) -> Found:
     """Return the plan after the steps that gained in ``score``, logits SQNR in dB, each tried on the plan before it.
 
-    A step is kept where it gains its least gain, or leaves enough; a score of NaN never wins.
+    A step is kept where it gains its least gain, or leaves enough; a score of NaN never wins. A step for speed must
+    also be faster by ``time_pair`` (before, after), which is asked where the logits allow the step; without it they
+    decide alone.
     """
     plan = proposals.start(plan)
     steps = list(proposals.steps())
@@ -350,7 +368,11 @@ def search(
                 found = score(proposed)
                 least = min(best + step.least_gain_db, step.enough_db)
                 kept = found >= least or (math.isnan(best) and not math.isnan(found))
-                trials.append(Trial(step=step.name, sqnr_db=found, kept=kept))
+                speeds: Speeds = ()
+                if kept and step.for_speed and time_pair is not None:
+                    speeds = time_pair(plan, proposed)
+                    kept = gains(speeds)
+                trials.append(Trial(step=step.name, sqnr_db=found, kept=kept, speeds=speeds))
                 plan, best = (proposed, found) if kept else (plan, best)
             task.advance()
     return Found(plan, tuple(trials))

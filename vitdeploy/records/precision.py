@@ -7,6 +7,7 @@ from typing import Literal
 from vitdeploy.records.base import Record
 from vitdeploy.records.constraints import Count
 from vitdeploy.records.samples import SampleSet
+from vitdeploy.wording import Interval
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weight-only", "fp8", "mixed"]
 NodePrecision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight-only", "fp8"]
@@ -70,12 +71,25 @@ class PrecisionPlan(Record):
     entries: tuple[PlanEntry, ...] = ()
 
 
+class PairedSpeed(Record):
+    """How many times as fast a graph is as the one before it, timed in turns at a batch size, with a 95 % interval."""
+
+    batch: int
+    speedup: float
+    interval: Interval | None = None
+
+
 class Trial(Record):
-    """A step of quantization that was tried: the logits SQNR with it, and whether it was kept."""
+    """A step of quantization that was tried: the logits SQNR with it, and whether it was kept.
+
+    ``speeds``: of a step that was timed on the machine that the graph is for, beside the graph without it; () where it
+    was not, as its logits had decided.
+    """
 
     step: str
     sqnr_db: float
     kept: bool
+    speeds: tuple[PairedSpeed, ...] = ()
 
 
 class CalibrationInfo(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ from vitdeploy.errors import (
     GraphError,
     UsageError,
     VitdeployError,
+    warn,
 )
+from vitdeploy.measure.pairs import Speeds, TimePair, gains, loses, pair_timer, speeds_text
 from vitdeploy.progress import SILENT, Progress
 from vitdeploy.quantization.budget import Place, Validation
 from vitdeploy.quantization.budget_choice import too_few_images
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.backends.timing_place import TimingPlace
+    from vitdeploy.quantization.prepared import Prepared
     from vitdeploy.sessions import Opener
 
 __all__ = ["QuantizeOptions", "QuantizeRequest", "quantize"]
@@ -168,7 +171,11 @@ class QuantizeRequest(QuantizeInputs):
     @property
     def values(self) -> dict[str, Any]:
         """The options as JSON values, with what latencies depend on where they decide."""
-        return super().values | ({} if self.budget is None else {"time_on": self.budget.place.identity})
+        found = super().values | ({} if self.budget is None else {"time_on": self.budget.place.identity})
+        if not self.is_for_this_machine:
+            return found
+        timed_on = {"version": environment.versions().get(self.target), "cpu": environment.cpu_name()}
+        return found | {"timed_on": timed_on}
 
     def data_notes(self) -> list[str]:
         """Return what should be said of the calibration images: which they are, and what is left out."""
@@ -212,9 +219,14 @@ class QuantizeRequest(QuantizeInputs):
         open_graph = cpu_opener(self.options.threads, self.form.judged_as)
         self.warn_of_images()
         saved = SavedObservations(self.output, self.key)
+        time_pair = self._timer(progress)
+        if time_pair is None:
+            self._note_convolutions(before, plan, progress)
         try:
-            faster = self.faster_plan_of(before)
-            calibrated, info = calibrate(before, plan, division, self, open_graph, progress, saved, faster=faster)
+            wider = self.wider_plans_of(before, time_pair is not None)
+            calibrated, info = calibrate(
+                before, plan, division, self, open_graph, progress, saved, wider=wider, time_pair=time_pair
+            )
         except VitdeployError:
             saved.remove()
             raise
@@ -232,6 +244,8 @@ class QuantizeRequest(QuantizeInputs):
             judged = replace(judged, checks=(*judged.checks, *self._in_bf16(before.graph, realized.model, division)))
         hold(judged, final)
         checks = judged.checks if chosen is None else (*judged.checks, chosen.check)
+        if time_pair is not None:
+            checks = (*checks, self._beside_fp32(time_pair(self.source.load(), realized.model)))
         profile = error_profile(realized.before, realized, check_images(self, division), self, open_graph)
         manifest = _manifest(self, "onnx", info).model_copy(
             update={
@@ -260,6 +274,51 @@ class QuantizeRequest(QuantizeInputs):
                     f"{chosen.front.verdict[0]}; only {str(output)!r} was written, {str(self.output)!r} was not", front
                 )
         return written
+
+    @property
+    def _place(self) -> TimingPlace | None:
+        """Where a graph for this machine is timed; None: its options ask for no time."""
+        from vitdeploy.backends.timing_place import TimingPlace
+
+        return TimingPlace(self.target, "bf16" if self._bf16 else None) if self.is_for_this_machine else None
+
+    def _timer(self, progress: Progress) -> TimePair | None:
+        """Return what times two graphs on this machine; None, with a note, where the target is not installed."""
+        from vitdeploy.backends.lowering import pixels_of
+        from vitdeploy.preprocess import to_input
+
+        place, preprocess = self._place, self.source.manifest.preprocess
+        if place is None or preprocess is None:
+            return None
+        try:
+            place.require()
+        except BackendError as error:
+            progress.note(str(error))
+            return None
+        images = to_input(pixels_of(self.source), preprocess)
+        opener = place.opener(self.source.manifest, 1, self.options.threads, self.form.judged_as)
+        return pair_timer(opener, images, progress)
+
+    def _note_convolutions(self, before: Prepared, plan: PrecisionPlan, progress: Progress) -> None:
+        """Say that convolutions stay in high precision, where nobody chose that, and what tries and what takes them."""
+        options, count = self.options, self.convolutions_of(before)
+        if options.profile != "auto" or not count:
+            return
+        tried = self.data is not None and options.effort != "fast" and options.max_drop is None and self._place is None
+        tries = "cpu='auto' tries them in 8 bits and times that on this machine, " if tried else ""
+        takes = f"{tries}profile='full' has them in 8 bits{' untried' if tried else ''}"
+        progress.note(f"{count} convolution(s) stay in {plan.remainder.upper()}: {takes}")
+
+    def _beside_fp32(self, speeds: Speeds) -> Check:
+        """Return how fast the graph is here beside the one that it was made of, with a warning where it is slower."""
+        assert self._place is not None
+        where, slower = f"the FP32 graph in {self._place.title} of this machine", loses(speeds)
+        words = speeds_text(speeds)
+        if slower:
+            warn(f"{str(self.output)!r} is slower than {where}: {words}")
+        uncertain = "" if slower or gains(speeds) else "no certain difference: "
+        status: Literal["passed", "failed", "unchecked"] = "failed" if slower else "passed" if speeds else "unchecked"
+        return Check(name="speed", status=status, detail=f"{uncertain}{words}, beside {where}")
 
     def _in_bf16(self, before: ir.Model, after: ir.Model, division: Division | None) -> tuple[Check, ...]:
         """Compare both graphs once more, with OpenVINO computing the new one, where this machine has it and BF16."""
