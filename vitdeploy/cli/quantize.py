@@ -68,7 +68,7 @@ def quantize(
         Profile,
         typer.Option(
             "--profile",
-            help="mha: attention too; full: convolutions as well; auto: these where accurate and, for this CPU, faster.",
+            help="mha: attention too; full: convolutions as well; auto: what keeps the logits and pays.",
         ),
     ] = "auto",
     method: Method = "auto",
