@@ -262,9 +262,10 @@ class QuantizeInputs:
 
         A search for a budget times by itself, and effort ``fast`` measures nothing.
         """
-        options, on_cpu = self.options, self.form.cpu and self.precision == "int8"
-        asked = (options.cpu == "auto" or options.lower) and options.effort != "fast"
-        return on_cpu and asked and options.max_drop is None
+        options = self.options
+        if not self.form.cpu or self.precision != "int8" or options.effort == "fast" or options.max_drop is not None:
+            return False
+        return options.cpu == "auto" or options.lower
 
     def wider_plans_of(self, prepared: Prepared, timed: bool) -> tuple[Wider, ...]:
         """Return what profile ``auto`` tries on images, in turn.
