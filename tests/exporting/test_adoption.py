@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 from foreign_onnx import FOREIGN, write_foreign
+from notes import Notes
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from vitdeploy.artifacts import OnnxModel, open_artifact, read_onnx
+from vitdeploy.artifacts import OnnxModel, open_artifact, read_onnx, write_onnx
 from vitdeploy.errors import ArtifactError, DataError, GraphError, UsageError, VitdeployError
+from vitdeploy.records import ModelSpec
+from vitdeploy.records.samples import SampleSet, TrainingData
 from vitdeploy.stages.export import ExportOptions, export
 from vitdeploy.stages.inspect import inspect
 
@@ -69,21 +74,61 @@ def test_weights_beside_a_foreign_file_come_along(tmp_path: Path) -> None:
         export(source, tmp_path / "again.onnx", options=ADOPT)
 
 
-def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
-    model = tiny_onnx.load()
+def _edited(tiny: OnnxModel, path: Path, values: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Path:
+    model = tiny.load()
     bias = model.graph.initializers["head.bias"]
-    bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name="head.bias")
-    path = tmp_path / "edited.onnx"
+    bias.const_value = ir.tensor(values(bias.const_value.numpy()), name="head.bias")
     ir.save(model, path)
-    with pytest.raises(ArtifactError, match=r"edited or damaged; if the edit is yours, adopt it again"):
+    return path
+
+
+def test_an_edited_model_of_ours_can_be_adopted_again(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
+    path = _edited(tiny_onnx, tmp_path / "edited.onnx", lambda bias: bias + 1)
+    with pytest.raises(
+        ArtifactError, match=r"edited or damaged; if the edit is yours, .*edited\.onnx.* adopts it again"
+    ):
         read_onnx(path)
     with pytest.raises(ArtifactError, match=r"edited or damaged"):
         export(path, tmp_path / "x.onnx")
-    adopted = export(path, tmp_path / "adopted.onnx", options=ADOPT)
+    adopted = export(path, tmp_path / "adopted.onnx", options=ExportOptions(preprocess=str(path)))
     assert adopted.digest != tiny_onnx.digest
     assert adopted.manifest.metrics["graph_findings"] == 0
     names = [node.name for node in adopted.load().graph]
     assert "blocks.0.attn.qkv/MatMul" in names
+    assert adopted.manifest.preprocess == tiny_onnx.manifest.preprocess
+
+
+def test_an_edited_model_of_ours_keeps_what_its_manifest_states(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
+    """Class names, task and trainings, by which a bench knows images that were seen; labels= and task= come first."""
+    stated = tiny_onnx.manifest
+    model = stated.model.model_copy(update={"classes": tuple(f"d{n}" for n in range(10)), "task": "multi-label"})
+    seen = TrainingData(data="digits:train", train=SampleSet.of(f"{n:016x}" for n in range(3)))
+    source = write_onnx(
+        tmp_path / "s.onnx", tiny_onnx.load(), stated.model_copy(update={"model": model, "trained_on": (seen,)})
+    )
+    path = _edited(source, tmp_path / "edited.onnx", lambda bias: bias + 1)
+    kept = export(path, tmp_path / "a.onnx", options=ADOPT).manifest
+    assert (kept.model.classes, kept.model.task, kept.trained_on) == (model.classes, "multi-label", (seen,))
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"digit {n}\n" for n in range(10)))
+    options = ExportOptions(preprocess="digits", labels=labels, task="single-label")
+    named = export(path, tmp_path / "b.onnx", options=options).manifest
+    assert (named.model.classes[3], named.model.task, named.trained_on) == ("digit 3", "single-label", (seen,))
+
+
+def test_a_manifest_of_other_outputs_or_a_damaged_one_names_no_classes(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
+    nine = ModelSpec(family="vit", name="nine", arguments={"num_classes": 9}, classes=tuple("abcdefghi"))
+    source = write_onnx(tmp_path / "n.onnx", tiny_onnx.load(), tiny_onnx.manifest.model_copy(update={"model": nine}))
+    other = _edited(source, tmp_path / "other.onnx", lambda bias: bias + 1)
+    graph = onnx.load(other)
+    manifest = next(entry for entry in graph.metadata_props if entry.key == "vitdeploy")
+    manifest.value = manifest.value[:-9]
+    onnx.save(graph, tmp_path / "damaged.onnx")
+    for path, note in ((other, "is of 9 outputs and it has 10"), (tmp_path / "damaged.onnx", "is damaged")):
+        notes = Notes()
+        adopted = export(path, tmp_path / f"{path.stem}.a.onnx", options=ADOPT, progress=notes)
+        assert f"its manifest of vitdeploy {note}" in "\n".join(notes.lines)
+        assert adopted.manifest.model.classes == ()
 
 
 def test_the_key_follows_content_not_paths(tmp_path: Path) -> None:

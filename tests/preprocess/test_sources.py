@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from foreign_onnx import write_foreign
+from safetensors.numpy import save_file
 
+from vitdeploy.artifacts import Checkpoint, OnnxModel
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess import DIGITS_PREPROCESS, IMAGENET_MEAN, IMAGENET_STD, preprocess_from
 from vitdeploy.records import Preprocess
@@ -80,3 +85,26 @@ def test_the_config_beside_the_processor_counts(
         assert (spec.size[0], spec.resize_size) == expected
     if "pretrained_cfg" in config:
         assert preprocess_from(str(tmp_path / "config.json")) == spec
+
+
+def test_an_artifact_names_its_own_preprocessing(
+    tmp_path: Path, tiny_onnx: OnnxModel, tiny_checkpoint: Checkpoint
+) -> None:
+    edited = onnx.load(tiny_onnx.path)
+    edited.graph.initializer[0].raw_data = bytes(len(edited.graph.initializer[0].raw_data))
+    onnx.save(edited, tmp_path / "edited.onnx")
+    assert preprocess_from(str(tiny_onnx.path)) == tiny_onnx.manifest.preprocess
+    assert preprocess_from(str(tiny_checkpoint.path)) == tiny_checkpoint.manifest.preprocess
+    assert preprocess_from(str(tmp_path / "edited.onnx")) == tiny_onnx.manifest.preprocess
+
+
+def test_an_artifact_that_states_none_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
+    foreign = write_foreign(tmp_path / "foreign.onnx")
+    with pytest.raises(DataError, match=r"foreign\.onnx' states no preprocessing: name the file that it was made from"):
+        preprocess_from(str(foreign))
+    save_file({"head.weight": np.zeros((2, 2), np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(ArtifactError, match=r"w\.safetensors"):
+        preprocess_from(str(tmp_path / "w.safetensors"))
+    (tmp_path / "cut.onnx").write_bytes(foreign.read_bytes()[:50])
+    with pytest.raises(ArtifactError, match=r"cut\.onnx' is not an ONNX file, or is damaged"):
+        preprocess_from(str(tmp_path / "cut.onnx"))

@@ -162,6 +162,16 @@ def read_onnx(path: Path) -> OnnxModel:
     return OnnxModel(path, manifest, golden)
 
 
+def stated_manifest(model: ir.Model, path: Path) -> Manifest | None:
+    """Return what the manifest in a graph says, even where the graph was edited since; None where it has none.
+
+    Raises:
+        ArtifactError: The manifest is damaged.
+    """
+    text = model.metadata_props.get(METADATA_KEY)
+    return None if text is None else parse_manifest(text, path)
+
+
 def load_ir(path: Path) -> ir.Model:
     """Parse any ONNX file, foreign ones too.
 
@@ -271,4 +281,4 @@ def _external_files(path: Path) -> set[Path]:
 
 
 def _readopt(path: Path) -> str:
-    return f"if the edit is yours, adopt it again with {adoption(path)}"
+    return f"if the edit is yours, {adoption(path, str(path))} adopts it again, prepared as it says itself"

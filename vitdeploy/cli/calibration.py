@@ -37,9 +37,7 @@ def make(
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(
-            "--preprocess", metavar="timm:NAME|hf:DIR|FILE.json", help="Keep this preprocessing in the manifest."
-        ),
+        typer.Option("--preprocess", metavar="timm:NAME|hf:DIR|FILE", help="Keep this preprocessing in the manifest."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -52,8 +52,8 @@ PreprocessName = Annotated[
     str | None,
     typer.Option(
         "--preprocess",
-        metavar="timm:NAME|hf:DIR|FILE.json",
-        help="How images become inputs, in place of what belongs to the weights.",
+        metavar="timm:NAME|hf:DIR|FILE",
+        help="How images become inputs, in place of what belongs to the weights; FILE is JSON or an artifact of ours.",
     ),
 ]
 TaskName = Annotated[Task | None, typer.Option("--task", help="What the outputs mean, where the files do not say it.")]

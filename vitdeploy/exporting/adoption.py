@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, write_onnx
+from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, stated_manifest, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
 from vitdeploy.datasets import Dataset, load_pixels
 from vitdeploy.datasets.check_images import CHECKED_BATCH, golden_count, smooth_random_pixels
-from vitdeploy.errors import GraphError, UsageError
+from vitdeploy.errors import ArtifactError, GraphError, UsageError
 from vitdeploy.exporting.checking import CPU, TOLERANCES, Expected, compare, describe_graph, staged
 from vitdeploy.exporting.interface import choose_output, fit_input, fit_output
 from vitdeploy.graph.bounds import refuse_large, refuse_unbounded
@@ -60,7 +60,8 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
     """Write a foreign graph, cleaned and with a manifest; its outputs before are the reference for those after.
 
     Before and after are compared at the same batches, to the tolerance of the graph's own precision. A ``config.json``
-    and a ``preprocessor_config.json`` beside the file count, as optimum writes them.
+    and a ``preprocessor_config.json`` beside the file count, as optimum writes them. A graph of ours that was edited
+    since keeps its class names and its task, and what its weights were trained on.
 
     Raises:
         UsageError: ``preprocess`` is missing, or the file is a model of ours already.
@@ -76,6 +77,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         refuse_unbounded(model, where)
         named = _preprocess(path, model, options.preprocess, progress)
         original = onnx_digest(model)
+        stated, damage = _stated(model, path)
         complete_names(model.graph)  # ONNX Runtime refuses a graph with two nodes of one name
         precision = graph_precision(model)
         notes = choose_output(model, options.output_name, where)
@@ -94,8 +96,9 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
         activation = output_activation(model.graph, expected.last)
         if activation != "none":
             progress.note(f"its outputs have a {activation} applied: they are taken as probabilities")
-        head = _head(path, options, count, activation)
-        for note in head.notes:
+        own, more = _stated_model(stated, count)
+        head = _head(path, options, count, activation, own)
+        for note in (*damage, *more, *head.notes):
             progress.note(note)
         task.advance()
         task.describe("cleaning")
@@ -121,6 +124,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
                     activation=activation,
                 ),
                 preprocess=spec,
+                trained_on=() if stated is None else stated.trained_on,
                 precision=precision,
                 checks=checks,
                 metrics=describe_graph(graph, progress),
@@ -207,18 +211,39 @@ def _config(path: Path) -> tuple[dict[str, Any], str]:
     return {}, CONFIG
 
 
-def _head(path: Path, options: AdoptionOptions, count: int, activation: Any) -> Head:
+def _head(path: Path, options: AdoptionOptions, count: int, activation: Any, stated: ModelSpec | None) -> Head:
     config, where = _config(path)
     return decide_head(
         HeadEvidence(
             outputs=count,
             activation=activation,
-            config=config,
+            config=config if stated is None else None,
             where=where,
-            task=options.task,
+            task=options.task or (None if stated is None else stated.task),
             labels=options.labels,
+            known=() if stated is None else stated.classes,
         )
     )
+
+
+def _stated(model: ir.Model, path: Path) -> tuple[Manifest | None, tuple[str, ...]]:
+    """Return the manifest that a graph of ours carries though it was edited, or a note that it is damaged."""
+    try:
+        return stated_manifest(model, path), ()
+    except ArtifactError:
+        return None, ("its manifest of vitdeploy is damaged: class names and what it was trained on are left out",)
+
+
+def _stated_model(stated: Manifest | None, count: int) -> tuple[ModelSpec | None, tuple[str, ...]]:
+    """Return the model of that manifest if it fits the number of outputs, and a note."""
+    if stated is None:
+        return None, ()
+    before = stated.model.arguments.get("num_classes")
+    if stated.model.task != "features" and before != count:
+        return None, (
+            f"its manifest of vitdeploy is of {before} outputs and it has {count}: class names and task are left out",
+        )
+    return stated.model, ("class names, task and trainings are those of the manifest of vitdeploy that it carries",)
 
 
 def _recorded(path: Path, options: AdoptionOptions, spec: Preprocess) -> dict[str, Any]:

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.artifacts import load_ir, open_artifact, sidecar_of, stated_manifest
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.record import DIGITS_PREPROCESS, make_record
 from vitdeploy.preprocess.timm_configuration import preprocess_from_timm, preprocess_from_timm_config
-from vitdeploy.reading import read_json
+from vitdeploy.reading import is_safetensors, read_json
 from vitdeploy.records import Preprocess
 
 PREPROCESSOR = "preprocessor_config.json"
 CONFIG = "config.json"
+SOURCES = "timm:NAME, hf:DIR or FILE.json"
 
 _FIELDS = frozenset(Preprocess.model_fields)
 _OF_PROCESSORS = frozenset(
@@ -27,8 +29,9 @@ def preprocess_from(source: str) -> Preprocess:
 
     Args:
         source: ``digits``; ``timm:NAME`` (timm's configuration of that model); ``hf:DIR`` or a folder (with Hugging
-            Face's ``preprocessor_config.json``, or timm's ``config.json``); or a JSON file, in one of those forms or
-            a ``Preprocess`` record.
+            Face's ``preprocessor_config.json``, or timm's ``config.json``); a JSON file, in one of those forms or a
+            ``Preprocess`` record; or a checkpoint, an ONNX model or an engine of vitdeploy, whose own it is. An ONNX
+            model may have been edited since.
     Raises:
         DataError: The source says nothing that this package can carry out exactly; the message names the key.
         ArtifactError: The file cannot be read.
@@ -42,6 +45,8 @@ def preprocess_from(source: str) -> Preprocess:
         if not path.is_dir():
             raise DataError(f"there is no folder {str(path)!r} with a {PREPROCESSOR}: download the model first")
         return preprocess_of_folder(path)
+    if path.suffix == ".onnx" or is_safetensors(path) or sidecar_of(path).is_file():
+        return _of_artifact(path)
     raw = _object(path)
     title = f"{path.name} of {path.resolve().parent.name!r}"
     if isinstance(raw.get("pretrained_cfg"), Mapping):
@@ -51,6 +56,14 @@ def preprocess_from(source: str) -> Preprocess:
     if unknown := sorted(raw.keys() - _FIELDS):
         raise DataError(f"{str(path)!r} has the unknown key {unknown[0]!r}, expected {', '.join(sorted(_FIELDS))}")
     return make_record({"source": path.name, **raw}, str(path))
+
+
+def _of_artifact(path: Path) -> Preprocess:
+    """Return the preprocessing that an artifact states."""
+    manifest = stated_manifest(load_ir(path), path) if path.suffix == ".onnx" else open_artifact(path).manifest
+    if manifest is None or manifest.preprocess is None:
+        raise DataError(f"{str(path)!r} states no preprocessing: name the file that it was made from, or {SOURCES}")
+    return manifest.preprocess
 
 
 def preprocess_of_folder(folder: Path) -> Preprocess:
