@@ -161,6 +161,19 @@ def test_the_average_is_preferred_and_both_are_named(tmp_path: Path) -> None:
     assert any("'state_dict' fit, too" in note for note in notes)
 
 
+@pytest.mark.parametrize("average", ["model_ema.module.", "ema.", "ema_model.module."])
+def test_weights_that_are_named_are_none_that_stand_beside_the_model(average: str, tmp_path: Path) -> None:
+    reference, state = vit(), with_prefix(vit(1).state_dict(), "model.")
+    table = {**state, **with_prefix(reference.state_dict(), average)}
+    torch.save({"state_dict": table}, tmp_path / "m.pth")
+    notes = assert_loads(tmp_path / "m.pth", reference).notes
+    assert any("'state_dict.model' fit, too" in note for note in notes)
+    assert not [note for note in notes if note.startswith("left out")]
+    torch.save({"state_dict": {**table, "criterion.weight": torch.zeros(3)}}, tmp_path / "m.pth")
+    notes = assert_loads(tmp_path / "m.pth", reference).notes
+    assert "left out what stands beside the model: state_dict.criterion.weight" in notes
+
+
 def test_where_the_average_does_not_fit_the_raw_weights_are_taken(tmp_path: Path) -> None:
     reference = vit()
     torch.save(

@@ -218,6 +218,30 @@ def test_a_warning_is_one_line_and_shown_once(
     assert warnings.showwarning is before
 
 
+@pytest.mark.parametrize(("terminals", "shown"), [((True, True), True), ((True, False), False), ((False, True), False)])
+def test_a_verdict_does_not_repeat_what_the_same_terminal_has_shown(
+    monkeypatch: pytest.MonkeyPatch, terminals: tuple[bool, bool], shown: bool
+) -> None:
+    """Where stdout or stderr goes elsewhere, its reader has not seen the warning, or needs the whole verdict."""
+    from vitdeploy import errors
+
+    advice = "bench again with vd.BenchOptions(rounds=30)"
+    found: dict[str, bool] = {}
+
+    def warned() -> list[object]:
+        for stream, is_terminal in zip((sys.stdout, sys.stderr), terminals, strict=True):
+            monkeypatch.setattr(stream, "isatty", lambda value=is_terminal: value)
+        found["before"] = shell.was_shown(advice)
+        errors.warn(advice, errors.FidelityWarning)
+        found.update({text: shell.was_shown(text) for text in (advice, "another sentence")})
+        return []
+
+    monkeypatch.setitem(vars(vitdeploy), "doctor", warned)
+    assert main(["doctor"]) == 0
+    assert found == {"before": False, advice: shown, "another sentence": False}
+    assert not shell.was_shown(advice), "nothing is shown outside of a command"
+
+
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(pattern: str) -> None:
         raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vitdeploy.measure.verdict import accuracy_kept, give_verdict, is_faster
+from vitdeploy.measure.verdict import _speed, accuracy_kept, give_verdict, is_faster
 from vitdeploy.records import Baseline, Conditions, FloatProduct, OperatorCensus, Row, Timing
 from vitdeploy.records.report import SelfCheck
 
@@ -448,6 +448,30 @@ def test_a_drift_beyond_the_interval_is_said(drift: float, interval: tuple[float
     text = " ".join(_verdict(TORCH.model_copy(update={"timings": (timing,)})))
     assert ("drifted over the run" in text) == said
     assert (f"vit.safetensors at batch 1 ({drift:.2f}×)" in text) == said
+
+
+def test_a_row_is_named_once_at_a_batch_by_its_largest_drift() -> None:
+    steady = {"p50_ci95": (9.9, 10.1)}
+    timings = tuple(
+        _timing(10.0, batch=batch).model_copy(update={**steady, "drift": drift, "scope": scope})
+        for batch, scope, drift in (
+            (1, "end_to_end", 1.2), (1, "compute", 1.3), (8, "end_to_end", 0.7), (8, "compute", 0.8),
+        )
+    )  # fmt: skip
+    (said,) = (line for line in _verdict(TORCH.model_copy(update={"timings": timings})) if "drifted" in line)
+    assert ": vit.safetensors at batch 1 (1.30×) and vit.safetensors at batch 8 (0.70×). Speed-ups" in said
+
+
+@pytest.mark.parametrize(
+    ("speedup", "interval", "said"),
+    [
+        (0.5, (0.4, 0.8), "2.00× the time of the baseline (95 % interval 1.25 to 2.50), 20.0 ms"),
+        (0.5, None, "2.00× the time of the baseline, 20.0 ms"),
+        (2.0, (1.9, 2.1), "2.00× as fast as the baseline (95 % interval 1.90 to 2.10), 20.0 ms"),
+    ],
+)
+def test_what_is_slower_is_said_by_its_time(speedup: float, interval: tuple[float, float] | None, said: str) -> None:
+    assert _speed(_row("vit.onnx", timings=(_timing(20.0, speedup, interval),)), 1) == said
 
 
 def _checked(check: SelfCheck | None, row: Row) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from vitdeploy.artifacts import Checkpoint, read_checkpoint, write_checkpoint
@@ -190,6 +193,54 @@ def test_a_checkpoint_of_a_torchvision_model_gets_another_head(tmp_path: Path) -
     checkpoint = written(tmp_path, "torchvision", (64, 64), name="squeezenet1_1")
     loaded = refitted(checkpoint, classes=3)
     assert loaded.notes == ("the head is new, for 3 classes: classifier.1.weight, classifier.1.bias",)
+
+
+@pytest.fixture
+def small_torchvision_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``vit_b_32`` of torchvision with one block of width 16; its own constructor, name and preprocessing."""
+    from torchvision.models import _api
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    @functools.wraps(_api.BUILTIN_MODELS["vit_b_32"])
+    def small(*, weights: None = None, image_size: int = 224, **options: Any) -> VisionTransformer:
+        return VisionTransformer(image_size, 32, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, **options)
+
+    monkeypatch.setitem(_api.BUILTIN_MODELS, "vit_b_32", small)
+
+
+@pytest.mark.parametrize("size", [96, 256, [320, 320]])
+def test_torchvision_weights_of_the_usual_size_are_taken_at_another(
+    small_torchvision_vit: None, tmp_path: Path, size: int | list[int]
+) -> None:
+    from torchvision.models import get_model
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    torch.manual_seed(1)
+    module = get_model("vit_b_32", num_classes=7)
+    nn.init.normal_(module.encoder.pos_embedding)
+    state = module.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    loaded = load_source("torchvision:vit_b_32", weights=tmp_path / "w.pth", arguments={"image_size": size})
+    side = size if isinstance(size, int) else size[0]
+    expected = interpolate_embeddings(side, 32, OrderedDict(state))["encoder.pos_embedding"]
+    torch.testing.assert_close(loaded.module.encoder.pos_embedding.data, expected)
+    assert loaded.preprocess.size == (side, side)
+    assert any(f"to {side // 32}×{side // 32}" in note for note in loaded.notes)
+    with torch.no_grad():
+        assert loaded.module(torch.zeros(1, 3, side, side)).shape == (1, 7)
+    again = model_from_spec(loaded.spec)
+    assert again.encoder.pos_embedding.shape == expected.shape
+
+
+def test_torchvision_models_take_an_image_size_without_weights_or_refuse_it(small_torchvision_vit: None) -> None:
+    def drawn(name: str, size: Any) -> LoadedModel:
+        return load_source(f"torchvision:{name}", random_weights=True, arguments={"image_size": size})
+
+    assert drawn("vit_b_32", 64).module.encoder.pos_embedding.shape == (1, 5, 16)
+    assert drawn("squeezenet1_1", [64, 96]).preprocess.size == (64, 96)
+    assert drawn("maxvit_t", 448).preprocess.size == (448, 448)
+    with pytest.raises(ModelError, match="'torchvision:vit_b_32' takes square images, and image_size is 64×96"):
+        drawn("vit_b_32", [64, 96])
 
 
 def test_timm_weights_of_the_usual_size_are_taken_at_another(tmp_path: Path) -> None:

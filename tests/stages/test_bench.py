@@ -32,7 +32,7 @@ from vitdeploy.benching.measuring import Entry
 from vitdeploy.benching.preparation import other_preprocessing
 from vitdeploy.cli.flags import in_flags, set_command
 from vitdeploy.datasets import load_pixels, open_dataset
-from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.errors import ArtifactError, BackendError, UsageError
 from vitdeploy.preprocess import normalize
 from vitdeploy.records import Manifest, ModelSpec, Report, Target
 from vitdeploy.report import measurement_tables
@@ -271,6 +271,27 @@ def test_nothing_to_bench_missing_files_and_unknown_runtimes_are_errors(tmp_path
         bench([model.path], "digits", options=BenchOptions(runtimes=("tflite",)))
     with pytest.raises(UsageError, match="none of the runtimes 'openvino'"):
         bench([model.path], "digits", options=BenchOptions(runtimes=("openvino",), device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (BenchOptions(device="cuda"), "device 'cuda'"),
+        (BenchOptions(device="cuda", runtimes=("onnxruntime", "openvino")), "device 'cuda'"),
+        (BenchOptions(runtimes=("onnxruntime:cuda",)), "runtime 'onnxruntime:cuda'"),
+        (BenchOptions(runtimes=("onnxruntime:cuda", "onnxruntime:tensorrt")), "runtime 'onnxruntime:cuda', .*"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_before_any_work_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: BenchOptions, asked: str
+) -> None:
+    from vitdeploy import environment
+    from vitdeploy.stages import bench as stage
+
+    monkeypatch.setattr(environment, "reason_without_gpu", lambda: "there is no NVIDIA GPU here")
+    monkeypatch.setattr(stage, "choose_baseline", None)
+    with pytest.raises(BackendError, match=f"{asked} was asked for, and there is no NVIDIA GPU here"):
+        bench([write_linear(tmp_path / "m.onnx").path], "digits", options=options)
 
 
 def key_of(artifacts, data, **options: Any) -> str:

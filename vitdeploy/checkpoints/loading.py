@@ -97,7 +97,7 @@ def load_foreign(path: Path, name: str | None = None, request: LoadRequest = Loa
     first: CheckpointError | ModelError | None = None
     for candidate in candidates:
         try:
-            loaded, notes = _load(candidate, name, request)
+            loaded, notes = _load(_without_named(candidate, candidates), name, request)
         except (CheckpointError, ModelError) as error:
             first = first or error
             continue
@@ -137,6 +137,15 @@ def _choice(taken: Candidate, candidates: list[Candidate], passed: list[Candidat
         why = "averaged weights are preferred to raw ones" if averaged else "a file with those alone gives them"
         notes.append(f"those under {', '.join(map(repr, same))} fit, too: {why}")
     return notes
+
+
+def _without_named(taken: Candidate, candidates: list[Candidate]) -> Candidate:
+    """Return a table whose tensors of the other tables that ``_choice`` names are none that stand beside it."""
+    passed = candidates[: candidates.index(taken)]
+    named = [one for one in candidates if one is not taken and (one in passed or same_shapes(one, taken))]
+    places = tuple(f"{place}." for place in (_place(one.file) for one in named) if place)
+    left = tuple(name for name in taken.file.left_out if not name.startswith(places))
+    return replace(taken, file=replace(taken.file, left_out=left))
 
 
 def _place(file: WeightFile) -> str:

@@ -21,6 +21,7 @@ FAMILY_RULES: dict[str, ResizeRule] = {
     "hybrid": "bicubic_antialias",
     "deit": "bicubic_antialias",
     "pvt": "bilinear",
+    "torchvision": "bicubic_align_corners",
 }
 """The rule of the code base that a family's weights usually come from; ``bicubic`` for the other families."""
 

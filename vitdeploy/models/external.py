@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vitdeploy.errors import ModelError
 
 _TORCHVISION_HEADS = ("heads", "head", "fc", "classifier")
+_TORCHVISION_SIZES = {"vit_": "image_size", "maxvit_": "input_size"}
+"""What models of torchvision with tables of positions are called → their argument for the size of images."""
 _TIMM_NAMES = {"image_size": "img_size", "channels": "in_chans", "drop_path": "drop_path_rate"}
 
 
@@ -24,14 +26,14 @@ def build(family: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return create_timm(name, arguments) if family == "timm" else create_torchvision(name, arguments)
 
 
-def translated(family: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return constructor arguments under the names that a family uses; ``image_size`` is timm's ``img_size``.
+def translated(family: str, arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return constructor arguments of the model ``name`` under those that its family uses: timm's is ``img_size``.
 
-    torchvision's models fix their image size by themselves or take any, so theirs is left out.
+    Of torchvision's models most take images of any size, so theirs is left out.
     """
     if family == "timm":
         return {_TIMM_NAMES.get(name, name): value for name, value in arguments.items()}
-    if family == "torchvision":
+    if family == "torchvision" and not name.startswith(tuple(_TORCHVISION_SIZES)):
         return {name: value for name, value in arguments.items() if name != "image_size"}
     return dict(arguments)
 
@@ -101,6 +103,7 @@ def create_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     names = models.list_models(module=models)
     if name not in names:
         raise ModelError(f"torchvision has no classification model {name!r}: {nearest(name, names)}")
+    arguments = _sized(name, arguments)
     try:
         if arguments.get("num_classes") == 0:
             rest = {key: value for key, value in arguments.items() if key != "num_classes"}
@@ -109,6 +112,23 @@ def create_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"torchvision cannot build {name!r} with {dict(arguments)!r}: {_first_line(error)}") from error
     return module
+
+
+def _sized(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with ``image_size``, in pixels or as [height, width], as the model of torchvision takes it.
+
+    Raises:
+        ModelError: The model takes squares alone.
+    """
+    rest = dict(arguments)
+    own = next((own for start, own in _TORCHVISION_SIZES.items() if name.startswith(start)), None)
+    if "image_size" not in rest or own is None:
+        return rest
+    size = rest.pop("image_size")
+    height, width = (size, size) if isinstance(size, int) else size
+    if own == "image_size" and height != width:
+        raise ModelError(f"'torchvision:{name}' takes square images, and image_size is {height}×{width}")
+    return {**rest, own: height if own == "image_size" else (height, width)}
 
 
 def _without_last_linear(module: nn.Module, name: str) -> nn.Module:

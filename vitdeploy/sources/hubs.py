@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import CheckpointError, ModelError
+from vitdeploy.preprocess import image_size
 from vitdeploy.records import ModelSpec, Preprocess
 from vitdeploy.sources.hub_arguments import fitting_arguments
 from vitdeploy.sources.hub_weights import HubWeights, read_hub_weights
 from vitdeploy.sources.loaded import RANDOM_NOTE, LoadedModel, Weights, class_names, digest_of, fill
+from vitdeploy.sources.refit import refit
 from vitdeploy.sources.source import TIMM, TORCHVISION
 from vitdeploy.text import one_line
 
@@ -41,7 +43,7 @@ def load_timm(name: str, weights: Weights, arguments: Mapping[str, Any]) -> Load
     from vitdeploy.models.external import create_timm, import_timm, translated
     from vitdeploy.preprocess import preprocess_from_timm_config
 
-    timm, arguments = import_timm(name), translated("timm", arguments)
+    timm, arguments = import_timm(name), translated("timm", arguments, name)
     notes: tuple[str, ...] = (RANDOM_NOTE,) if weights.random else ()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's notes on models that it renamed
@@ -176,6 +178,8 @@ def _configuration(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) -> LoadedModel:
     """Build a classification model of torchvision as it is; its preprocessing is that of its default weights.
 
+    With ``image_size``, weights of the model's usual size are taken at that one, their positions resized.
+
     Raises:
         ModelError: torchvision is missing, has no such model, or refuses the arguments.
         CheckpointError: The weights do not fit or cannot be fetched.
@@ -184,7 +188,16 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
 
     from vitdeploy.models.external import create_torchvision, translated
 
-    arguments = translated("torchvision", arguments)
+    size, rest = image_size(arguments), {key: value for key, value in arguments.items() if key != "image_size"}
+    if size is not None and not weights.random:
+        try:
+            usual = load_torchvision(name, weights, rest)
+        except CheckpointError:
+            if weights.file is None:
+                raise
+        else:
+            return refit(usual, {"image_size": arguments["image_size"]})
+    arguments = translated("torchvision", arguments, name)
     found = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights.seed)
@@ -210,6 +223,7 @@ def load_torchvision(name: str, weights: Weights, arguments: Mapping[str, Any]) 
     )
     origin = f"{TORCHVISION}{name}, {weights.describe(f'published weights {published.name}')}"
     preprocess = _torchvision_preprocess(published.transforms(), f"torchvision:{name}, {published.name}")
+    preprocess = preprocess if size is None else preprocess.at_size(size)
     return LoadedModel(module.eval(), spec, preprocess, digest_of(module), origin, notes)
 
 

@@ -42,7 +42,9 @@ def refit(
         raise UsageError(
             f"channels is {arguments['channels']!r}, and the weights take images of {preprocess.channels}: leave it out"
         )
-    changes = translated(spec.family, {name: value for name, value in arguments.items() if name != "channels"})
+    changes = translated(
+        spec.family, {name: value for name, value in arguments.items() if name != "channels"}, spec.name
+    )
     stored = int(spec.arguments.get("num_classes", IMAGENET_CLASSES))
     wanted = stored if classes is None else classes
     changed = {**spec.arguments, **changes, **({} if classes is None else {"num_classes": wanted})}
@@ -101,9 +103,9 @@ def _resized(name: str, value: Tensor, modules: tuple[nn.Module, nn.Module], fam
 
     trained, module = modules
     target = module.state_dict()[name]
-    grids: Mapping[str, Any] = getattr(module, "position_grids", {})
+    grids, trained_on = _position_grids(module), _position_grids(trained)
     if name in grids and value.shape[2:] == target.shape[2:]:
-        (tokens, before), (_, after) = getattr(trained, "position_grids")[name], grids[name]  # noqa: B009
+        (tokens, before), (_, after) = trained_on[name], grids[name]
         rule = FAMILY_RULES.get(family, "bicubic")
         table = resize_positions(value.numpy(), after, tokens, rule, name, before)
         return torch.from_numpy(table), f"resized {name} from {_grid(before)} to {_grid(after)} ({rule})"
@@ -114,6 +116,14 @@ def _resized(name: str, value: Tensor, modules: tuple[nn.Module, nn.Module], fam
         f"{name!r} is {list(value.shape)} in the weights and {list(target.shape)} with these arguments: leave out "
         "those that change the weights"
     )
+
+
+def _position_grids(module: nn.Module) -> Mapping[str, Any]:
+    """Return name of a table of positions → tokens before it, and its grid; torchvision's ViT states none itself."""
+    if type(module).__module__ == "torchvision.models.vision_transformer":
+        side = int(getattr(module, "image_size")) // int(getattr(module, "patch_size"))  # noqa: B009
+        return {"encoder.pos_embedding": (1, (side, side))}
+    return getattr(module, "position_grids", {})
 
 
 def _through_timm(spec: ModelSpec, trained: nn.Module, classes: tuple[int, int]) -> tuple[nn.Module, list[str]]:

@@ -33,7 +33,7 @@ from vitdeploy.benching.thread_counts import measure_thread_counts
 from vitdeploy.benching.throughput import measure_throughput
 from vitdeploy.datasets import Dataset, DataSource, evaluation_split, open_dataset, refuse_output_in_data
 from vitdeploy.datasets.uri import parse_uri
-from vitdeploy.errors import ArtifactError, DataError, FidelityWarning, SeenDataWarning, UsageError, warn
+from vitdeploy.errors import ArtifactError, BackendError, DataError, FidelityWarning, SeenDataWarning, UsageError, warn
 from vitdeploy.measure import sensors
 from vitdeploy.measure.by_class import class_counts
 from vitdeploy.measure.load import OtherLoad, watch_other_load
@@ -180,6 +180,7 @@ class BenchRequest:
             VitdeployError: As ``bench``.
         """
         dataset, options = self.dataset, self.options
+        _refuse_absent_gpu(self)
         entries, reference = _plan(self, progress)
         warnings, unlike = note_seen_images(entries, dataset), other_preprocessing(entries)
         for text in (f"data: {len(dataset)} images of {dataset.uri!r}", *dataset.notes):
@@ -305,6 +306,25 @@ def _plan(request: BenchRequest, progress: Progress) -> tuple[list[Entry], Basel
         else:
             entry.obstacle = entry.candidate.cannot_run()
     return entries, reference
+
+
+def _refuse_absent_gpu(request: BenchRequest) -> None:
+    """Raise where all that is asked for is on a GPU and there is none; engines alone are rows that say so.
+
+    Raises:
+        BackendError: There is no GPU here; the line says why.
+    """
+    options, reason = request.options, environment.reason_without_gpu()
+    if not reason or options.device == "cpu":
+        return
+    others = list_candidates(request.artifacts, options.runtimes, options.device, options.pinning, options.spinning)
+    on_gpu = [one.backend == "onnxruntime" and one.device == "cuda" for one in others]
+    if options.device == "cuda" and all(
+        gpu or one.cannot_run() is not None for gpu, one in zip(on_gpu, others, strict=True)
+    ):
+        raise BackendError(f"device 'cuda' was asked for, and {reason}")
+    if others and all(on_gpu):
+        raise BackendError(f"runtime {', '.join(map(repr, options.runtimes))} was asked for, and {reason}")
 
 
 def _identity(candidate: Candidate) -> tuple[str, str, Device, str | None, bool | None, bool | None]:
