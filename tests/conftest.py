@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 from filelock import FileLock
+from one_thread import use_one_thread
 from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -24,6 +25,13 @@ from vitdeploy.measure.timing import TurnOptions
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read by the libraries when they are imported, which is later
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_one_thread(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from digits_linear import QUICK, row_of
 from tiny_checkpoint import write_tiny_checkpoint
 
-from vitdeploy.artifacts import OnnxModel, open_artifact
+from vitdeploy.artifacts import OnnxModel, open_artifact, read_onnx
 from vitdeploy.artifacts.reference import load_reference
 from vitdeploy.errors import FidelityWarning
 from vitdeploy.pipeline.recipe import read_recipe
@@ -29,17 +30,24 @@ BY_ORDER = dataclasses.replace(QUICK, labels_by_order=True)
 OTHER = DIGITS_PREPROCESS.model_copy(update={"mean": (0.9,), "std": (0.1,)})
 
 
-@pytest.fixture
-def exports(tmp_path: Path) -> dict[str, OnnxModel]:
-    """One checkpoint, exported as it is, with other pixels, and with other names, all in one folder."""
-    checkpoint = write_tiny_checkpoint(tmp_path / "tiny.safetensors")
-    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+def make_exports(folder: Path) -> None:
+    folder.mkdir()
+    checkpoint = write_tiny_checkpoint(folder / "tiny.safetensors")
+    (folder / "names.txt").write_text("\n".join("abcdefghij"))
     options = {
         "z": ExportOptions(reference="digits:test"),
         "a": ExportOptions(reference="digits:test", preprocess=OTHER),
-        "n": ExportOptions(labels=tmp_path / "names.txt"),
+        "n": ExportOptions(labels=folder / "names.txt"),
     }
-    return {name: export(checkpoint, tmp_path / f"{name}.onnx", options=one) for name, one in options.items()}
+    for name, one in options.items():
+        export(checkpoint, folder / f"{name}.onnx", options=one)
+
+
+@pytest.fixture
+def exports(once: Callable[[str, Callable[[Path], object]], Path], tmp_path: Path) -> dict[str, OnnxModel]:
+    """One checkpoint, exported as it is, with other pixels, and with other names; a copy of the folder for each test."""
+    shutil.copytree(once("exports", make_exports), tmp_path, dirs_exist_ok=True)
+    return {name: read_onnx(tmp_path / f"{name}.onnx") for name in ("z", "a", "n")}
 
 
 def test_graphs_that_differ_in_what_they_hand_on_are_not_equal_and_make_other_things(
