@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+INSTALL = $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help gpu-test gpu-first-run demo test quick lint types imports unit coverage jetpack test-aarch64 package format bench-startup schema families matrix clean distclean
+.PHONY: help install gpu-test gpu-first-run demo test quick lint types imports unit coverage jetpack test-aarch64 package format bench-startup schema families matrix clean distclean
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
@@ -32,8 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) found: install Python >= 3.10, or name it with 'make PYTHON=/path/to/python3'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$$($(PYTHON) --version) is too old: vitdeploy needs Python >= 3.10, name one with 'make PYTHON=/path/to/python3'" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[all,dev]'
+	$(INSTALL) --constraint constraints.txt --config-settings editable_mode=compat --editable '.[all,dev]'
 	@touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/vitdeploy run

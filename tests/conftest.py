@@ -15,7 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 from filelock import FileLock
-from one_thread import use_one_thread
+from lean_libraries import read_operators_once, use_one_thread
 from quick_run import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -28,9 +28,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
+def _lean_libraries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         use_one_thread(patch)
+        read_operators_once(patch)
         yield
 
 

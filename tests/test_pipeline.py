@@ -452,7 +452,7 @@ def test_an_image_folder_goes_through_all_stages_with_one_recipe(tmp_path: Path,
         f"data: {photos}\n"
         "train:\n"
         f"  labels: {names}\n"
-        "  arguments: {image_size: 32, patch: 8, width: 32, depth: 2, heads: 2}\n"
+        "  arguments: {image_size: 32, patch: 8, width: 32, depth: 1, heads: 2}\n"
         "  options: {epochs: 3, batch: 8}\n"
         "bench:\n"
         "  options: {rounds: 1, iterations: 2, processes: false}\n"

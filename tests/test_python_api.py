@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from readout_vit import write_readout_vit
+from tiny_checkpoint import write_tiny_checkpoint
 
 import vitdeploy as vd
 from vitdeploy.artifacts import Golden, TensorRange, read_checkpoint, read_engine, write_engine
@@ -38,14 +39,14 @@ def readout(path: Path) -> vd.OnnxModel:
 
 
 def test_ten_lines_of_the_docs_go_from_weights_to_report(
-    tiny_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = DOCS.read_text("utf8")
     (script,) = re.findall(r"<!-- test: from weights to report -->\n\n```python\n(.*?)```", text, re.DOTALL)
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) == 10
     assert ".path" not in script
-    shutil.copy(tiny_checkpoint.path, tmp_path / "vit.safetensors")
+    write_tiny_checkpoint(tmp_path / "vit.safetensors", depth=1)
     vd.open_dataset("digits:test").image(3).save(tmp_path / "three.png")
     monkeypatch.chdir(tmp_path)
     exec(script, {})

@@ -335,9 +335,10 @@ def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_old_artifact_intact(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with tiny_disk(tmp_path / "disk", "600k") as disk:
+    half = finished_run / "model.fp16.onnx"
+    with tiny_disk(tmp_path / "disk", f"{half.stat().st_size * 3 // 2048}k") as disk:  # room for one and a half
         old = disk / "out.onnx"
-        shutil.copyfile(finished_run / "model.fp16.onnx", old)  # 330 kB
+        shutil.copyfile(half, old)
         before = old.read_bytes()
         for command in (
             f"quantize {finished_run}/model.onnx -o {old} --precision fp16",

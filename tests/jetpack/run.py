@@ -49,6 +49,14 @@ COMMANDS = (
 )
 
 
+def installer() -> list[str | Path]:
+    """Return the command that installs into the environment: uv where the development environment has it, else pip."""
+    uv = Path(sys.executable).with_name("uv")
+    if uv.exists():
+        return [uv, "pip", "install", "--quiet", "--python", PYTHON]
+    return [PYTHON, "-m", "pip", "install", "--quiet"]
+
+
 def install(wheel: Path) -> None:
     """Install the wheel into the environment; its dependencies only where they changed."""
     wanted = hashlib.sha256(CONSTRAINTS.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
@@ -56,9 +64,9 @@ def install(wheel: Path) -> None:
     if not stamp.is_file() or stamp.read_text() != wanted:
         run(sys.executable, "-m", "venv", "--clear", VENV)
         extra = ("pytest", "pytest-xdist", "hypothesis", "jsonschema", "scikit-learn")
-        run(PYTHON, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, wheel, *extra)
+        run(*installer(), "--constraint", CONSTRAINTS, wheel, *extra)
         stamp.write_text(wanted)
-    run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
+    run(*installer(), "--no-deps", "--force-reinstall", wheel)
 
 
 def main() -> None:
@@ -73,7 +81,8 @@ def main() -> None:
         run(PYTHON, "-I", "-c", "import sys, vitdeploy as vd; vd.quantize; assert 'torch' not in sys.modules")
         paths = [f"tests/{path}" for path in TESTS]
         run(
-            VENV / "bin" / "pytest", "-n", "2", "-m", "not torch", "-p", "no:cacheprovider", *paths,
+            VENV / "bin" / "pytest", "-n", "2", "--dist", "worksteal", "-m", "not torch", "-p", "no:cacheprovider",
+            *paths,
             VITDEPLOY_TEST_ARTIFACTS=str(artifacts.parent),
         )  # fmt: skip
 

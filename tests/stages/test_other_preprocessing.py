@@ -45,7 +45,7 @@ def make_exports(folder: Path) -> None:
 
 @pytest.fixture
 def exports(once: Callable[[str, Callable[[Path], object]], Path], tmp_path: Path) -> dict[str, OnnxModel]:
-    """One checkpoint, exported as it is, with other pixels, and with other names; a copy of the folder for each test."""
+    """One checkpoint, exported as it is, with other pixels, and with other names; a copy for each test."""
     shutil.copytree(once("exports", make_exports), tmp_path, dirs_exist_ok=True)
     return {name: read_onnx(tmp_path / f"{name}.onnx") for name in ("z", "a", "n")}
 
