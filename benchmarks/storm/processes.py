@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import resource
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +115,9 @@ def _be_command(
         sys.stdout.flush()
     except OSError:
         code = 120  # as Python itself where stdout cannot be flushed at the end
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
 
@@ -159,17 +165,16 @@ def _memory(pid: int) -> int:
 
 
 def load_once() -> None:
-    """Import what commands import, so that the processes that are forked need not."""
+    """Import all that commands import: forked processes need not, and are of one state of the code."""
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
     import timm  # noqa: F401
     import torch
 
     import vitdeploy
-    import vitdeploy.cli.app
-    import vitdeploy.exporting.tracing
-    import vitdeploy.sources.load
 
-    for name in vitdeploy.__all__:
-        getattr(vitdeploy, name)
+    for module in pkgutil.walk_packages(vitdeploy.__path__, "vitdeploy."):
+        if not module.name.endswith("__main__"):
+            with suppress(ImportError):  # of a library that is not installed
+                importlib.import_module(module.name)
     torch.set_num_threads(1)
