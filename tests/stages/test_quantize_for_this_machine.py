@@ -25,6 +25,7 @@ HERE = QuantizeOptions(threads=1, samples=60, method="minmax", equalization="off
 pytestmark = pytest.mark.slow
 
 CONVOLUTIONS, ATTENTION = "convolutions in 8 bits", "attention in 8 bits"
+DEPTHWISE = f"depth-wise {CONVOLUTIONS}"
 FASTER, SLOWER = (1.1, 1.3), (0.7, 0.9)
 ANYTHING, NOTHING = math.inf, -math.inf
 
@@ -75,8 +76,9 @@ def test_convolutions_are_kept_in_8_bits_where_that_is_accurate_and_faster(
     assert convolved == {"int8" if kept else "fp32"}
     trials = {trial.step: trial for trial in found.manifest.calibration.trials}
     assert (ATTENTION in trials) == (target == "openvino")
-    assert trials[CONVOLUTIONS].kept == kept
-    assert [one.interval for one in trials[CONVOLUTIONS].speeds] == ([interval] if may_lose == ANYTHING else [])
+    for step in (DEPTHWISE, CONVOLUTIONS):
+        assert trials[step].kept == kept
+        assert [one.interval for one in trials[step].speeds] == ([interval] if may_lose == ANYTHING else [])
     assert found.manifest.plan.profile == ("full" if kept else "linear")
     (tried,) = (line for line in lines if line.startswith("tried on"))
     assert ("slower" in tried) == (interval == SLOWER)
@@ -94,7 +96,7 @@ def test_each_step_is_kept_for_itself_and_the_plan_says_what_it_is(
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is an extra: pip install 'vitdeploy[openvino]'")
     scripted(ANYTHING, FASTER)
-    left = [SLOWER, FASTER, FASTER]
+    left = [SLOWER, FASTER, SLOWER, FASTER]
     monkeypatch.setattr(
         stage, "pair_timer", lambda *_: lambda *_: (PairedSpeed(batch=1, speedup=1.0, interval=left.pop(0)),)
     )
@@ -102,10 +104,13 @@ def test_each_step_is_kept_for_itself_and_the_plan_says_what_it_is(
     assert convolved == {"int8"}
     assert {trial.step: trial.kept for trial in found.manifest.calibration.trials[1:]} == {
         ATTENTION: False,
-        CONVOLUTIONS: True,
+        DEPTHWISE: True,
+        CONVOLUTIONS: False,
     }
-    assert found.manifest.plan.profile == "linear + convolutions in 8 bits"
-    assert not any(one.precision == "int8" for one in found.manifest.plan.entries if one.group.endswith("attention"))
+    plan = found.manifest.plan
+    assert plan.profile == "linear + depth-wise convolutions in 8 bits"
+    others = [one for one in plan.entries if one.group.endswith(("attention", "attn.sr", "patch_embed2.proj"))]
+    assert {one.precision for one in others} == {"fp32"}
 
 
 @pytest.mark.parametrize(

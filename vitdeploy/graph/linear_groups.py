@@ -60,6 +60,12 @@ class LinearGroup:
         return self.obstacle.startswith(CONVOLUTION)
 
     @property
+    def is_depthwise(self) -> bool:
+        """Return whether each of its convolutions multiplies every channel with a kernel of its own."""
+        sizes = [linear.weight.const_value.shape.numpy() for linear in self.linears if linear.weight.const_value]
+        return self.convolves and all(one[1] == 1 for one in sizes)
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the linears' nodes."""
         return tuple(str(linear.node.name) for linear in self.linears)

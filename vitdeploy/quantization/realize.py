@@ -21,6 +21,7 @@ from vitdeploy.graph.channel_places import (
     find_places,
     rows_are_private,
 )
+from vitdeploy.graph.convolve_linears import ConvolveLinears
 from vitdeploy.graph.fp16 import ConvertToFloat16
 from vitdeploy.graph.insert_qdq import InsertQDQ, QuantizedTensor
 from vitdeploy.graph.keep_integer_matmuls import KeepIntegerMatMuls
@@ -151,6 +152,8 @@ class Realizer:
             quantized.append(self._group(copy.graph.graph, *changed.pop(0)))
         for placement in place(quantized, self.form, others):
             InsertQDQ(placement)(copy.graph)
+        if self.form.rounds_convolved:
+            ConvolveLinears()(copy.graph)
         if self.form.cpu:
             KeepIntegerMatMuls()(copy.graph)
         if self.form.openvino:

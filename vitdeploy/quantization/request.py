@@ -270,7 +270,8 @@ class QuantizeInputs:
     def wider_plans_of(self, prepared: Prepared, timed: bool) -> tuple[Wider, ...]:
         """Return what profile ``auto`` tries on images, in turn.
 
-        For OpenVINO the products of attention go to 8 bits, and on a CPU where that is ``timed`` convolutions.
+        For OpenVINO the products of attention go to 8 bits, and on a CPU where that is ``timed`` convolutions: first
+        the depth-wise ones, which hardly touch the logits, as they have few weights for each of their outputs.
         """
         options, attentions = self.options, frozenset(attention.name for attention in prepared.attentions)
         if options.profile != "auto" or self.precision != "int8" or self.target == "tensorrt":
@@ -281,8 +282,10 @@ class QuantizeInputs:
         if self.target == "openvino":
             found.append(Wider("attention in 8 bits", self.plan_of(prepared, "mha"), attentions))
         if timed and self.convolutions_of(prepared):
-            linears = frozenset(group.name for group in prepared.linears)
-            found.append(Wider("convolutions in 8 bits", self.plan_of(prepared, "full"), linears))
+            full, linears = self.plan_of(prepared, "full"), frozenset(group.name for group in prepared.linears)
+            depthwise = frozenset(group.name for group in prepared.linears if group.is_depthwise)
+            found.append(Wider("depth-wise convolutions in 8 bits", full, depthwise))
+            found.append(Wider("convolutions in 8 bits", full, linears))
         return tuple(found)
 
     def convolutions_of(self, prepared: Prepared) -> int:
