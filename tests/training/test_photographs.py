@@ -76,7 +76,7 @@ def test_twenty_thousand_draws_of_the_default_and_of_every_recipe_are_pictures(a
 def test_every_policy_takes_every_interpolation(policy: str | None, interpolation: str) -> None:
     transform = photograph_transform(Augmentation(policy=policy), spec((8, 12), interpolation=interpolation))
     image = noise(12, 10)
-    for _ in range(300):
+    for _ in range(120):
         assert transform(image).isfinite().all()
 
 
