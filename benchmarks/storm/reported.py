@@ -68,6 +68,11 @@ def reported() -> Iterator[tuple[str, str, Prepare]]:
         _labels("\ufeff" + "".join(f"digit {i} \r\n" for i in range(10))),
     )
     yield "triton-inference-server/server#7367: class names of several lines", "export hub -o new.onnx", _of_two_lines
+    for command in ("verify own.zip", "predict own.zip photo.png"):
+        yield "libarchive/libarchive#2041: an archive as Finder makes it", command, _of_finder
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 9\n"
+    for name, command in (("own.onnx", "predict own.onnx photo.png"), ("photo.png", "predict own.onnx photo.png")):
+        yield "onnx/models#317: a pointer of Git LFS in place of a file", command, _replaced(name, pointer)
     yield "curie-eng/curie#181: a link in an archive", "verify own.zip", _linked
     yield "appium/appium#22772: names that begin with dots", "verify own.zip", _dotted
 
@@ -233,6 +238,25 @@ def _linked(folder: Path, rng: random.Random) -> None:
         info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
 
     _rewritten(folder / "own.zip", link, {"smuggled": b"/etc/passwd"})
+
+
+def _of_finder(folder: Path, rng: random.Random) -> None:
+    """All in one folder, and beside it what macOS knows of each file."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(folder / "own.zip") as before, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as after:
+        after.writestr("vit.bundle/", b"")
+        after.writestr("vit.bundle/.DS_Store", b"\x00\x00\x00\x01Bud1")
+        for name in before.namelist():
+            after.writestr(f"vit.bundle/{name}", before.read(name))
+            after.writestr(f"__MACOSX/vit.bundle/._{name}", b"\x00\x05\x16\x07" + rng.randbytes(64))
+    (folder / "own.zip").write_bytes(stream.getvalue())
+
+
+def _replaced(name: str, content: bytes) -> Prepare:
+    def prepare(folder: Path, rng: random.Random) -> None:
+        (folder / name).write_bytes(content)
+
+    return prepare
 
 
 def _dotted(folder: Path, rng: random.Random) -> None:

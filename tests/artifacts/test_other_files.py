@@ -18,7 +18,8 @@ from vitdeploy.artifacts.files import save_tensors
 from vitdeploy.artifacts.other_files import not_an_artifact
 from vitdeploy.artifacts.report_json import read_report
 from vitdeploy.cli import main
-from vitdeploy.errors import ArtifactError
+from vitdeploy.errors import ArtifactError, VitdeployError
+from vitdeploy.preprocess import open_image
 from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.verify import verify
 
@@ -33,6 +34,28 @@ def make_folder(path: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
+
+
+POINTER, PAGE = (
+    "the pointer that Git LFS leaves in place of a large file",
+    "a web page, as a failed download leaves behind",
+)
+
+
+@pytest.mark.parametrize("name", ["vit.onnx", "vit.safetensors", "vit.engine", "vit.bundle.zip", "cat.jpg", "cat.png"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", POINTER),
+        (b"<!DOCTYPE html>\n<html><title>404</title></html>", PAGE),
+        (b"\n <HTML><body>moved</body></HTML>", PAGE),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    read: dict[str, Callable[[Path], object]] = {".jpg": open_image, ".png": open_image, ".zip": read_bundle}
+    with pytest.raises(VitdeployError, match=f"{name}' is {said}.*: ('git lfs pull'|download the file again)"):
+        read.get(Path(name).suffix, open_artifact)(tmp_path / name)
 
 
 FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {

@@ -229,6 +229,41 @@ def test_a_changed_bundle_is_refused(bundle: Path, name: str) -> None:
             use(bundle)
 
 
+@pytest.mark.parametrize("left", [".DS_Store", "._tiny.onnx", "Thumbs.db", "desktop.ini", "@eaDir"])
+def test_what_systems_leave_in_a_bundle_is_passed_over(bundle: Path, left: str) -> None:
+    (bundle / left).mkdir() if left == "@eaDir" else (bundle / left).write_bytes(b"\0\5\26\7")
+    assert read_bundle(bundle).manifest.graphs
+    (bundle / f"{left}.so").write_bytes(b"x")
+    if not left.startswith("._"):
+        with pytest.raises(ArtifactError, match="which its manifest does not list"):
+            read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("top", "left"),
+    [
+        ("vit.bundle/", ("__MACOSX/vit.bundle/._manifest.json", "vit.bundle/.DS_Store")),  # as Finder makes it
+        ("vit.bundle/", ("vit.bundle/Thumbs.db",)),  # with its folder, as on Windows
+        ("", ("__MACOSX/._manifest.json",)),  # of chosen files
+    ],
+)
+def test_an_archive_that_a_file_browser_made_of_a_bundle_is_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str, left: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "sent.zip", "w", zipfile.ZIP_DEFLATED) as made:
+        if top:
+            made.writestr(top, b"")
+        for file in bundle.iterdir():
+            made.write(file, f"{top}{file.name}")
+        for name in left:
+            made.writestr(name, b"x")
+    assert is_bundle(tmp_path / "sent.zip")
+    found = read_bundle(tmp_path / "sent.zip")
+    assert found.manifest == read_bundle(bundle).manifest
+    assert {file.name for file in found.folder.iterdir()} == {file.name for file in bundle.iterdir()}
+
+
 def archive(path: Path, members: dict[str, bytes], **changes: int) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
         for name, data in {"manifest.json": b'{"kind": "bundle"}', **members}.items():
@@ -254,7 +289,9 @@ def hostile(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "upwards": (archive(tmp_path / "2.zip", {"../x": b""}), "plain names without folders"),
         "windows": (archive(tmp_path / "3.zip", {"..\\x": b""}), "plain names without folders"),
         "drive": (archive(tmp_path / "4.zip", {"C:x": b""}), "plain names without folders"),
-        "folder": (archive(tmp_path / "5.zip", {"a/b": b""}), "plain names without folders"),
+        "folder": (archive(tmp_path / "5.zip", {"a/b": b"", "c": b""}), "plain names without folders"),
+        "two folders": (archive(tmp_path / "18.zip", {"a/b": b"", "c/d": b""}), "plain names without folders"),
+        "upwards in a folder": (archive(tmp_path / "19.zip", {"../a/b": b""}), "plain names without folders"),
         "link": (archive(tmp_path / "6.zip", {"x": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777), "is a link"),
         "device": (archive(tmp_path / "7.zip", {"x": b""}, mode=stat.S_IFCHR | 0o666), "no plain file"),
         "one name on some disks": (archive(tmp_path / "8.zip", {"x": b"", "X": b""}), "'x' and 'X', which some disks"),

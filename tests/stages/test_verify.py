@@ -20,6 +20,7 @@ from vitdeploy.errors import ArtifactError, UsageError
 from vitdeploy.preprocess import DIGITS_PREPROCESS
 from vitdeploy.records import BuildInfo
 from vitdeploy.stages.export import ExportOptions, export
+from vitdeploy.stages.inspect import inspect
 from vitdeploy.stages.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -32,6 +33,9 @@ def by_name(result):
 def test_the_folder_of_a_run_is_checked_file_by_file(tmp_path: Path, tiny_onnx: OnnxModel) -> None:
     shutil.copy(tiny_onnx.path, tmp_path / "model.onnx")
     (tmp_path / "run.json").write_text('{"export": {"options": {}, "parents": {}}}')
+    for unfinished in (".vitdeploy-1.onnx", ".vitdeploy-2.safetensors", ".vitdeploy-3.engine"):
+        (tmp_path / unfinished).write_bytes(b"")  # of a killed process
+    inspect(tmp_path)
     found = verify(tmp_path)
     assert found.kind == "run"
     assert "model.onnx: digest" in {check.name for check in found.checks}

@@ -24,12 +24,15 @@ from vitdeploy.artifacts.signature import SIGNATURE, check_signature
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import (
     first_problem,
+    is_of_system,
     missing,
     read_head,
     read_json,
     read_tensors,
+    refuse_stand_in,
     require_text,
     sha256_of_file,
+    top_folder,
     unpack_zip,
 )
 from vitdeploy.records import BundledFile, BundleManifest, canonical_json
@@ -90,7 +93,8 @@ def is_bundle(path: Path) -> bool:
         if not path.is_file() or read_head(path, len(_ZIP_START)) != _ZIP_START:
             return False
         with zipfile.ZipFile(path) as archive:
-            return MANIFEST in archive.namelist()
+            names = archive.namelist()
+            return top_folder(names) + MANIFEST in names
     except (ArtifactError, OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
 
@@ -118,6 +122,7 @@ def _read(path: Path) -> Bundle:
         raise missing(path, FileNotFoundError())
     if path.is_dir():
         return Bundle(path, path, _verified(path, path))
+    refuse_stand_in(path)
     folder = environment.cache_folder() / "bundles" / sha256_of_file(path)
     if folder.is_dir():
         try:
@@ -166,6 +171,8 @@ def _verified(folder: Path, path: Path) -> BundleManifest:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name in (MANIFEST, SIGNATURE):
             listed.pop(entry.name, None)
+        elif entry.name not in listed and is_of_system(entry.name):
+            continue  # nobody reads it
         elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             raise ArtifactError(f"{str(path)!r} holds {entry.name!r}, which is a link or no file: refused")
         elif entry.name not in listed:

@@ -10,7 +10,7 @@ from vitdeploy.artifacts.golden import Golden
 from vitdeploy.artifacts.manifests import check_payload, manifest_of, manifest_text
 from vitdeploy.artifacts.pairs import atomic_pair, fitting_version
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import read_bytes, read_json, require_regular, sha256_of_file
+from vitdeploy.reading import read_bytes, read_json, refuse_stand_in, require_regular, sha256_of_file
 from vitdeploy.records import Manifest
 
 
@@ -53,6 +53,7 @@ def read_engine(path: Path) -> Engine:
     require_regular(path)
     sidecar = sidecar_of(path)
     if not sidecar.is_file():
+        refuse_stand_in(path)
         raise ArtifactError(
             f"{str(path)!r} has no manifest {str(sidecar)!r} beside it: rebuild it with vd.build('MODEL.onnx')"
         )

@@ -9,6 +9,7 @@ from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_a
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
+from vitdeploy.artifacts.files import TEMPORARY_PREFIX
 from vitdeploy.artifacts.manifests import parse_manifest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError
@@ -26,7 +27,7 @@ def find_parent_checkpoint(artifacts: Sequence[Artifact], progress: Progress) ->
     Preprocessing and class names that an export was given stand in the manifest that is returned.
     """
     children = [one.manifest for one in ancestors(artifacts) if "checkpoint" in one.manifest.parents]
-    paths = [path for folder in _folders(artifacts) for path in sorted(folder.glob("*.safetensors"))]
+    paths = [path for folder in _folders(artifacts) for path in sorted(folder.glob("[!.]*.safetensors"))]
     stated = [(path, manifest) for path in paths if (manifest := stated_manifest(path)) is not None]
     for child in children:
         for path, manifest in stated:
@@ -120,7 +121,7 @@ def _folders(artifacts: Sequence[Artifact]) -> list[Path]:
 
 def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
     for folder in _folders(artifacts):
-        for path in sorted(folder.glob("*.onnx")):
+        for path in sorted(folder.glob("[!.]*.onnx")):
             try:
                 yield read_onnx(path)
             except ArtifactError:
@@ -128,7 +129,11 @@ def _graphs_beside(artifacts: Sequence[Artifact]) -> Iterator[OnnxModel]:
 
 
 def artifacts_in(folder: Path) -> list[Path]:
-    """Return the files in a folder that are called like artifacts, by name; arrays of calibration tables are none."""
-    files = sorted(one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
+    """Return the files in a folder that are called like artifacts, by name.
+
+    Arrays of calibration tables are none, nor is what a killed process had not finished.
+    """
+    named = (one for one in folder.iterdir() if one.name.endswith(ARTIFACT_SUFFIXES) and one.is_file())
+    files = sorted(one for one in named if not one.name.startswith(TEMPORARY_PREFIX))
     arrays = {arrays_of(one) for one in files if one.name.endswith(CALIBRATION_SUFFIX)}
     return [one for one in files if one not in arrays]

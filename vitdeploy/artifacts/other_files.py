@@ -11,7 +11,7 @@ from typing import Any
 from vitdeploy.artifacts.reference import METADATA_KEY as REFERENCE_KEY
 from vitdeploy.artifacts.run_record import RUN
 from vitdeploy.errors import ArtifactError
-from vitdeploy.reading import is_safetensors, parse_json, read_bytes, read_head, safetensors_metadata
+from vitdeploy.reading import is_safetensors, parse_json, read_bytes, read_head, safetensors_metadata, stands_for_a_file
 from vitdeploy.records.budget import FRONT
 from vitdeploy.records.bundle import MANIFEST
 from vitdeploy.records.report import DIGEST_KEY, REPORT, SAMPLES
@@ -65,6 +65,8 @@ def _folder(path: Path) -> tuple[str, str] | None:
 
 def _file(path: Path) -> tuple[str, str] | None:
     head = read_head(path, _HEAD)
+    if (found := stands_for_a_file(head)) is not None:
+        return found
     if is_safetensors(path):
         return _safetensors(path)
     if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp":

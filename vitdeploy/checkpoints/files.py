@@ -20,7 +20,16 @@ from vitdeploy.checkpoints.folding import Leaf, folded
 from vitdeploy.checkpoints.pickles import Inert, NumPyArray, StoredTensor, plain
 from vitdeploy.checkpoints.torch_files import read_torch_file
 from vitdeploy.errors import CheckpointError
-from vitdeploy.reading import check_zip, is_safetensors, missing, read_head, read_json, read_npz, safetensors_layout
+from vitdeploy.reading import (
+    check_zip,
+    is_safetensors,
+    missing,
+    read_head,
+    read_json,
+    read_npz,
+    safetensors_layout,
+    stands_for_a_file,
+)
 from vitdeploy.wording import adoption
 
 Tensors = dict[str, NDArray[Any]]
@@ -180,10 +189,8 @@ def _foreign_text(head: bytes) -> str:
     expected = "expected .safetensors, .pth, JAX's .npz, or a model's folder"
     if not head:
         return f"is empty, so it is not a weight file: {expected}"
-    if head.startswith(b"version https://git-lfs"):
-        return (
-            "is the pointer that Git LFS leaves in place of a large file, not a weight file: 'git lfs pull' fetches it"
-        )
+    if (found := stands_for_a_file(head)) is not None:
+        return f"is not a weight file but {found[0]}: {found[1]}"
     if head.lstrip()[:1] == b"<":
         return f"is not a weight file but a web page, as a failed download leaves behind: {expected}"
     if head.startswith(b"\x89HDF"):

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from vitdeploy.datasets.base import SPLITS, Split
 from vitdeploy.errors import DataError
+from vitdeploy.reading import is_of_system
 from vitdeploy.text import is_text, name_text
 
 _SPLIT_WORDS: dict[str, tuple[Split, ...]] = {
@@ -28,12 +29,6 @@ _SPLIT_WORDS: dict[str, tuple[Split, ...]] = {
 _NEUTRAL_WORDS = frozenset({"set", "split", "data", "dataset", "images", "image", "imgs", "img", "folder", "dir"})
 _WRAPPERS = frozenset(
     {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes", "class"}
-)
-_SYSTEM_NAMES = frozenset(
-    {
-        *("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"),
-        *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__pycache__"),  # of NAS systems
-    }
 )
 
 _FORMATS_OF_ENDING = {
@@ -284,4 +279,4 @@ def _join(base: str, name: str) -> str:
 
 
 def _is_system(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+    return name.startswith(".") or is_of_system(name)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess.essentials import essential_parts
-from vitdeploy.reading import open_regular
+from vitdeploy.reading import open_regular, read_head, stands_for_a_file
 from vitdeploy.text import name_text
 
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Png", "Ppm", "Tiff", "WebP")
@@ -30,6 +30,7 @@ _TRANSPOSITIONS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF's orientation → what makes the image upright."""
+_HEAD = 64
 _HELD = 16 << 20
 """Bytes of a file that Pillow may hold."""
 _SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -60,8 +61,11 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
         absent = isinstance(error.__cause__, FileNotFoundError)
         raise DataError(f"there is no image '{name}'" if absent else str(error)) from error
     except UnidentifiedImageError as error:
-        if _is_empty(source):
+        head = source[:_HEAD] if isinstance(source, bytes) else read_head(source, _HEAD)
+        if not head:
             raise DataError(f"image '{name}' is empty: remove or replace it") from error
+        if (found := stands_for_a_file(head)) is not None:
+            raise DataError(f"'{name}' is {found[0]}, expected an image: {found[1]}") from error
         raise DataError(
             f"'{name}' is not an image that can be read (another format, or damaged): remove or replace it"
         ) from error
@@ -161,10 +165,6 @@ class _PillowsWarnings:
 
 
 _QUIET = _PillowsWarnings()
-
-
-def _is_empty(source: Path | bytes) -> bool:
-    return not (source if isinstance(source, bytes) else source.stat().st_size)
 
 
 def _damaged(name: str, error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Reading what comes from outside: regular files only, of bounded size and depth, and nothing in them is executed."""
 
-from vitdeploy.reading.archives import check_zip, read_npz, unpack_zip
+from vitdeploy.reading.archives import check_zip, read_npz, top_folder, unpack_zip
 from vitdeploy.reading.json_text import decode_text, first_problem, parse_json, read_json
+from vitdeploy.reading.leftovers import is_of_system, refuse_stand_in, stands_for_a_file
 from vitdeploy.reading.regular import (
     missing,
     open_regular,
@@ -24,6 +25,7 @@ __all__ = [
     "check_zip",
     "decode_text",
     "first_problem",
+    "is_of_system",
     "is_safetensors",
     "missing",
     "open_regular",
@@ -36,10 +38,13 @@ __all__ = [
     "read_npz",
     "read_tensors",
     "read_yaml",
+    "refuse_stand_in",
     "require_regular",
     "require_text",
     "safetensors_layout",
     "safetensors_metadata",
     "sha256_of_file",
+    "stands_for_a_file",
+    "top_folder",
     "unpack_zip",
 ]

@@ -9,6 +9,7 @@ import tokenize
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading.leftovers import is_of_system
 from vitdeploy.reading.regular import require_regular
 from vitdeploy.text import one_line, size_text
 
@@ -58,8 +60,26 @@ def check_zip(path: Path | str) -> list[zipfile.ZipInfo]:
     return members
 
 
+def top_folder(names: Iterable[str]) -> str:
+    """Return the one folder in which all files of an archive lie, with its slash; "" where they lie at the top.
+
+    File browsers make an archive of a folder so. What systems leave in archives does not count.
+    """
+    own = [name for name in names if not _is_left(name)]
+    tops = {name.partition("/")[0] for name in own if "/" in name}
+    (top,) = tops if len(tops) == 1 else ("",)
+    is_plain = top not in ("", ".", "..") and "\\" not in top and ":" not in top
+    return f"{top}/" if is_plain and all("/" in name for name in own) else ""
+
+
+def _is_left(name: str) -> bool:
+    return any(map(is_of_system, name.split("/")))
+
+
 def unpack_zip(path: Path | str, folder: Path) -> None:
-    """Unpack an archive of plain files, all of them at its top, into an empty folder; nothing is written elsewhere.
+    """Unpack an archive of plain files into an empty folder; nothing is written elsewhere.
+
+    All of them are at its top, or in one folder there. What systems leave in archives is passed over.
 
     Raises:
         ArtifactError: It is refused by ``check_zip`` or damaged, holds more than 1000 files, or a folder, a link, an
@@ -69,13 +89,14 @@ def unpack_zip(path: Path | str, folder: Path) -> None:
     members = check_zip(path)
     if len(members) > MOST_MEMBERS:
         raise ArtifactError(f"{str(path)!r} holds {len(members)} files, expected at most {MOST_MEMBERS}: refused")
-    seen: dict[str, str] = {}
+    top, seen = top_folder(member.orig_filename for member in members), dict[str, str]()
+    members = [one for one in members if one.orig_filename != top and not _is_left(one.orig_filename)]
     for member in members:
-        _check_member(member, seen, repr(str(path)))
+        _check_member(member, member.orig_filename.removeprefix(top), seen, repr(str(path)))
     try:
         with zipfile.ZipFile(path) as archive:
             for member in members:
-                target = folder / member.filename
+                target = folder / member.filename.removeprefix(top)
                 with archive.open(member) as source, target.open("xb") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
                 if target.stat().st_size != member.file_size:
@@ -84,8 +105,9 @@ def unpack_zip(path: Path | str, folder: Path) -> None:
         raise ArtifactError(f"{str(path)!r} is a truncated or damaged archive") from error
 
 
-def _check_member(member: zipfile.ZipInfo, seen: dict[str, str], where: str) -> None:
-    name, mode = member.orig_filename, member.external_attr >> 16  # as it is written: Python ends a name at a NUL
+def _check_member(member: zipfile.ZipInfo, name: str, seen: dict[str, str], where: str) -> None:
+    """Refuse what is no plain file; ``name`` is the member's as it is written: Python ends one at a NUL."""
+    mode = member.external_attr >> 16
     if name in ("", ".", "..") or any(character in name for character in "/\\:"):
         raise ArtifactError(f"{where} holds {name!r}, expected plain names without folders: refused")
     if not name.isprintable() or len(name.encode("utf8", "surrogatepass")) > LONGEST_NAME:

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vitdeploy.errors import ArtifactError
+from vitdeploy.reading.leftovers import refuse_stand_in
 from vitdeploy.reading.regular import read_head, require_regular
 from vitdeploy.text import one_line, size_text
 
@@ -115,4 +116,5 @@ def _opened(path: Path | str) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        refuse_stand_in(path)
         raise ArtifactError(f"{str(path)!r} is not a safetensors file, or is damaged: {one_line(error)}") from error

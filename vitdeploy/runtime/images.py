@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,13 @@ Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 @dataclass(frozen=True)
 class NamedImage:
-    """One image that is not decoded yet; ``name`` is its path (``name_text``), or its number in the order given."""
+    """One image that is not decoded yet; ``name`` is its path (``name_text``), or its number in the order given.
+
+    ``source`` is a file, its bytes, an image of Pillow, an array, or what was given in place of one.
+    """
 
     name: str
-    source: Path | bytes | Image.Image | NDArray[np.uint8]
+    source: Any
 
     def pixels(self, spec: Preprocess) -> NDArray[np.uint8]:
         """Return the image decoded, resized and cropped as ``spec`` says, [H, W, C].
@@ -52,6 +55,8 @@ class NamedImage:
                     "[H, W], [H, W, C] or [N, H, W, C] with 1 or 3 channels, red first"
                 )
             return Image.fromarray(self.source[..., 0] if self.source.shape[2:] == (1,) else self.source)
+        if not isinstance(self.source, Image.Image):
+            raise DataError(_no_image(self.source))
         try:
             return plain_image(self.source, self.name)
         except DataError:
@@ -70,8 +75,11 @@ def is_single(images: Images) -> bool:
 def each_image(images: Images) -> Iterator[NamedImage]:
     """Yield every image, in order; nothing is decoded, and of an iterator nothing is taken before it is asked for.
 
+    What is of no kind that an image has, such as the None that a camera gives for a frame it lost, is one that cannot
+    be decoded.
+
     Raises:
-        DataError: A folder holds no images, or something is of no kind that an image has; the line says what it is.
+        DataError: A folder holds no images, or ``images`` are nothing that images come from; the line says what it is.
     """
     several = [images] if isinstance(images, str | Path | bytes | Image.Image | np.ndarray) else images
     number = 0
@@ -85,13 +93,7 @@ def each_image(images: Images) -> Iterator[NamedImage]:
                 yield NamedImage(name_text(path), path)
                 number += 1
             continue
-        if isinstance(one, Image.Image | bytes):
-            parts: Iterable[Image.Image | bytes | NDArray[np.uint8]] = [one]
-        elif isinstance(one, np.ndarray):
-            parts = _images_of(one)
-        else:
-            raise DataError(_no_image(one))
-        for part in parts:
+        for part in _images_of(one) if isinstance(one, np.ndarray) else [one]:
             yield NamedImage(f"image {number}", part)
             number += 1
 

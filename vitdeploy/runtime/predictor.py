@@ -110,11 +110,11 @@ class Predictor:
             images: As for ``predict``.
             top: How many classes.
             batch: How many images run at a time.
-            on_error: Called for an image that cannot be read, such as an empty frame, which is then left out; None
-                raises.
+            on_error: Called for an image that cannot be read, such as an empty frame, or None in place of one, which is
+                then left out; None raises.
         Raises:
             UsageError: ``top`` or ``batch`` is less than 1.
-            DataError: An image cannot be read and ``on_error`` is None, or something is no image.
+            DataError: An image cannot be read and ``on_error`` is None, or ``images`` are none.
         """
         if top < 1 or batch < 1:
             raise UsageError(f"top={top} and batch={batch}: expected at least 1")
