@@ -79,7 +79,7 @@ def decibel_text(sqnr_db: float | None, identical: bool | None) -> str:
     return UNKNOWN if sqnr_db is None else f"{sqnr_db:.1f} dB"
 
 
-def adoption(path: Path | str, preprocess: str = "timm:NAME|hf:DIR|FILE.json") -> str:
+def adoption(path: Path | str, preprocess: str = "timm:NAME|hf:DIR|FILE") -> str:
     """Return the call that gives an ONNX file from elsewhere a manifest, and with it its preprocessing.
 
     A configuration that lies beside the file is taken without being named. A name that stands for any file has none.

@@ -179,7 +179,7 @@ CASES: dict[str, Case] = {
 
 def chosen(command: list[str]) -> list[str]:
     """Take the last of the sources that ``--preprocess`` offers, a file."""
-    return [re.sub(r"^timm:NAME\|hf:DIR\|FILE\.json$", "digits.json", word) for word in command]
+    return [re.sub(r"^timm:NAME\|hf:DIR\|FILE$", "digits.json", word) for word in command]
 
 
 @pytest.mark.filterwarnings("ignore")

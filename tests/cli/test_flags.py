@@ -224,10 +224,10 @@ def test_a_foreign_graph_python_and_command_line(tmp_path: Path, capsys: pytest.
         vd.bench([file], "digits")
     (call,) = calls(str(refused.value))
     assert ast.literal_eval(call.args[0]) == str(file)
-    assert ast.unparse(call.keywords[0]) == "options=vd.ExportOptions(preprocess='timm:NAME|hf:DIR|FILE.json')"
+    assert ast.unparse(call.keywords[0]) == "options=vd.ExportOptions(preprocess='timm:NAME|hf:DIR|FILE')"
     assert main(["bench", str(file), "--data", "digits"]) == 1
     (line,) = re.findall(r'"(vitdeploy [^"]*)"', capsys.readouterr().err)
-    words = ["vitdeploy", "export", str(file), "-o", "adopted.onnx", "--preprocess", "timm:NAME|hf:DIR|FILE.json"]
+    words = ["vitdeploy", "export", str(file), "-o", "adopted.onnx", "--preprocess", "timm:NAME|hf:DIR|FILE"]
     assert shlex.split(line) == words
 
 

@@ -165,9 +165,7 @@ def _preprocess(path: Path, model: ir.Model, named: Preprocess | None, progress:
             if progress is not None:
                 progress.note(f"preprocessing of {found.source}, which lies beside {path.name!r}")
             return found
-    raise UsageError(
-        f"{str(path)!r} carries no preprocessing: pass preprocess='timm:NAME|hf:DIR|FILE.json' to adopt it"
-    )
+    raise UsageError(f"{str(path)!r} carries no preprocessing: pass preprocess='timm:NAME|hf:DIR|FILE' to adopt it")
 
 
 def _folders(path: Path) -> tuple[Path, ...]:
