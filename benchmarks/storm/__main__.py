@@ -141,7 +141,7 @@ class Storm:
         outcome.findings.extend(judge(case, ended, folder, before, after))
         if case.is_killed and ended.code == 0 and known is not None:
             outcome.left = sum(map(is_temporary, after))
-            outcome.findings.extend(what_is_other(case, after, before, known))
+            outcome.findings.extend(what_is_other(case, after, before, known, work))
         if outcome.findings and case.room is not None:
             shutil.copytree(work, folder / "left", symlinks=True)
         return outcome

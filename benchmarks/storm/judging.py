@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from benchmarks.storm.damage import SMUGGLED
 from benchmarks.storm.inputs import TIMED
 from benchmarks.storm.processes import Ended, run_command
 
+PLAN = ".plan.json"
 JOURNALS = (".metrics.jsonl", ".budget.jsonl")
 """How files end that a failed command leaves on purpose: the log of a training, what a search goes on from."""
 TEMPORARY = (".vitdeploy-", ".tmp")
@@ -114,17 +116,32 @@ def what_is_broken(case: Case, folder: Path) -> Iterator[str]:
         yield f"left {name} broken: {said}"
 
 
+def _named_plans(work: Path) -> set[str]:
+    return {
+        str((front.parent / name).relative_to(work))
+        for front in work.rglob("front.json")
+        for name in re.findall(r"[\w.-]+" + re.escape(PLAN), front.read_text())
+    }
+
+
 def what_is_other(
-    case: Case, after: Mapping[str, str], before: Mapping[str, str], undisturbed: Undisturbed
+    case: Case, after: Mapping[str, str], before: Mapping[str, str], undisturbed: Undisturbed, work: Path
 ) -> Iterator[str]:
-    """Yield in what the outputs of a command that was killed and ran again differ from those of an undisturbed one."""
+    """Yield in what the outputs of a command that was killed and ran again differ from those of an undisturbed one.
+
+    Where times decide, they choose the plans of a search: those that its front in ``work`` names.
+    """
     made = {name: after[name] for name in after.keys() - before.keys() if not is_temporary(name)}
-    if missing := sorted(undisturbed.made.keys() - made.keys()):
+    timed = any(word in case.command for word in TIMED)
+    due = set(undisturbed.made)
+    if timed:
+        due = {name for name in due if not name.endswith(PLAN)} | _named_plans(work)
+    if missing := sorted(due - made.keys()):
         yield f"did not write {', '.join(missing[:3])} after it was killed"
-    expected = undisturbed.made.keys() | (undisturbed.left if case.over_earlier else set())
+    expected = due | (undisturbed.left if case.over_earlier else set())
     if more := sorted(made.keys() - expected):
         yield f"left {', '.join(more[:3])} after it was killed"
-    if any(word in case.command for word in TIMED):
+    if timed:
         return
     other = sorted(name for name in made.keys() & undisturbed.made.keys() if made[name] != undisturbed.made[name])
     if other := [name for name in other if not name.endswith(JOURNALS)]:
