@@ -13,6 +13,7 @@ INSTALL = $(BIN)/python -m pip install --quiet
 
 help:
 	@echo "make demo           train, export, quantize, build, bench and report on handwritten digits"
+	@echo "make install        the development environment, in .venv"
 	@echo "make test           lint, types, imports and unit; each is a target of its own"
 	@echo "make quick          lint, types, imports and all tests but those marked slow: for the inner loop"
 	@echo "make coverage       all tests, with the share of lines and branches that they reach; fails below the floor"

@@ -58,6 +58,7 @@ def table(tmp_path: Path) -> CalibrationTable:
 
 
 def test_a_table_is_read_as_it_was_written(table: CalibrationTable) -> None:
+    assert table.is_current
     again = read_calibration_table(table.path)
     assert again.manifest == table.manifest
     assert set(again.ranges) == set(RANGES)

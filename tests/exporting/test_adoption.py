@@ -114,6 +114,10 @@ def test_an_edited_model_of_ours_keeps_what_its_manifest_states(tmp_path: Path, 
     options = ExportOptions(preprocess="digits", labels=labels, task="single-label")
     named = export(path, tmp_path / "b.onnx", options=options).manifest
     assert (named.model.classes[3], named.model.task, named.trained_on) == ("digit 3", "single-label", (seen,))
+    unseen = _edited(tiny_onnx, tmp_path / "unseen.onnx", lambda bias: bias + 1)
+    other = export(unseen, tmp_path / "c.onnx", options=ADOPT).manifest
+    assert other.parents == kept.parents
+    assert other.key != kept.key  # of the same graph, with what another manifest states
 
 
 def test_a_manifest_of_other_outputs_or_a_damaged_one_names_no_classes(tmp_path: Path, tiny_onnx: OnnxModel) -> None:

@@ -16,7 +16,7 @@ from vitdeploy.artifacts.checkpoint import Checkpoint, read_checkpoint, write_ch
 from vitdeploy.artifacts.engine import Engine, read_engine, sidecar_of, write_engine
 from vitdeploy.artifacts.files import atomic_folder, atomic_path, write_atomically
 from vitdeploy.artifacts.golden import Golden
-from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, read_onnx, stated_manifest, write_onnx
+from vitdeploy.artifacts.onnx_model import IR_VERSION, OnnxModel, load_ir, manifest_in_graph, read_onnx, write_onnx
 from vitdeploy.artifacts.other_files import ARTIFACT, not_an_artifact
 from vitdeploy.errors import ArtifactError
 from vitdeploy.reading import is_safetensors, read_head, require_text
@@ -34,6 +34,7 @@ __all__ = [
     "atomic_path",
     "is_calibration_table",
     "load_ir",
+    "manifest_in_graph",
     "open_artifact",
     "open_onnx",
     "read_calibration_table",
@@ -41,7 +42,6 @@ __all__ = [
     "read_engine",
     "read_onnx",
     "sidecar_of",
-    "stated_manifest",
     "write_atomically",
     "write_calibration_table",
     "write_checkpoint",

@@ -84,22 +84,21 @@ class CalibrationTable(Artifact):
 
 def write_calibration_table(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> CalibrationTable:
     """Write arrays and the JSON that names them; a JSON whose arrays do not match it is refused when read."""
-    with calibration_table_beside(path, ranges, manifest) as table:
-        return table
+    with calibration_table_beside(path, ranges, manifest) as sealed:
+        pass
+    return CalibrationTable(Path(path), sealed, dict(ranges))
 
 
 @contextmanager
-def calibration_table_beside(
-    path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest
-) -> Iterator[CalibrationTable]:
-    """Write a table that takes its place when the block succeeds, and yield it; else what was there stays."""
+def calibration_table_beside(path: Path, ranges: Mapping[str, TensorRange], manifest: Manifest) -> Iterator[Manifest]:
+    """Write a table that takes its place when the block succeeds, else what was there stays; yield its manifest."""
     path = Path(path)
     numbers, arrays = _split(ranges)
     sealed = manifest.sealed(_digest(numbers, arrays))
     body = {"manifest": json.loads(manifest_text(sealed)), "tensors": numbers}
     with atomic_pair(path, canonical_json(body), arrays_of(path), is_marked=True) as temporary:
         save_tensors(temporary, arrays, MARK)
-        yield CalibrationTable(path, sealed, dict(ranges))
+        yield sealed
 
 
 def read_calibration_table(path: Path) -> CalibrationTable:

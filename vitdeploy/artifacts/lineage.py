@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, open_artifact, read_onnx
+from vitdeploy.artifacts import Artifact, Checkpoint, OnnxModel, load_ir, manifest_in_graph, open_artifact, read_onnx
 from vitdeploy.artifacts.calibration_table import SUFFIX as CALIBRATION_SUFFIX
 from vitdeploy.artifacts.calibration_table import arrays_of
 from vitdeploy.artifacts.checkpoint import METADATA_KEY as CHECKPOINT_KEY
 from vitdeploy.artifacts.files import TEMPORARY_PREFIX
 from vitdeploy.artifacts.manifests import parse_manifest
-from vitdeploy.artifacts.onnx_model import METADATA_KEY as ONNX_KEY
 from vitdeploy.errors import ArtifactError
 from vitdeploy.progress import Progress
 from vitdeploy.reading import safetensors_metadata
@@ -103,16 +102,15 @@ def stated_manifest(path: Path) -> Manifest | None:
     """Return the manifest that a file carries, without reading its tensors; None without, or where it is damaged."""
     try:
         if path.suffix == ".onnx":
-            text = load_ir(path).metadata_props.get(ONNX_KEY)
-        elif path.suffix == ".safetensors":
+            return manifest_in_graph(load_ir(path), path)
+        if path.suffix == ".safetensors":
             text = safetensors_metadata(path).get(CHECKPOINT_KEY)
-        elif path.name.endswith(CALIBRATION_SUFFIX):
+            return None if text is None else parse_manifest(text, path)
+        if path.name.endswith(CALIBRATION_SUFFIX):
             return open_artifact(path).manifest
-        else:
-            return None
-        return None if text is None else parse_manifest(text, path)
     except ArtifactError:
-        return None
+        pass  # damaged, or no artifact: it says nothing
+    return None
 
 
 def _folders(artifacts: Sequence[Artifact]) -> list[Path]:

@@ -162,7 +162,7 @@ def read_onnx(path: Path) -> OnnxModel:
     return OnnxModel(path, manifest, golden)
 
 
-def stated_manifest(model: ir.Model, path: Path) -> Manifest | None:
+def manifest_in_graph(model: ir.Model, path: Path) -> Manifest | None:
     """Return what the manifest in a graph says, even where the graph was edited since; None where it has none.
 
     Raises:

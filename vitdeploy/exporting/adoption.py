@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Golden, OnnxModel, load_ir, read_onnx, stated_manifest, write_onnx
+from vitdeploy.artifacts import Golden, OnnxModel, load_ir, manifest_in_graph, read_onnx, write_onnx
 from vitdeploy.artifacts.digest import onnx_digest
 from vitdeploy.artifacts.onnx_model import METADATA_KEY
 from vitdeploy.datasets import Dataset, load_pixels
@@ -111,7 +111,7 @@ def adopt(path: Path, output: Path, options: AdoptionOptions, progress: Progress
             session.close()
             task.advance()
             task.describe("writing")
-            recorded = _recorded(path, options, named)
+            recorded = _recorded(path, options, named, stated)
             manifest = Manifest(
                 kind="onnx",
                 key=stage_key("adopt", recorded, {"onnx": original}),
@@ -148,7 +148,8 @@ def adoption_key(path: Path, options: AdoptionOptions) -> str:
         VitdeployError: As ``adopt``, where file, preprocessing or labels are unfit.
     """
     model = load_ir(path)
-    recorded = _recorded(path, options, _preprocess(path, model, options.preprocess))
+    stated, _ = _stated(model, path)
+    recorded = _recorded(path, options, _preprocess(path, model, options.preprocess), stated)
     return stage_key("adopt", recorded, {"onnx": onnx_digest(model)})
 
 
@@ -227,7 +228,7 @@ def _head(path: Path, options: AdoptionOptions, count: int, activation: Any, sta
 def _stated(model: ir.Model, path: Path) -> tuple[Manifest | None, tuple[str, ...]]:
     """Return the manifest that a graph of ours carries though it was edited, or a note that it is damaged."""
     try:
-        return stated_manifest(model, path), ()
+        return manifest_in_graph(model, path), ()
     except ArtifactError:
         return None, ("its manifest of vitdeploy is damaged: class names and what it was trained on are left out",)
 
@@ -244,8 +245,8 @@ def _stated_model(stated: Manifest | None, count: int) -> tuple[ModelSpec | None
     return stated.model, ("class names, task and trainings are those of the manifest of vitdeploy that it carries",)
 
 
-def _recorded(path: Path, options: AdoptionOptions, spec: Preprocess) -> dict[str, Any]:
-    return {
+def _recorded(path: Path, options: AdoptionOptions, spec: Preprocess, stated: Manifest | None) -> dict[str, Any]:
+    found = {
         "opset": options.opset,
         "seed": options.seed,
         "preprocess": spec.model_dump(mode="json"),
@@ -255,6 +256,7 @@ def _recorded(path: Path, options: AdoptionOptions, spec: Preprocess) -> dict[st
         "output_name": options.output_name,
         "golden": None if options.golden is None else options.golden.digest,
     }
+    return found if stated is None else found | {"manifest": stated.identity}
 
 
 def _run(model: ir.Model, images: NDArray[np.float32], where: str) -> tuple[int, Expected, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.artifacts import load_ir, open_artifact, sidecar_of, stated_manifest
+from vitdeploy.artifacts import load_ir, manifest_in_graph, open_artifact, sidecar_of
 from vitdeploy.errors import DataError
 from vitdeploy.preprocess.huggingface import preprocess_from_hf
 from vitdeploy.preprocess.record import DIGITS_PREPROCESS, make_record
@@ -60,7 +60,7 @@ def preprocess_from(source: str) -> Preprocess:
 
 def _of_artifact(path: Path) -> Preprocess:
     """Return the preprocessing that an artifact states."""
-    manifest = stated_manifest(load_ir(path), path) if path.suffix == ".onnx" else open_artifact(path).manifest
+    manifest = manifest_in_graph(load_ir(path), path) if path.suffix == ".onnx" else open_artifact(path).manifest
     if manifest is None or manifest.preprocess is None:
         raise DataError(f"{str(path)!r} states no preprocessing: name the file that it was made from, or {SOURCES}")
     return manifest.preprocess

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy import environment
-from vitdeploy.artifacts import Artifact, CalibrationTable, OnnxModel, open_onnx, write_onnx
+from vitdeploy.artifacts import Artifact, OnnxModel, open_onnx, write_onnx
 from vitdeploy.artifacts.calibration_table import arrays_of, calibration_table_beside
 from vitdeploy.artifacts.naming import output_beside
 from vitdeploy.artifacts.outputs import refuse_unwritable, refuse_unwritable_folder
@@ -409,7 +409,7 @@ def _note_opset(graph: ir.Model, plan: PrecisionPlan, progress: Progress) -> Non
 
 def _table_beside(
     path: Path, calibrated: Calibrated, request: QuantizeRequest, info: CalibrationInfo | None
-) -> AbstractContextManager[CalibrationTable]:
+) -> AbstractContextManager[object]:
     manifest = _manifest(request, "calibration-table", info).model_copy(update={"plan": calibrated.found.plan})
     return calibration_table_beside(Path(path), ranges_of(calibrated.observers), manifest)
 
