@@ -131,6 +131,9 @@ def makers(sources: Sources, batch: int) -> Makers:
     def full(target: Literal["onnxruntime", "openvino"]) -> Callable[[], Path]:
         return once(f"{target}.full.onnx", lambda path: our_int8(sources, path, target, "full"))
 
+    def by_default(target: Literal["onnxruntime", "openvino"]) -> Callable[[], Path]:
+        return once(f"{target}.default.onnx", lambda path: our_default(sources, path, target))
+
     timm_graph = once(f"timm.{batch}.onnx", lambda path: timm_export(sources, path, batch))
     linear = once("openvino.linear.onnx", lambda path: our_int8(sources, path, "openvino", "linear"))
     nncf_default = once("nncf.xml", lambda path: nncf_int8(sources, path))
@@ -141,6 +144,8 @@ def makers(sources: Sources, batch: int) -> Makers:
     more = {
         f"{ORT_INT8} of profile full": onnxruntime(full("onnxruntime"), "int8"),
         f"{OV_INT8} of profile full": openvino(full("openvino"), "int8"),
+        f"{ORT_INT8} by default": onnxruntime(by_default("onnxruntime"), "int8"),
+        f"{OV_INT8} by default": openvino(by_default("openvino"), "int8"),
     }
     return (more if convolutions > 1 else {}) | {
         BASELINE: onnxruntime(lambda: onnx, "fp32"),
@@ -238,6 +243,11 @@ def write_gemm(path: Path, integers: bool) -> Path:
 
 def our_int8(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"], profile: Profile) -> None:
     options = QuantizeOptions(effort="fast", cpu="auto", profile=profile)
+    quantize(sources.model, path, precision="int8", target=target, calibration=sources.calibration, options=options)
+
+
+def our_default(sources: Sources, path: Path, target: Literal["onnxruntime", "openvino"]) -> None:
+    options = QuantizeOptions(cpu="auto")
     quantize(sources.model, path, precision="int8", target=target, calibration=sources.calibration, options=options)
 
 

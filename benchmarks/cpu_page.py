@@ -31,7 +31,8 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         without (`--effort fast`): the next table says what it takes, and the SQNR of its own check, on images that
         calibration has not seen (`python benchmarks/cpu.py --default`). Where that is `linear`, `--profile mha` gives
         the speed of the rows below, at their SQNR. Rows *of profile full* have convolutions in 8 bits too, where a
-        model has any behind its first layer. NNCF's default rounds residual sums too, its mode for
+        model has any behind its first layer; rows *by default* are what `quantize --cpu auto` then makes with nothing
+        else chosen, which times on the machine what 8 bits gain. NNCF's default rounds residual sums too, its mode for
         transformers does not.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",

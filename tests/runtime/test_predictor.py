@@ -181,6 +181,26 @@ def test_a_stream_goes_on_past_what_cannot_be_read(model: Predictor, digits: lis
         model.predict(tmp_path)
 
 
+def test_a_folder_without_images_among_others_ends_nothing(
+    model: Predictor, digits: list[Image.Image], tmp_path: Path
+) -> None:
+    full, empty, linked = tmp_path / "full", tmp_path / "empty", tmp_path / "circle"
+    for folder in (full, empty):
+        folder.mkdir()
+    linked.mkdir()
+    (linked / "itself").symlink_to(linked)
+    digits[0].save(full / "0.png")
+    left_out: dict[str, str] = {}
+    given = [full, empty, linked, full / "missing.png", full]
+    found = list(model.stream(given, on_error=lambda name, error: left_out.update({Path(name).name: str(error)})))
+    assert [Path(one.image).name for one in found] == ["0.png", "0.png"]
+    assert list(left_out) == ["empty", "circle", "missing.png"]
+    assert left_out["empty"] == f"folder {str(empty)!r} holds no images"
+    for alone in (empty, linked):
+        with pytest.raises(DataError, match=f"{alone.name}' holds no images"):
+            list(model.stream(alone, on_error=lambda name, error: None))
+
+
 def test_the_error_of_a_source_is_met_by_the_caller(model: Predictor, digits: list[Image.Image]) -> None:
     def broken() -> Iterator[Image.Image]:
         yield digits[0]

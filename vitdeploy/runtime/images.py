@@ -27,7 +27,7 @@ Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 class NamedImage:
     """One image that is not decoded yet; ``name`` is its path (``name_text``), or its number in the order given.
 
-    ``source`` is a file, its bytes, an image of Pillow, an array, or what was given in place of one.
+    ``source`` is a file, its bytes, an image of Pillow, an array, what was given in place of one, or why there is none.
     """
 
     name: str
@@ -55,6 +55,8 @@ class NamedImage:
                     "[H, W], [H, W, C] or [N, H, W, C] with 1 or 3 channels, red first"
                 )
             return Image.fromarray(self.source[..., 0] if self.source.shape[2:] == (1,) else self.source)
+        if isinstance(self.source, DataError):
+            raise self.source
         if not isinstance(self.source, Image.Image):
             raise DataError(_no_image(self.source))
         try:
@@ -76,10 +78,10 @@ def each_image(images: Images) -> Iterator[NamedImage]:
     """Yield every image, in order; nothing is decoded, and of an iterator nothing is taken before it is asked for.
 
     What is of no kind that an image has, such as the None that a camera gives for a frame it lost, is one that cannot
-    be decoded.
+    be decoded, and so is, among others, a folder that has no images or cannot be listed.
 
     Raises:
-        DataError: A folder holds no images, or ``images`` are nothing that images come from; the line says what it is.
+        DataError: ``images`` are one such folder, or nothing that images come from; the line says what it is.
     """
     several = [images] if isinstance(images, str | Path | bytes | Image.Image | np.ndarray) else images
     number = 0
@@ -89,23 +91,28 @@ def each_image(images: Images) -> Iterator[NamedImage]:
         raise DataError(_no_image(several)) from error
     for one in ordered:
         if isinstance(one, str | Path):
-            for path in _files(Path(one)):
-                yield NamedImage(name_text(path), path)
+            path = Path(one)
+            try:
+                files = _below(path) if path.is_dir() else [path]
+            except DataError as error:
+                if one is images:
+                    raise
+                yield NamedImage(name_text(path), error)
                 number += 1
+                continue
+            yield from (NamedImage(name_text(file), file) for file in files)
+            number += len(files)
             continue
         for part in _images_of(one) if isinstance(one, np.ndarray) else [one]:
             yield NamedImage(f"image {number}", part)
             number += 1
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    found = [path / name for name in images_below(path)]
+def _below(folder: Path) -> list[Path]:
+    found = [folder / name for name in images_below(folder)]
     if not found:
-        raise DataError(f"folder {str(path)!r} holds no images")
-    yield from found
+        raise DataError(f"folder {str(folder)!r} holds no images")
+    return found
 
 
 def _images_of(array: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
