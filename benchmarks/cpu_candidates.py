@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.artifacts import OnnxModel, read_onnx, write_checkpoint
 from vitdeploy.backends.lowering import lower
+from vitdeploy.backends.openvino import computes_bf16
 from vitdeploy.datasets import batches, open_dataset
 from vitdeploy.quantization.plan import Profile
 from vitdeploy.quantization.request import QuantizeOptions
@@ -192,6 +193,9 @@ def make_all(sources: Sources, batch: int, without: list[str]) -> tuple[dict[str
     for title, make in makers(sources, batch).items():
         if title != BASELINE and any(fnmatch(title, pattern) for pattern in without):
             continue
+        if "BF16" in title and not computes_bf16():
+            reasons[title] = "the processor does not multiply BF16"
+            continue
         try:
             found[title] = make()
         except Exception as error:  # a peer that fails is a row that says so
@@ -202,10 +206,10 @@ def make_all(sources: Sources, batch: int, without: list[str]) -> tuple[dict[str
 def gemms(folder: Path) -> dict[str, tuple[str, Path, Arithmetic]]:
     """Return title → (runtime, file, arithmetic) of one large product with constant weights, [2048, 2048] twice."""
     plain, integer = write_gemm(folder / "gemm.onnx", False), write_gemm(folder / "gemm.int8.onnx", True)
-    return {
+    halved: dict[str, tuple[str, Path, Arithmetic]] = {"GEMM BF16, OpenVINO": ("openvino:bf16", plain, "bf16")}
+    return (halved if computes_bf16() else {}) | {
         "GEMM FP32, ONNX Runtime": ("onnxruntime", plain, "fp32"),
         "GEMM FP32, OpenVINO": ("openvino", plain, "fp32"),
-        "GEMM BF16, OpenVINO": ("openvino:bf16", plain, "bf16"),
         "GEMM INT8, ONNX Runtime": ("onnxruntime", integer, "int8"),
         "GEMM INT8, OpenVINO": ("openvino", integer, "int8"),
     }

@@ -11,6 +11,7 @@ from support_tables import RESULTS, ROOT, prose, read_results
 __all__ = ["CPU_PAGE", "CPU_RESULTS", "WITHOUT_VNNI", "cpu_page", "read_results"]
 
 CPU_RESULTS, CPU_PAGE = RESULTS / "cpu.json", ROOT / "docs" / "cpu.md"
+NNCF_INT8, ORT_STATIC = "OpenVINO, NNCF INT8", "ONNX Runtime, its own static INT8"
 WITHOUT_VNNI = ", a processor without VNNI"
 """The end of the names of what was measured where 8-bit products take several instructions."""
 
@@ -65,8 +66,36 @@ def cpu_page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     sections = [section(key, row) for key, row in results.get("rows", {}).items()]
     beside = [beside_nncf(key, row) for key, row in results.get("kernels", {}).items()]
-    parts = [HEAD, *defaults(results.get("defaults", {})), *([NNCF] if beside else []), *beside, *sections]
+    tables = [*summary(results.get("rows", {})), *defaults(results.get("defaults", {}))]
+    parts = [HEAD, *tables, *([NNCF] if beside else []), *beside, *sections]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the table of how ours stands beside what each runtime's makers offer; nothing without measurements."""
+    if not rows:
+        return []
+    lines = [f"| {key} | {_beside(row, NNCF_INT8)} | {_beside(row, ORT_STATIC)} |" for key, row in rows.items()]
+    head = "| our INT8 is as fast as, at SQNR of both | NNCF's, by default | | ONNX Runtime's own, static | |"
+    return ["\n".join([head, "| --- | --- | --- | --- | --- |", *lines])]
+
+
+def _beside(row: Mapping[str, Any], peer: str) -> str:
+    """Return two cells: how many times as fast ours is as a peer, and the SQNR of both."""
+    found = row["candidates"]
+    if peer not in found:
+        return "– | –"
+    theirs = found[peer]
+    return f"{_ratio(theirs)} | {_sqnr(found[theirs['against']])} and {_sqnr(theirs)} dB"
+
+
+def _sqnr(one: Mapping[str, Any]) -> str:
+    return "–" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f}"
+
+
+def _ratio(one: Mapping[str, Any]) -> str:
+    found = f"{one['ours_faster_by']:.2f} ×"
+    return found if one["interval"] is None else f"{found} [{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]"
 
 
 def defaults(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -85,7 +114,10 @@ def section(key: str, row: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | --- | --- | ---: |",
         *(line(title, one) for title, one in sorted(row["candidates"].items(), key=lambda item: item[1]["p50_ms"])),
     ]
-    left_out = [f"Left out: {title} ({reason})." for title, reason in row["left_out"].items()]
+    left_out = [
+        f"Left out: {'; '.join(title for title, why in row['left_out'].items() if why == reason)} ({reason})."
+        for reason in dict.fromkeys(row["left_out"].values())
+    ]
     words = prose(" ".join([conditions(row), *left_out]))
     return "\n\n".join([f"## {key}", "\n".join(table), words, *kernels(row.get("profiles", {}))])
 
@@ -152,12 +184,11 @@ SHOWN = ("nncf", "onnxruntime", "openvino", "torch", "timm", "vitdeploy")
 
 def line(title: str, one: Mapping[str, Any]) -> str:
     """Return the row of a candidate."""
-    sqnr = "–" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f}"
     ours, verdict = "–", ""
     if "against" in one:
-        ours, verdict = f"{one['ours_faster_by']:.2f} ×", "not known, too few rounds"
+        ours, verdict = _ratio(one), "not known, too few rounds"
         if one["interval"] is not None:
             low, high = one["interval"]
-            ours += f" [{low:.2f}, {high:.2f}]"
             verdict = "ours is faster" if low > 1 else "ours is slower" if high < 1 else "no winner"
-    return f"| {title} | {one['p50_ms']:.1f} | {sqnr} | {ours} | {verdict} | {100 * one['share_of_gemm']:.0f} % |"
+    share = f"{100 * one['share_of_gemm']:.0f} %"
+    return f"| {title} | {one['p50_ms']:.1f} | {_sqnr(one)} | {ours} | {verdict} | {share} |"
