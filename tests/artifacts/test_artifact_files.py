@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -204,6 +205,51 @@ def test_external_data_of_another_length_than_the_shape_takes_is_refused(tmp_pat
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match=f"'weight' is said to have {length} bytes in 'weights', .* takes 48"):
         load_ir(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnnxModel:
+    """A model in ``tmp_path/"own"`` whose weights lie in a file of their own."""
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_LIMIT", 10)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_TENSOR_MINIMUM", 10)
+    (tmp_path / "own").mkdir()
+    return write_onnx(tmp_path / "own" / "m.onnx", linear_model(), manifest("onnx"))
+
+
+@pytest.mark.parametrize("linked", ["m.onnx", "*.data", "*"])
+def test_a_model_and_its_weights_may_be_links_into_one_folder(split: OnnxModel, tmp_path: Path, linked: str) -> None:
+    """As Hugging Face's cache keeps them: each file under the name of its digest, and links that have its name."""
+    own, blobs = split.path.parent, tmp_path / "own" if linked == "*.data" else tmp_path / "blobs"
+    blobs.mkdir(exist_ok=True)
+    for file in sorted(own.glob(linked)):
+        blob = blobs / f"blob-of-{file.suffix[1:]}"
+        file.rename(blob)
+        file.symlink_to(os.path.relpath(blob, own))
+    found = read_onnx(split.path)
+    assert found.digest == split.digest
+    assert found.external_data() == tuple(own.glob("*.data"))
+    weight = found.load().graph.initializers["weight"].const_value
+    assert weight is not None
+    np.testing.assert_array_equal(weight.numpy(), linear_model().graph.initializers["weight"].const_value.numpy())
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (Path.symlink_to, "is a link to '.*elsewhere', outside the folder of the model: refused; put a copy"),
+        (lambda data, real: data.symlink_to(os.path.relpath(real, data.parent)), "is a link to '.*elsewhere', outside"),
+        (Path.hardlink_to, "has other names on this disk .hard links."),
+    ],
+    ids=["link", "relative link", "hard link"],
+)
+def test_weights_that_are_a_link_to_anywhere_are_refused_by_what_they_are(
+    split: OnnxModel, tmp_path: Path, place: Callable[[Path, Path], object], said: str
+) -> None:
+    (data,) = split.external_data()
+    data.rename(tmp_path / "elsewhere")
+    place(data, tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=said):
+        read_onnx(split.path)
 
 
 def test_missing_truncated_or_changed_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -31,6 +32,8 @@ EXTERNAL_DATA_LIMIT = 1_500_000_000
 EXTERNAL_TENSOR_MINIMUM = 1024
 EXTERNAL_ALIGNMENT = 4096
 IR_VERSION = 10
+LINK = "vitdeploy.link"
+"""Where an external tensor lies behind a link: the name by which the graph knows its file."""
 LARGEST_PROTOBUF = 1 << 31
 LARGEST_SPARSE = 1 << 28
 """Elements of a sparse weight when it is written out, 1 GB in float32."""
@@ -52,15 +55,17 @@ class OnnxModel(Artifact):
         return model
 
     def external_data(self) -> tuple[Path, ...]:
-        """Return the files beside the ``.onnx`` that hold its weights, if it is larger than protobuf allows."""
+        """Return the files beside the ``.onnx`` that hold its weights, if it is larger than protobuf allows.
+
+        Their names are those that the graph knows, also where they are links.
+        """
         import onnx_ir as ir
 
+        tensors = [value.const_value for value in load_ir(self.path).graph.initializers.values()]
         names = {
-            value.const_value.path
-            for value in load_ir(self.path).graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
+            str(tensor.meta.get(LINK, tensor.location)) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)
         }
-        return tuple(sorted(Path(name) for name in names))
+        return tuple(sorted(self.path.parent / name for name in names))
 
 
 def write_onnx(path: Path, model: ir.Model, manifest: Manifest, golden: Golden | None = None) -> OnnxModel:
@@ -197,7 +202,7 @@ def load_ir(path: Path) -> ir.Model:
             raise ValueError("a string is not UTF-8")
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                _resolve_external(value.const_value, path)
+                value.const_value = _resolve_external(value.const_value, path)
         return model
     except OSError as error:
         raise missing(path, error) from error
@@ -245,7 +250,12 @@ def _digest(model: ir.Model, path: Path) -> str:
         raise ArtifactError(f"{str(path)!r} is not a whole ONNX file: it is damaged") from error
 
 
-def _resolve_external(tensor: Any, path: Path) -> None:
+def _resolve_external(tensor: Any, path: Path) -> Any:
+    """Return an external tensor of the graph in ``path`` as one that can be read from where its file is.
+
+    Raises:
+        ArtifactError: Its file is absent, too short, or lies outside of the graph's folder.
+    """
     location = PurePath(tensor.location)
     if location.is_absolute() or ".." in location.parts:
         raise ArtifactError(
@@ -256,6 +266,7 @@ def _resolve_external(tensor: Any, path: Path) -> None:
     data = Path(tensor.path)
     if not data.is_file():
         raise ArtifactError(f"{str(path)!r} needs its weights in {str(data)!r}, and there is no such file")
+    tensor = _behind_links(tensor, data, path)
     if tensor.length not in (None, tensor.nbytes):
         raise ArtifactError(
             f"{str(path)!r} is damaged: its weight {tensor.name!r} is said to have {tensor.length} bytes in "
@@ -264,6 +275,41 @@ def _resolve_external(tensor: Any, path: Path) -> None:
     end = (tensor.offset or 0) + tensor.nbytes
     if data.stat().st_size < end:
         raise ArtifactError(f"{str(data)!r} is truncated: {data.stat().st_size} bytes, expected at least {end}")
+    return tensor
+
+
+def _behind_links(tensor: Any, data: Path, path: Path) -> Any:
+    """Return an external tensor whose place is that of the file itself where ``data`` is a link out of its folder.
+
+    Graph and weights may both be links into one folder, as in Hugging Face's cache. Any other link could make a model
+    from elsewhere read whatever lies on this machine, and a second name of a file the same.
+    """
+    import onnx_ir as ir
+
+    real, folder = Path(os.path.realpath(data)), Path(os.path.realpath(path.parent))
+    if real.stat().st_nlink > 1:
+        raise ArtifactError(
+            f"{str(data)!r}, which holds the weights of {str(path)!r}, has other names on this disk (hard links), so "
+            "whose it is cannot be told: refused; put a copy in its place"
+        )
+    if real.is_relative_to(folder):
+        return tensor
+    if real.parent != Path(os.path.realpath(path)).parent:
+        raise ArtifactError(
+            f"{str(data)!r}, which holds the weights of {str(path)!r}, is a link to {str(real)!r}, outside the folder "
+            "of the model: refused; put a copy in place of the link"
+        )
+    moved = ir.ExternalTensor(
+        real.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        base_dir=str(real.parent),
+    )
+    moved.meta[LINK] = str(tensor.location)
+    return moved
 
 
 def _external_files(path: Path) -> set[Path]:
