@@ -215,6 +215,21 @@ def test_images_by_any_name_are_read_and_called_the_same_in_every_form(
     assert r"left out: 'pictures/b\xe9.png' is not an image" in capsys.readouterr().err
 
 
+def test_predict_says_which_files_of_a_folder_are_no_images_to_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "phone").mkdir()
+    shutil.copyfile("image.png", "phone/1.png")
+    for name in ("2.HEIC", "3.heic", "notes.txt", ".DS_Store"):
+        Path("phone", name).write_bytes(b"x")
+    assert main(["predict", "model.onnx", "phone", "--csv"]) == 0
+    found = capsys.readouterr()
+    assert "'phone': left out are 2 .heic, 1 .txt, which are not read as images" in found.err
+    assert "phone/1.png" in found.out
+    assert main(["predict", "model.onnx", ""]) == 1
+    assert capsys.readouterr().err == "error: the name of an image is empty\n"
+
+
 @pytest.mark.parametrize("forms", ["--csv --json", "--csv --parquet x.parquet", "--parquet x.parquet --json"])
 def test_predict_prints_in_one_form(work: Path, capsys: pytest.CaptureFixture[str], forms: str) -> None:
     assert main(["predict", "model.onnx", "image.png", *forms.split()]) == 2

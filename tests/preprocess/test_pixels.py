@@ -249,6 +249,26 @@ def test_damage_gives_an_image_or_one_line_never_another_exception(form: str, da
     assert refusal is None or ("'x'" in refusal and "\n" not in refusal)
 
 
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", "a video of MP4 or QuickTime"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"<?xml version='1.0'?><SVG xmlns=", "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\x93NUMPY\1\0", "an array of NumPy"),
+    ],
+)
+def test_a_file_of_another_format_is_called_that_whatever_its_name(tmp_path: Path, head: bytes, said: str) -> None:
+    """A phone's photographs in HEIC go by names that end in .jpg."""
+    (tmp_path / "IMG_2342.jpg").write_bytes(head + bytes(300))
+    with pytest.raises(DataError, match=rf"IMG_2342\.jpg' is {said}, which is not read: convert it to JPEG or PNG"):
+        open_image(tmp_path / "IMG_2342.jpg")
+
+
 def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
     text = tmp_path / "cat.jpg"
     text.write_text("not an image")

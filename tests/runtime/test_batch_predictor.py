@@ -86,6 +86,8 @@ def test_columns_may_hold_bytes_paths_or_arrays(bundle: Path, digits: list[Image
         [str(tmp_path / f"{index}.png") for index in range(5)],
         np.stack([np.asarray(image) for image in digits[:5]])[..., None],
         [np.asarray(image) for image in digits[:5]],
+        [bytearray(png(image)) for image in digits[:5]],  # as Spark's rows have them
+        [{"bytes": png(image), "path": None} for image in digits[:5]],
     ]
     for form in forms:
         np.testing.assert_array_equal(function({"x": form})["class"], expected)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pyarrow
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -90,6 +94,15 @@ def test_an_image_says_the_same_in_every_form(model: Predictor, digits: list[Ima
         "grey arrays": arrays,
         "one channel": [array[..., None] for array in arrays],
         "a batch": np.stack(arrays)[..., None],
+        "bytes-like": [bytearray(paths[0].read_bytes()), *(memoryview(path.read_bytes()) for path in paths[1:])],
+        "open files": (io.BytesIO(path.read_bytes()) for path in paths),
+        "Hugging Face's rows": [
+            {"bytes": None, "path": str(path)} if i % 2 else {"bytes": path.read_bytes(), "path": "elsewhere"}
+            for i, path in enumerate(paths)
+        ],
+        "a column of names": np.array([str(path) for path in paths]),
+        "a column of arrays": np.array([*arrays, None], dtype=object)[:-1],
+        "a column of Arrow": pyarrow.array([path.read_bytes() for path in paths]),
         "an iterator": iter(paths),
         "a generator of several kinds": (array if i % 2 else paths[i] for i, array in enumerate(arrays)),
         "colour": np.stack(colour),
@@ -102,6 +115,40 @@ def test_an_image_says_the_same_in_every_form(model: Predictor, digits: list[Ima
     assert [found.image for found in model.predict(arrays[:2])] == ["image 0", "image 1"]
     assert leading(model.predict(paths[3])) == leading(model.predict(arrays[3]))
     assert len(model.predict(arrays[3])) == 1
+    for one in (bytearray(paths[3].read_bytes()), io.BytesIO(paths[3].read_bytes()), {"bytes": paths[3].read_bytes()}):
+        assert leading(model.predict(one)) == leading(model.predict(paths[3]))
+
+
+class _Upload:
+    """As Starlette's, on which FastAPI's rests."""
+
+    async def read(self) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (io.BytesIO(), r"'image 0', an open file \(BytesIO\), has nothing left to be read: seek\(0\)"),
+        (io.StringIO("a.png"), "gives str, expected bytes: open it in mode 'rb'"),
+        (_Upload(), r"an open file \(_Upload\), is read with await"),
+        ("", "the name of an image is empty"),
+        ([""], "the name of an image is empty"),
+        (np.array([""]), "the name of an image is empty"),
+        ({"image": b""}, "dict is no image"),
+    ],
+)
+def test_an_image_in_a_wrapper_that_holds_none_is_refused_by_what_is_wrong(
+    model: Predictor, image: object, reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        model.predict(image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, lambda model: pickle.dumps(model.predict), copy.copy, copy.deepcopy])
+def test_an_open_model_goes_to_no_other_process(model: Predictor, send: Callable[[object], object]) -> None:
+    with pytest.raises(UsageError, match="take a batch_predictor, which can be pickled"):
+        send(model)
 
 
 @pytest.mark.parametrize(

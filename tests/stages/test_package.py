@@ -245,6 +245,9 @@ def test_what_systems_leave_in_a_bundle_is_passed_over(bundle: Path, left: str) 
         ("vit.bundle/", ("__MACOSX/vit.bundle/._manifest.json", "vit.bundle/.DS_Store")),  # as Finder makes it
         ("vit.bundle/", ("vit.bundle/Thumbs.db",)),  # with its folder, as on Windows
         ("", ("__MACOSX/._manifest.json",)),  # of chosen files
+        ("vit.bundle\\", ()),  # as PowerShell 5 makes it
+        ("./", ()),
+        ("./vit.bundle/", ("./vit.bundle/.DS_Store",)),
     ],
 )
 def test_an_archive_that_a_file_browser_made_of_a_bundle_is_one(

@@ -26,6 +26,7 @@ from vitdeploy.reading import (
     first_problem,
     is_of_system,
     missing,
+    plain_name,
     read_head,
     read_json,
     read_tensors,
@@ -93,7 +94,7 @@ def is_bundle(path: Path) -> bool:
         if not path.is_file() or read_head(path, len(_ZIP_START)) != _ZIP_START:
             return False
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names = list(map(plain_name, archive.namelist()))
             return top_folder(names) + MANIFEST in names
     except (ArtifactError, OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False

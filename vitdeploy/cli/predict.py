@@ -28,7 +28,7 @@ def predict(
     artifact: Annotated[
         Path, typer.Argument(metavar="ARTIFACT", help="A bundle, an ONNX model, an engine or a checkpoint.")
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Number of most likely classes of each image.")] = 5,
     device: Device = "auto",
     cpu_fallback: CpuFallback = False,
@@ -55,7 +55,9 @@ def predict(
     """
     from vitdeploy import SessionOptions, load
     from vitdeploy.cli.output import make_progress, print_json
+    from vitdeploy.datasets.layout import count_left_out
     from vitdeploy.errors import DataError, UsageError
+    from vitdeploy.text import name_text
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise UsageError("--json, --csv and --parquet exclude each other: choose one")
@@ -72,6 +74,10 @@ def predict(
                 task.advance()
                 yield one
 
+    for name in images:
+        if name and Path(name).is_dir() and (others := count_left_out(Path(name))):
+            listed = ", ".join(f"{number} {ending}" for ending, number in others.most_common())
+            progress.note(f"'{name_text(Path(name))}': left out are {listed}, which are not read as images")
     options = SessionOptions(threads, device, cpu_fallback=cpu_fallback, pinning=pinning, spinning=spinning)
     with load(artifact, options=options) as model:
         start = time.perf_counter()

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitdeploy.errors import ArtifactError, DataError
 from vitdeploy.preprocess.essentials import essential_parts
-from vitdeploy.reading import open_regular, read_head, stands_for_a_file
+from vitdeploy.reading import format_of, open_regular, read_head, stands_for_a_file
 from vitdeploy.text import name_text
 
 _PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Png", "Ppm", "Tiff", "WebP")
@@ -66,6 +66,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
             raise DataError(f"image '{name}' is empty: remove or replace it") from error
         if (found := stands_for_a_file(head)) is not None:
             raise DataError(f"'{name}' is {found[0]}, expected an image: {found[1]}") from error
+        if (other := format_of(head)) is not None:
+            raise DataError(f"'{name}' is {other}, which is not read: convert it to JPEG or PNG") from error
         raise DataError(
             f"'{name}' is not an image that can be read (another format, or damaged): remove or replace it"
         ) from error

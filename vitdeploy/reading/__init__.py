@@ -1,8 +1,8 @@
 """Reading what comes from outside: regular files only, of bounded size and depth, and nothing in them is executed."""
 
-from vitdeploy.reading.archives import check_zip, read_npz, top_folder, unpack_zip
+from vitdeploy.reading.archives import check_zip, plain_name, read_npz, top_folder, unpack_zip
 from vitdeploy.reading.json_text import decode_text, first_problem, parse_json, read_json
-from vitdeploy.reading.leftovers import is_of_system, refuse_stand_in, stands_for_a_file
+from vitdeploy.reading.leftovers import format_of, is_of_system, refuse_stand_in, stands_for_a_file
 from vitdeploy.reading.regular import (
     missing,
     open_regular,
@@ -25,6 +25,7 @@ __all__ = [
     "check_zip",
     "decode_text",
     "first_problem",
+    "format_of",
     "is_of_system",
     "is_safetensors",
     "missing",
@@ -32,6 +33,7 @@ __all__ = [
     "open_safetensors",
     "parse_json",
     "parse_yaml",
+    "plain_name",
     "read_bytes",
     "read_head",
     "read_json",

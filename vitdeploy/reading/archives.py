@@ -65,11 +65,19 @@ def top_folder(names: Iterable[str]) -> str:
 
     File browsers make an archive of a folder so. What systems leave in archives does not count.
     """
-    own = [name for name in names if not _is_left(name)]
+    own = [name for name in map(plain_name, names) if not _is_left(name)]
     tops = {name.partition("/")[0] for name in own if "/" in name}
     (top,) = tops if len(tops) == 1 else ("",)
     is_plain = top not in ("", ".", "..") and "\\" not in top and ":" not in top
     return f"{top}/" if is_plain and all("/" in name for name in own) else ""
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a member with ``/`` between its parts, and without ``./`` in front.
+
+    Archives made by PowerShell 5 have backslashes there.
+    """
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def _is_left(name: str) -> bool:
@@ -90,13 +98,16 @@ def unpack_zip(path: Path | str, folder: Path) -> None:
     if len(members) > MOST_MEMBERS:
         raise ArtifactError(f"{str(path)!r} holds {len(members)} files, expected at most {MOST_MEMBERS}: refused")
     top, seen = top_folder(member.orig_filename for member in members), dict[str, str]()
-    members = [one for one in members if one.orig_filename != top and not _is_left(one.orig_filename)]
+    files: list[tuple[str, zipfile.ZipInfo]] = []
     for member in members:
-        _check_member(member, member.orig_filename.removeprefix(top), seen, repr(str(path)))
+        name = plain_name(member.orig_filename)
+        if not _is_left(name) and (name != top or not member.orig_filename):
+            _check_member(member, name.removeprefix(top), seen, repr(str(path)))
+            files.append((name.removeprefix(top), member))
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in members:
-                target = folder / member.filename.removeprefix(top)
+            for name, member in files:
+                target = folder / name
                 with archive.open(member) as source, target.open("xb") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
                 if target.stat().st_size != member.file_size:

@@ -33,7 +33,8 @@ def batch_predictor(
 
     Args:
         source: A bundle or an artifact.
-        column: The column with the images: encoded files as bytes, paths, or arrays of uint8.
+        column: The column with the images: encoded files as bytes or as Hugging Face's ``{"bytes": …, "path": …}``,
+            paths, or arrays of uint8.
         features: Give what ``embed`` gives, in place of classes.
         options: Where it runs; with several processes on one machine, how many threads each takes.
     Raises:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +63,12 @@ def load(
 class Predictor:
     """A model that is open: images in, classes or features out. A context manager; several threads may share it.
 
-    Images are, one or several, in a list or from an iterator: a file, or its bytes; a folder, of which all images
+    Images are, one or several, in a list, a column of a table or from an iterator: a file, by its path, its bytes, open
+    in mode "rb", or as datasets of Hugging Face keep it, ``{"bytes": …, "path": …}``; a folder, of which all images
     count; an image of Pillow; an array of uint8, [H, W], [H, W, C] or [N, H, W, C], red first (of OpenCV's frames
     ``frame[..., ::-1]``). They are resized, cropped and normalised as the training's evaluation did.
+
+    It cannot be pickled or copied, since what a runtime holds is its process's: ``batch_predictor`` makes what can.
     """
 
     def __init__(
@@ -241,6 +245,11 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "an open model goes to no other process: load it there, or take a batch_predictor, which can be pickled"
+        )
 
     def __repr__(self) -> str:
         return f"<Predictor of {self.artifact!r} on {self._session.provider}>"
