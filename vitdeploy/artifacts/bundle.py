@@ -175,7 +175,10 @@ def _verified(folder: Path, path: Path) -> BundleManifest:
         elif entry.name not in listed and is_of_system(entry.name):
             continue  # nobody reads it
         elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            raise ArtifactError(f"{str(path)!r} holds {entry.name!r}, which is a link or no file: refused")
+            raise ArtifactError(
+                f"{str(path)!r} holds {entry.name!r}, which is a link or no file: refused; a copy of the folder with "
+                "files in place of links is taken"
+            )
         elif entry.name not in listed:
             raise ArtifactError(f"{str(path)!r} holds {entry.name!r}, which its manifest does not list: remove it")
         else:

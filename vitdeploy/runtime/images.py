@@ -31,7 +31,7 @@ Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 class NamedImage:
     """One image that is not decoded yet; ``name`` is its path (``name_text``), or its number in the order given.
 
-    ``source`` is a file, its bytes, an image of Pillow, an array, what was item in place of one, or why there is none.
+    ``source`` is a file, its bytes, an image of Pillow, an array, what was given in place of one, or why there is none.
     """
 
     name: str
