@@ -42,7 +42,8 @@ def test_what_was_not_measured_is_a_dash_and_identical_logits_are_exact() -> Non
     ("ratio", "interval", "base", "text"),
     [
         (1.444, (1.32, 1.69), "FP32", "1.44× [1.32, 1.69] as fast as FP32"),
-        (0.8, (0.5, 1.25), "FP32", "slower: 1.25× [0.80, 2.00] the time of FP32"),
+        (0.8, (0.75, 0.9), "FP32", "slower: 1.25× [1.11, 1.33] the time of FP32"),
+        (0.8, (0.5, 1.25), "FP32", "1.25× [0.80, 2.00] the time of FP32"),
         (1.0, None, "", "1.00× as fast"),
         (0.5, None, "", "slower: 2.00× the time"),
     ],

@@ -51,7 +51,8 @@ def ratio_text(ratio: float | None) -> str:
 def speed_text(ratio: float, interval: Interval | None = None, base: str = "", digits: int = 2) -> str:
     """Return how fast something is beside ``base``, by the ratio of speeds.
 
-    ``1.44× [1.32, 1.69] as fast as FP32``; of what is slower the time: ``slower: 1.75× [1.71, 1.80] the time of FP32``.
+    ``1.44× [1.32, 1.69] as fast as FP32``; of what is slower the time: ``slower: 1.75× [1.71, 1.80] the time of FP32``,
+    and without that word where the interval holds 1.
     """
     slower = ratio < 1
     values = [ratio, *(interval or ())]
@@ -59,7 +60,8 @@ def speed_text(ratio: float, interval: Interval | None = None, base: str = "", d
     low, high = (shown[2], shown[1]) if slower and interval is not None else (*shown[1:], "", "")[:2]
     around = f" [{low}, {high}]" if interval is not None else ""
     if slower:
-        return f"slower: {shown[0]}×{around} the time" + f" of {base}" * bool(base)
+        certain = interval is None or interval[1] < 1
+        return "slower: " * certain + f"{shown[0]}×{around} the time" + f" of {base}" * bool(base)
     return f"{shown[0]}×{around} as fast" + f" as {base}" * bool(base)
 
 

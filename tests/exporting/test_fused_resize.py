@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from notes import Notes
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -88,7 +89,10 @@ def test_the_graph_gives_the_pixels_of_pillow(name: str, form: InputForm, fixed:
 @pytest.fixture(scope="module")
 def any_size(resizing_onnx: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     path = tmp_path_factory.mktemp("any") / "any.onnx"
-    return export(resizing_onnx, path, options=ExportOptions(fuse_resize="any"))
+    progress = Notes()
+    made = export(resizing_onnx, path, options=ExportOptions(fuse_resize="any"), progress=progress)
+    assert not [line for line in progress.lines if line.startswith("graph:")], "what reads sizes is meant to be there"
+    return made
 
 
 @pytest.fixture(scope="module")

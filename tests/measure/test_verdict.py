@@ -6,7 +6,7 @@ import pytest
 
 from vitdeploy.measure.verdict import _speed, accuracy_kept, give_verdict, is_faster
 from vitdeploy.records import Baseline, Conditions, FloatProduct, OperatorCensus, Row, Timing
-from vitdeploy.records.report import SelfCheck
+from vitdeploy.records.report import ClassCount, SelfCheck
 
 CONDITIONS = Conditions(
     data="digits:test",
@@ -489,17 +489,45 @@ def test_a_self_check_that_fails_is_said_and_one_that_holds_is_not() -> None:
     assert "as long in turns as alone" not in _checked(None, TORCH.model_copy(update={"timings": (same,)}))
 
 
-def test_products_that_run_in_floats_are_named_with_the_reason() -> None:
+@pytest.mark.parametrize(("planned", "so"), [(9, ", so its time is not that of INT8"), (12, "")])
+def test_products_that_run_in_floats_are_named_with_the_reason(planned: int, so: str) -> None:
     one = FloatProduct(node="blocks.0.attn.q/MatMul", kernel="MatMul fp32", reason="its activation is signed")
-    census = OperatorCensus(runtime="onnxruntime", version="1.32", planned=12, integer=11, floating=(one,))
-    whole = census.model_copy(update={"integer": 12, "floating": ()})
+    census = OperatorCensus(
+        runtime="onnxruntime", version="1.32", planned=planned, integer=planned - 1, floating=(one,)
+    )
+    whole = census.model_copy(update={"integer": planned, "floating": ()})
     row = _row("vit.int8.onnx", "int8", timings=(_timing(5.0, 2.0, (1.9, 2.1)),), census=census)
     assert (
-        "ONNX Runtime computes 1 of the 12 8-bit products of vit.int8.onnx in floating point, so its time is not that "
-        "of INT8: first blocks.0.attn.q/MatMul, as MatMul fp32 (its activation is signed)."
+        f"ONNX Runtime computes 1 of the {planned} 8-bit products of vit.int8.onnx in floating point{so}: first "
+        "blocks.0.attn.q/MatMul, as MatMul fp32 (its activation is signed)."
     ) in _verdict(TORCH, row)
-    assert not any(
-        "floating point, so its time" in line for line in _verdict(TORCH, row.model_copy(update={"census": whole}))
+    assert not any("floating point" in line for line in _verdict(TORCH, row.model_copy(update={"census": whole})))
+
+
+@pytest.mark.parametrize(
+    ("images", "right", "listed"),
+    [
+        ((20, 17, 20), ((19, 0, 18), (18, 0, 18)), "sky (0 of 17)"),
+        ((20, 17, 9), ((19, 0, 0), (18, 0, 0)), "sky (0 of 17) and a\nb (0 of 9)"),
+        ((20, 17, 20), ((19, 0, 18), (18, 1, 18)), None),  # one of the models knows it
+        ((20, 4, 20), ((19, 0, 18), (18, 0, 18)), None),  # too few to say
+    ],
+)
+def test_classes_that_no_model_recognises_are_named(
+    images: tuple[int, ...], right: tuple[tuple[int, ...], ...], listed: str | None
+) -> None:
+    classes = tuple(ClassCount(name=name, images=n) for name, n in zip(("cat", "sky", "a\nb"), images, strict=True))
+    fast = _row("vit.onnx", timings=(_timing(5.0, 2.0, (1.9, 2.1)),))
+    rows = [
+        one.model_copy(update={"correct_by_class": counts}) for one, counts in zip((TORCH, fast), right, strict=True)
+    ]
+    said = _verdict_under({"classes": classes}, *rows)
+    found = [line for line in said if "trained on" in line]
+    expected = None if listed is None else listed.replace("\n", "\\n")
+    assert found == (
+        []
+        if expected is None
+        else [f"No row has one image of {expected} right: are these the classes that the model was trained on?"]
     )
 
 

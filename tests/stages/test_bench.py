@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from present import present
 from rich.console import Console
 
 from vitdeploy.artifacts import write_calibration_table
+from vitdeploy.backends.openvino import OpenVINOBackend
 from vitdeploy.benching.candidates import list_candidates, of_artifact, with_unique_names
 from vitdeploy.benching.measuring import Entry
 from vitdeploy.benching.preparation import other_preprocessing
@@ -146,7 +148,8 @@ def test_a_graph_made_for_another_runtime_says_so(tmp_path: Path) -> None:
     foreign = write_linear(tmp_path / "m.trt.onnx", in_steps(WEIGHT, 127), precision="int8", target="tensorrt")
     other = write_linear(tmp_path / "m.ov.onnx", in_steps(WEIGHT, 127), precision="int8", target="openvino")
     own = write_linear(tmp_path / "m.ort.onnx", in_steps(WEIGHT, 127), precision="int8", target="onnxruntime")
-    report = bench([model.path, foreign.path, other.path, own.path], "digits", options=QUICK)
+    options = replace(QUICK, runtimes=("onnxruntime",))
+    report = bench([model.path, foreign.path, other.path, own.path], "digits", options=options)
     said = "made for {}, run by ONNX Runtime: its latency is not that of its target; {}, {}"
     makes = "vd.quantize(..., target='onnxruntime') makes one for ONNX Runtime"
     engine = "vd.build(...) makes an engine of it"
@@ -179,13 +182,36 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         ("onnxruntime", ("onnxruntime", "openvino"), ["onnxruntime"]),
         ("tensorrt", ("onnxruntime", "openvino"), ["onnxruntime", "openvino"]),
         ("onnxruntime", ("openvino",), ["openvino"]),
+        ("openvino", (), ["openvino"]),
+        ("onnxruntime", (), ["onnxruntime"]),
+        ("tensorrt", (), ["onnxruntime"]),
+        (None, (), ["onnxruntime"]),
     ],
 )
 def test_of_several_runtimes_a_graph_is_run_by_those_it_was_made_for(
-    tmp_path: Path, target: Target, runtimes: tuple[str, ...], backends: list[str]
+    tmp_path: Path, target: Target | None, runtimes: tuple[str, ...], backends: list[str]
 ) -> None:
     model = write_linear(tmp_path / "m.onnx", target=target)
     assert [one.backend for one in list_candidates([model], runtimes, "cpu")] == backends
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_where_nothing_is_asked_for_openvino_runs_what_is_made_for_it_and_the_graph_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    targets = {"m": None, "m.ov": "openvino", "m.ort": "onnxruntime", "m.trt": "tensorrt"}
+    models = [write_linear(tmp_path / f"{name}.onnx", target=target) for name, target in targets.items()]
+    monkeypatch.setattr(OpenVINOBackend, "unavailable", lambda _: None if installed else "it is not installed")
+    found = [(one.name, one.backend) for one in list_candidates(models, (), "cpu")]
+    everywhere = [(f"{name}.onnx", "onnxruntime") for name in targets]
+    there = [
+        ("m.onnx", "onnxruntime"),
+        ("m.onnx", "openvino"),
+        ("m.ov.onnx", "openvino"),
+        ("m.ort.onnx", "onnxruntime"),
+        ("m.trt.onnx", "onnxruntime"),
+    ]
+    assert found == (there if installed else everywhere)
 
 
 def test_all_that_prepare_images_otherwise_are_named_once_whatever_runs_them(tmp_path: Path) -> None:
@@ -248,7 +274,6 @@ def test_identical_logits_are_reported_as_such(tmp_path: Path, checkpoint, scrip
         ({"batches": (0,)}, r"batches is \(0,\), expected a whole number of at least 1"),
         ({"rounds": 0}, "rounds is 0"),
         ({"threads": -1}, "threads is -1, expected a whole number of at least 0"),
-        ({"runtimes": ()}, "no runtime"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, Any], said: str) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from vitdeploy.artifacts import Engine, OnnxModel, load_ir, write_engine, write_onnx
 from vitdeploy.backends.onnxruntime import OnnxRuntimeSession
 from vitdeploy.cli import main
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import FidelityWarning, UsageError
 from vitdeploy.reading import parse_yaml
 from vitdeploy.records import BuildInfo
 from vitdeploy.sessions import SessionOptions
@@ -95,6 +95,28 @@ def test_a_graph_is_served_by_onnx_runtime_and_warmed_up_with_a_golden_sample(
         found = session.run({"input": sample})["logits"]
     assert tiny_onnx.golden is not None
     np.testing.assert_allclose(found, tiny_onnx.golden.outputs[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (None, None),
+        ("onnxruntime", None),
+        ("tensorrt", r"made for TensorRT, .*vd.build\(..., backend='tensorrt'\)"),
+        ("openvino", r"made for OpenVINO, .*vd.quantize\(..., target='onnxruntime'\)"),
+    ],
+)
+def test_a_graph_for_another_runtime_than_triton_has_is_served_with_a_warning(
+    tiny_onnx: OnnxModel, tmp_path: Path, target: str | None, said: str | None
+) -> None:
+    manifest = tiny_onnx.manifest.model_copy(update={"target": target})
+    graph = write_onnx(tmp_path / "m.onnx", tiny_onnx.load(), manifest, tiny_onnx.golden)
+    if said is None:
+        write_triton_repository([graph], tmp_path / "models")
+    else:
+        with pytest.warns(FidelityWarning, match=said):
+            write_triton_repository([graph], tmp_path / "models")
+    assert (tmp_path / "models" / "m" / "config.pbtxt").is_file()
 
 
 def test_a_graph_that_takes_bytes_says_so(tiny_onnx: OnnxModel, triton: Triton, tmp_path: Path) -> None:

@@ -183,16 +183,19 @@ def list_candidates(
         artifacts: Engines go to the backend that built them, ONNX models to every one of ``runtimes``, but those that
             were made for some of them to these alone.
         runtimes: ``onnxruntime`` (the CPU, and CUDA where there is a GPU and a provider for it), one provider of it
-            alone, as ``onnxruntime:cuda``; ``openvino``, or that with a ``Mode``, as ``openvino:bf16``.
+            alone, as ``onnxruntime:cuda``; ``openvino``, or that with a ``Mode``, as ``openvino:bf16``. Empty: those of
+            ``usual_runtimes``, of which OpenVINO takes no graph that was made for another target.
         device: None for whatever is there.
         pinning: Settings of CPU threads, with each of which an ONNX model is a candidate; empty: the runtime's own.
         spinning: Likewise.
     Raises:
         UsageError: There is no such runtime, none for ``device``, or one that has no such setting of threads.
     """
-    places = [place for runtime in runtimes for place in _places(runtime, device)]
+    usual = usual_runtimes(artifacts)
+    places = [place for runtime in runtimes or usual for place in _places(runtime, device)]
     if not places and any(isinstance(artifact, OnnxModel) for artifact in artifacts):
         raise UsageError(f"none of the runtimes {', '.join(runtimes)!r} runs an ONNX model on device {device!r}")
+    elsewhere = places if runtimes else _places(usual[0], device)
     found: list[Candidate] = []
     for artifact in artifacts:
         if isinstance(artifact, Engine):
@@ -200,12 +203,22 @@ def list_candidates(
         elif isinstance(artifact, OnnxModel):
             target = artifact.manifest.target
             own = [place for place in places if target is not None and executing_target(place[0], place[2]) == target]
-            for backend, where, provider in own or places:
+            for backend, where, provider in own or (places if target is None else elsewhere):
                 one = of_artifact(artifact, backend, where, provider)
                 found.extend(_with_thread_settings(one, pinning, spinning))
     if (pinning or spinning) and all(one.pinning is None and one.spinning is None for one in found):
         raise UsageError("pinning and spinning are of the CPU threads of ONNX models, and none is to run there")
     return found
+
+
+def usual_runtimes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """Return what runs ONNX models where nothing is asked for: ONNX Runtime, and OpenVINO where a graph is made for it.
+
+    OpenVINO only where it is installed: else ONNX Runtime runs such a graph, and its row says so.
+    """
+    made_for = {artifact.manifest.target for artifact in artifacts if isinstance(artifact, OnnxModel)}
+    with_openvino = "openvino" in made_for and backends.get_backend("openvino").unavailable() is None
+    return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
 
 
 def _with_thread_settings(

@@ -23,8 +23,9 @@ class BenchOptions:
     ``batches`` are the batch sizes that are timed; ``threads`` 0 leaves the number to each runtime. ``device`` None
     is whatever is there; ``runtimes`` are those that ONNX models are run by (``onnxruntime``,
     ``openvino``, one provider as in ``onnxruntime:cuda``, or a way to run as in ``openvino:bf16`` and
-    ``openvino:throughput``); a graph that was made for some of them is run by these alone. ``rounds`` to ``fill_s`` say
-    how turns are taken, as ``TurnOptions`` has it.
+    ``openvino:throughput``); a graph that was made for some of them is run by these alone. Empty is ``onnxruntime``,
+    and ``openvino`` too where it is installed and a graph is made for it. ``rounds`` to ``fill_s`` say how turns are
+    taken, as ``TurnOptions`` has it.
     ``samples`` takes a seeded part of the data, ``accuracy_batch`` images at a time go through the models.
     ``cuda_graph`` launches engines as CUDA graphs where they can be recorded. ``processes`` False leaves out load
     time, first inference and peak memory, which take a process per candidate.
@@ -46,7 +47,7 @@ class BenchOptions:
     batches: tuple[Count, ...] = (1,)
     threads: NonNegativeCount = 0
     device: Device | None = None
-    runtimes: tuple[str, ...] = ("onnxruntime",)
+    runtimes: tuple[str, ...] = ()
     rounds: Count = 10
     warmup: Count = 5
     iterations: Count = 20
@@ -93,8 +94,6 @@ class BenchOptions:
         unknown = [name for name in self.scenarios if name not in SCENARIO_NAMES]
         if unknown:
             raise UsageError(f"there is no scenario {unknown[0]!r}, expected one of {', '.join(SCENARIO_NAMES)}")
-        if not self.runtimes:
-            raise UsageError("there is no runtime for ONNX models, expected 'onnxruntime' or 'openvino'")
 
     @property
     def turns(self) -> TurnOptions:

@@ -268,7 +268,17 @@ def _variant(
             f"the shapes in {where} are of no {family} in the catalogue: name the family and what the keys do not tell"
             f"{_example(family, converted)}"
         )
-    raise CheckpointError(f"the keys of {where} do not tell which {family} it is: name it, one of {names}")
+    raise CheckpointError(
+        f"the keys of {where} do not tell which {family} it is: name it, one of {names}{_differences(fitting)}, as in "
+        f"vd.export({fitting[0].name!r}, options=vd.ExportOptions(weights='FILE'))"
+    )
+
+
+def _differences(entries: Sequence[Variant]) -> str:
+    """Return what variants that fit the same weights prepare images by, where that is not the same."""
+    specs = [entry.preprocess.model_dump(exclude={"source"}) for entry in entries]
+    differ = [name for name in specs[0] if any(spec[name] != specs[0][name] for spec in specs)]
+    return f" (they prepare images by another {' and '.join(differ)})" if differ else ""
 
 
 def _unseen(dialect: Dialect, arguments: Mapping[str, Any], request: LoadRequest) -> list[str]:

@@ -20,7 +20,7 @@ from vitdeploy.errors import GraphError
 from vitdeploy.measure.accuracy import run_batch
 from vitdeploy.measure.statistics import fraction_of_range
 from vitdeploy.preprocess import to_input
-from vitdeploy.progress import Progress
+from vitdeploy.progress import SILENT, Progress
 from vitdeploy.records import Check, Precision, Preprocess
 from vitdeploy.sessions import Session, SessionOptions
 
@@ -155,7 +155,7 @@ def compare(
     return tuple(checks), outputs
 
 
-def describe_graph(model: ir.Model, progress: Progress) -> dict[str, float]:
+def describe_graph(model: ir.Model, progress: Progress = SILENT) -> dict[str, float]:
     """Return the size of a graph for its manifest, and note how it departs from a legal one."""
     from vitdeploy.graph.legality import findings
 

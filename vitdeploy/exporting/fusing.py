@@ -143,7 +143,7 @@ def fuse(
                     "key": fusing_key(source, fusion),
                     "preprocess": fused,
                     "checks": checks,
-                    "metrics": {**source.manifest.metrics, **describe_graph(graph, progress)},
+                    "metrics": {**source.manifest.metrics, **describe_graph(graph)},  # resizing computes with sizes
                     "parents": {"onnx": source.digest},
                     "options": fusion.values,
                     "producer": "vitdeploy export",

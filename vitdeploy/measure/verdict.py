@@ -10,7 +10,7 @@ from vitdeploy.measure.layer_changes import compare_profiles
 from vitdeploy.records import Baseline, Conditions, Row, Timing
 from vitdeploy.records.layer_profile import PARTS
 from vitdeploy.records.report import Device, backend_title, executing_target
-from vitdeploy.text import size_text
+from vitdeploy.text import printable, size_text
 from vitdeploy.wording import (
     decibel_text,
     ms_text,
@@ -27,7 +27,10 @@ MEDIAN_MARGIN = 0.05
 # medians further apart than this are no tie, however wide their intervals are: then those say nothing
 WIDEST_TIE = 1.25
 MOST_PARTS = 3
+MOST_CLASSES = 5
+LEAST_OF_CLASS = 5
 BUSY_CORES = 0.25
+FEW_PRODUCTS = 0.1
 # Of n images without one event: with 95 % confidence the event is rarer than 3/n (Hanley and Lippman-Hand 1983).
 RULE_OF_THREE = 3
 DEVICE_TITLES: dict[Device, str] = {"cpu": "CPU", "cuda": "GPU"}
@@ -38,12 +41,13 @@ Kept = Literal["kept", "small loss", "loss", "unknown"]
 def give_verdict(rows: Sequence[Row], baseline: Baseline, conditions: Conditions) -> tuple[str, ...]:
     """Return sentences in the order in which a reader needs them.
 
-    Whether the models know anything of these images; what to ship on each device that was measured; which 8-bit
-    products a runtime computes in floating point; where INT8 does not pay; what lost accuracy; what was built and not
-    run, or not even built; what failed; what the numbers are against where that is not PyTorch.
+    Whether the models know anything of these images, and which classes none of them does; what to ship on each device
+    that was measured; which 8-bit products a runtime computes in floating point; where INT8 does not pay; what lost
+    accuracy; what was built and not run, or not even built; what failed; what the numbers are against where that is not
+    PyTorch.
     """
     measured = [row for row in rows if row.status == "ok"]
-    sentences = [*_rows_at_chance(measured, conditions)]
+    sentences = [*_rows_at_chance(measured, conditions), *_unrecognised_classes(measured, conditions)]
     for device in dict.fromkeys(row.device for row in measured if row.device is not None):
         sentences.extend(
             _recommendations([row for row in measured if row.device == device], device, baseline, conditions)
@@ -184,6 +188,23 @@ def _rows_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
     return [f"{_list([row.name for row in lost])} {verb} not shown to be better than chance ({chance})."]
 
 
+def _unrecognised_classes(rows: Sequence[Row], conditions: Conditions) -> list[str]:
+    """Name the classes of which no row has one image right: a label may be another than the model's."""
+    known = [row.correct_by_class for row in rows if row.correct_by_class is not None]
+    if not known or all(at_chance(row, conditions) for row in rows):
+        return []
+    lost = [
+        f"{printable(one.name)} (0 of {one.images})"
+        for one, *right in zip(conditions.classes, *known, strict=True)
+        if one.images >= LEAST_OF_CLASS and not any(right)
+    ]
+    if not lost:
+        return []
+    shown, more = lost[:MOST_CLASSES], len(lost) - MOST_CLASSES
+    listed = _list([*shown, *([f"{more} more"] if more > 0 else [])])
+    return [f"No row has one image of {listed} right: are these the classes that the model was trained on?"]
+
+
 def _best(rows: Sequence[Row], batch: int, baseline: Baseline) -> Row:
     """Return the fastest, or of those that tie with it the one that keeps most.
 
@@ -275,10 +296,11 @@ def _floating_products(rows: Sequence[Row]) -> list[str]:
         census = row.census
         if census is None or not census.floating:
             continue
-        first = census.floating[0]
+        first, few = census.floating[0], len(census.floating) <= FEW_PRODUCTS * census.planned
+        so = "" if few else ", so its time is not that of INT8"
         sentences.append(
             f"{backend_title(row.backend)} computes {len(census.floating)} of the {census.planned} 8-bit products of "
-            f"{row.name} in floating point, so its time is not that of INT8: first {first.node}, as "
+            f"{row.name} in floating point{so}: first {first.node}, as "
             f"{first.kernel or 'an unknown kernel'} ({first.reason})."
         )
     return sentences

@@ -222,9 +222,10 @@ def _readme(manifest: BundleManifest, artifacts: Sequence[Artifact], report: Rep
     where = f" Measured on {machine}, see report.json." if machine else ""
     return f"""# {printable(manifest.model.name)}
 
-Written by {manifest.producer}. In this folder, with Python 3.10 or newer:
+Written by {manifest.producer}. In this folder, with Python 3.10 or newer, and the wheel that `make package` makes in
+a clone of vitdeploy (it is on no package index yet):
 
-    pip install vitdeploy
+    pip install {manifest.producer.replace(" ", "-")}-py3-none-any.whl
     vitdeploy verify .
     vitdeploy predict . PHOTO.jpg
 

@@ -123,7 +123,12 @@ def quantize(
     request = QuantizeRequest.open(
         model, output, precision=precision, target=target, calibration=calibration, options=options
     )
-    return replace(request, front_page=front_page).run(shown(progress))
+    progress = shown(progress)
+    if target is None and request.target == "tensorrt" and precision == "int8" and environment.reason_without_gpu():
+        progress.note(
+            "the graph is for TensorRT, as no target is named; for a CPU it is target='onnxruntime' or 'openvino'"
+        )
+    return replace(request, front_page=front_page).run(progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +300,7 @@ class QuantizeRequest(QuantizeInputs):
         except BackendError as error:
             progress.note(str(error))
             return None
+        progress.note("graphs are timed beside each other on this machine: minutes in which nothing else should run here")
         images = to_input(pixels_of(self.source), preprocess)
         opener = place.opener(self.source.manifest, 1, self.options.threads, self.form.judged_as)
         return pair_timer(opener, images, progress)
@@ -315,7 +321,11 @@ class QuantizeRequest(QuantizeInputs):
         where, slower = f"the FP32 graph in {self._place.title} of this machine", loses(speeds)
         words = speeds_text(speeds)
         if slower:
-            warn(f"{str(self.output)!r} is slower than {where}: {words}")
+            other = "onnxruntime" if self.target == "openvino" else "openvino"
+            warn(
+                f"{str(self.output)!r} is slower than {where}: that one is to be preferred here, unless a graph made "
+                f"with target={other!r} is faster ({words})"
+            )
         uncertain = "" if slower or gains(speeds) else "no certain difference: "
         status: Literal["passed", "failed", "unchecked"] = "failed" if slower else "passed" if speeds else "unchecked"
         return Check(name="speed", status=status, detail=f"{uncertain}{words}, beside {where}")

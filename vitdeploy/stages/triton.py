@@ -12,9 +12,10 @@ from pathlib import Path
 from vitdeploy.artifacts import Artifact, Engine, OnnxModel, atomic_folder, load_ir, open_artifact
 from vitdeploy.artifacts.outputs import refuse_unwritable_folder
 from vitdeploy.backends.lowered import refuse_to_ship
-from vitdeploy.errors import ArtifactError, UsageError
+from vitdeploy.errors import ArtifactError, UsageError, warn
 from vitdeploy.preprocess import to_input
 from vitdeploy.records import Manifest, Preprocess
+from vitdeploy.records.report import backend_title
 from vitdeploy.sessions import batch_range
 from vitdeploy.text import printable
 
@@ -27,6 +28,10 @@ INSTANCES = 2
 QUEUED_BATCHES = 16
 """Batches that may wait; what comes when so many do is turned away, so that overload costs requests and not memory."""
 WARMUP = "golden"
+_MADE_FOR = {
+    "tensorrt": "vd.build(..., backend='tensorrt') makes an engine of it, which Triton serves",
+    "openvino": "vd.quantize(..., target='onnxruntime') makes one for that",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,11 @@ class _Model:
             raise UsageError(f"{where} is a {manifest.kind}, expected ONNX models and engines")
         if isinstance(artifact, OnnxModel):
             refuse_to_ship(artifact)
+            if manifest.target not in (None, "onnxruntime"):
+                warn(
+                    f"{where} is made for {backend_title(manifest.target)}, and Triton serves graphs by ONNX Runtime, "
+                    f"where it may be slow: {_MADE_FOR[manifest.target]}"
+                )
         if manifest.preprocess is None:
             raise ArtifactError(f"{where} carries no preprocessing, so what it takes is not known")
         largest, fixed = options.largest_batch, None
