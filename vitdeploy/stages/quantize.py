@@ -300,7 +300,7 @@ class QuantizeRequest(QuantizeInputs):
         except BackendError as error:
             progress.note(str(error))
             return None
-        progress.note("graphs are timed beside each other on this machine: some minutes in which nothing else should run")
+        progress.note("graphs are timed beside each other on this machine: minutes in which nothing else should run")
         images = to_input(pixels_of(self.source), preprocess)
         opener = place.opener(self.source.manifest, 1, self.options.threads, self.form.judged_as)
         return pair_timer(opener, images, progress)
