@@ -256,10 +256,10 @@ def timed(title: str, candidate: Candidate, blocks: Blocks, peaks: Mapping[str, 
     p50 = float(np.median(np.concatenate(blocks[title])))
     share = gmacs / (p50 / 1000) / peaks[candidate.arithmetic]
     found = {"p50_ms": p50, "ours_faster_by": 1.0, "interval": None, "share_of_gemm": share}
-    ours = ORT_INT8 if candidate.against == ORT_LOWERED and ORT_LOWERED not in blocks else candidate.against
-    if title in OURS or title == ours:
+    ours = next((one for one in candidate.against if one in blocks), title)
+    if title == ours:
         return found
-    ratio, interval = speedup(blocks[ours], blocks[title]) if ours in blocks else (1.0, None)
+    ratio, interval = speedup(blocks[ours], blocks[title])
     return found | {"ours_faster_by": ratio, "interval": interval, "against": ours}
 
 
@@ -279,7 +279,7 @@ def sqnr(outputs: Images, reference: Images) -> float | None:
 
 def integers(candidate: Candidate, title: str) -> list[int] | None:
     """Return how many products of our INT8 run in integers, and how many should."""
-    if title not in (*OURS, ORT_INT8):
+    if title not in OURS:
         return None
     runtime = candidate.runtime.partition(":")[0]
     census = inspect(read_onnx(candidate.file), runtime=runtime).census  # type: ignore[arg-type]

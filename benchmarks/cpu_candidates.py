@@ -28,21 +28,27 @@ Arithmetic = Literal["fp32", "bf16", "int8"]
 BASELINE = "ONNX Runtime, our FP32"
 ORT_INT8, OV_INT8, OV_BF16 = "ONNX Runtime, our INT8", "OpenVINO, our INT8", "OpenVINO, our INT8 beside BF16"
 ORT_LOWERED = f"{ORT_INT8}, lowered"
+ORT_DEFAULT, OV_DEFAULT = f"{ORT_INT8} by default", f"{OV_INT8} by default"
 NNCF_INT8 = "OpenVINO, NNCF INT8"
 NNCF_NO_SUMS = f"{NNCF_INT8}, sums in FP32"
-OURS = (ORT_LOWERED, OV_INT8, OV_BF16)
+OURS = (ORT_INT8, ORT_LOWERED, ORT_DEFAULT, OV_INT8, OV_BF16, OV_DEFAULT)
+ORT_OURS, OV_OURS = (ORT_DEFAULT, ORT_LOWERED, ORT_INT8), (OV_DEFAULT, OV_INT8)
+"""Which of ours others are held against: the first that there is."""
 CHECKED = 16
 GEMM = 2048
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file and what runs it, what most of its products are computed in, and which of ours it is held against."""
+    """A file and what runs it, what most of its products are computed in, and which of ours it is held against.
+
+    That is the first of ``against`` that takes part.
+    """
 
     runtime: str
     file: Path
     arithmetic: Arithmetic
-    against: str
+    against: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,18 +109,19 @@ def makers(sources: Sources, batch: int) -> Makers:
     """Return title → what makes a candidate; those that other packages make fail where these are not installed."""
     onnx, folder = sources.model.path, sources.folder
 
-    def pytorch(mode: str, arithmetic: Arithmetic, against: str = OV_INT8) -> Callable[[], Candidate]:
+    def pytorch(mode: str, arithmetic: Arithmetic, *, bf16: bool = False) -> Callable[[], Candidate]:
+        against = (OV_BF16,) if bf16 else OV_OURS
         return lambda: Candidate(f"pytorch:{mode}", sources.checkpoint, arithmetic, against)
 
     def onnxruntime(file: Callable[[], Path], arithmetic: Arithmetic) -> Callable[[], Candidate]:
-        return lambda: Candidate("onnxruntime", file(), arithmetic, ORT_LOWERED)
+        return lambda: Candidate("onnxruntime", file(), arithmetic, ORT_OURS)
 
     def openvino(file: Callable[[], Path], arithmetic: Arithmetic, bf16: bool = False) -> Callable[[], Candidate]:
-        runtime, against = ("openvino:bf16", OV_BF16) if bf16 else ("openvino", OV_INT8)
+        runtime, against = ("openvino:bf16", (OV_BF16,)) if bf16 else ("openvino", OV_OURS)
         return lambda: Candidate(runtime, file(), arithmetic, against)
 
     def with_threads(runtime: str, file: Callable[[], Path], against: str) -> Callable[[], Candidate]:
-        return lambda: Candidate(runtime, file(), "int8", against)
+        return lambda: Candidate(runtime, file(), "int8", (against,))
 
     def once(name: str, make: Callable[[Path], None]) -> Callable[[], Path]:
         def file() -> Path:
@@ -145,8 +152,8 @@ def makers(sources: Sources, batch: int) -> Makers:
     more = {
         f"{ORT_INT8} of profile full": onnxruntime(full("onnxruntime"), "int8"),
         f"{OV_INT8} of profile full": openvino(full("openvino"), "int8"),
-        f"{ORT_INT8} by default": onnxruntime(by_default("onnxruntime"), "int8"),
-        f"{OV_INT8} by default": openvino(by_default("openvino"), "int8"),
+        ORT_DEFAULT: onnxruntime(by_default("onnxruntime"), "int8"),
+        OV_DEFAULT: openvino(by_default("openvino"), "int8"),
     }
     return (more if convolutions > 1 else {}) | {
         BASELINE: onnxruntime(lambda: onnx, "fp32"),
@@ -162,7 +169,7 @@ def makers(sources: Sources, batch: int) -> Makers:
         "OpenVINO, our FP32 in BF16": openvino(lambda: onnx, "bf16", bf16=True),
         "PyTorch eager FP32": pytorch("eager", "fp32"),
         "PyTorch compile FP32": pytorch("compile", "fp32"),
-        "PyTorch autocast BF16": pytorch("autocast-bf16", "bf16", OV_BF16),
+        "PyTorch autocast BF16": pytorch("autocast-bf16", "bf16", bf16=True),
         "PyTorch, torchao INT8": pytorch("torchao-int8", "int8"),
         "ONNX Runtime, timm's export FP32": onnxruntime(timm_graph, "fp32"),
         "OpenVINO, timm's export FP32": openvino(timm_graph, "fp32"),

@@ -21,11 +21,11 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         """Rendered from `benchmarks/results/cpu.json`; `python benchmarks/cpu.py` measures again and renews it, and a
         test holds it against the JSON. Every candidate ran in a process of its own, in turns with the others. Weights
         are redrawn and the same for all, SQNR is of the outputs against our FP32 graph on images that nothing was
-        calibrated on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch;
-        in ONNX Runtime the lowered graph, where there is a row of it), with its 95 % interval: where that holds 1,
-        nobody is called faster. *Of GEMM* is the share of what the fastest large product of matrices reached in the
-        same turns, in the arithmetic of most of the candidate's products; attention and all else count as lost
-        time.""",
+        calibrated on. *Ours* is how many times as fast our INT8 is in the same runtime (in OpenVINO for PyTorch; the
+        row *by default* where there is one, else in ONNX Runtime the lowered graph, where there is one), with its 95 %
+        interval: where that holds 1, nobody is called faster. *Of GEMM* is the share of what the fastest large product
+        of matrices reached in the same turns, in the arithmetic of most of the candidate's products; attention and all
+        else count as lost time.""",
         """Our graph for OpenVINO is of profile `mha` here, whatever it keeps; the row *of profile linear* has attention
         in FP32. By itself `quantize` takes `mha` where the logits keep 35 dB or lose at most 1 dB
         ([quantization](quantization.md#what-becomes-8-bits)), after a search of ranges that these rows are made
