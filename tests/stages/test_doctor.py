@@ -6,6 +6,7 @@ import sys
 import pytest
 from machine import be, fake_gpu, machine
 
+from vitdeploy import environment
 from vitdeploy.stages.doctor import Finding, doctor
 
 
@@ -25,6 +26,24 @@ def test_every_part_of_this_machine_is_diagnosed() -> None:
         assert finding.detail
         assert "\n" not in finding.detail + finding.remedy
         assert bool(finding.remedy) <= (finding.status == "missing")
+
+
+@pytest.mark.parametrize(
+    ("integers", "status", "said"),
+    [
+        ("any", "warning", "INT8 may be slower than FP32"),
+        ("vnni", "ok", "in one instruction"),
+        ("amx", "ok", "AMX"),
+        (None, None, ""),
+    ],
+)
+def test_it_says_how_the_processor_multiplies_integers(
+    monkeypatch: pytest.MonkeyPatch, integers: str | None, status: str | None, said: str
+) -> None:
+    monkeypatch.setattr(environment, "cpu_integers", lambda: integers)
+    finding = by_name().get("8-bit products")
+    assert (finding and finding.status) == status
+    assert finding is None or said in finding.detail
 
 
 def test_what_is_missing_names_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,11 +50,12 @@ def doctor() -> list[Finding]:
 
 
 def machine_findings(machine: Environment) -> list[Finding]:
-    """Return processor, memory, GPU, driver and JetPack."""
+    """Return processor, memory, how it multiplies integers, GPU, driver and JetPack."""
     memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
     found = [
         Finding.of("machine", "python", "ok", f"{machine.python} on {machine.os}"),
         Finding.of("machine", "processor", "ok", f"{machine.cpu}, {machine.cores} cores{memory}"),
+        *_integer_findings(),
     ]
     if machine.jetpack is not None:
         found.append(Finding.of("machine", "JetPack", "ok", machine.jetpack))
@@ -78,6 +79,20 @@ def machine_findings(machine: Environment) -> list[Finding]:
         detail += ": TensorRT 10 and newer serves 7.5 and higher"
         return [*found, Finding.of("machine", "GPU", "no", detail)]
     return [*found, Finding.of("machine", "GPU", "ok", detail)]
+
+
+def _integer_findings() -> list[Finding]:
+    """Return how the processor multiplies integers, on which it depends whether INT8 pays; nothing where unknown."""
+    integers, name = environment.cpu_integers(), "8-bit products"
+    if integers is None:
+        return []
+    if integers == "any":
+        detail = (
+            "no VNNI: they take several instructions, and INT8 may be slower than FP32, most of all in OpenVINO: "
+            "vd.quantize(..., options=vd.QuantizeOptions(cpu='auto')) times both"
+        )
+        return [Finding.of("machine", name, "warning", detail)]
+    return [Finding.of("machine", name, "ok", {"vnni": "in one instruction", "amx": "AMX"}[integers])]
 
 
 def backend_findings(machine: Environment) -> list[Finding]:
