@@ -391,7 +391,7 @@ def test_shapes_that_fit_several_variants_ask_for_the_name(tmp_path: Path) -> No
         state = create_model("vit_tiny_patch16_224").state_dict()
     save_file(state, tmp_path / "m.safetensors")
     said = (
-        r"name it, one of deit_tiny_patch16_224, vit_tiny_patch16_224 \(they prepare images by another mean and std\), "
+        r"name it, one of deit_tiny_patch16_224, vit_tiny_patch16_224 \(they differ in resize_size, mean, std\), "
         r"as in vd.export\('deit_tiny_patch16_224', options=vd.ExportOptions\(weights='FILE'\)\)"
     )
     with pytest.raises(CheckpointError, match=said):

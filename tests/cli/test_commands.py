@@ -72,7 +72,7 @@ def test_quantize_prints_what_it_judged(work: Path, capsys: pytest.CaptureFixtur
     text = say("quantize model.onnx -o q.onnx --precision int8 --calibration digits --samples 64", capsys)
     assert "SQNR" in text
     assert "wrote q.onnx" in text
-    named = "the graph is for TensorRT, as no target is named; for a CPU it is --target onnxruntime or 'openvino'"
+    named = "the graph is for TensorRT, as none is named; for a CPU: --target onnxruntime or --target openvino"
     assert (named in text) == bool(reason_without_gpu())
     printed = record(
         "quantize model.onnx -o p.onnx --precision int8 --calibration digits --samples 64 --method percentile "

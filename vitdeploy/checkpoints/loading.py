@@ -278,7 +278,7 @@ def _differences(entries: Sequence[Variant]) -> str:
     """Return what variants that fit the same weights prepare images by, where that is not the same."""
     specs = [entry.preprocess.model_dump(exclude={"source"}) for entry in entries]
     differ = [name for name in specs[0] if any(spec[name] != specs[0][name] for spec in specs)]
-    return f" (they prepare images by another {' and '.join(differ)})" if differ else ""
+    return f" (they differ in {', '.join(differ)})" if differ else ""
 
 
 def _unseen(dialect: Dialect, arguments: Mapping[str, Any], request: LoadRequest) -> list[str]:

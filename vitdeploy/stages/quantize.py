@@ -126,7 +126,7 @@ def quantize(
     progress = shown(progress)
     if target is None and request.target == "tensorrt" and precision == "int8" and environment.reason_without_gpu():
         progress.note(
-            "the graph is for TensorRT, as no target is named; for a CPU it is target='onnxruntime' or 'openvino'"
+            "the graph is for TensorRT, as none is named; for a CPU: target='onnxruntime' or target='openvino'"
         )
     return replace(request, front_page=front_page).run(progress)
 
