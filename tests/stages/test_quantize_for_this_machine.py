@@ -49,7 +49,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, tuple[float, f
     return script
 
 
-def made(source: OnnxModel, path: Path, target: Target, options: QuantizeOptions, notes: Notes | None = None) -> Any:
+def made(
+    source: OnnxModel, path: Path, target: Target | None, options: QuantizeOptions, notes: Notes | None = None
+) -> Any:
     progress = notes or Notes()
     found = quantize(
         source, path, precision="int8", target=target, calibration="digits", options=options, progress=progress
@@ -162,6 +164,19 @@ def test_that_convolutions_stay_is_said_where_nobody_chose_it(
     expected = [] if said is None else [f"7 convolution(s) stay in FP32: {said}"]
     assert [line for line in lines if "convolution" in line] == expected
     assert [one.name for one in found.manifest.checks] == ["logits SQNR", "agreement"], "nothing is timed"
+
+
+@pytest.mark.parametrize(
+    ("target", "without_gpu", "said"),
+    [(None, "there is no GPU", True), (None, "", False), ("tensorrt", "there is no GPU", False)],
+)
+def test_what_a_graph_is_for_is_said_where_nobody_named_it_and_it_does_not_run_here(
+    source: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, without_gpu: str, said: bool
+) -> None:
+    monkeypatch.setattr(environment, "reason_without_gpu", lambda: without_gpu)
+    _, _, lines = made(source, tmp_path / "a.onnx", target, FAST)
+    note = "the graph is for TensorRT, as none is named; for a CPU: target='onnxruntime' or target='openvino'"
+    assert (note in lines) == said
 
 
 def test_where_the_runtime_is_not_installed_nothing_is_timed_and_that_is_said(

@@ -216,8 +216,8 @@ def usual_runtimes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
 
     OpenVINO only where it is installed: else ONNX Runtime runs such a graph, and its row says so.
     """
-    made_for = {artifact.manifest.target for artifact in artifacts if isinstance(artifact, OnnxModel)}
-    with_openvino = "openvino" in made_for and backends.get_backend("openvino").unavailable() is None
+    targets = {artifact.manifest.target for artifact in artifacts if isinstance(artifact, OnnxModel)}
+    with_openvino = "openvino" in targets and backends.get_backend("openvino").unavailable() is None
     return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
 
 

@@ -28,7 +28,7 @@ INSTANCES = 2
 QUEUED_BATCHES = 16
 """Batches that may wait; what comes when so many do is turned away, so that overload costs requests and not memory."""
 WARMUP = "golden"
-_MADE_FOR = {
+_ADVICE = {
     "tensorrt": "vd.build(..., backend='tensorrt') makes an engine of it, which Triton serves",
     "openvino": "vd.quantize(..., target='onnxruntime') makes one for that",
 }
@@ -109,7 +109,7 @@ class _Model:
             if manifest.target not in (None, "onnxruntime"):
                 warn(
                     f"{where} is made for {backend_title(manifest.target)}, and Triton serves graphs by ONNX Runtime, "
-                    f"where it may be slow: {_MADE_FOR[manifest.target]}"
+                    f"where it may be slow: {_ADVICE[manifest.target]}"
                 )
         if manifest.preprocess is None:
             raise ArtifactError(f"{where} carries no preprocessing, so what it takes is not known")
