@@ -190,7 +190,8 @@ def _rows_at_chance(rows: Sequence[Row], conditions: Conditions) -> list[str]:
 
 def _unrecognised_classes(rows: Sequence[Row], conditions: Conditions) -> list[str]:
     """Name the classes of which no row has one image right: a label may be another than the model's."""
-    known = [row.correct_by_class for row in rows if row.correct_by_class is not None]
+    counts = [row.correct_by_class or () for row in rows]
+    known = [one for one in counts if len(one) == len(conditions.classes)]
     if not known or all(at_chance(row, conditions) for row in rows):
         return []
     lost = [
