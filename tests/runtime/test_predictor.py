@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import pyarrow
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -102,7 +101,6 @@ def test_an_image_says_the_same_in_every_form(model: Predictor, digits: list[Ima
         ],
         "a column of names": np.array([str(path) for path in paths]),
         "a column of arrays": np.array([*arrays, None], dtype=object)[:-1],
-        "a column of Arrow": pyarrow.array([path.read_bytes() for path in paths]),
         "an iterator": iter(paths),
         "a generator of several kinds": (array if i % 2 else paths[i] for i, array in enumerate(arrays)),
         "colour": np.stack(colour),
@@ -117,6 +115,16 @@ def test_an_image_says_the_same_in_every_form(model: Predictor, digits: list[Ima
     assert len(model.predict(arrays[3])) == 1
     for one in (bytearray(paths[3].read_bytes()), io.BytesIO(paths[3].read_bytes()), {"bytes": paths[3].read_bytes()}):
         assert leading(model.predict(one)) == leading(model.predict(paths[3]))
+
+
+def test_a_column_of_arrow_has_images(model: Predictor, digits: list[Image.Image], tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is an extra: pip install 'vitdeploy[parquet]'")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, digits, strict=False):
+        image.save(path)
+    expected = leading(model.predict(paths))
+    for column in (pyarrow.array([path.read_bytes() for path in paths]), pyarrow.array([str(path) for path in paths])):
+        assert leading(model.predict(column)) == expected
 
 
 class _Upload:

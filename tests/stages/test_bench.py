@@ -182,7 +182,6 @@ def test_one_graph_under_two_runtimes_is_two_rows_of_which_the_first_is_the_base
         ("onnxruntime", ("onnxruntime", "openvino"), ["onnxruntime"]),
         ("tensorrt", ("onnxruntime", "openvino"), ["onnxruntime", "openvino"]),
         ("onnxruntime", ("openvino",), ["openvino"]),
-        ("openvino", (), ["openvino"]),
         ("onnxruntime", (), ["onnxruntime"]),
         ("tensorrt", (), ["onnxruntime"]),
         (None, (), ["onnxruntime"]),
