@@ -194,11 +194,12 @@ def beside_nncf(sources: Sources) -> dict[str, Path]:
 
 
 def make_all(sources: Sources, batch: int, without: list[str]) -> tuple[dict[str, Candidate], dict[str, str]]:
-    """Return the candidates, and why a peer is missing."""
+    """Return the candidates, and why another is missing."""
     found: dict[str, Candidate] = {}
     reasons: dict[str, str] = {}
     for title, make in makers(sources, batch).items():
         if title != BASELINE and any(fnmatch(title, pattern) for pattern in without):
+            reasons[title] = "--without"
             continue
         if "BF16" in title and not computes_bf16():
             reasons[title] = "the processor does not multiply BF16"

@@ -36,9 +36,10 @@ HEAD = "# On a CPU, beside others\n\n" + "\n\n".join(
         else chosen, which times on the machine what 8 bits gain. NNCF's default rounds residual sums too, its mode for
         transformers does not.""",
         """Tables whose heading does not say *a processor without VNNI* are of one with VNNI, from before OpenVINO
-        compiled each graph for its batch size and `--cpu auto` tried convolutions; none was to be had since. Without
-        VNNI, OpenVINO takes longer for INT8 than for FP32, whoever made the graph: `--target onnxruntime` is the
-        faster there.""",
+        compiled each graph for its batch size and `--cpu auto` tried convolutions; none was to be had since. Those
+        without VNNI have no rows of `torch.compile`, torchao and other settings of threads (`--without`). There, by the
+        medians of every table, OpenVINO takes longer for INT8 than for FP32, whoever made the graph, and ours in ONNX
+        Runtime takes less than either: `--target onnxruntime`.""",
         """Under a table: what the time of our INT8 is divided over, by the runtimes' own profiles. What a runtime
         fuses is one kernel there; OpenVINO's Subgraph is attention.""",
         """Rows of ours with *threads pinned* or *that sleep* are the same graph with another setting of the runtime:
