@@ -287,3 +287,12 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
 def test_an_image_of_another_size_is_refused_where_nothing_resizes_it() -> None:
     with pytest.raises(DataError, match=r"an image of 9×8 pixels does not fit the input of 8×8"):
         to_pixels(noise(9, 8), DIGITS_PREPROCESS)
+
+
+@pytest.mark.parametrize(("supported", "said"), [(True, "or damaged"), (False, "is AVIF, which is not read")])
+def test_a_torn_avif_is_called_damaged_where_pillow_reads_avif(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, said: str
+) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda name: supported)
+    with pytest.raises(DataError, match=said):
+        open_image(b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00avifmif1", "a.avif")
