@@ -293,6 +293,6 @@ def test_an_image_of_another_size_is_refused_where_nothing_resizes_it() -> None:
 def test_a_torn_avif_is_called_damaged_where_pillow_reads_avif(
     monkeypatch: pytest.MonkeyPatch, supported: bool, said: str
 ) -> None:
-    monkeypatch.setattr("PIL.features.check", lambda name: supported)
+    monkeypatch.setattr("PIL.features.get_supported_modules", lambda: ["avif"] if supported else [])
     with pytest.raises(DataError, match=said):
         open_image(b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00avifmif1", "a.avif")

@@ -66,7 +66,8 @@ def open_image(source: Path | bytes, name: str = "") -> Image.Image:
             raise DataError(f"image '{name}' is empty: remove or replace it") from error
         if (found := stands_for_a_file(head)) is not None:
             raise DataError(f"'{name}' is {found[0]}, expected an image: {found[1]}") from error
-        if (other := format_of(head)) is not None and not (other == "AVIF" and features.check("avif")):
+        other = format_of(head)
+        if other is not None and other.lower() not in features.get_supported_modules():
             raise DataError(f"'{name}' is {other}, which is not read: convert it to JPEG or PNG") from error
         raise DataError(
             f"'{name}' is not an image that can be read (another format, or damaged): remove or replace it"
